@@ -1,0 +1,7 @@
+"""New backbones for nnU-Net v2, without a fork.
+
+Importing this package is cheap and pulls in neither torch nor nnU-Net; see `nnunet_plugins.networks` for the
+architectures and `nnunet_plugins.trainers` for their nnU-Net trainers.
+"""
+
+__version__ = "0.1.0"

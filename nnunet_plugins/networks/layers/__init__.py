@@ -1,0 +1,8 @@
+"""The papers' building blocks, one file each."""
+
+from nnunet_plugins.networks.layers.aspp import ASPP3D
+from nnunet_plugins.networks.layers.blocks import ConvBlock, ResidualUnit
+from nnunet_plugins.networks.layers.ise import ISE
+from nnunet_plugins.networks.layers.wrs import WRS
+
+__all__ = ["ASPP3D", "ISE", "WRS", "ConvBlock", "ResidualUnit"]

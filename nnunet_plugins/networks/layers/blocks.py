@@ -1,0 +1,117 @@
+"""Convolution blocks shared by the networks, in 2D and 3D.
+
+Sizes per axis (kernels, strides) are sequences ordered like the tensor's spatial axes, so that an anisotropic plan
+(kernel 1x3x3, stride 1x2x2) needs no special case.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
+    2: nn.InstanceNorm2d,
+    3: nn.InstanceNorm3d,
+}
+MAX_POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+NEGATIVE_SLOPE = 0.01
+
+
+def convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sequence[int],
+    *,
+    stride: Sequence[int] | int = 1,
+    dilation: int = 1,
+) -> nn.Conv2d | nn.Conv3d:
+    """Build a convolution with bias and "same" padding; `len(kernel_size)` decides between 2D and 3D.
+
+    With stride 2 and an odd kernel it maps a size n to ceil(n / 2). Axes with kernel 1 stay untouched by `dilation`.
+    """
+    return CONVOLUTION[len(kernel_size)](
+        in_channels,
+        out_channels,
+        tuple(kernel_size),
+        stride=stride if isinstance(stride, int) else tuple(stride),
+        padding=tuple(dilation * (k // 2) for k in kernel_size),
+        dilation=dilation,
+    )
+
+
+def pointwise(in_channels: int, out_channels: int, dim: int) -> nn.Conv2d | nn.Conv3d:
+    """Build a 1x1(x1) convolution with bias."""
+    return convolution(in_channels, out_channels, (1,) * dim)
+
+
+def upsample(x: torch.Tensor, scale: Sequence[int]) -> torch.Tensor:
+    """Interpolate linearly: `(N, C, *size)` to `(N, C, *(size * scale))`."""
+    size = [n * s for n, s in zip(x.shape[2:], scale, strict=True)]
+    return functional.interpolate(x, size=size, mode=INTERPOLATION[len(scale)], align_corners=False)
+
+
+def initialise_he(module: nn.Module) -> None:
+    """Initialise one convolution as nnU-Net does: He normal for LeakyReLU 0.01, zero bias. For `Module.apply`."""
+    if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Activation(nn.Sequential):
+    """LeakyReLU(0.01), then elementwise dropout with probability `dropout` (FIRENet, section III-A4)."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__(nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True))
+        # An identity dropout would still show up in every printed network, so it is left out.
+        if dropout:
+            self.append(nn.Dropout(dropout))
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, affine instance norm, activation, dropout; `(N, in, *size)` to `(N, out, *ceil(size / stride))`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sequence[int],
+        *,
+        stride: Sequence[int] | int = 1,
+        dilation: int = 1,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(
+            convolution(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation),
+            INSTANCE_NORM[len(kernel_size)](out_channels, affine=True),
+            Activation(dropout),
+        )
+
+
+class ResidualUnit(nn.Module):
+    """Residual unit with two convolutions; `(N, in, *size)` to `(N, out, *size)`.
+
+    conv, norm, act, drop, conv, norm, + skip, act, drop. The skip is a 1x1x1 convolution where the channels differ.
+    Source: FIRENet, section III-A5, after He et al. 2016.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Sequence[int], *, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        dim = len(kernel_size)
+        self.conv1 = ConvBlock(in_channels, out_channels, kernel_size, dropout=dropout)
+        self.conv2 = nn.Sequential(
+            convolution(out_channels, out_channels, kernel_size), INSTANCE_NORM[dim](out_channels, affine=True)
+        )
+        self.skip: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.skip = pointwise(in_channels, out_channels, dim)
+        self.activation = Activation(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `(N, in, *size)` to `(N, out, *size)`."""
+        return self.activation(self.conv2(self.conv1(x)) + self.skip(x))

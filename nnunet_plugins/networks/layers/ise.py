@@ -1,0 +1,40 @@
+"""Input size equaliser (ISE): give back, or take away, the one voxel that pooling and upsampling disagree about.
+
+FIRENet, section III-A1. Pooling floors odd sizes, so the map that comes back up is one voxel short and is padded;
+a strided convolution (kernel 3, stride 2, padding 1) rounds up, so its map comes back one voxel long and is cropped.
+The paper leaves the padding mode open; the last voxel is replicated here, which keeps intensities plausible.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class ISE(nn.Module):
+    """Pad or crop each spatial axis at its far end, by at most one voxel, to a target size. Has no parameters."""
+
+    def forward(self, x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Map `(N, C, *any)` to `(N, C, *size)`.
+
+        Raises:
+            ValueError: if an axis differs from `size` by more than one voxel, which no pooling by two explains.
+        """
+        spatial = tuple(x.shape[2:])
+        if spatial == tuple(size):
+            return x
+        missing = [wanted - have for wanted, have in zip(size, spatial, strict=True)]
+        for axis, difference in enumerate(missing):
+            if abs(difference) > 1:
+                raise ValueError(
+                    f"ISE: spatial axis {axis} has {spatial[axis]} voxels and should have {size[axis]}; "
+                    "it mends at most one voxel per axis, so two feature maps of different scales were mixed up"
+                )
+        # functional.pad counts axes from the last one, two numbers (near end, far end) each.
+        padding = [amount for difference in reversed(missing) for amount in (0, max(difference, 0))]
+        if any(padding):
+            x = functional.pad(x, padding, mode="replicate")
+        for axis, wanted in enumerate(size):
+            x = x.narrow(axis + 2, 0, wanted)
+        return x

@@ -1,0 +1,140 @@
+"""The one table of backbones and of trainer-name modifiers. Rows of strings: importing it loads nothing heavy.
+
+The trainers, `nnunet-plugins list`, the docs' tables and the conformance tests all read it. A new network is a new row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+STOCK_TRAINER = "nnUNetTrainer"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One network with its training recipe, under the name that `nnUNetv2_train -tr` takes.
+
+    Attributes:
+        trainer: the trainer's name; no underscore, and not a name nnU-Net itself has.
+        network: import path of the network class; it offers `from_plan`.
+        recipe: import path of the trainer class that holds the recipe.
+        summary: one line for tables.
+        paper: where the network comes from.
+        dimensions: spatial dimensions it works in.
+        twin: trainer of the ablation twin, the network to compare it with besides the stock U-Net.
+        options: keyword arguments for the network.
+    """
+
+    trainer: str
+    network: str
+    recipe: str
+    summary: str
+    paper: str
+    dimensions: tuple[int, ...]
+    twin: str
+    options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """A suffix of a trainer name, after one underscore.
+
+    Attributes:
+        name: the suffix; "<N>" stands for a whole number from 1.
+        slot: what it sets. Two modifiers of one slot contradict each other.
+        summary: one line for tables.
+        piece: import path of the trainer class that does it.
+        scales: for numbers, trainer attribute to factor: the attribute becomes max(1, round(factor * N)).
+        unsupported: label features it cannot handle, among "regions" and "ignore label".
+    """
+
+    name: str
+    slot: str
+    summary: str
+    piece: str | None = None
+    scales: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    unsupported: tuple[str, ...] = ()
+
+
+FIRENET_PAPER = "Yu et al., FIRENet: Fabric Image Representation Encoding Network"
+_FIRENET = "nnunet_plugins.networks.firenet.FIRENet"
+_TRAINERS = "nnunet_plugins.trainers"
+_VARIANTS = "nnunetv2.training.nnUNetTrainer.variants"
+
+BACKBONES: tuple[Backbone, ...] = (
+    Backbone(
+        trainer="nnUNetTrainerFIRENet",
+        network=_FIRENET,
+        recipe=f"{_TRAINERS}.firenet.FIRENetTrainer",
+        summary="FIRENet under nnU-Net's own recipe: only the network differs from the stock U-Net",
+        paper=FIRENET_PAPER,
+        dimensions=(2, 3),
+        twin="nnUNetTrainerFIRENetNoFabric",
+        options=MappingProxyType({"dropout": 0.0}),
+    ),
+    Backbone(
+        trainer="nnUNetTrainerFIRENetPaper",
+        network=_FIRENET,
+        recipe=f"{_TRAINERS}.firenet.FIRENetPaperTrainer",
+        summary="FIRENet under the paper's recipe: Adam, cross-entropy, dropout 0.5, spatial augmentation only",
+        paper=FIRENET_PAPER,
+        dimensions=(2, 3),
+        twin="nnUNetTrainerFIRENetNoFabric",
+        options=MappingProxyType({"dropout": 0.5}),
+    ),
+    Backbone(
+        trainer="nnUNetTrainerFIRENetNoFabric",
+        network=_FIRENET,
+        recipe=f"{_TRAINERS}.firenet.FIRENetTrainer",
+        summary="FIRENet with the fabric replaced by as many parameters of plain residual units (ablation)",
+        paper=FIRENET_PAPER,
+        dimensions=(2, 3),
+        twin=STOCK_TRAINER,
+        options=MappingProxyType({"dropout": 0.0, "bottleneck": "residual"}),
+    ),
+)
+
+# The order is the order in which the pieces override each other, whatever the order in the name: NoMirroring has to
+# come before DA5, which chooses mirror axes of its own.
+MODIFIERS: tuple[Modifier, ...] = (
+    Modifier("<N>epochs", "epochs", "train for N epochs", scales=MappingProxyType({"num_epochs": 1})),
+    Modifier(
+        "<N>iterations",
+        "iterations",
+        "N training iterations per epoch; validation iterations scale along, N/5 as in nnU-Net",
+        scales=MappingProxyType({"num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 0.2}),
+    ),
+    Modifier(
+        "NoMirroring",
+        "mirroring",
+        "no mirroring, neither in training nor at inference",
+        f"{_VARIANTS}.data_augmentation.nnUNetTrainerNoMirroring.nnUNetTrainerNoMirroring",
+    ),
+    Modifier(
+        "DA5",
+        "augmentation",
+        "nnU-Net's stronger augmentation",
+        f"{_VARIANTS}.data_augmentation.nnUNetTrainerDA5.nnUNetTrainerDA5",
+    ),
+    Modifier(
+        "CELoss",
+        "loss",
+        "cross-entropy alone",
+        f"{_VARIANTS}.loss.nnUNetTrainerCELoss.nnUNetTrainerCELoss",
+        unsupported=("regions",),
+    ),
+    Modifier(
+        "DiceLoss",
+        "loss",
+        "soft Dice alone",
+        f"{_VARIANTS}.loss.nnUNetTrainerDiceLoss.nnUNetTrainerDiceLoss",
+        unsupported=("ignore label",),
+    ),
+    Modifier("FocalLoss", "loss", "focal loss (gamma 2) alone", f"{_TRAINERS}.losses.FocalLossTrainer"),
+    Modifier(
+        "Adam",
+        "optimizer",
+        "nnU-Net's AdamW in place of SGD",
+        f"{_VARIANTS}.optimizer.nnUNetTrainerAdam.nnUNetTrainerAdam",
+    ),
+)

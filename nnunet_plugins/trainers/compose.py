@@ -1,0 +1,101 @@
+"""Make the trainer class that a name stands for.
+
+A backbone's class is its recipe with the registry row attached. A composed class adds the modifiers on top: upstream's
+own trainer classes as bases where upstream has them, and numbers set after construction.
+"""
+
+import functools
+import pydoc
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_plugins.registry import Backbone, Modifier
+from nnunet_plugins.trainers.backbone import require_device
+from nnunet_plugins.trainers.names import parse
+
+# Where pickle and spawned workers look the classes up again; its module `__getattr__` comes back here.
+HOME = "nnunet_plugins.trainers"
+
+
+def locate(path: str) -> Any:
+    """Import the object at a dotted path, failing with the true reason where an import inside it fails."""
+    module, _, name = path.rpartition(".")
+    found = pydoc.locate(module)
+    if not hasattr(found, name):
+        raise ImportError(f"nnunet_plugins: there is no {path}")
+    return getattr(found, name)
+
+
+@functools.cache
+def trainer_class(name: str) -> type[nnUNetTrainer]:
+    """Return the trainer class called `name`, the same object at every call.
+
+    Raises:
+        UnknownTrainerError: if the name is not valid.
+    """
+    parsed = parse(name)
+    if parsed.modifiers:
+        base = trainer_class(parsed.backbone.trainer) if parsed.backbone else nnUNetTrainer
+        return _compose(name, base, parsed.modifiers)
+    if parsed.backbone is None:
+        return nnUNetTrainer
+    return _attach(parsed.backbone)
+
+
+def _attach(row: Backbone) -> type[nnUNetTrainer]:
+    namespace = {"backbone": row, "__module__": HOME, "__doc__": f"{row.summary}.\n\nSource: {row.paper}."}
+    return type(row.trainer, (locate(row.recipe),), namespace)
+
+
+def _compose(
+    name: str, base: type[nnUNetTrainer], modifiers: tuple[tuple[Modifier, int | None], ...]
+) -> type[nnUNetTrainer]:
+    from nnunet_plugins.registry import MODIFIERS
+
+    rows = sorted((modifier for modifier, _ in modifiers), key=MODIFIERS.index)
+    pieces = [locate(row.piece) for row in rows if row.piece]
+    # A recipe may hold a piece already; a second time would have no consistent order of bases and no effect.
+    bases = [piece for piece in pieces if not issubclass(base, piece)] + [base]
+    numbers = {
+        attribute: max(1, round(factor * number))
+        for modifier, number in modifiers
+        if number is not None
+        for attribute, factor in modifier.scales.items()
+    }
+
+    class Composed(*bases):  # type: ignore[misc]
+        modifications = MappingProxyType(numbers)
+
+        def __init__(
+            self,
+            plans: dict,
+            configuration: str,
+            fold: int,
+            dataset_json: dict,
+            device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
+        ) -> None:
+            require_device(device)
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            for attribute, value in numbers.items():
+                setattr(self, attribute, value)
+            # A run of 1000 epochs keeps nnU-Net's 50; a shorter one should not lose more than a twentieth either.
+            self.save_every = min(self.save_every, max(1, self.num_epochs // 20))
+            features = {
+                "regions": self.label_manager.has_regions,
+                "ignore label": self.label_manager.has_ignore_label,
+            }
+            for row in rows:
+                for feature in row.unsupported:
+                    if features[feature]:
+                        raise NotImplementedError(
+                            f"{name}: the modifier _{row.name} does not support datasets with {feature}s; "
+                            "use the trainer without it, or with another loss"
+                        )
+
+    Composed.__name__ = Composed.__qualname__ = name
+    Composed.__module__ = HOME
+    Composed.__doc__ = f"{base.__name__} with: {'; '.join(row.summary for row in rows)}."
+    return Composed

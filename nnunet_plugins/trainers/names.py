@@ -1,0 +1,81 @@
+"""The grammar of trainer names: `nnUNetTrainer<Backbone>`, then modifiers, each after one underscore, in any order.
+
+Pure strings over the registry's rows; nothing is imported, so a name can be checked in no time.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from nnunet_plugins.registry import BACKBONES, MODIFIERS, STOCK_TRAINER, Backbone, Modifier
+
+_BACKBONES: Mapping[str, Backbone | None] = {STOCK_TRAINER: None, **{row.trainer: row for row in BACKBONES}}
+
+
+class UnknownTrainerError(AttributeError):
+    """No trainer goes by this name. An AttributeError, so that `hasattr` in nnU-Net's search sees a plain "no"."""
+
+
+@dataclass(frozen=True)
+class TrainerName:
+    """A name taken apart: its backbone (None for the stock trainer) and its modifiers with their numbers, in any order."""
+
+    name: str
+    backbone: Backbone | None
+    modifiers: tuple[tuple[Modifier, int | None], ...]
+
+
+def _match(part: str) -> tuple[Modifier, int | None] | None:
+    """Find the modifier that `part` spells, with its number."""
+    for modifier in MODIFIERS:
+        if "<N>" not in modifier.name:
+            if part == modifier.name:
+                return modifier, None
+        elif found := re.fullmatch(modifier.name.replace("<N>", "([1-9][0-9]*)"), part):
+            return modifier, int(found[1])
+    return None
+
+
+def parse(name: str) -> TrainerName:
+    """Take a trainer name apart.
+
+    Raises:
+        UnknownTrainerError: if the backbone or a modifier is unknown, or two modifiers contradict each other; the
+            message names the nearest valid name.
+    """
+    base, *parts = name.split("_")
+    problem = None if base in _BACKBONES else f"no backbone is called {base!r}"
+    modifiers: list[tuple[Modifier, int | None]] = []
+    for part in parts:
+        match = _match(part)
+        taken = {modifier.slot: modifier.name for modifier, _ in modifiers}
+        if match is None:
+            problem = problem or f"no modifier is called {'_' + part!r}"
+        elif match[0].slot in taken:
+            problem = problem or f"'_{part}' sets the {match[0].slot} a second time"
+        else:
+            modifiers.append(match)
+    if problem:
+        raise UnknownTrainerError(
+            f"nnunet_plugins: no trainer {name!r}: {problem}. The nearest valid name is {nearest(name)!r}; "
+            "`nnunet-plugins list` shows them all."
+        )
+    return TrainerName(name, _BACKBONES[base], tuple(modifiers))
+
+
+def nearest(name: str) -> str:
+    """Return the valid trainer name that looks most like `name`."""
+    base, *parts = name.split("_")
+    result = get_close_matches(base, _BACKBONES, n=1, cutoff=0)[0]
+    slots: set[str] = set()
+    for part in parts:
+        number = re.match("0*([1-9][0-9]*)", part)
+        words = {m.name.replace("<N>", ""): m for m in MODIFIERS if ("<N>" in m.name) == bool(number)}
+        word = part[number.end() :] if number else part
+        for match in get_close_matches(word.lower(), [w.lower() for w in words], n=1):
+            spelling = next(w for w in words if w.lower() == match)
+            if words[spelling].slot not in slots:
+                slots.add(words[spelling].slot)
+                result += f"_{number[1] if number else ''}{spelling}"
+    return result

@@ -1,0 +1,21 @@
+"""The one module that nnU-Net scans for external trainers (`nnUNet_extTrainer`); it must stay alone in its folder.
+
+nnU-Net asks `hasattr(module, trainer_name)`, purges the module after each search and asks again. The classes live in the
+installed package, so they are the same objects each time and pickle; this module only passes the question on.
+"""
+
+import sys
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("nnUNetTrainer"):
+        raise AttributeError(name)
+    from nnunet_plugins import trainers
+    from nnunet_plugins.trainers.names import UnknownTrainerError
+
+    try:
+        return getattr(trainers, name)
+    except UnknownTrainerError as error:
+        print(error, file=sys.stderr)
+        raise
