@@ -5,9 +5,9 @@ deep; a cell equalises the sizes of its inputs (ISE), sums them through gates (W
 dilation rates (ASPP3D).
 
              j = 1   x ──┬── (1,1) ──── (2,1) ──── (3,1) ──── (4,1) ──┐
-                         v down    ╲╱        ╲╱        ╲╱             WRS ── out
+                         v down    ><        ><        ><             WRS ── out
              j = 2       ├── (1,2) ──── (2,2) ──── (3,2) ──── (4,2) ──┤
-                         v down    ╲╱        ╲╱        ╲╱             │
+                         v down    ><        ><        ><             │
              j = 3       └── (1,3) ──── (2,3) ──── (3,3) ──── (4,3) ──┘        + dense shortcuts along each branch
 
 Where the paper is silent or contradicts itself:
@@ -74,7 +74,12 @@ class Edge(nn.Module):
     """
 
     def __init__(
-        self, source: Node, target: Node, channels: tuple[int, int], strides: Sequence[Sequence[int]], kernel_size: Sequence[int]
+        self,
+        source: Node,
+        target: Node,
+        channels: tuple[int, int],
+        strides: Sequence[Sequence[int]],
+        kernel_size: Sequence[int],
     ) -> None:
         super().__init__()
         self.steps_up = [(j - 1, tuple(strides[j - 2])) for j in range(source.branch, target.branch, -1)]
@@ -186,6 +191,7 @@ class DenseResidualFabric(nn.Module):
         edges = sum(len(sources) for sources in self.inputs.values())
         lines = [f"Dense residual fabric: {self.width} branches x {self.depth} cells, {edges} gated edges"]
         for (target, sources), cell in zip(self.inputs.items(), self.cells, strict=True):
+            assert isinstance(cell, Cell)
             gates = [
                 f"{'stem' if source.column == 0 else 'cell'} ({source.column},{source.branch}) {gate:.3f}"
                 for source, gate in zip(sources, cell.wrs.gates.tolist(), strict=True)

@@ -1,7 +1,7 @@
-"""nnU-Net trainers of all registered backbones, made on demand: `from nnunet_plugins.trainers import nnUNetTrainerFIRENet`.
+"""nnU-Net trainers of all registered backbones, made on demand.
 
-Any valid trainer name is an attribute of this module, modifiers included, which is also how pickle, spawned workers and
-nnU-Net's own search find the classes (PEP 562).
+`from nnunet_plugins.trainers import nnUNetTrainerFIRENet_30epochs` works: any valid trainer name is an attribute of
+this module (PEP 562), which is also how pickle, spawned workers and nnU-Net's own search find the classes.
 """
 
 from typing import Any

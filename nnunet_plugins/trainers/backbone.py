@@ -1,6 +1,7 @@
 """What every backbone's trainer shares: build the network for the plan, one output scale, early device check."""
 
 import pydoc
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ def require_device(device: torch.device) -> None:
     Raises:
         RuntimeError: if it cannot, with the remedy.
     """
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    available: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if device.type in available and not available[device.type]():
         raise RuntimeError(
             f"nnunet_plugins: training on '-device {device.type}' was asked for, but torch {torch.__version__} sees no "

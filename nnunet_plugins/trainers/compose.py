@@ -6,13 +6,12 @@ own trainer classes as bases where upstream has them, and numbers set after cons
 
 import functools
 import pydoc
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_plugins.registry import Backbone, Modifier
+from nnunet_plugins.registry import MODIFIERS, Backbone, Modifier
 from nnunet_plugins.trainers.backbone import require_device
 from nnunet_plugins.trainers.names import parse
 
@@ -53,8 +52,6 @@ def _attach(row: Backbone) -> type[nnUNetTrainer]:
 def _compose(
     name: str, base: type[nnUNetTrainer], modifiers: tuple[tuple[Modifier, int | None], ...]
 ) -> type[nnUNetTrainer]:
-    from nnunet_plugins.registry import MODIFIERS
-
     rows = sorted((modifier for modifier, _ in modifiers), key=MODIFIERS.index)
     pieces = [locate(row.piece) for row in rows if row.piece]
     # A recipe may hold a piece already; a second time would have no consistent order of bases and no effect.
@@ -67,8 +64,6 @@ def _compose(
     }
 
     class Composed(*bases):  # type: ignore[misc]
-        modifications = MappingProxyType(numbers)
-
         def __init__(
             self,
             plans: dict,
@@ -82,7 +77,7 @@ def _compose(
             for attribute, value in numbers.items():
                 setattr(self, attribute, value)
             # A run of 1000 epochs keeps nnU-Net's 50; a shorter one should not lose more than a twentieth either.
-            self.save_every = min(self.save_every, max(1, self.num_epochs // 20))
+            self.save_every: int = min(50, max(1, self.num_epochs // 20))
             features = {
                 "regions": self.label_manager.has_regions,
                 "ignore label": self.label_manager.has_ignore_label,

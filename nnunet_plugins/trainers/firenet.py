@@ -4,8 +4,10 @@ Source: FIRENet, sections III-A7 (training pipeline) and III-A8 (augmentation).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
 from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
@@ -32,26 +34,38 @@ STAGES = {
 }
 
 
+def hold_frozen_gates(optimizer: torch.optim.Optimizer, network: Any, stage: Callable[[], int]) -> None:
+    """Make the optimizer leave alone the gates that `stage()` freezes.
+
+    Frozen weights lose their gradient before each step, which works under DDP and torch.compile alike: toggling
+    `requires_grad` instead would break the one and make the other recompile.
+
+    Args:
+        optimizer: the optimizer of all of the network's parameters.
+        network: the bare FIRENet.
+        stage: tells the current stage, 1 to 3, at each step.
+    """
+    frozen = {number: network.frozen_gates(number) for number in STAGES}
+
+    def drop_frozen_gradients(*_: Any) -> None:
+        for weight in frozen[stage()]:
+            weight.grad = None
+
+    optimizer.register_step_pre_hook(drop_frozen_gradients)
+
+
 class FIRENetTrainer(BackboneTrainer):
     """nnU-Net's recipe; only the gates follow the paper's three stages.
 
     Stage 1 freezes all WRS weights, stage 2 the decoder's, stage 3 none. The paper's 20 + 20 epochs are taken as
     parts of nnU-Net's 1000 and scale with the number of epochs: each of the first two stages lasts a fiftieth of the
-    run, at least one epoch. Frozen weights lose their gradient before the optimizer's step; toggling
-    `requires_grad` instead would break DDP and make torch.compile recompile.
+    run, at least one epoch.
     """
 
     def initialize(self) -> None:
         """Set up training as nnU-Net does, then hook the schedule into the optimizer, whichever it is."""
         super().initialize()
-        network: Any = self.bare_network()
-        frozen = {stage: network.frozen_gates(stage) for stage in STAGES}
-
-        def drop_frozen_gradients(*_: Any) -> None:
-            for weight in frozen[self.wrs_stage]:
-                weight.grad = None
-
-        self.optimizer.register_step_pre_hook(drop_frozen_gradients)
+        hold_frozen_gates(self.optimizer, self.bare_network(), lambda: self.wrs_stage)
 
     @property
     def wrs_stage(self) -> int:
@@ -84,9 +98,7 @@ class FIRENetTrainer(BackboneTrainer):
             self.print_to_log_file(bottleneck.describe())
 
 
-class FIRENetPaperTrainer(
-    nnUNetTrainerNoMirroring, nnUNetTrainerCELoss, nnUNetTrainerVanillaAdam1en3, FIRENetTrainer
-):
+class FIRENetPaperTrainer(nnUNetTrainerNoMirroring, nnUNetTrainerCELoss, nnUNetTrainerVanillaAdam1en3, FIRENetTrainer):
     """The paper's recipe: Adam, plain cross-entropy, spatial augmentation only, best checkpoint by raw Dice.
 
     The paper names neither learning rate nor schedule: 1e-3 with nnU-Net's polynomial decay. Its augmentation is

@@ -19,7 +19,7 @@ class UnknownTrainerError(AttributeError):
 
 @dataclass(frozen=True)
 class TrainerName:
-    """A name taken apart: its backbone (None for the stock trainer) and its modifiers with their numbers, in any order."""
+    """A name taken apart: its backbone (None for the stock trainer), and its modifiers with their numbers."""
 
     name: str
     backbone: Backbone | None

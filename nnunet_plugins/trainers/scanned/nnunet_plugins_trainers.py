@@ -1,7 +1,7 @@
 """The one module that nnU-Net scans for external trainers (`nnUNet_extTrainer`); it must stay alone in its folder.
 
-nnU-Net asks `hasattr(module, trainer_name)`, purges the module after each search and asks again. The classes live in the
-installed package, so they are the same objects each time and pickle; this module only passes the question on.
+nnU-Net asks `hasattr(module, trainer_name)` and purges the module after each search. The classes live in the installed
+package, so they are the same objects each time and pickle; this module only passes the question on.
 """
 
 import sys

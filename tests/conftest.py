@@ -1,0 +1,154 @@
+"""Shared fixtures: a sandbox that runs nnU-Net's own commands, and small datasets in its raw format."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def script(name: str) -> str:
+    """Path of a console script of this environment."""
+    return str(Path(sys.executable).parent / name)
+
+
+@dataclass
+class Sandbox:
+    """nnU-Net folders of its own, and a way to run commands in them as a user would."""
+
+    root: Path
+    env: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        for folder in folders.values():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs.
+        workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
+        self.env = {**clean, **folders, **workers}
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "nnUNet_raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "nnUNet_preprocessed"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "nnUNet_results"
+
+    def start(self, *command: object, **env: str) -> subprocess.Popen[str]:
+        first, *rest = map(str, command)
+        return subprocess.Popen(
+            [script(first), *rest],
+            env={**self.env, **env},
+            cwd=self.root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *command: object, ok: bool = True, **env: str) -> str:
+        """Run a console script; returns stdout and stderr, and checks whether it succeeded as expected."""
+        process = self.start(*command, **env)
+        output, _ = process.communicate(timeout=900)
+        assert (process.returncode == 0) is ok, f"{command} ended with {process.returncode}:\n{output[-6000:]}"
+        return output
+
+    def prepare(self, dataset: int, *configurations: str) -> None:
+        self.run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, "-np", 1, "-npfp", 1)
+
+    def edit_plans(self, dataset: str, name: str, change: Callable[[dict], object]) -> None:
+        """Write a changed copy of the default plans, as a user would by hand."""
+        folder = self.preprocessed / dataset
+        plans = json.loads((folder / "nnUNetPlans.json").read_text())
+        plans["plans_name"] = name
+        change(plans["configurations"])
+        (folder / f"{name}.json").write_text(json.dumps(plans))
+
+
+def write_dataset(
+    raw: Path,
+    name: str,
+    *,
+    shape: tuple[int, int, int] = (24, 28, 26),
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    channels: int = 1,
+    labels: dict[str, object] | None = None,
+    regions_class_order: list[int] | None = None,
+    ignore_slices: int = 0,
+    cases: int = 5,
+) -> Path:
+    """Write nested ellipsoids (label 1 around label 2) with noise; `spacing` is z, y, x in mm.
+
+    The last `ignore_slices` slices get label 3.
+    """
+    folder = raw / name
+    random = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for number in range(cases + 2):
+        part = "Tr" if number < cases else "Ts"
+        distance = np.sqrt(((grid - random.uniform(-0.2, 0.2, (3, 1, 1, 1))) ** 2).sum(0))
+        segmentation = (distance < 0.7).astype(np.uint8) + (distance < 0.4)
+        for channel in range(channels):
+            image = segmentation * (1.0 + channel) + random.normal(0, 0.3, shape)
+            _write(image.astype(np.float32), spacing, folder / f"images{part}" / f"case_{number}_{channel:04d}.nii.gz")
+        if ignore_slices:
+            segmentation[-ignore_slices:] = 3
+        _write(segmentation, spacing, folder / f"labels{part}" / f"case_{number}.nii.gz")
+    description = {
+        "channel_names": {str(channel): "MRI" for channel in range(channels)},
+        "labels": labels or {"background": 0, "outer": 1, "inner": 2},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    if regions_class_order:
+        description["regions_class_order"] = regions_class_order
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def _write(array: np.ndarray, spacing: tuple[float, float, float], path: Path) -> None:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing[::-1])
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real datasets are not beside this checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    return Sandbox(tmp_path_factory.mktemp("nnunet"))
+
+
+@pytest.fixture(scope="module")
+def small(sandbox: Sandbox) -> Sandbox:
+    """A sandbox with the small dataset 1, planned and preprocessed in 2D and 3D, batch size 2."""
+    write_dataset(sandbox.raw, "Dataset001_Small")
+    sandbox.prepare(1, "2d", "3d_fullres")
+
+    def batch_of_two(configurations: dict) -> None:
+        for name in ("2d", "3d_fullres"):
+            configurations[name]["batch_size"] = 2
+
+    sandbox.edit_plans("Dataset001_Small", "small", batch_of_two)
+    return sandbox

@@ -1,0 +1,176 @@
+"""FIRENet: the reference form's exact numbers, sizes, and errors."""
+
+import doctest
+import itertools
+import random
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_plugins.networks import firenet
+from nnunet_plugins.networks.firenet import FIRENet
+from nnunet_plugins.networks.layers import WRS
+
+# Every size from 20 to 70 occurs on every axis of these triples; the named sizes come first.
+SIZES = list(range(20, 71))
+_shuffled = [random.Random(axis).sample(SIZES, len(SIZES)) for axis in range(3)]
+TRIPLES = [(20, 20, 20), (33, 47, 51), (37, 41, 43), (17, 17, 33), (66, 67, 65), *zip(*_shuffled, strict=True)]
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def forward_gflop(network: nn.Module) -> float:
+    """2 per multiply-add, for 2x1x64^3."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network.to("meta")(torch.empty(2, 1, 64, 64, 64))
+    return counter.get_total_flops() / 1e9
+
+
+@pytest.fixture(scope="module")
+def narrow() -> FIRENet:
+    """The paper's topology with a few channels, to try many sizes quickly."""
+    return FIRENet(1, 2, features=(2, 4), dropout=0).eval()
+
+
+def test_reference_form():
+    network = FIRENet(input_channels=1, num_classes=3)
+    assert parameters(network) == 10_610_668
+    assert forward_gflop(network) == pytest.approx(214.9, abs=0.05)
+
+
+def test_gates():
+    network = FIRENet(1, 3)
+    count = sum(module.weight.numel() for module in network.modules() if isinstance(module, WRS))
+    fabric = sum(module.weight.numel() for module in network.bottleneck.modules() if isinstance(module, WRS))
+    assert (count, fabric) == (41, 37)
+
+
+def test_stages_freeze_all_gates_then_the_decoders_then_none():
+    network = FIRENet(1, 3, features=(2, 4))
+    assert [sum(w.numel() for w in network.frozen_gates(stage)) for stage in (1, 2, 3)] == [41, 4, 0]
+    decoder = {id(module.weight) for module in network.decoder.modules() if isinstance(module, WRS)}
+    assert {id(weight) for weight in network.frozen_gates(2)} == decoder
+    with pytest.raises(ValueError, match="got 4"):
+        network.frozen_gates(4)
+
+
+def test_ablation_twin_matches_in_parameters_and_flops():
+    network, twin = FIRENet(1, 3), FIRENet(1, 3, bottleneck="residual")
+    assert parameters(twin) == 10_585_927
+    assert parameters(twin.bottleneck) / parameters(network.bottleneck) == pytest.approx(1, abs=0.003)
+    assert forward_gflop(twin) / forward_gflop(network) == pytest.approx(1, abs=0.001)
+
+
+def test_dropout_follows_every_activation():
+    network = FIRENet(1, 3, dropout=0.5)
+    activations = [m for m in network.modules() if isinstance(m, nn.LeakyReLU)]
+    dropouts = [m for m in network.modules() if isinstance(m, nn.Dropout)]
+    # 4 residual units with two activations, 2 shortcuts with one, 12 cells with four.
+    assert len(activations) == len(dropouts) == 4 * 2 + 2 + 12 * 4
+    assert {dropout.p for dropout in dropouts} == {0.5}
+    assert not [m for m in FIRENet(1, 3, dropout=0).modules() if isinstance(m, nn.Dropout)]
+
+
+@pytest.mark.parametrize("size", TRIPLES, ids=str)
+def test_takes_any_size(narrow, size):
+    with torch.no_grad():
+        assert narrow(torch.randn(1, 1, *size)).shape == (1, 2, *size)
+
+
+def test_odd_sizes_train(narrow):
+    out = narrow.train()(torch.randn(2, 1, 21, 23, 33))
+    out.square().mean().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in narrow.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((3, 20, 20), "3x20x20 voxels.* axis 0 has 3, the smallest that works is 4"),
+        ((20, 20, 1), "20x20x1 voxels.* axis 2 has 1, the smallest that works is 4"),
+        ((16, 17, 19), "16x17x19 voxels.* axis 2 has 19, the smallest that works is 20"),
+        ((32, 32), r"built for 3D images, got a spatial size \(32, 32\)"),
+    ],
+)
+def test_too_small_images(narrow, size, message):
+    with pytest.raises(ValueError, match=message):
+        narrow(torch.zeros(1, 1, *size))
+
+
+def test_named_smallest_size_works(narrow):
+    assert narrow(torch.zeros(1, 1, 16, 17, 20)).shape == (1, 2, 16, 17, 20)
+    assert narrow(torch.zeros(1, 1, 4, 20, 20)).shape == (1, 2, 4, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 1.0}, "dropout must be a probability.*1.0"),
+        ({"bottleneck": "fibre"}, "'fabric' or 'residual', got 'fibre'"),
+        ({"strides": ((2, 2, 2),) * 3}, "got 3 strides and 5 kernels"),
+        ({"depth": 0}, "depth=0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        FIRENet(1, 2, **options)
+
+
+def test_unknown_option_is_named():
+    with pytest.raises(TypeError, match="fabrics"):
+        FIRENet(1, 2, fabrics=2)
+
+
+def plan(patch_size, strides, **options):
+    kernels = [(3,) * len(patch_size)] * len(strides)
+    return FIRENet.from_plan(
+        input_channels=1,
+        num_classes=2,
+        deep_supervision=False,
+        patch_size=patch_size,
+        strides=strides,
+        kernel_sizes=kernels,
+        features=(2, 4),
+        **options,
+    )
+
+
+class TestFromPlan:
+    def test_a_plan_of_one_stage_is_continued(self):
+        network = plan((24, 20, 20), [(1, 1, 1)])
+        # After three halvings 3x2x2 voxels are left, too few to halve any axis again.
+        assert network.strides == [*[(2, 2, 2)] * 3, (1, 1, 1)]
+        assert network(torch.zeros(1, 1, 24, 20, 20)).shape == (1, 2, 24, 20, 20)
+
+    def test_one_voxel_thin_patches(self):
+        network = plan((1, 48, 40), [(1, 1, 1), (1, 2, 2), (1, 2, 2)])
+        assert network(torch.zeros(1, 1, 1, 48, 40)).shape == (1, 2, 1, 48, 40)
+
+    def test_thin_patch_halved_by_the_plan_fails_before_training(self):
+        with pytest.raises(ValueError, match="axis 0 has 1, the smallest that works is 4"):
+            plan((1, 48, 40), [(1, 1, 1), (2, 2, 2), (2, 2, 2)])
+
+    def test_patch_too_small_for_the_fabric(self):
+        with pytest.raises(ValueError, match="16x16x16 voxels.*smallest that works is 20.*plans file"):
+            plan((16, 16, 16), [(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)])
+
+    def test_two_dimensional(self):
+        assert plan((40, 56), [(1, 1), (2, 2), (2, 2)])(torch.zeros(1, 1, 40, 56)).shape == (1, 2, 40, 56)
+
+
+def test_compiles_into_one_graph(narrow):
+    """No graph break, also with the dynamic shapes that a second size brings; each size and mode costs a graph."""
+    torch._dynamo.reset()
+    compiled = torch.compile(narrow, backend="eager", fullgraph=True)
+    for size, training in itertools.product([(21, 20, 22), (33, 20, 20)], [True, False]):
+        narrow.train(training)
+        assert compiled(torch.randn(2, 1, *size)).shape == (2, 2, *size)
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(firenet, extraglobs={"torch": torch}).failed == 0

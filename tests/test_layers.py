@@ -1,0 +1,107 @@
+"""The papers' building blocks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from nnunet_plugins.networks.layers import ASPP3D, ISE, WRS, ConvBlock, ResidualUnit
+from nnunet_plugins.networks.layers.blocks import Activation, upsample
+
+
+class TestWRS:
+    def test_is_the_gated_sum(self):
+        wrs = WRS(3)
+        inputs = [torch.randn(2, 4, 5, 6) for _ in range(3)]
+        expected = sum(torch.sigmoid(w) * x for w, x in zip(wrs.weight, inputs, strict=True))
+        assert_close(wrs(inputs), expected)
+
+    def test_gates_start_near_one_half(self):
+        weight = WRS(1000).weight
+        assert weight.abs().max() <= 0.03
+        assert weight.min() < -0.02
+        assert weight.max() > 0.02
+        assert_close(WRS(2).gates, torch.full((2,), 0.5), atol=0.01, rtol=0)
+
+    def test_wrong_number_of_inputs(self):
+        with pytest.raises(ValueError, match="built for 2 inputs, got 3"):
+            WRS(2)([torch.zeros(1)] * 3)
+        with pytest.raises(ValueError, match="num_inputs=0"):
+            WRS(0)
+
+    def test_keeps_half_precision(self):
+        assert WRS(2)([torch.ones(2, 3, dtype=torch.bfloat16)] * 2).dtype == torch.bfloat16
+
+
+class TestISE:
+    def test_equal_size_is_untouched(self):
+        x = torch.randn(1, 2, 4, 5)
+        assert ISE()(x, (4, 5)) is x
+
+    def test_pads_by_replication_at_the_far_end(self):
+        x = torch.arange(6.0).view(1, 1, 2, 3)
+        assert_close(ISE()(x, (3, 3)), torch.tensor([[[[0.0, 1, 2], [3, 4, 5], [3, 4, 5]]]]))
+
+    def test_crops_at_the_far_end(self):
+        x = torch.arange(6.0).view(1, 1, 2, 3)
+        assert_close(ISE()(x, (2, 2)), torch.tensor([[[[0.0, 1], [3, 4]]]]))
+
+    def test_pads_one_axis_and_crops_another(self):
+        x = torch.arange(24.0).view(1, 1, 2, 3, 4)
+        result = ISE()(x, (3, 3, 3))
+        assert result.shape == (1, 1, 3, 3, 3)
+        assert_close(result[0, 0, :2], x[0, 0, :, :, :3])
+        assert_close(result[0, 0, 2], x[0, 0, 1, :, :3])
+
+    @pytest.mark.parametrize("size", [(6, 4), (2, 4)])
+    def test_more_than_one_voxel_is_a_bug(self, size):
+        with pytest.raises(ValueError, match=f"axis 0 has 4 voxels and should have {size[0]}"):
+            ISE()(torch.zeros(1, 1, 4, 4), size)
+
+
+class TestASPP3D:
+    @pytest.mark.parametrize("dilations", [(1, 2, 4), (1, 2, 3), (5,)])
+    def test_branches_look_as_far_as_their_rate(self, dilations):
+        aspp = ASPP3D(1, 1, dilations=dilations)
+        x = torch.zeros(1, 1, 15, 15, 15, requires_grad=True)
+        for branch, rate in zip(aspp.branches, dilations, strict=True):
+            convolution = branch[0]
+            nn.init.ones_(convolution.weight)
+            (gradient,) = torch.autograd.grad(convolution(x)[0, 0, 7, 7, 7], x)
+            seen = gradient[0, 0].nonzero()
+            assert (seen.max(0).values - seen.min(0).values + 1).tolist() == [2 * rate + 1] * 3
+            assert len(seen) == 27
+
+    def test_shapes_in_2d_and_anisotropic_3d(self):
+        assert ASPP3D(2, 3, (3, 3))(torch.randn(1, 2, 7, 9)).shape == (1, 3, 7, 9)
+        assert ASPP3D(2, 3, (1, 3, 3))(torch.randn(1, 2, 1, 7, 9)).shape == (1, 3, 1, 7, 9)
+
+    @pytest.mark.parametrize("dilations", [(), (0, 1)])
+    def test_bad_dilations(self, dilations):
+        with pytest.raises(ValueError, match="dilation"):
+            ASPP3D(1, 1, dilations=dilations)
+
+
+class TestBlocks:
+    def test_conv_block_rounds_odd_sizes_up(self):
+        assert ConvBlock(1, 2, (3, 3, 3), stride=(2, 2, 2))(torch.randn(1, 1, 7, 8, 9)).shape == (1, 2, 4, 4, 5)
+
+    def test_residual_unit_adds_its_input(self):
+        unit = ResidualUnit(3, 3, (3, 3))
+        nn.init.zeros_(unit.conv2[1].weight)
+        x = torch.rand(1, 3, 6, 6)
+        assert_close(unit(x), x)
+
+    def test_residual_unit_projects_only_where_channels_differ(self):
+        assert isinstance(ResidualUnit(3, 3, (3, 3)).skip, nn.Identity)
+        assert ResidualUnit(2, 3, (3, 3)).skip.weight.shape == (3, 2, 1, 1)
+
+    def test_dropout_follows_the_activation(self):
+        torch.manual_seed(0)
+        out = Activation(0.5)(torch.ones(1, 1, 100, 100))
+        assert (out == 0).float().mean() == pytest.approx(0.5, abs=0.05)
+        assert_close(Activation(0.5).eval()(torch.tensor([-1.0, 1.0])), torch.tensor([-0.01, 1.0]))
+
+    def test_upsample_is_linear(self):
+        line = upsample(torch.tensor([[[[0.0, 4.0]]]]), (1, 2))
+        assert_close(line, torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))
