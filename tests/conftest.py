@@ -11,8 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Two test workers share two cores; threads on top of that only get into each other's way.
+torch.set_num_threads(1)
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 

@@ -155,7 +155,7 @@ class TestFromPlan:
             plan((1, 48, 40), [(1, 1, 1), (2, 2, 2), (2, 2, 2)])
 
     def test_patch_too_small_for_the_fabric(self):
-        with pytest.raises(ValueError, match="16x16x16 voxels.*smallest that works is 20.*plans file"):
+        with pytest.raises(ValueError, match=r"16x16x16 voxels.*smallest that works is 20.*plans file"):
             plan((16, 16, 16), [(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)])
 
     def test_two_dimensional(self):

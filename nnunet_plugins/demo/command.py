@@ -46,6 +46,8 @@ def environment(folder: Path) -> dict[str, str]:
     workers = str(max(1, min(_usable_cores() // 2, 4)))
     variables.setdefault("nnUNet_n_proc_DA", workers)
     variables.setdefault("nnUNet_def_n_proc", workers)
+    # Threads that wait by spinning take the cores from the workers, and are far slower where other programs run too.
+    variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     trainers = [path for path in variables.get(_startup.VARIABLE, "").split(os.pathsep) if path]
     if _startup.trainer_folder() not in trainers:
         variables[_startup.VARIABLE] = os.pathsep.join([*trainers, _startup.trainer_folder()])
@@ -58,9 +60,7 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run(
-    command: Sequence[str | Path], variables: Mapping[str, str], log: Path, follow: Callable[[str], None]
-) -> None:
+def run(command: Sequence[str | Path], variables: Mapping[str, str], log: Path, follow: Callable[[str], None]) -> None:
     """Run a command to its end; its output is appended to `log`, and each line is passed to `follow`.
 
     The command has a process group of its own, and nothing of that group is left when this function ends, however it

@@ -1,8 +1,9 @@
 """A small multi-scale 3D phantom as an nnU-Net raw dataset.
 
-Each case shows one large organ, a vessel through it and a few tiny nodules. Vessel and nodules have the same intensity,
-so scale tells them apart; spots that look like nodules also lie outside the organ, where they are background, so context
-counts too. Noise, texture and a smooth bias field make the intensities of neighbouring tissues overlap.
+Each case shows one large organ, a vessel through it and a few tiny nodules. Vessel and nodules have the same
+intensity, so scale tells them apart; spots that look like nodules also lie outside the organ, where they are
+background, so context counts too. Noise, texture and a smooth bias field make the intensities of neighbouring tissues
+overlap.
 """
 
 import json
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 LABELS = {"background": 0, "organ": 1, "vessel": 2, "nodule": 3}
-SHAPE = (32, 48, 48)
+SHAPE = (32, 40, 40)
 """Voxels along z, y, x. nnU-Net plans one patch of the whole image, and the batch size 2."""
 SPACING = 2.0
 """Voxel size in mm, the same in all directions."""
@@ -23,8 +24,8 @@ DATASET = "Dataset999_Phantom"
 TRAINING_CASES = 15
 TEST_CASES = 3
 
-_AIR, _BODY, _ORGAN, _BRIGHT = 40.0, 300.0, 440.0, 700.0
-_NODULES, _DECOYS = 4, 5
+_AIR, _BODY, _ORGAN, _BRIGHT = 40.0, 280.0, 460.0, 760.0
+_NODULES, _DECOYS = 4, 4
 
 
 def make_case(seed: int, index: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
@@ -37,15 +38,15 @@ def make_case(seed: int, index: int) -> tuple[NDArray[np.int16], NDArray[np.uint
     grid = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float64) for n in SHAPE), indexing="ij"))
     middle = (np.array(SHAPE) - 1) / 2
 
-    body = _ellipsoid(grid, middle, np.array([17.0, 22.5, 22.5]), random) < 1
-    centre = middle + random.uniform(-1, 1, 3) * (2, 4, 4)
-    radii = np.array([10.0, 12.0, 15.0]) * random.uniform(0.85, 1.1, 3)
+    body = _ellipsoid(grid, middle, np.array([16.5, 18.5, 18.5]), random) < 1
+    centre = middle + random.uniform(-1, 1, 3) * (2, 2.5, 2.5)
+    radii = np.array([10.5, 11.0, 13.0]) * random.uniform(0.9, 1.1, 3)
     depth = _ellipsoid(grid, centre, radii, random)
     organ = depth < 1
     vessel = _tube(grid, centre, radii, random) & organ
-    near_vessel = ndimage.binary_dilation(vessel, iterations=3)
+    near_vessel = ndimage.binary_dilation(vessel, iterations=4)
     nodules = _spheres(grid, (depth < 0.8) & ~near_vessel, _NODULES, random)
-    decoys = _spheres(grid, body & (depth > 1.35), _DECOYS, random)
+    decoys = _spheres(grid, body & (depth > 1.3), _DECOYS, random)
 
     labels = np.zeros(SHAPE, dtype=np.uint8)
     labels[organ] = LABELS["organ"]
@@ -55,10 +56,10 @@ def make_case(seed: int, index: int) -> tuple[NDArray[np.int16], NDArray[np.uint
     tissue = np.where(body, _BODY, _AIR)
     tissue[organ] = _ORGAN
     tissue[vessel | nodules | decoys] = _BRIGHT
-    tissue += 45 * _smooth_field(random, 2.0) * body
+    tissue += 32 * _smooth_field(random, 2.0) * body
     # Partial volume: a voxel on a border holds some of both tissues.
-    image = ndimage.gaussian_filter(tissue, 0.6) * np.exp(0.12 * _smooth_field(random, 14.0))
-    image += random.normal(0, 40, SHAPE)
+    image = ndimage.gaussian_filter(tissue, 0.6) * np.exp(0.11 * _smooth_field(random, 14.0))
+    image += random.normal(0, 35, SHAPE)
     return np.clip(np.rint(image), 1, 2000).astype(np.int16), labels
 
 
@@ -111,7 +112,7 @@ def _ellipsoid(
 ) -> NDArray[np.float64]:
     """Return the distance from the centre relative to an uneven ellipsoid's surface: below 1 inside."""
     offset = (grid - centre[:, None, None, None]) / radii[:, None, None, None]
-    return np.sqrt((offset**2).sum(axis=0)) * (1 + 0.08 * _smooth_field(random, 5.0))
+    return np.sqrt((offset**2).sum(axis=0)) * (1 + 0.07 * _smooth_field(random, 6.0))
 
 
 def _tube(
@@ -137,7 +138,7 @@ def _tube(
 def _spheres(
     grid: NDArray[np.float64], allowed: NDArray[np.bool_], count: int, random: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Return `count` spheres of radius 1.5 to 2 voxels, centred in the allowed part and apart from each other."""
+    """Return `count` spheres of radius 1.8 to 2.4 voxels, centred in the allowed part and apart from each other."""
     spheres = np.zeros(SHAPE, dtype=bool)
     free = allowed.copy()
     for _ in range(count):
@@ -146,6 +147,6 @@ def _spheres(
             break
         place = places[random.integers(len(places))]
         distance = np.sqrt(((grid - place[:, None, None, None]) ** 2).sum(axis=0))
-        spheres |= distance <= random.uniform(1.5, 2.0)
+        spheres |= distance <= random.uniform(1.8, 2.4)
         free &= distance > 6
     return spheres

@@ -1,0 +1,199 @@
+"""The grammar of trainer names and the classes they stand for."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import pickle
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
+from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_plugins import trainers
+from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
+from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.trainers.firenet import FIRENetPaperTrainer
+from nnunet_plugins.trainers.losses import FocalLoss
+from nnunet_plugins.trainers.names import UnknownTrainerError, parse
+
+NAMES = [row.trainer for row in BACKBONES]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("nnUNetTrainer", {}),
+        ("nnUNetTrainerFIRENet", {}),
+        ("nnUNetTrainer_30epochs_50iterations", {"<N>epochs": 30, "<N>iterations": 50}),
+        ("nnUNetTrainerFIRENet_50iterations_30epochs", {"<N>epochs": 30, "<N>iterations": 50}),
+        ("nnUNetTrainerFIRENetPaper_Adam_DA5_DiceLoss", {"Adam": None, "DA5": None, "DiceLoss": None}),
+    ],
+)
+def test_valid_names(name, found):
+    assert {modifier.name: number for modifier, number in parse(name).modifiers} == found
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "nearest"),
+    [
+        ("nnUNetTrainerFIRNet", "no backbone is called 'nnUNetTrainerFIRNet'", "nnUNetTrainerFIRENet"),
+        ("nnUNetTrainerFIRENet_20epoch", "no modifier is called '_20epoch'", "nnUNetTrainerFIRENet_20epochs"),
+        ("nnUNetTrainerFIRENet_0epochs", "no modifier is called '_0epochs'", "nnUNetTrainerFIRENet"),
+        ("nnUNetTrainerFIRENet_007epochs", "no modifier is called '_007epochs'", "nnUNetTrainerFIRENet_7epochs"),
+        ("nnUNetTrainer_5epochs_7epochs", "'_7epochs' sets the epochs a second time", "nnUNetTrainer_5epochs"),
+        ("nnUNetTrainer_CELoss_DiceLoss", "'_DiceLoss' sets the loss a second time", "nnUNetTrainer_CELoss"),
+        ("nnUNetTrainer_nomirroring", "no modifier is called '_nomirroring'", "nnUNetTrainer_NoMirroring"),
+        ("nnUNetTrainer__5epochs", "no modifier is called '_'", "nnUNetTrainer_5epochs"),
+    ],
+)
+def test_invalid_names_say_why_and_name_the_nearest(name, problem, nearest):
+    with pytest.raises(UnknownTrainerError) as caught:
+        parse(name)
+    assert problem in str(caught.value)
+    assert f"The nearest valid name is {nearest!r}" in str(caught.value)
+    parse(nearest)
+
+
+def test_nnunet_finds_every_row_and_composes_on_the_stock_trainer():
+    for name in [*NAMES, "nnUNetTrainer_30epochs_50iterations", "nnUNetTrainerFIRENet_2epochs_NoMirroring_FocalLoss"]:
+        found = recursive_find_trainer_class_by_name(name)
+        assert found.__name__ == name
+        assert found.__module__ == "nnunet_plugins.trainers"
+        assert found is recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
+
+
+def test_nnunet_fails_on_an_unknown_name_with_our_hint(capfd):
+    with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer nnUNetTrainerFIRENett"):
+        recursive_find_trainer_class_by_name("nnUNetTrainerFIRENett")
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "The nearest valid name is 'nnUNetTrainerFIRENet'" in line
+
+
+def test_names_do_not_exist_upstream(monkeypatch):
+    monkeypatch.delenv("nnUNet_extTrainer")
+    for name in NAMES:
+        assert "_" not in name
+        with pytest.raises(RuntimeError, match="Could not find"):
+            recursive_find_trainer_class_by_name(name)
+
+
+def test_registry_is_consistent():
+    assert len(set(NAMES)) == len(NAMES)
+    for row in BACKBONES:
+        assert row.twin in {STOCK_TRAINER, *NAMES} - {row.trainer}
+
+
+def name_of(trainer: type) -> str:
+    return trainer.__name__
+
+
+def test_classes_pickle_and_survive_spawn():
+    classes = [
+        trainer_class(name) for name in [*NAMES, "nnUNetTrainerFIRENet_2epochs_DA5", "nnUNetTrainer_3iterations"]
+    ]
+    assert pickle.loads(pickle.dumps(classes)) == classes
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        assert list(pool.map(name_of, classes)) == [c.__name__ for c in classes]
+
+
+def test_upstream_classes_are_the_pieces():
+    composed = trainer_class("nnUNetTrainer_DA5_Adam_DiceLoss_NoMirroring")
+    pieces = [nnUNetTrainerNoMirroring, nnUNetTrainerDA5, nnUNetTrainerDiceLoss, nnUNetTrainerAdam]
+    # NoMirroring first, whatever the order in the name: DA5 chooses mirror axes without asking further.
+    assert list(composed.__mro__[1:]) == [*pieces, nnUNetTrainer, object]
+
+
+def test_a_piece_the_recipe_already_holds_is_no_contradiction():
+    composed = trainer_class("nnUNetTrainerFIRENetPaper_NoMirroring_CELoss")
+    assert composed.__mro__[1] is trainer_class("nnUNetTrainerFIRENetPaper")
+    assert issubclass(composed, FIRENetPaperTrainer)
+
+
+class FakeDataset:
+    """Constructor arguments of a trainer for a minimal plan."""
+
+    def __init__(self, tmp_path, monkeypatch, labels=None, **dataset):
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            monkeypatch.setenv(name, str(tmp_path))
+        self.dataset = {
+            "channel_names": {"0": "MRI"},
+            "labels": labels or {"background": 0, "a": 1, "b": 2},
+            "file_ending": ".nii.gz",
+            **dataset,
+        }
+        stages = {"strides": [[1] * 3, [2] * 3, [2] * 3], "kernel_sizes": [[3] * 3] * 3}
+        self.plans = {
+            "dataset_name": "Dataset001_X",
+            "plans_name": "nnUNetPlans",
+            "label_manager": "LabelManager",
+            "continue_training": False,
+            "configurations": {
+                "3d_fullres": {
+                    "data_identifier": "x",
+                    "patch_size": [24, 24, 24],
+                    "batch_size": 2,
+                    "batch_dice": False,
+                    "architecture": {"network_class_name": "x", "arch_kwargs": stages, "_kw_requires_import": []},
+                }
+            },
+        }
+
+    def trainer(self, name, device="cpu"):
+        plans = json.loads(json.dumps(self.plans))
+        return trainer_class(name)(plans, "3d_fullres", 0, self.dataset, torch.device(device))
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    return FakeDataset(tmp_path, monkeypatch)
+
+
+def test_numbers_reach_the_trainer(dataset):
+    trainer = dataset.trainer("nnUNetTrainerFIRENet_60epochs_100iterations")
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (60, 100, 20)
+    assert trainer.save_every == 3
+    short = dataset.trainer("nnUNetTrainer_1epochs_1iterations")
+    assert (short.num_epochs, short.num_iterations_per_epoch, short.num_val_iterations_per_epoch) == (1, 1, 1)
+    assert (short.save_every, short.enable_deep_supervision) == (1, True)
+    whole = dataset.trainer("nnUNetTrainerFIRENet_NoMirroring")
+    assert (whole.num_epochs, whole.num_iterations_per_epoch, whole.save_every) == (1000, 250, 50)
+
+
+def test_no_mirroring_holds_beside_da5(dataset):
+    trainer = dataset.trainer("nnUNetTrainer_DA5_NoMirroring")
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1] is None
+    assert trainer.inference_allowed_mirroring_axes is None
+    assert dataset.trainer("nnUNetTrainer_DA5").configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1]
+
+
+def test_losses(dataset):
+    assert "DiceLoss" in type(dataset.trainer("nnUNetTrainerFIRENet_DiceLoss")._build_loss()).__name__
+    assert "CrossEntropy" in type(dataset.trainer("nnUNetTrainerFIRENet_CELoss")._build_loss()).__name__
+    assert isinstance(dataset.trainer("nnUNetTrainerFIRENet_FocalLoss")._build_loss(), FocalLoss)
+    assert isinstance(dataset.trainer("nnUNetTrainer_FocalLoss")._build_loss().loss, FocalLoss)
+
+
+def test_losses_that_cannot_handle_the_labels_say_so(tmp_path, monkeypatch):
+    ignoring = FakeDataset(tmp_path, monkeypatch, labels={"background": 0, "a": 1, "ignore": 2})
+    with pytest.raises(NotImplementedError, match="_DiceLoss does not support datasets with ignore labels"):
+        ignoring.trainer("nnUNetTrainer_DiceLoss")
+    ignoring.trainer("nnUNetTrainer_FocalLoss")
+    regions = FakeDataset(
+        tmp_path, monkeypatch, labels={"background": 0, "all": [1, 2], "core": 2}, regions_class_order=[1, 2]
+    )
+    with pytest.raises(NotImplementedError, match="_CELoss does not support datasets with regions"):
+        regions.trainer("nnUNetTrainerFIRENet_CELoss")
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerFIRENet", "nnUNetTrainer_5iterations"])
+def test_missing_device_is_one_clear_error_that_leaves_no_folder(dataset, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"'-device cuda' was asked for.*sees no such device.*'-device cpu'"):
+        dataset.trainer(name, device="cuda")
+    assert not list(tmp_path.iterdir())
