@@ -56,7 +56,10 @@ class Modifier:
     unsupported: tuple[str, ...] = ()
 
 
-FIRENET_PAPER = "Yu et al., FIRENet: Fabric Image Representation Encoding Network"
+FIRENET_PAPER = (
+    "Liu et al. 2020, Fabric Image Representation Encoding Networks for Large-scale 3D Medical Image Analysis "
+    "(arXiv:2006.15578)"
+)
 _FIRENET = "nnunet_plugins.networks.firenet.FIRENet"
 _TRAINERS = "nnunet_plugins.trainers"
 _VARIANTS = "nnunetv2.training.nnUNetTrainer.variants"

@@ -101,7 +101,8 @@ def run(command: Sequence[str | Path], variables: Mapping[str, str], log: Path, 
         ending = "\n".join(f"    {line}" for line in tail)
         raise DemoError(
             f"{command[0]} failed with exit code {process.returncode}. The end of its output:\n{ending}\n"
-            f"  log:     {log}\n  command: {shown}"
+            f"  log:     {log}\n  command: {shown}\n"
+            "Finished steps are kept: once the cause is removed, the same demo goes on from here."
         )
 
 
@@ -110,7 +111,13 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
     lines: queue.Queue[str] = queue.Queue()
     output = process.stdout
     assert output is not None
-    reader = threading.Thread(target=lambda: deque(map(lines.put, output), maxlen=0), daemon=True)
+
+    def read() -> None:
+        with output:
+            for line in output:
+                lines.put(line)
+
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     running = True
     while running:
@@ -125,12 +132,14 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
 
 def _end(process: subprocess.Popen[str]) -> None:
     """End the process, politely first, and whatever is left of its group."""
-    if process.poll() is None:
-        _signal_group(process, "SIGTERM")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-    _signal_group(process, "SIGKILL")
-    process.wait()
+    try:
+        if process.poll() is None:
+            _signal_group(process, "SIGTERM")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+    finally:  # also at a second Ctrl-C
+        _signal_group(process, "SIGKILL")
+        process.wait()
 
 
 def _signal_group(process: subprocess.Popen[str], name: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage  # type: ignore[import-untyped]
 
 LABELS = {"background": 0, "organ": 1, "vessel": 2, "nodule": 3}
 SHAPE = (32, 40, 40)
@@ -98,7 +98,10 @@ def _write(array: NDArray[np.int16] | NDArray[np.uint8], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(array)
     image.SetSpacing([SPACING] * 3)
-    sitk.WriteImage(image, str(path))
+    try:
+        sitk.WriteImage(image, str(path))
+    except RuntimeError as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def _smooth_field(random: np.random.Generator, scale: float) -> NDArray[np.float64]:

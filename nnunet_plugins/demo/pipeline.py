@@ -1,7 +1,7 @@
 """The demo's steps, each of which is done once: a run that was interrupted goes on where it was.
 
-Every step but training writes to a path that ends in `.partial` and is renamed when it is complete; training resumes
-from nnU-Net's own checkpoints. Nothing outside the demo's folder is read or written.
+Every step but training writes to a path with `.partial` in its name, which is renamed when it is complete; training
+resumes from nnU-Net's own checkpoints. Nothing outside the demo's folder is read or written.
 """
 
 import argparse
@@ -153,21 +153,13 @@ class Demo:
             for key, (name, _) in MODELS.items()
         ]
         prediction = [
-            self._step(
-                f"predict the held-out cases with {name}",
-                self._predictions(key),
-                partial(self._predict, key),
-            )
+            self._step(f"predict the held-out cases with {name}", self._predictions(key), partial(self._predict, key))
             for key, (name, _) in MODELS.items()
         ]
         ensemble = self._step("ensemble both networks", self._predictions(ENSEMBLE[0]), self._ensemble)
         names = {**{key: name for key, (name, _) in MODELS.items()}, ENSEMBLE[0]: "the ensemble"}
         evaluation = [
-            self._step(
-                f"evaluate {name}",
-                self._summary(key),
-                partial(self._evaluate, key),
-            )
+            self._step(f"evaluate {name}", self._summary(key), partial(self._evaluate, key))
             for key, name in names.items()
         ]
         return [dataset, planning, *training, *prediction, ensemble, *evaluation]
@@ -176,7 +168,7 @@ class Demo:
         """Return the step that makes one file or folder, which is there either completely or not at all."""
 
         def do() -> None:
-            unfinished = output.with_name(f"{output.name}.partial")
+            unfinished = _unfinished(output)
             if unfinished.is_dir():
                 shutil.rmtree(unfinished)
             unfinished.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +217,7 @@ class Demo:
         self._call("train", self.phantom.DATASET, CONFIGURATION, FOLD, *arguments, follow=follow)
 
     def _predict(self, key: str, output: Path) -> None:
-        data = ["-i", self.raw / "imagesTs", "-o", output, "-d", self.phantom.DATASET]
+        data: list[str | Path] = ["-i", self.raw / "imagesTs", "-o", output, "-d", self.phantom.DATASET]
         model = ["-c", CONFIGURATION, "-p", PLANS, "-tr", self._trainer(key), "-f", FOLD]
         options = ["--save_probabilities", "--disable_progress_bar", "-npp", "1", "-nps", "1", "-device", self.device]
         self._call("predict", *data, *model, *options, follow=progress.prediction)
@@ -234,7 +226,7 @@ class Demo:
         self._call("ensemble", "-i", *(self._predictions(key) for key in MODELS), "-o", output, "-np", self.workers)
 
     def _evaluate(self, key: str, output: Path) -> None:
-        files = ["-djfile", self.raw / "dataset.json", "-pfile", self.plans, "-o", output]
+        files: list[str | Path] = ["-djfile", self.raw / "dataset.json", "-pfile", self.plans, "-o", output]
         self._call("evaluate_folder", self.raw / "labelsTs", self._predictions(key), *files, "-np", self.workers)
 
     def _call(
@@ -264,7 +256,7 @@ class Demo:
         table = report.table(results, self.phantom.LABELS)
         table_file, picture_file = self.folder / "dice.txt", self.folder / "demo.png"
         _write_text(table_file, table + "\n")
-        unfinished = picture_file.with_name("demo.partial.png")
+        unfinished = _unfinished(picture_file)
         report.picture(results, self.raw, self.phantom.test_cases(), self.phantom.LABELS, unfinished)
         unfinished.replace(picture_file)
         _say(f"\n{table}\n\nTable:   {table_file}\nPicture: {picture_file}\nLogs:    {self.folder / 'logs'}")
@@ -343,7 +335,8 @@ def _own_folder(folder: Path, settings: Settings) -> Iterator[None]:
     free = shutil.disk_usage(folder).free / 1e9
     if free < _SPACE:
         raise DemoError(
-            f"{folder} has {free:.1f} GB free, the demo needs up to {_SPACE:.0f} GB; make room or choose another --output"
+            f"{folder} has {free:.1f} GB free, the demo needs up to {_SPACE:.0f} GB; make room there or choose "
+            "another --output"
         )
     with _lock(folder):
         yield
@@ -386,8 +379,13 @@ def _is_json(path: Path) -> bool:
     return True
 
 
+def _unfinished(path: Path) -> Path:
+    """Return where to make something that is to be at `path` only when it is complete; the ending stays as it is."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
 def _write_text(path: Path, text: str) -> None:
     """Write a file that is there either completely or not at all."""
-    unfinished = path.with_name(f"{path.name}.partial")
+    unfinished = _unfinished(path)
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -91,7 +91,7 @@ def picture(results: Sequence[Result], raw: Path, cases: Sequence[str], labels: 
         for panel, dice in zip(row[2:], summaries, strict=True):
             _write_dice(panel, [dice[case][value] for value in foreground.values()])
     for panel, title in zip(axes[0], columns, strict=True):
-        panel.set_title(title, fontsize=13, color=_INK, pad=7, fontweight="semibold")
+        panel.set_title(title, fontsize=13, color=_INK, pad=7, fontweight="bold")
     handles = [Patch(color=_COLOURS[i], label=name) for i, name in enumerate(foreground)]
     figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=11.5, labelcolor=_INK
@@ -102,7 +102,7 @@ def picture(results: Sequence[Result], raw: Path, cases: Sequence[str], labels: 
 
 def _panel(axes: Axes, image: NDArray[Any], segmentation: NDArray[Any] | None, foreground: Mapping[str, int]) -> None:
     """Show one slice `(y, x)`, with the segmentation over it if there is one."""
-    low, high = np.percentile(image, (1, 99.7))
+    low, high = np.percentile(image, (1, 99.9))
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="bicubic")
     if segmentation is not None:
         overlay = np.zeros((*segmentation.shape, 4))
@@ -127,7 +127,7 @@ def _write_dice(axes: Axes, dice: Sequence[float]) -> None:
             ha="center",
             va="top",
             fontsize=10,
-            fontweight="semibold",
+            fontweight="bold",
             color=(0.72 * red, 0.72 * green, 0.72 * blue),
         )
 

@@ -1,6 +1,7 @@
 """Dense residual fabric (DRF): a grid of multi-scale cells whose edges carry trainable gates.
 
-Paper: Yu et al., "FIRENet", sections III-A1 to III-A3 and Fig. 2. W branches at scales 1, 1/2, 1/4 ..., each N cells
+Paper: Liu et al. 2020 (FIRENet, arXiv:2006.15578), sections III-A1 to III-A3 and Fig. 2.
+W branches at scales 1, 1/2, 1/4 ..., each N cells
 deep; a cell equalises the sizes of its inputs (ISE), sums them through gates (WRS) and looks at the sum at several
 dilation rates (ASPP3D).
 

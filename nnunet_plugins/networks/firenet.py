@@ -2,7 +2,8 @@
 
 Idea: keep the encoder-decoder shallow (two poolings) and put the capacity into a fabric of multi-scale cells whose
 edges the network weighs itself; it takes images of any size.
-Paper: Yu et al., "FIRENet: Fabric Image Representation Encoding Network", section III-A and Fig. 1.
+Paper: Liu et al. 2020, "Fabric Image Representation Encoding Networks for Large-scale 3D Medical Image Analysis"
+(arXiv:2006.15578), section III-A and Fig. 1.
 
     image ─ ResUnit 32 ───────────── conv 32 ──────────────── WRS ─ ResUnit 32 ─ 1x1x1 ─ logits
                │ pool                                          │ 1x1x1 to 32, up

@@ -1,6 +1,6 @@
 """FIRENet's recipes: nnU-Net's own with the gates' three-stage schedule, and the paper's.
 
-Source: FIRENet, sections III-A7 (training pipeline) and III-A8 (augmentation).
+Source: FIRENet (Liu et al. 2020, arXiv:2006.15578), sections III-A7 (training pipeline) and III-A8 (augmentation).
 """
 
 import math

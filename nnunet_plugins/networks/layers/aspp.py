@@ -1,6 +1,7 @@
 """Atrous spatial pyramid pooling in 3D (ASPP3D): one feature map seen at several dilation rates at once.
 
-FIRENet, section III-A1 and Fig. 2b, after DeepLab's 2D module. Parallel 3x3x3 convolutions of different dilation,
+FIRENet (Liu et al. 2020, arXiv:2006.15578), section III-A1 and Fig. 2b, after DeepLab's 2D module.
+Parallel 3x3x3 convolutions of different dilation,
 concatenated and fused by a 1x1x1 convolution.
 """
 

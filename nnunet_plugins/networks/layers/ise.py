@@ -1,6 +1,7 @@
 """Input size equaliser (ISE): give back, or take away, the one voxel that pooling and upsampling disagree about.
 
-FIRENet, section III-A1. Pooling floors odd sizes, so the map that comes back up is one voxel short and is padded;
+FIRENet (Liu et al. 2020, arXiv:2006.15578), section III-A1.
+Pooling floors odd sizes, so the map that comes back up is one voxel short and is padded;
 a strided convolution (kernel 3, stride 2, padding 1) rounds up, so its map comes back one voxel long and is cropped.
 The paper leaves the padding mode open; the last voxel is replicated here, which keeps intensities plausible.
 """

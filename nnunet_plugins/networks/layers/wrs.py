@@ -1,6 +1,7 @@
 """Weighted residual summation (WRS): a sum whose terms pass through trainable gates.
 
-FIRENet, section III-A1 and Fig. 2b: y = sum_k sigmoid(w_k) x_k with w_k ~ U[-0.03, 0.03], so every gate starts near
+FIRENet (Liu et al. 2020, arXiv:2006.15578), section III-A1 and Fig. 2b:
+y = sum_k sigmoid(w_k) x_k with w_k ~ U[-0.03, 0.03], so every gate starts near
 one half and the network tunes its own connections.
 """
 

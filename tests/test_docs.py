@@ -1,0 +1,129 @@
+"""Every command in the README and the docs runs, and what they print of the project is true."""
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Sandbox, write_dataset
+
+from nnunet_plugins import __version__
+from nnunet_plugins.registry import BACKBONES
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Run by other tests, or by running these tests at all; here it is only checked that make knows them.
+MAKE_TARGETS = ("make demo", "make test")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def shorten(code: str) -> str:
+    """Make a page's commands affordable: one epoch, one iteration, one worker, the CPU; and nothing gets installed."""
+    code = code.replace("\\\n", " ").replace("/path/to", ".")
+    # The dataset is planned with a batch of many tiny patches; the batch of two has another plans name.
+    lines = []
+    for line in code.splitlines():
+        # The name is also part of folder names, before "__".
+        line = re.sub(
+            r"(nnUNetTrainer[A-Za-z0-9]*)((?:_(?!_)\w+?)*)(?=__|\s|$|/)",
+            lambda match: match[1] + re.sub(r"_\d+(epochs|iterations)", "", match[2]) + "_1epochs_1iterations",
+            line,
+        )
+        line = line.replace("nnUNetPlans__", "small__")
+        command = line.split()[0] if line.split() else ""
+        if command in ("nnUNetv2_train", "nnUNetv2_predict"):
+            line += " -device cpu"
+        if command == "nnUNetv2_plan_and_preprocess":
+            line += " -np 1 -npfp 1 && cp $SMALL_PLANS nnUNet_preprocessed/Dataset004_Hippocampus/small.json"
+        elif "-tr" in line.split() and command.startswith("nnUNetv2"):
+            line += " -p small"
+        if command == "pip":
+            line += " --dry-run --no-deps --no-build-isolation -q"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """A sandbox with a small dataset under the name that the docs use, not yet planned, and a plan with batch two."""
+    other = Sandbox(tmp_path_factory.mktemp("plans"))
+    write_dataset(other.raw, "Dataset004_Hippocampus")
+    other.run("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
+
+    def batch_of_two(configurations: dict) -> None:
+        configurations["3d_fullres"]["batch_size"] = 2
+
+    other.edit_plans("Dataset004_Hippocampus", "small", batch_of_two)
+    sandbox = Sandbox(tmp_path_factory.mktemp("docs"))
+    write_dataset(sandbox.raw, "Dataset004_Hippocampus")
+    sandbox.env["SMALL_PLANS"] = str(other.preprocessed / "Dataset004_Hippocampus" / "small.json")
+    sandbox.env["PATH"] = f"{Path(sys.executable).parent}:{sandbox.env['PATH']}"
+    return sandbox
+
+
+# The page with the whole walk comes first: it plans the dataset that the others train on.
+WITH_COMMANDS = sorted(
+    (page for page in PAGES if blocks(page, "bash")), key=lambda page: page.stem != "train-and-predict"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
+def test_commands_run(page: Path, hippocampus: Sandbox):
+    """All bash blocks of a page, in their order, in one shell."""
+    lines = "\n".join(blocks(page, "bash")).splitlines()
+    for target in MAKE_TARGETS:
+        if target in lines:
+            lines.remove(target)
+            subprocess.run(["make", "-n", target.split()[1]], cwd=ROOT, check=True, capture_output=True)
+    # What a user does in the checkout is done there, the rest in the folder with the data.
+    script = "\n".join(
+        f"(cd {ROOT} && {line})" if line.startswith("pip") else line for line in shorten("\n".join(lines)).splitlines()
+    )
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=hippocampus.root,
+        env=hippocampus.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # Only nnU-Net's folders are not all set on every page; the doctor says so with its exit code.
+    assert result.returncode == 0, f"{script}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_python_runs(page: Path):
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), {"__name__": "docs"})
+
+
+def test_the_startup_line_in_the_docs_is_the_one_that_is_installed():
+    line = (ROOT / "nnunet_plugins" / "nnunet_plugins.pth").read_text()
+    assert line in blocks(ROOT / "docs" / "install.md", "text")
+
+
+def test_the_drawing_is_the_code():
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_fabric.py"))
+    assert drawing["FILE"].read_text() == drawing["draw"](), "run python docs/draw_fabric.py"
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_readme_names_every_trainer():
+    text = (ROOT / "README.md").read_text()
+    assert [row.trainer for row in BACKBONES if f"`{row.trainer}`" not in text] == []
+
+
+def test_version_is_the_same_everywhere():
+    assert f"version: {__version__}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {__version__}" in (ROOT / "docs" / "changelog.md").read_text()

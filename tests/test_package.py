@@ -1,0 +1,98 @@
+"""The package's own rules: what imports what, what is light, and the command line."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from nnunet_plugins.cli import main
+from nnunet_plugins.registry import BACKBONES, MODIFIERS
+
+PACKAGE = ROOT / "nnunet_plugins"
+
+
+def imports(file: Path) -> set[str]:
+    """Every module that a file imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+# Imports go one way: each part may import itself and what stands before it.
+ORDER = ["registry", "networks.layers", "networks", "trainers", "demo", "doctor", "cli"]
+
+
+def part_of(module: str) -> int | None:
+    fitting = [n for n, part in enumerate(ORDER) if f"{module}.".startswith(f"nnunet_plugins.{part}.")]
+    return fitting[0] if fitting else None
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_one_way(file):
+    own = part_of(".".join(("nnunet_plugins", *file.relative_to(PACKAGE).with_suffix("").parts)))
+    for module in imports(file):
+        other = part_of(module)
+        if own is not None and other is not None:
+            assert other <= own, f"{file.name} imports {module}"
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "networks").rglob("*.py")), ids=lambda file: file.name)
+def test_networks_do_not_know_nnunet(file):
+    assert not [m for m in imports(file) if m.startswith(("nnunetv2", "batchgenerators", "nnunet_plugins.trainers"))]
+
+
+@pytest.mark.parametrize("module", ["nnunet_plugins", "nnunet_plugins.cli", "nnunet_plugins.trainers.names"])
+def test_names_and_commands_load_nothing_heavy(module):
+    code = (
+        f"import sys, {module}; print({{'torch', 'numpy', 'nnunetv2', 'SimpleITK', 'matplotlib'}} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+def test_the_scanned_folder_holds_one_module():
+    assert [file.name for file in (PACKAGE / "trainers" / "scanned").glob("*.py")] == ["nnunet_plugins_trainers.py"]
+
+
+def test_list_shows_every_row_and_modifier(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for row in BACKBONES:
+        assert any(line.startswith(row.trainer) and row.twin in line for line in text.splitlines())
+    assert all(f"  _{modifier.name}" in text for modifier in MODIFIERS)
+
+
+def test_list_as_json(capsys):
+    assert main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["backbones"]
+    assert [row["trainer"] for row in rows] == [row.trainer for row in BACKBONES]
+    for row in rows:
+        assert set(row) == {"trainer", "network", "options", "paper", "dimensions", "twin", "summary"}
+    assert rows[0]["network"] == "nnunet_plugins.networks.firenet.FIRENet"
+
+
+def test_trainer_path_is_the_folder(capsys):
+    assert main(["trainer-path"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == PACKAGE / "trainers" / "scanned"
+
+
+@pytest.mark.parametrize("command", ["list", "doctor", "trainer-path", "demo"])
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_no_command_shows_usage(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "COMMAND" in capsys.readouterr().err

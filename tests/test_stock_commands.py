@@ -1,0 +1,167 @@
+"""Train, predict, ensemble, export, import and resume with nnU-Net's own commands, on a small dataset."""
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Sandbox
+
+pytestmark = pytest.mark.slow
+
+STOCK, FIRENET = "nnUNetTrainer_2epochs_3iterations", "nnUNetTrainerFIRENet_3epochs_3iterations"
+TRAINERS = [STOCK, FIRENET]
+DATASET = "Dataset001_Small"
+
+
+def train(sandbox: Sandbox, trainer: str, *more: object, **options: object) -> str:
+    command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu", *more)
+    return sandbox.run(*command, **options)
+
+
+def predict(sandbox: Sandbox, trainer: str, output: Path) -> dict[str, bytes]:
+    """Predict the test cases; returns the segmentations' bytes by file name."""
+    images = sandbox.raw / DATASET / "imagesTs"
+    sandbox.run(
+        *("nnUNetv2_predict", "-i", images, "-o", output, "-d", 1, "-c", "3d_fullres", "-f", 0, "-p", "small"),
+        *("-tr", trainer, "-device", "cpu", "-npp", 1, "-nps", 1, "--save_probabilities", "--disable_progress_bar"),
+    )
+    return {path.name: path.read_bytes() for path in sorted(output.glob("*.nii.gz"))}
+
+
+def fold(sandbox: Sandbox, trainer: str) -> Path:
+    return sandbox.results / DATASET / f"{trainer}__small__3d_fullres" / "fold_0"
+
+
+@pytest.fixture(scope="module")
+def trained(small: Sandbox) -> Sandbox:
+    for trainer in TRAINERS:
+        train(small, trainer, "--npz")
+    return small
+
+
+@pytest.fixture(scope="module")
+def predicted(trained: Sandbox) -> dict[str, dict[str, bytes]]:
+    return {trainer: predict(trained, trainer, trained.root / trainer) for trainer in TRAINERS}
+
+
+def log_of(sandbox: Sandbox, trainer: str) -> str:
+    return "".join(path.read_text() for path in sorted(fold(sandbox, trainer).glob("training_log_*.txt")))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_training_ends_with_a_validation(trained, trainer):
+    summary = json.loads((fold(trained, trainer) / "validation" / "summary.json").read_text())
+    assert 0 <= summary["foreground_mean"]["Dice"] <= 1
+    checkpoint = torch.load(fold(trained, trainer) / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == trainer
+    assert checkpoint["inference_allowed_mirroring_axes"] == (0, 1, 2)
+
+
+def test_the_log_tells_the_stages_and_ends_with_the_fabric(trained):
+    log = log_of(trained, FIRENET)
+    stages = re.findall(r"FIRENet training stage (\d) of 3 from epoch (\d)", log)
+    assert stages == [("1", "0"), ("2", "1"), ("3", "2")]
+    described = re.search(r"Dense residual fabric: 3 branches x 4 cells, 37 gated edges\n(.*\n)*  output +64", log)
+    assert described
+
+
+def test_predicts_every_test_case(predicted):
+    for predictions in predicted.values():
+        assert list(predictions) == ["case_5.nii.gz", "case_6.nii.gz"]
+
+
+def test_ensembles_and_evaluates(trained, predicted):
+    output = trained.root / "ensemble"
+    trained.run("nnUNetv2_ensemble", "-i", *(trained.root / trainer for trainer in TRAINERS), "-o", output, "-np", 1)
+    model = fold(trained, FIRENET).parent
+    trained.run(
+        *("nnUNetv2_evaluate_folder", trained.raw / DATASET / "labelsTs", output, "-np", 1),
+        *("-djfile", model / "dataset.json", "-pfile", model / "plans.json"),
+    )
+    summary = json.loads((output / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 2
+    assert set(summary["mean"]) == {"1", "2"}
+
+
+def test_an_exported_model_predicts_the_same_elsewhere(trained, predicted, tmp_path):
+    archive = tmp_path / "model.zip"
+    trained.run(
+        *("nnUNetv2_export_model_to_zip", "-d", 1, "-o", archive, "-c", "3d_fullres", "-f", 0),
+        *("-tr", FIRENET, "-p", "small"),
+    )
+    elsewhere = Sandbox(tmp_path / "elsewhere")
+    (elsewhere.raw / DATASET).symlink_to(trained.raw / DATASET)
+    elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", archive)
+    assert predict(elsewhere, FIRENET, tmp_path / "out") == predicted[FIRENET]
+
+
+def test_find_best_configuration_takes_both_and_their_ensemble(trained):
+    output = trained.run(
+        *("nnUNetv2_find_best_configuration", 1, "-c", "3d_fullres", "-tr", *TRAINERS, "-p", "small"),
+        *("-f", 0, "-np", 1),
+    )
+    information = json.loads((trained.results / DATASET / "inference_information.json").read_text())
+    results = information["all_results"]
+    assert sum(name.startswith("ensemble___") for name in results) == 1
+    assert {name.split("__")[0] for name in results if not name.startswith("ensemble")} == set(TRAINERS)
+    assert "All results:" in output
+
+
+def test_fine_tunes_from_its_own_weights(trained):
+    output = train(
+        trained,
+        "nnUNetTrainerFIRENet_1epochs_1iterations",
+        *("-pretrained_weights", fold(trained, FIRENET) / "checkpoint_final.pth", "--disable_checkpointing"),
+    )
+    assert "Loading pretrained weights" in output
+    assert "encoder.stages.0.conv1.0.weight shape" in output
+    assert "seg_layers.0.weight shape" not in output
+
+
+def test_unknown_trainer_fails_as_nnunet_fails_plus_one_line(small):
+    output = train(small, "nnUNetTrainerFIRENet_5epoch", ok=False)
+    assert "Could not find requested nnunet trainer nnUNetTrainerFIRENet_5epoch" in output
+    hints = [line for line in output.splitlines() if line.startswith("nnunet_plugins:")]
+    assert len(hints) == 1
+    assert "'nnUNetTrainerFIRENet_5epochs'" in hints[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_missing_gpu_is_one_clear_error(small):
+    command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", "nnUNetTrainerFIRENet", "-p", "small")
+    last = small.run(*command, ok=False).strip().splitlines()[-1]
+    assert "'-device cuda' was asked for" in last
+    assert "'-device cpu'" in last
+
+
+def kill_when(sandbox: Sandbox, pattern: str, *command: object) -> str:
+    """Start a command, kill it as soon as a line matches, and return what it had printed."""
+    process = sandbox.start(*command)
+    deadline, seen = time.monotonic() + 300, []
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen.append(line)
+        if re.search(pattern, line):
+            break
+        assert time.monotonic() < deadline, "".join(seen)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    output = "".join(seen)
+    assert re.search(pattern, output), output[-3000:]
+    return output
+
+
+def test_killed_training_goes_on_in_the_right_stage(small):
+    """60 epochs: stage 2 is epochs 2 and 3, and a checkpoint is written every 3 epochs, so it resumes in its middle."""
+    trainer = "nnUNetTrainerFIRENet_60epochs_1iterations"
+    command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu", "--c")
+    first = kill_when(small, r"Epoch 3\b", *command)
+    assert re.findall(r"stage (\d) of 3 from epoch (\d)", first) == [("1", "0"), ("2", "2")]
+    second = kill_when(small, r"Epoch 4\b", *command)
+    assert re.findall(r"stage (\d) of 3 from epoch (\d)", second) == [("2", "3"), ("3", "4")]
+    assert re.findall(r": Epoch (\d+)", second) == ["3", "4"]
