@@ -36,8 +36,9 @@ class Sandbox:
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         for folder in folders.values():
             Path(folder).mkdir(parents=True, exist_ok=True)
-        # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs.
-        workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+        # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs. Several commands
+        # at a time share the cores, and threads that wait for each other must not do so by spinning.
+        workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
         self.env = {**clean, **folders, **workers}
 
@@ -72,7 +73,8 @@ class Sandbox:
         return output
 
     def prepare(self, dataset: int, *configurations: str) -> None:
-        self.run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, "-np", 1, "-npfp", 1)
+        command = ("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, "-np", 1, "-npfp", 1)
+        self.run(*command, nnUNet_n_proc_DA="1")  # the planner sets as many threads, and 0 is not allowed there
 
     def edit_plans(self, dataset: str, name: str, change: Callable[[dict], object]) -> None:
         """Write a changed copy of the default plans, as a user would by hand."""

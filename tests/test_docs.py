@@ -39,7 +39,8 @@ def shorten(code: str) -> str:
         if command in ("nnUNetv2_train", "nnUNetv2_predict"):
             line += " -device cpu"
         if command == "nnUNetv2_plan_and_preprocess":
-            line += " -np 1 -npfp 1 && cp $SMALL_PLANS nnUNet_preprocessed/Dataset004_Hippocampus/small.json"
+            copy = "cp $SMALL_PLANS $nnUNet_preprocessed/Dataset004_Hippocampus"
+            line = f"nnUNet_n_proc_DA=1 {line} -np 1 -npfp 1\n{copy}"
         elif "-tr" in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
         if command == "pip":
@@ -53,7 +54,8 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """A sandbox with a small dataset under the name that the docs use, not yet planned, and a plan with batch two."""
     other = Sandbox(tmp_path_factory.mktemp("plans"))
     write_dataset(other.raw, "Dataset004_Hippocampus")
-    other.run("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
+    command = ("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
+    other.run(*command, nnUNet_n_proc_DA="1")
 
     def batch_of_two(configurations: dict) -> None:
         configurations["3d_fullres"]["batch_size"] = 2

@@ -31,7 +31,7 @@ def test_the_papers_recipe(small):
 
 
 def test_residual_encoder_plans(small):
-    small.run("nnUNetv2_plan_experiment", "-d", 1, "-pl", "nnUNetPlannerResEncM")
+    small.run("nnUNetv2_plan_experiment", "-d", 1, "-pl", "nnUNetPlannerResEncM", nnUNet_n_proc_DA="1")
     plans = json.loads((small.preprocessed / "Dataset001_Small" / "nnUNetResEncUNetMPlans.json").read_text())
     plans["plans_name"] = "resenc"
     plans["configurations"]["3d_fullres"]["batch_size"] = 2
@@ -111,12 +111,12 @@ def test_cascade(sandbox):
 
 def test_patch_too_small_fails_before_training(small):
     def tiny(configurations: dict) -> None:
-        configurations["3d_fullres"]["patch_size"] = [16, 16, 16]
+        configurations["3d_fullres"]["patch_size"] = [2, 16, 16]
 
     small.edit_plans("Dataset001_Small", "tiny", tiny)
     command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", TRAINER, "-p", "tiny", "-device", "cpu")
     output = small.run(*command, ok=False)
     last = output.strip().splitlines()[-1]
-    assert last.startswith("ValueError: FIRENet: an image of 16x16x16 voxels is too small")
-    assert "smallest that works is 20" in last
+    assert last.startswith("ValueError: FIRENet: an image of 2x16x16 voxels is too small")
+    assert "axis 0 has 2, the smallest that works is 4. Use a larger patch size in the plans file." in last
     assert "Epoch 0" not in output

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 LABELS = {"background": 0, "organ": 1, "vessel": 2, "nodule": 3}
 SHAPE = (32, 40, 40)

@@ -1,0 +1,55 @@
+"""The stock commands on real images: Medical Segmentation Decathlon, Task04 Hippocampus."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import Sandbox
+
+pytestmark = [pytest.mark.slow, pytest.mark.data]
+
+DATASET, TRAINER = "Dataset004_Hippocampus", "nnUNetTrainerFIRENet_2epochs_10iterations"
+CASES, HELD_OUT = 10, 2
+
+
+@pytest.fixture(scope="module")
+def hippocampus(sandbox: Sandbox, shared_data) -> Sandbox:
+    """The first cases of the dataset, the last of them held out; mixed file types and wild intensities included."""
+    source, target = shared_data / DATASET, sandbox.raw / DATASET
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (target / part).mkdir(parents=True)
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (source / "labelsTr").iterdir())[: CASES + HELD_OUT]
+    for number, name in enumerate(names):
+        part = "Tr" if number < CASES else "Ts"
+        shutil.copy(source / "imagesTr" / f"{name}_0000.nii.gz", target / f"images{part}")
+        if part == "Tr":
+            shutil.copy(source / "labelsTr" / f"{name}.nii.gz", target / "labelsTr")
+    description = json.loads((source / "dataset.json").read_text())
+    (target / "dataset.json").write_text(json.dumps({**description, "numTraining": CASES}))
+    sandbox.prepare(4, "3d_fullres")
+
+    def batch_of_two(configurations: dict) -> None:
+        configurations["3d_fullres"]["batch_size"] = 2
+
+    sandbox.edit_plans(DATASET, "small", batch_of_two)
+    return sandbox
+
+
+def test_trains_and_predicts(hippocampus):
+    common = ("-tr", TRAINER, "-p", "small", "-device", "cpu")
+    hippocampus.run("nnUNetv2_train", 4, "3d_fullres", 0, *common)
+    model = hippocampus.results / DATASET / f"{TRAINER}__small__3d_fullres"
+    dice = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
+    assert dice > 0.1, "20 steps are enough to find the hippocampus roughly"
+    images, output = hippocampus.raw / DATASET / "imagesTs", hippocampus.root / "predicted"
+    data = ("-i", images, "-o", output, "-d", 4, "-c", "3d_fullres", "-f", 0, "-npp", 1, "-nps", 1)
+    hippocampus.run("nnUNetv2_predict", *data, *common)
+    predicted = sorted(output.glob("*.nii.gz"))
+    assert len(predicted) == HELD_OUT
+    for path in predicted:
+        image = sitk.ReadImage(str(images / path.name.replace(".nii.gz", "_0000.nii.gz")))
+        segmentation = sitk.ReadImage(str(path))
+        assert segmentation.GetSize() == image.GetSize()
+        assert np.unique(sitk.GetArrayFromImage(segmentation)).max() <= 2
