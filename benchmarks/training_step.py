@@ -20,8 +20,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_plugins.registry import BACKBONES
-from nnunet_plugins.trainers.compose import locate
+from nnunet_plugins.registry import BACKBONES, locate
 
 CLASSES = 3
 

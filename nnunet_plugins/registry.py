@@ -3,9 +3,11 @@
 The trainers, `nnunet-plugins list`, the docs' tables and the conformance tests all read it. A new network is a new row.
 """
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 STOCK_TRAINER = "nnUNetTrainer"
 
@@ -141,3 +143,9 @@ MODIFIERS: tuple[Modifier, ...] = (
         f"{_VARIANTS}.optimizer.nnUNetTrainerAdam.nnUNetTrainerAdam",
     ),
 )
+
+
+def locate(path: str) -> Any:
+    """Import what a row names by a dotted path; an import that fails inside it shows its own reason."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

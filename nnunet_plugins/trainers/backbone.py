@@ -1,15 +1,14 @@
 """What every backbone's trainer shares: build the network for the plan, one output scale, early device check."""
 
-import pydoc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_plugins.registry import Backbone
+from nnunet_plugins.registry import Backbone, locate
 
 
 def require_device(device: torch.device) -> None:
@@ -60,7 +59,7 @@ class BackboneTrainer(nnUNetTrainer):
         Raises:
             ValueError: if the plan does not fit the network, before training starts.
         """
-        network: Any = pydoc.locate(cls.backbone.network)
+        network = locate(cls.backbone.network)
         stages = configuration_manager.network_arch_init_kwargs
         missing = {"strides", "kernel_sizes"} - set(stages)
         if missing:

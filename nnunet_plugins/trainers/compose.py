@@ -5,27 +5,16 @@ own trainer classes as bases where upstream has them, and numbers set after cons
 """
 
 import functools
-import pydoc
-from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_plugins.registry import MODIFIERS, Backbone, Modifier
+from nnunet_plugins.registry import MODIFIERS, Backbone, Modifier, locate
 from nnunet_plugins.trainers.backbone import require_device
 from nnunet_plugins.trainers.names import parse
 
 # Where pickle and spawned workers look the classes up again; its module `__getattr__` comes back here.
 HOME = "nnunet_plugins.trainers"
-
-
-def locate(path: str) -> Any:
-    """Import the object at a dotted path, failing with the true reason where an import inside it fails."""
-    module, _, name = path.rpartition(".")
-    found = pydoc.locate(module)
-    if not hasattr(found, name):
-        raise ImportError(f"nnunet_plugins: there is no {path}")
-    return getattr(found, name)
 
 
 @functools.cache
