@@ -76,6 +76,12 @@ class Sandbox:
         command = ("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, "-np", 1, "-npfp", 1)
         self.run(*command, nnUNet_n_proc_DA="1")  # the planner sets as many threads, and 0 is not allowed there
 
+    def train(self, dataset: str, configuration: str, trainer: str, plans: str = "small") -> dict:
+        """Train fold 0 on the CPU, validation included; returns the validation's summary."""
+        self.run("nnUNetv2_train", dataset, configuration, 0, "-tr", trainer, "-p", plans, "-device", "cpu")
+        folder = self.results / dataset / f"{trainer}__{plans}__{configuration}" / "fold_0"
+        return json.loads((folder / "validation" / "summary.json").read_text())
+
     def edit_plans(self, dataset: str, name: str, change: Callable[[dict], object]) -> None:
         """Write a changed copy of the default plans, as a user would by hand."""
         folder = self.preprocessed / dataset

@@ -1,33 +1,26 @@
-"""FIRENet trains and validates on every kind of plan and of labels that nnU-Net offers."""
+"""FIRENet trains and validates on every kind of plan that nnU-Net makes."""
 
 import json
 
 import pytest
-from conftest import Sandbox, write_dataset
+from conftest import write_dataset
 
 pytestmark = pytest.mark.slow
 
 TRAINER = "nnUNetTrainerFIRENet_2epochs_2iterations"
 
 
-def train(sandbox: Sandbox, dataset: str, configuration: str, plans: str = "small", trainer: str = TRAINER) -> dict:
-    """Train two short epochs with validation; returns the validation's summary."""
-    sandbox.run("nnUNetv2_train", dataset, configuration, 0, "-tr", trainer, "-p", plans, "-device", "cpu")
-    folder = sandbox.results / dataset / f"{trainer}__{plans}__{configuration}" / "fold_0"
-    return json.loads((folder / "validation" / "summary.json").read_text())
-
-
 def test_2d(small):
-    summary = train(small, "Dataset001_Small", "2d")
+    summary = small.train("Dataset001_Small", "2d", TRAINER)
     assert set(summary["mean"]) == {"1", "2"}
 
 
 def test_2d_without_the_fabric(small):
-    train(small, "Dataset001_Small", "2d", trainer="nnUNetTrainerFIRENetNoFabric_1epochs_1iterations")
+    small.train("Dataset001_Small", "2d", "nnUNetTrainerFIRENetNoFabric_1epochs_1iterations")
 
 
 def test_the_papers_recipe(small):
-    train(small, "Dataset001_Small", "3d_fullres", trainer="nnUNetTrainerFIRENetPaper_2epochs_2iterations")
+    small.train("Dataset001_Small", "3d_fullres", "nnUNetTrainerFIRENetPaper_2epochs_2iterations")
 
 
 def test_residual_encoder_plans(small):
@@ -37,7 +30,7 @@ def test_residual_encoder_plans(small):
     plans["configurations"]["3d_fullres"]["batch_size"] = 2
     (small.preprocessed / "Dataset001_Small" / "resenc.json").write_text(json.dumps(plans))
     assert "ResidualEncoderUNet" in plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"]
-    train(small, "Dataset001_Small", "3d_fullres", plans="resenc")
+    small.train("Dataset001_Small", "3d_fullres", TRAINER, plans="resenc")
 
 
 def test_anisotropic_plan(sandbox):
@@ -52,61 +45,7 @@ def test_anisotropic_plan(sandbox):
         assert arch["kernel_sizes"][0] == [1, 3, 3]
 
     sandbox.edit_plans(dataset, "small", batch_of_two)
-    train(sandbox, dataset, "3d_fullres")
-
-
-def batch_of_two(configurations: dict) -> None:
-    configurations["3d_fullres"]["batch_size"] = 2
-
-
-@pytest.mark.parametrize("ignore_slices", [0, 6], ids=["regions", "regions with an ignore label"])
-def test_regions(sandbox, ignore_slices):
-    number = 3 if ignore_slices else 4
-    dataset = f"Dataset00{number}_Regions"
-    labels = {"background": 0, "whole": [1, 2], "inner": 2, **({"ignore": 3} if ignore_slices else {})}
-    write_dataset(sandbox.raw, dataset, labels=labels, regions_class_order=[1, 2], ignore_slices=ignore_slices, cases=5)
-    sandbox.prepare(number, "3d_fullres")
-    sandbox.edit_plans(dataset, "small", batch_of_two)
-    summary = train(sandbox, dataset, "3d_fullres")
-    assert set(summary["mean"]) == {"(1, 2)", "2"}
-
-
-def test_ignore_label(sandbox):
-    dataset = "Dataset005_Ignore"
-    labels = {"background": 0, "outer": 1, "inner": 2, "ignore": 3}
-    write_dataset(sandbox.raw, dataset, labels=labels, ignore_slices=8)
-    sandbox.prepare(5, "3d_fullres")
-    sandbox.edit_plans(dataset, "small", batch_of_two)
-    summary = train(sandbox, dataset, "3d_fullres")
-    assert set(summary["mean"]) == {"1", "2"}
-    train(sandbox, dataset, "3d_fullres", trainer="nnUNetTrainerFIRENet_1epochs_1iterations_FocalLoss")
-
-
-def test_cascade(sandbox):
-    """Low resolution first, then full resolution with the first stage's segmentation as extra input channels."""
-    dataset = "Dataset006_Cascade"
-    write_dataset(sandbox.raw, dataset, shape=(28, 48, 44))
-    sandbox.prepare(6, "3d_fullres")
-
-    def two_stages(configurations: dict) -> None:
-        batch_of_two(configurations)
-        low = {
-            "inherits_from": "3d_fullres",
-            "data_identifier": "small_3d_lowres",
-            "spacing": [s * 1.4 for s in configurations["3d_fullres"]["spacing"]],
-            "median_image_size_in_voxels": [20, 34, 31],
-            "patch_size": [20, 32, 32],
-            "next_stage": "3d_cascade_fullres",
-        }
-        configurations["3d_lowres"] = low
-        configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-
-    sandbox.edit_plans(dataset, "small", two_stages)
-    sandbox.run("nnUNetv2_preprocess", "-d", 6, "-plans_name", "small", "-c", "3d_lowres", "-np", 1)
-    train(sandbox, dataset, "3d_lowres")
-    # The second stage needs the first one's prediction for its own training cases as well: one run on all cases.
-    sandbox.run("nnUNetv2_train", dataset, "3d_lowres", "all", "-tr", TRAINER, "-p", "small", "-device", "cpu")
-    train(sandbox, dataset, "3d_cascade_fullres")
+    sandbox.train(dataset, "3d_fullres", TRAINER)
 
 
 def test_patch_too_small_fails_before_training(small):
