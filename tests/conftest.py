@@ -39,6 +39,7 @@ class Sandbox:
         # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs. Several commands
         # at a time share the cores, and threads that wait for each other must not do so by spinning.
         workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        workers["PYTHONUNBUFFERED"] = "1"  # tests that follow the output must not see it late
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
         self.env = {**clean, **folders, **workers}
 
