@@ -1,9 +1,8 @@
 """A small multi-scale 3D phantom as an nnU-Net raw dataset.
 
-Each case shows one large organ, a vessel through it and a few tiny nodules. Vessel and nodules have the same
-intensity, so scale tells them apart; spots that look like nodules also lie outside the organ, where they are
-background, so context counts too. Noise, texture and a smooth bias field make the intensities of neighbouring tissues
-overlap.
+Each case shows one large organ, a vessel through it and a few tiny nodules. Nodules are a
+little brighter than the vessel, and spots that look like nodules also lie outside the organ, where they are background,
+so context counts. Noise, texture and a smooth bias field make the intensities of neighbouring tissues overlap.
 """
 
 import json
@@ -24,7 +23,8 @@ DATASET = "Dataset999_Phantom"
 TRAINING_CASES = 15
 TEST_CASES = 3
 
-_AIR, _BODY, _ORGAN, _BRIGHT = 40.0, 280.0, 460.0, 760.0
+# A nodule is so small that blurring takes a third of its contrast, which leaves it a little brighter than the vessel.
+_AIR, _BODY, _ORGAN, _VESSEL, _NODULE = 40.0, 280.0, 460.0, 700.0, 1100.0
 _NODULES, _DECOYS = 4, 4
 
 
@@ -55,7 +55,8 @@ def make_case(seed: int, index: int) -> tuple[NDArray[np.int16], NDArray[np.uint
 
     tissue = np.where(body, _BODY, _AIR)
     tissue[organ] = _ORGAN
-    tissue[vessel | nodules | decoys] = _BRIGHT
+    tissue[vessel] = _VESSEL
+    tissue[nodules | decoys] = _NODULE
     tissue += 32 * _smooth_field(random, 2.0) * body
     # Partial volume: a voxel on a border holds some of both tissues.
     image = ndimage.gaussian_filter(tissue, 0.6) * np.exp(0.11 * _smooth_field(random, 14.0))
