@@ -18,7 +18,8 @@ class Backbone:
 
     Attributes:
         trainer: the trainer's name; no underscore, and not a name nnU-Net itself has.
-        network: import path of the network class; it offers `from_plan`.
+        network: import path of the network: a class that offers `from_plan`, or, for recipe `UNetTrainer`, a function
+            that changes the plan's U-Net.
         recipe: import path of the trainer class that holds the recipe.
         summary: one line for tables.
         paper: where the network comes from.
@@ -62,9 +63,43 @@ FIRENET_PAPER = (
     "Liu et al. 2020, Fabric Image Representation Encoding Networks for Large-scale 3D Medical Image Analysis "
     "(arXiv:2006.15578)"
 )
+AUTOFOCUS_PAPER = "Qin et al. 2018, Autofocus Layer for Semantic Segmentation (arXiv:1805.08403)"
+
 _FIRENET = "nnunet_plugins.networks.firenet.FIRENet"
+_AFNET = "nnunet_plugins.networks.afnet.AFNet"
+_UNETS = "nnunet_plugins.networks.unet"
 _TRAINERS = "nnunet_plugins.trainers"
 _VARIANTS = "nnunetv2.training.nnUNetTrainer.variants"
+
+
+def _autofocus_family() -> list[Backbone]:
+    """One row per network of the autofocus paper under nnU-Net's recipe, then one each under the paper's."""
+    networks: list[tuple[str, str, dict[str, object]]] = [
+        ("AFNBasic", "BASIC: eight layers at full resolution, dilated by 2, no pooling", {}),
+        *(
+            (f"AFN{n}", f"AFN-{n}: autofocus in the last {n} of BASIC's eight layers", {"autofocus_layers": n})
+            for n in range(1, 7)
+        ),
+        ("ASPPS", "ASPP-S: BASIC with parallel dilated convolutions, summed", {"aspp": "sum"}),
+        ("ASPPC", "ASPP-C: BASIC with parallel dilated convolutions, concatenated", {"aspp": "concat"}),
+        ("DeepMedic", "DeepMedic: two pathways, full and a third of the resolution", {"pathways": 2}),
+    ]
+    recipes = [("", "backbone.BackboneTrainer", ""), ("Paper", "afnet.AFNetPaperTrainer", "; the paper's recipe")]
+    return [
+        Backbone(
+            trainer=f"{STOCK_TRAINER}{name}{suffix}",
+            network=_AFNET,
+            recipe=f"{_TRAINERS}.{recipe}",
+            summary=summary + note,
+            paper=AUTOFOCUS_PAPER,
+            dimensions=(2, 3),
+            twin=STOCK_TRAINER if name == "AFNBasic" else f"{STOCK_TRAINER}AFNBasic{suffix}",
+            options=MappingProxyType(options),
+        )
+        for suffix, recipe, note in recipes
+        for name, summary, options in networks
+    ]
+
 
 BACKBONES: tuple[Backbone, ...] = (
     Backbone(
@@ -97,6 +132,35 @@ BACKBONES: tuple[Backbone, ...] = (
         twin=STOCK_TRAINER,
         options=MappingProxyType({"dropout": 0.0, "bottleneck": "residual"}),
     ),
+    Backbone(
+        trainer="nnUNetTrainerAutofocusUNet",
+        network=f"{_UNETS}.AutofocusUNet",
+        recipe=f"{_TRAINERS}.unet.UNetTrainer",
+        summary="the plan's own U-Net with autofocus convolutions in its encoder from the third stage on",
+        paper=AUTOFOCUS_PAPER,
+        dimensions=(2, 3),
+        twin=STOCK_TRAINER,
+    ),
+    Backbone(
+        trainer="nnUNetTrainerASPP3DUNet",
+        network=f"{_UNETS}.ASPP3DUNet",
+        recipe=f"{_TRAINERS}.unet.UNetTrainer",
+        summary="the plan's own U-Net with ASPP3D and its image-level branch after the bottleneck",
+        paper=FIRENET_PAPER,
+        dimensions=(2, 3),
+        twin="nnUNetTrainerASPP3DUNetPlain",
+    ),
+    Backbone(
+        trainer="nnUNetTrainerASPP3DUNetPlain",
+        network=f"{_UNETS}.ASPP3DUNet",
+        recipe=f"{_TRAINERS}.unet.UNetTrainer",
+        summary="ASPP3DUNet without dilation and pooling: as many parameters in plain convolutions (ablation)",
+        paper=FIRENET_PAPER,
+        dimensions=(2, 3),
+        twin=STOCK_TRAINER,
+        options=MappingProxyType({"dilations": (1, 1, 1), "image_level": "pointwise"}),
+    ),
+    *_autofocus_family(),
 )
 
 # The order is the order in which the pieces override each other, whatever the order in the name: NoMirroring has to

@@ -49,3 +49,38 @@ def extend_stages(
         size = [n // s for n, s in zip(size, stride, strict=True)]
         steps.append(stride)
     return steps, kernels
+
+
+def anisotropy(strides: Sequence[Sequence[int]], kernel_sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """How many times larger a voxel is along each axis than along the finest, as the plan treats it.
+
+    nnU-Net leaves an axis alone (kernel 1, stride 1) until pooling has brought the others to its voxel size, within a
+    factor of two. An axis that never gets a larger kernel counts up to the last stage.
+    """
+    factors = []
+    for axis in range(len(kernel_sizes[0])):
+        alone = next((n for n, kernel in enumerate(kernel_sizes) if kernel[axis] > 1), len(kernel_sizes) - 1)
+        pooled = [1] * len(kernel_sizes[0])
+        for stride in strides[: alone + 1]:
+            pooled = [p * s for p, s in zip(pooled, stride, strict=True)]
+        factors.append(max(pooled) // pooled[axis])
+    return tuple(factors)
+
+
+def fit_rates(
+    rates: Sequence[int], size: Sequence[int], kernel_size: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Fit dilation rates to a feature map: per axis the dilated kernel, 2 r + 1 voxels long, must not exceed it.
+
+    Returns:
+        One rate per axis for each of `rates`, cut to what fits; rates that become equal are given once. Axes with
+        kernel 1, and axes too short for any kernel, have rate 1.
+    """
+    fitting: list[tuple[int, ...]] = []
+    for rate in rates:
+        cut = tuple(
+            max(1, min(rate, (n - 1) // 2)) if k > 1 else 1 for n, k in zip(size, kernel_size, strict=True)
+        )
+        if cut not in fitting:
+            fitting.append(cut)
+    return fitting

@@ -1,7 +1,7 @@
-"""What every backbone's trainer shares: build the network for the plan, one output scale, early device check."""
+"""What every backbone's trainer shares: build the network for the plan, early checks of device and memory."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -26,12 +26,15 @@ def require_device(device: torch.device) -> None:
 
 
 class BackboneTrainer(nnUNetTrainer):
-    """nnU-Net's trainer and recipe with the network of one registry row, without deep supervision.
+    """nnU-Net's trainer and recipe with the network of one registry row.
 
     Subclasses change the recipe; the registry row in `backbone` names the network and its options.
     """
 
     backbone: ClassVar[Backbone]
+
+    deep_supervision: ClassVar[bool] = False
+    """Whether the network has outputs at several scales, as nnU-Net's U-Net has."""
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class BackboneTrainer(nnUNetTrainer):
     ) -> None:
         require_device(device)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.enable_deep_supervision = False
+        self.enable_deep_supervision = self.deep_supervision
 
     @classmethod
     def build_network_architecture(
@@ -59,16 +62,8 @@ class BackboneTrainer(nnUNetTrainer):
         Raises:
             ValueError: if the plan does not fit the network, before training starts.
         """
-        network = locate(cls.backbone.network)
-        stages = configuration_manager.network_arch_init_kwargs
-        missing = {"strides", "kernel_sizes"} - set(stages)
-        if missing:
-            raise ValueError(
-                f"{cls.backbone.trainer} follows the stages of a U-Net plan, but the plan's architecture "
-                f"({configuration_manager.network_arch_class_name}) has no {' and no '.join(sorted(missing))}. "
-                "Use a plan of nnU-Net's default or ResEnc planner."
-            )
-        return network.from_plan(
+        stages = cls.plan_stages(configuration_manager)
+        return locate(cls.backbone.network).from_plan(
             input_channels=num_input_channels,
             num_classes=num_output_channels,
             deep_supervision=enable_deep_supervision,
@@ -77,6 +72,23 @@ class BackboneTrainer(nnUNetTrainer):
             kernel_sizes=stages["kernel_sizes"],
             **cls.backbone.options,
         )
+
+    @classmethod
+    def plan_stages(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:
+        """Return the keyword arguments of the plan's own network, which describe its stages.
+
+        Raises:
+            ValueError: if the plan's network is no U-Net.
+        """
+        stages = configuration_manager.network_arch_init_kwargs
+        missing = {"strides", "kernel_sizes"} - set(stages)
+        if missing:
+            raise ValueError(
+                f"{cls.backbone.trainer} follows the stages of a U-Net plan, but the plan's architecture "
+                f"({configuration_manager.network_arch_class_name}) has no {' and no '.join(sorted(missing))}. "
+                "Use a plan of nnU-Net's default or ResEnc planner."
+            )
+        return stages
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Leave deep supervision off where the recipe has none; nnU-Net switches it on again after validation."""

@@ -1,8 +1,8 @@
 """Atrous spatial pyramid pooling in 3D (ASPP3D): one feature map seen at several dilation rates at once.
 
-FIRENet (Liu et al. 2020, arXiv:2006.15578), section III-A1 and Fig. 2b, after DeepLab's 2D module.
-Parallel 3x3x3 convolutions of different dilation,
-concatenated and fused by a 1x1x1 convolution.
+FIRENet (Liu et al. 2020, arXiv:2006.15578), section III-A1 and Fig. 2b, after DeepLab's 2D module. Parallel 3x3x3
+convolutions of different dilation, concatenated and fused by a 1x1x1 convolution; optionally with the image-level
+branch of DeepLabv3 (Chen et al. 2017, arXiv:1706.05587, section 3.3), which tells every voxel the mean of all.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,29 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from nnunet_plugins.networks.layers.blocks import ConvBlock
+from nnunet_plugins.networks.layers.blocks import Activation, ConvBlock, Rate, per_axis, pointwise
+
+IMAGE_LEVEL = ("pooled", "pointwise")
+
+
+class ImageLevel(nn.Module):
+    """1x1x1 convolution and activation of the mean over all voxels; `(N, in, *size)` to `(N, out, *size)`.
+
+    No norm: instance norm has no statistics over a single voxel. With `pooled=False` the mean is left out, which keeps
+    the parameters and takes the image-level view away.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dim: int, *, pooled: bool = True, dropout: float = 0.0):
+        super().__init__()
+        self.pooled = pooled
+        self.project = nn.Sequential(pointwise(in_channels, out_channels, dim), Activation(dropout))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `(N, in, *size)` to `(N, out, *size)`."""
+        if not self.pooled:
+            return self.project(x)
+        mean = x.mean(dim=tuple(range(2, x.dim())), keepdim=True)
+        return self.project(mean).expand(-1, -1, *x.shape[2:])
 
 
 class ASPP3D(nn.Module):
@@ -20,12 +42,14 @@ class ASPP3D(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of each branch and of the output.
         kernel_size: kernel of the branches per axis, 3 or (on anisotropic axes) 1; its length sets the dimension.
-        dilations: one branch per rate. The paper states (1, 2, 4) and prints receptive fields that belong to
-            (1, 2, 3); see `nnunet_plugins.networks.fabric`.
+        dilations: one branch per rate, each one number or one per axis. The paper states (1, 2, 4) and prints
+            receptive fields that belong to (1, 2, 3); see `nnunet_plugins.networks.fabric`.
         dropout: dropout probability after each activation.
+        image_level: one branch more: "pooled" sees the mean over all voxels (DeepLabv3), "pointwise" has the same
+            parameters without the pooling, for ablations.
 
     Raises:
-        ValueError: if `dilations` is empty or holds a rate below 1.
+        ValueError: if `dilations` is empty or holds a rate below 1, or `image_level` is unknown.
     """
 
     def __init__(
@@ -34,16 +58,23 @@ class ASPP3D(nn.Module):
         out_channels: int,
         kernel_size: Sequence[int] = (3, 3, 3),
         *,
-        dilations: Sequence[int] = (1, 2, 4),
+        dilations: Sequence[Rate] = (1, 2, 4),
         dropout: float = 0.0,
+        image_level: str | None = None,
     ) -> None:
         super().__init__()
-        if not dilations or min(dilations) < 1:
+        dim = len(kernel_size)
+        if not dilations or min(min(per_axis(rate, dim)) for rate in dilations) < 1:
             raise ValueError(f"ASPP3D needs one dilation rate >= 1 per branch, got dilations={tuple(dilations)}")
+        if image_level not in (None, *IMAGE_LEVEL):
+            raise ValueError(f"image_level must be None or one of {IMAGE_LEVEL}, got {image_level!r}")
         self.branches = nn.ModuleList(
             ConvBlock(in_channels, out_channels, kernel_size, dilation=rate, dropout=dropout) for rate in dilations
         )
-        self.fuse = ConvBlock(len(dilations) * out_channels, out_channels, (1,) * len(kernel_size), dropout=dropout)
+        if image_level:
+            pooled = image_level == "pooled"
+            self.branches.append(ImageLevel(in_channels, out_channels, dim, pooled=pooled, dropout=dropout))
+        self.fuse = ConvBlock(len(self.branches) * out_channels, out_channels, (1,) * dim, dropout=dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, in, *size)` to `(N, out, *size)`."""

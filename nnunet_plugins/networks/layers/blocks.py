@@ -14,9 +14,23 @@ from torch.nn import functional
 # By dimension. Typed as Any, because torch wants pairs and triples where these take any tuple of the right length.
 CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 INSTANCE_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOL: dict[int, Any] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 NEGATIVE_SLOPE = 0.01
+
+Rate = Sequence[int] | int
+"""A dilation rate: one number, or one per axis."""
+
+
+def per_axis(number: Rate, dim: int) -> tuple[int, ...]:
+    """Return one number per axis."""
+    return (number,) * dim if isinstance(number, int) else tuple(number)
+
+
+def same_padding(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Return the padding that keeps the size of the image under a dilated convolution with odd kernel and stride 1."""
+    return tuple(rate * (k // 2) for rate, k in zip(dilation, kernel_size, strict=True))
 
 
 def convolution(
@@ -25,19 +39,20 @@ def convolution(
     kernel_size: Sequence[int],
     *,
     stride: Sequence[int] | int = 1,
-    dilation: int = 1,
+    dilation: Rate = 1,
 ) -> nn.Conv2d | nn.Conv3d:
     """Build a convolution with bias and "same" padding; `len(kernel_size)` decides between 2D and 3D.
 
     With stride 2 and an odd kernel it maps a size n to ceil(n / 2). Axes with kernel 1 stay untouched by `dilation`.
     """
+    rates = per_axis(dilation, len(kernel_size))
     return CONVOLUTION[len(kernel_size)](
         in_channels,
         out_channels,
         tuple(kernel_size),
         stride=stride if isinstance(stride, int) else tuple(stride),
-        padding=tuple(dilation * (k // 2) for k in kernel_size),
-        dilation=dilation,
+        padding=same_padding(kernel_size, rates),
+        dilation=rates,
     )
 
 
@@ -80,7 +95,7 @@ class ConvBlock(nn.Sequential):
         kernel_size: Sequence[int],
         *,
         stride: Sequence[int] | int = 1,
-        dilation: int = 1,
+        dilation: Rate = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(

@@ -1,0 +1,159 @@
+"""Autofocus convolution: one kernel at several dilation rates, and at every voxel an attention over the rates.
+
+Paper: Qin et al. 2018, "Autofocus Layer for Semantic Segmentation" (MICCAI, arXiv:1805.08403), section 2.2 and Fig. 1;
+the authors' code is github.com/yaq007/Autofocus-Layer.
+
+    x ──┬── conv 3, ReLU, conv 1, softmax over the rates ── a_1 ... a_K     (one map per rate, they sum to 1)
+        ├── conv W, rate r_1 ── * a_1 ──┐
+        ├── ...                         + ── out
+        └── conv W, rate r_K ── * a_K ──┘                                   (W is shared)
+
+Where the paper and the authors' code differ, both are options: the code normalises every branch on its own and has a
+bias in the first only (`branch_norm`), and keeps the gradient of the attention from flowing into the layer's input
+(`detach_attention`). Equation 3 has neither. Padding is "same", as nnU-Net's patches need; the code's is "valid".
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nnunet_plugins.networks.layers.blocks import (
+    BATCH_NORM,
+    NEGATIVE_SLOPE,
+    Rate,
+    convolution,
+    per_axis,
+    pointwise,
+    same_padding,
+)
+
+_CONVOLVE: dict[int, Any] = {2: functional.conv2d, 3: functional.conv3d}
+
+
+class AutofocusConv(nn.Module):
+    """Convolution whose dilation rate every voxel chooses; `(N, in, *size)` to `(N, out, *size)`, in 2D or 3D.
+
+    out(v) = sum_k a_k(v) (W *_{r_k} x)(v) + b, with a = softmax(conv1(ReLU(conv3(x)))) (equations 2 and 3). It has the
+    weight and bias of an ordinary convolution, under their ordinary names, and the attention network beside them.
+
+    Args:
+        in_channels: channels of the input; the attention network has half of them.
+        out_channels: channels of the output.
+        kernel_size: kernel per axis, 3 or (on anisotropic axes) 1; its length sets the dimension.
+        rates: dilation rates, each one number or one per axis. A kernel of 1 makes its axis indifferent to them.
+        branch_norm: batch norm of its own for each rate, as in the authors' code. Otherwise norm, if any, comes after.
+        detach_attention: let the attention's gradient stop at the layer's input, as in the authors' code.
+        bias: whether the convolution has a bias.
+
+    Raises:
+        ValueError: if `rates` is empty or holds a rate below 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sequence[int] = (3, 3, 3),
+        *,
+        rates: Sequence[Rate] = (2, 6, 10, 14),
+        branch_norm: bool = False,
+        detach_attention: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        dim = len(kernel_size)
+        self.kernel_size = tuple(kernel_size)
+        self.rates = tuple(per_axis(rate, dim) for rate in rates)
+        if not self.rates or min(min(rate) for rate in self.rates) < 1:
+            raise ValueError(f"AutofocusConv needs one dilation rate >= 1 per branch, got rates={tuple(rates)}")
+        self.detach_attention = detach_attention
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        hidden = max(1, in_channels // 2)
+        self.attention = nn.Sequential(
+            convolution(in_channels, hidden, kernel_size),
+            nn.ReLU(inplace=True),
+            pointwise(hidden, len(self.rates), dim),
+            nn.Softmax(dim=1),
+        )
+        self.norms = nn.ModuleList(BATCH_NORM[dim](out_channels) for _ in self.rates if branch_norm)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the kernel as nnU-Net does (He), the attention from N(0, 0.01): every rate starts with the same share."""
+        nn.init.kaiming_normal_(self.weight, a=NEGATIVE_SLOPE)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        for module in self.attention:
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def favour_first_rate(self, advantage: float) -> None:
+        """Let the attention start at the first rate, at every voxel; the others share K e^-advantage at most.
+
+        With rate 1 first and the weight and bias of an ordinary convolution, the layer starts as that convolution. The
+        attention learns the slower the larger the advantage: its gradient shrinks with the others' share.
+        """
+        last = self.attention[2]
+        last.weight.zero_()
+        last.bias.zero_()
+        last.bias[0] = advantage
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `(N, in, *size)` to `(N, out, *size)`."""
+        maps = self.attention(x.detach() if self.detach_attention else x)
+        convolve = _CONVOLVE[len(self.kernel_size)]
+        out: torch.Tensor | None = None
+        for k, rate in enumerate(self.rates):
+            # Because the attention sums to one, a bias in every branch is one bias after the sum.
+            bias = self.bias if k == 0 or not self.norms else None
+            y = convolve(x, self.weight, bias, padding=same_padding(self.kernel_size, rate), dilation=rate)
+            if self.norms:
+                y = self.norms[k](y)
+            # Softmax leaves autocast in full precision; the features need not follow it there.
+            y = y * maps[:, k : k + 1].to(y.dtype)
+            out = y if out is None else out + y
+        assert out is not None
+        return out
+
+    def extra_repr(self) -> str:
+        """Show what the printed module needs beyond its children."""
+        out_channels, in_channels = self.weight.shape[:2]
+        return f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, rates={self.rates}"
+
+
+@contextmanager
+def record_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect the attention maps of all autofocus layers while the network runs.
+
+    Yields a dictionary, filled by each forward pass: the layer's name to its maps `(N, K, *size)`, in the order of the
+    layer's `rates`; at every voxel they sum to one.
+
+    Example:
+        >>> layer = AutofocusConv(4, 8, rates=(1, 2))
+        >>> with record_attention(layer) as maps:
+        ...     _ = layer(torch.zeros(1, 4, 9, 9, 9))
+        >>> maps[""].shape
+        torch.Size([1, 2, 9, 9, 9])
+    """
+    maps: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            maps[name] = output.detach()
+
+        return hook
+
+    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, AutofocusConv)]
+    handles = [layer.attention.register_forward_hook(keep(name)) for name, layer in layers]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
