@@ -1,7 +1,7 @@
 """Time and memory of a training step, each registered network against nnU-Net's own U-Net in the same run.
 
     python benchmarks/training_step.py                        # 64^3, on a GPU if there is one
-    python benchmarks/training_step.py --patch 128 128 32 --device cuda --compile
+    python benchmarks/training_step.py --patch 128 128 32 --device cuda --compile -tr nnUNetTrainerFIRENet
 
 How to read it: seconds are the median over the steps after the warm-up, forward, loss (cross-entropy) and backward,
 without data loading. On a GPU they run under autocast as in nnU-Net, and the peak is what torch allocated. "saved"
@@ -15,43 +15,51 @@ import time
 from collections.abc import Sequence
 
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_plugins.registry import BACKBONES, locate
+from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
+from nnunet_plugins.trainers.compose import trainer_class
 
 CLASSES = 3
 
 
-def plan(patch: Sequence[int]) -> tuple[list, list]:
-    """Strides and kernels that nnU-Net's planner gives an isotropic image with this patch."""
-    _, strides, kernels, _, _ = get_pool_and_conv_props([1.0] * len(patch), patch, 4, 999999)
-    return [list(map(int, s)) for s in strides], [list(map(int, k)) for k in kernels]
-
-
-def unet(patch: Sequence[int]) -> nn.Module:
-    """Build the network of nnU-Net's default planner, without deep supervision, as the others have none."""
-    strides, kernels = plan(patch)
+def plan(patch: Sequence[int]) -> ConfigurationManager:
+    """What nnU-Net's default planner decides for an isotropic image with about this patch; it rounds the patch up."""
+    shape, strides, kernels = plan_topology(patch)
     stages = len(strides)
-    return PlainConvUNet(
-        input_channels=1,
-        n_stages=stages,
-        features_per_stage=[min(32 * 2**stage, 320) for stage in range(stages)],
-        conv_op=nn.Conv3d,
-        kernel_sizes=kernels,
-        strides=strides,
-        n_conv_per_stage=2,
-        num_classes=CLASSES,
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=False,
+    architecture = {
+        "n_stages": stages,
+        "features_per_stage": [min(32 * 2**stage, 320) for stage in range(stages)],
+        "conv_op": "torch.nn.Conv3d",
+        "kernel_sizes": kernels,
+        "strides": strides,
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    return ConfigurationManager(
+        {
+            "patch_size": shape,
+            "architecture": {
+                "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                "arch_kwargs": architecture,
+                "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+            },
+        }
     )
+
+
+def plan_topology(patch: Sequence[int]) -> tuple[list, list, list]:
+    """Patch, strides and kernels as nnU-Net's planner chooses them."""
+    _, strides, kernels, shape, _ = get_pool_and_conv_props([1.0] * len(patch), patch, 4, 999999)
+    return list(map(int, shape)), [list(map(int, s)) for s in strides], [list(map(int, k)) for k in kernels]
 
 
 def saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
@@ -113,23 +121,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="timed steps after two of warm-up")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile, as nnU-Net does on a GPU")
+    parser.add_argument(
+        "-tr",
+        dest="trainers",
+        nargs="+",
+        metavar="TRAINER",
+        default=[row.trainer for row in BACKBONES if not row.trainer.endswith("Paper")],
+        help="default: every registered network",
+    )
     arguments = parser.parse_args()
     patch = sorted(arguments.patch)  # nnU-Net puts the smallest axis first
+    configuration = plan(patch)
+    patch = configuration.patch_size
     x = torch.randn(arguments.batch, 1, *patch, device=arguments.device)
-    strides, kernels = plan(patch)
-    rows = {"U-Net": measure(unet(patch), x, arguments.steps, arguments.compile)}
-    for row in BACKBONES:
-        network = locate(row.network).from_plan(
-            input_channels=1,
-            num_classes=CLASSES,
-            deep_supervision=False,
-            patch_size=patch,
-            strides=strides,
-            kernel_sizes=kernels,
-            **row.options,
-        )
-        rows[row.trainer] = measure(network, x, arguments.steps, arguments.compile)
-    reference = rows["U-Net"]
+    rows = {}
+    for name in (STOCK_TRAINER, *arguments.trainers):
+        # One output scale for all: most of the networks have no other.
+        network = trainer_class(name).build_network_architecture(None, configuration, 1, CLASSES, False)
+        rows[name] = measure(network, x, arguments.steps, arguments.compile)
+    reference = rows[STOCK_TRAINER]
     print(
         f"torch {torch.__version__}, {arguments.device}, patch {'x'.join(map(str, patch))}, batch {arguments.batch}\n"
     )

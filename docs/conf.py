@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from nnunet_plugins import __version__
@@ -18,6 +19,11 @@ def _markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def _paper_link(paper: str) -> str:
+    """Shorten "Name et al. year, title (arXiv:number)" to a link."""
+    return re.sub(r"^(.+? \d{4}), .+ \(arXiv:([\d.]+)\)$", r"[\1](https://arxiv.org/abs/\2)", paper)
+
+
 # The tables of trainers and modifiers are the registry's rows, so that they cannot be out of date.
 generated = Path(__file__).parent / "_generated"
 generated.mkdir(exist_ok=True)
@@ -25,7 +31,7 @@ generated.mkdir(exist_ok=True)
     _markdown_table(
         ("trainer", "what it is", "works in", "ablation twin", "paper"),
         [
-            (f"`{r.trainer}`", r.summary, ", ".join(f"{d}D" for d in r.dimensions), f"`{r.twin}`", r.paper)
+            (f"`{r.trainer}`", r.summary, ", ".join(f"{d}D" for d in r.dimensions), f"`{r.twin}`", _paper_link(r.paper))
             for r in BACKBONES
         ],
     )

@@ -21,8 +21,18 @@ def opted_out() -> bool:
     return os.environ.get(OPT_OUT, "").lower() in ("0", "f", "false", "off", "no")
 
 
+def listed() -> list[str]:
+    """Return the folders that `nnUNet_extTrainer` lists."""
+    return [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
+
+
+def with_ours() -> str:
+    """Return the value of `nnUNet_extTrainer` with our folder appended, once."""
+    folders = listed()
+    return os.pathsep.join(folders if trainer_folder() in folders else [*folders, trainer_folder()])
+
+
 def register() -> None:
     """Append our trainer folder to `nnUNet_extTrainer`, once, unless the user has opted out."""
-    folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
-    if not opted_out() and trainer_folder() not in folders:
-        os.environ[VARIABLE] = os.pathsep.join([*folders, trainer_folder()])
+    if not opted_out():
+        os.environ[VARIABLE] = with_ours()

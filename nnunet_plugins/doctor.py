@@ -15,7 +15,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from nnunet_plugins import __version__
-from nnunet_plugins._startup import OPT_OUT, VARIABLE, opted_out, trainer_folder
+from nnunet_plugins._startup import OPT_OUT, VARIABLE, listed, opted_out, trainer_folder
 from nnunet_plugins.registry import BACKBONES
 
 MINIMUM_NNUNET = (2, 8)
@@ -93,24 +93,30 @@ def _check_devices() -> Iterator[Finding]:
         )
 
 
+def _installed(kind: str) -> list[str]:
+    """Where pip puts things of a kind: into the environment, or with `--user` into the user's own folders."""
+    user = sysconfig.get_preferred_scheme("user")
+    return [str(Path(path).resolve()) for path in (sysconfig.get_path(kind), sysconfig.get_path(kind, user))]
+
+
 def _check_discovery() -> Iterator[Finding]:
     folder = trainer_folder()
-    files = [Path(sysconfig.get_path("purelib")) / f"nnunet_plugins.{suffix}" for suffix in ("pth", "start")]
+    files = [Path(site) / f"nnunet_plugins.{end}" for site in _installed("purelib") for end in ("pth", "start")]
     startup = [file for file in files if file.is_file()]
     yield Finding(f"startup files: {', '.join(map(str, startup)) or 'none beside the other packages'}")
     by_hand = f"export {VARIABLE}=$(nnunet-plugins trainer-path)"
-    listed = [entry for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry.strip()]
-    yield Finding(f"{VARIABLE} = {os.pathsep.join(listed) or '(not set)'}")
-    for entry in listed:
+    entries = listed()
+    yield Finding(f"{VARIABLE} = {os.pathsep.join(entries) or '(not set)'}")
+    for entry in entries:
         if not os.path.isdir(entry):
             yield Finding(f"{VARIABLE} lists {entry}, which is no folder", f"correct {VARIABLE} where you set it")
-    if folder not in listed:
+    if folder not in entries:
         if opted_out():
             yield Finding(f"discovery is switched off by {OPT_OUT}", f"unset {OPT_OUT}, or {by_hand}")
         else:
             yield Finding(
                 "the startup file did not run, so nnU-Net does not know our trainers",
-                f"pip install --force-reinstall --no-deps nnunet-plugins, or {by_hand}",
+                f"install nnunet-plugins again (pip install --force-reinstall --no-deps, as at first), or {by_hand}",
             )
     # The proof is nnU-Net's own search in a fresh interpreter, as a user's command would start it.
     search = subprocess.run([sys.executable, "-c", LOOKUP], capture_output=True, text=True, check=False)
@@ -125,7 +131,7 @@ def _check_commands() -> Iterator[Finding]:
     command = shutil.which("nnUNetv2_train")
     if command is None:
         yield Finding("nnUNetv2_train is not on PATH", f"activate the environment of {sys.executable}")
-    elif Path(command).parent.resolve() != Path(sysconfig.get_path("scripts")).resolve():
+    elif str(Path(command).parent.resolve()) not in _installed("scripts"):
         yield Finding(
             f"the first nnUNetv2_train on PATH is {command}, which belongs to another Python than {sys.executable}",
             "activate this environment, or install nnunet-plugins into that one",

@@ -74,7 +74,7 @@ _VARIANTS = "nnunetv2.training.nnUNetTrainer.variants"
 
 def _autofocus_family() -> list[Backbone]:
     """One row per network of the autofocus paper under nnU-Net's recipe, then one each under the paper's."""
-    networks: list[tuple[str, str, dict[str, object]]] = [
+    networks: list[tuple[str, str, Mapping[str, object]]] = [
         ("AFNBasic", "BASIC: eight layers at full resolution, dilated by 2, no pooling", {}),
         *(
             (f"AFN{n}", f"AFN-{n}: autofocus in the last {n} of BASIC's eight layers", {"autofocus_layers": n})
@@ -94,7 +94,7 @@ def _autofocus_family() -> list[Backbone]:
             paper=AUTOFOCUS_PAPER,
             dimensions=(2, 3),
             twin=STOCK_TRAINER if name == "AFNBasic" else f"{STOCK_TRAINER}AFNBasic{suffix}",
-            options=MappingProxyType(options),
+            options=MappingProxyType(dict(options)),
         )
         for suffix, recipe, note in recipes
         for name, summary, options in networks
@@ -119,7 +119,7 @@ BACKBONES: tuple[Backbone, ...] = (
         summary="FIRENet under the paper's recipe: Adam, cross-entropy, dropout 0.5, spatial augmentation only",
         paper=FIRENET_PAPER,
         dimensions=(2, 3),
-        twin="nnUNetTrainerFIRENetNoFabric",
+        twin="nnUNetTrainerFIRENetNoFabricPaper",
         options=MappingProxyType({"dropout": 0.5}),
     ),
     Backbone(
@@ -131,6 +131,16 @@ BACKBONES: tuple[Backbone, ...] = (
         dimensions=(2, 3),
         twin=STOCK_TRAINER,
         options=MappingProxyType({"dropout": 0.0, "bottleneck": "residual"}),
+    ),
+    Backbone(
+        trainer="nnUNetTrainerFIRENetNoFabricPaper",
+        network=_FIRENET,
+        recipe=f"{_TRAINERS}.firenet.FIRENetPaperTrainer",
+        summary="FIRENet without its fabric, as above; the paper's recipe (ablation)",
+        paper=FIRENET_PAPER,
+        dimensions=(2, 3),
+        twin=STOCK_TRAINER,
+        options=MappingProxyType({"dropout": 0.5, "bottleneck": "residual"}),
     ),
     Backbone(
         trainer="nnUNetTrainerAutofocusUNet",
@@ -177,7 +187,7 @@ MODIFIERS: tuple[Modifier, ...] = (
         "NoMirroring",
         "mirroring",
         "no mirroring, neither in training nor at inference",
-        f"{_VARIANTS}.data_augmentation.nnUNetTrainerNoMirroring.nnUNetTrainerNoMirroring",
+        f"{_TRAINERS}.mirroring.NoMirroringTrainer",
     ),
     Modifier(
         "DA5",

@@ -83,11 +83,13 @@ class Sandbox:
         folder = self.results / dataset / f"{trainer}__{plans}__{configuration}" / "fold_0"
         return json.loads((folder / "validation" / "summary.json").read_text())
 
-    def edit_plans(self, dataset: str, name: str, change: Callable[[dict], object]) -> None:
-        """Write a changed copy of the default plans, as a user would by hand."""
+    def edit_plans(self, dataset: str, name: str, change: Callable[[dict], object] = lambda _: None) -> None:
+        """Write a copy of the default plans with a batch of two, and with what `change` does to its configurations."""
         folder = self.preprocessed / dataset
         plans = json.loads((folder / "nnUNetPlans.json").read_text())
         plans["plans_name"] = name
+        for configuration in plans["configurations"].values():
+            configuration["batch_size"] = 2
         change(plans["configurations"])
         (folder / f"{name}.json").write_text(json.dumps(plans))
 
@@ -159,9 +161,5 @@ def small(sandbox: Sandbox) -> Sandbox:
     write_dataset(sandbox.raw, "Dataset001_Small")
     sandbox.prepare(1, "2d", "3d_fullres")
 
-    def batch_of_two(configurations: dict) -> None:
-        for name in ("2d", "3d_fullres"):
-            configurations[name]["batch_size"] = 2
-
-    sandbox.edit_plans("Dataset001_Small", "small", batch_of_two)
+    sandbox.edit_plans("Dataset001_Small", "small")
     return sandbox

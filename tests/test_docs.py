@@ -57,10 +57,7 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     command = ("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
     other.run(*command, nnUNet_n_proc_DA="1")
 
-    def batch_of_two(configurations: dict) -> None:
-        configurations["3d_fullres"]["batch_size"] = 2
-
-    other.edit_plans("Dataset004_Hippocampus", "small", batch_of_two)
+    other.edit_plans("Dataset004_Hippocampus", "small")
     sandbox = Sandbox(tmp_path_factory.mktemp("docs"))
     write_dataset(sandbox.raw, "Dataset004_Hippocampus")
     sandbox.env["SMALL_PLANS"] = str(other.preprocessed / "Dataset004_Hippocampus" / "small.json")

@@ -8,10 +8,6 @@ pytestmark = pytest.mark.slow
 TRAINER = "nnUNetTrainerFIRENet_2epochs_2iterations"
 
 
-def batch_of_two(configurations: dict) -> None:
-    configurations["3d_fullres"]["batch_size"] = 2
-
-
 @pytest.mark.parametrize("ignore_slices", [0, 6], ids=["regions", "regions with an ignore label"])
 def test_regions(sandbox, ignore_slices):
     number = 3 if ignore_slices else 4
@@ -19,7 +15,7 @@ def test_regions(sandbox, ignore_slices):
     labels = {"background": 0, "whole": [1, 2], "inner": 2, **({"ignore": 3} if ignore_slices else {})}
     write_dataset(sandbox.raw, dataset, labels=labels, regions_class_order=[1, 2], ignore_slices=ignore_slices, cases=5)
     sandbox.prepare(number, "3d_fullres")
-    sandbox.edit_plans(dataset, "small", batch_of_two)
+    sandbox.edit_plans(dataset, "small")
     summary = sandbox.train(dataset, "3d_fullres", TRAINER)
     assert set(summary["mean"]) == {"(1, 2)", "2"}
 
@@ -29,7 +25,7 @@ def test_ignore_label(sandbox):
     labels = {"background": 0, "outer": 1, "inner": 2, "ignore": 3}
     write_dataset(sandbox.raw, dataset, labels=labels, ignore_slices=8)
     sandbox.prepare(5, "3d_fullres")
-    sandbox.edit_plans(dataset, "small", batch_of_two)
+    sandbox.edit_plans(dataset, "small")
     summary = sandbox.train(dataset, "3d_fullres", TRAINER)
     assert set(summary["mean"]) == {"1", "2"}
     sandbox.train(dataset, "3d_fullres", "nnUNetTrainerFIRENet_1epochs_1iterations_FocalLoss")
@@ -42,7 +38,6 @@ def test_cascade(sandbox):
     sandbox.prepare(6, "3d_fullres")
 
     def two_stages(configurations: dict) -> None:
-        batch_of_two(configurations)
         low = {
             "inherits_from": "3d_fullres",
             "data_identifier": "small_3d_lowres",

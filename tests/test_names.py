@@ -9,7 +9,6 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
-from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -17,7 +16,6 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_plugins import trainers
 from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class
-from nnunet_plugins.trainers.firenet import FIRENetPaperTrainer
 from nnunet_plugins.trainers.losses import FocalLoss
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
 
@@ -103,16 +101,14 @@ def test_classes_pickle_and_survive_spawn():
 
 
 def test_upstream_classes_are_the_pieces():
-    composed = trainer_class("nnUNetTrainer_DA5_Adam_DiceLoss_NoMirroring")
-    pieces = [nnUNetTrainerNoMirroring, nnUNetTrainerDA5, nnUNetTrainerDiceLoss, nnUNetTrainerAdam]
-    # NoMirroring first, whatever the order in the name: DA5 chooses mirror axes without asking further.
-    assert list(composed.__mro__[1:]) == [*pieces, nnUNetTrainer, object]
-
-
-def test_a_piece_the_recipe_already_holds_is_no_contradiction():
-    composed = trainer_class("nnUNetTrainerFIRENetPaper_NoMirroring_CELoss")
-    assert composed.__mro__[1] is trainer_class("nnUNetTrainerFIRENetPaper")
-    assert issubclass(composed, FIRENetPaperTrainer)
+    composed = trainer_class("nnUNetTrainer_DA5_Adam_DiceLoss")
+    assert list(composed.__mro__[1:]) == [
+        nnUNetTrainerDA5,
+        nnUNetTrainerDiceLoss,
+        nnUNetTrainerAdam,
+        nnUNetTrainer,
+        object,
+    ]
 
 
 class FakeDataset:
@@ -172,6 +168,20 @@ def test_no_mirroring_holds_beside_da5(dataset):
     assert dataset.trainer("nnUNetTrainer_DA5").configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1]
 
 
+def test_no_mirroring_holds_beside_da5_where_the_recipe_has_a_view_of_its_own(dataset):
+    for name in ("nnUNetTrainerFIRENetPaper_DA5_NoMirroring", "nnUNetTrainerAFN4Paper_NoMirroring_DA5"):
+        trainer = dataset.trainer(name)
+        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1] is None
+        assert trainer.inference_allowed_mirroring_axes is None
+
+
+def test_paper_target_class_must_exist(dataset):
+    trainer = dataset.trainer("nnUNetTrainerFIRENetPaper")
+    trainer.target_class = 3
+    with pytest.raises(ValueError, match="target_class is 3, the dataset has classes 1 to 2"):
+        trainer.on_train_start()
+
+
 def test_losses(dataset):
     assert "DiceLoss" in type(dataset.trainer("nnUNetTrainerFIRENet_DiceLoss")._build_loss()).__name__
     assert "CrossEntropy" in type(dataset.trainer("nnUNetTrainerFIRENet_CELoss")._build_loss()).__name__
@@ -184,11 +194,17 @@ def test_losses_that_cannot_handle_the_labels_say_so(tmp_path, monkeypatch):
     with pytest.raises(NotImplementedError, match="_DiceLoss does not support datasets with ignore labels"):
         ignoring.trainer("nnUNetTrainer_DiceLoss")
     ignoring.trainer("nnUNetTrainer_FocalLoss")
+    assert isinstance(ignoring.trainer("nnUNetTrainerAFN4Paper_FocalLoss")._build_loss(), FocalLoss)
+    with pytest.raises(NotImplementedError, match=r"use nnUNetTrainerAFN4Paper_CELoss, or nnUNetTrainerAFN4$"):
+        ignoring.trainer("nnUNetTrainerAFN4Paper_20epochs")._build_loss()
     regions = FakeDataset(
         tmp_path, monkeypatch, labels={"background": 0, "all": [1, 2], "core": 2}, regions_class_order=[1, 2]
     )
     with pytest.raises(NotImplementedError, match="_CELoss does not support datasets with regions"):
         regions.trainer("nnUNetTrainerFIRENet_CELoss")
+    with pytest.raises(NotImplementedError, match="region-based labels; use nnUNetTrainerFIRENetPaper_FocalLoss"):
+        regions.trainer("nnUNetTrainerFIRENetPaper_20epochs")._build_loss()
+    assert isinstance(regions.trainer("nnUNetTrainerFIRENetPaper_FocalLoss")._build_loss(), FocalLoss)
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerFIRENet", "nnUNetTrainer_5iterations"])

@@ -38,13 +38,12 @@ def test_anisotropic_plan(sandbox):
     write_dataset(sandbox.raw, dataset, shape=(8, 40, 36), spacing=(5.0, 1.0, 1.0), channels=2)
     sandbox.prepare(2, "3d_fullres")
 
-    def batch_of_two(configurations: dict) -> None:
-        configurations["3d_fullres"]["batch_size"] = 2
+    def check(configurations: dict) -> None:
         arch = configurations["3d_fullres"]["architecture"]["arch_kwargs"]
         assert arch["strides"][1] == [1, 2, 2]
         assert arch["kernel_sizes"][0] == [1, 3, 3]
 
-    sandbox.edit_plans(dataset, "small", batch_of_two)
+    sandbox.edit_plans(dataset, "small", check)
     sandbox.train(dataset, "3d_fullres", TRAINER)
 
 
@@ -57,5 +56,5 @@ def test_patch_too_small_fails_before_training(small):
     output = small.run(*command, ok=False)
     last = output.strip().splitlines()[-1]
     assert last.startswith("ValueError: FIRENet: an image of 2x16x16 voxels is too small")
-    assert "axis 0 has 2, the smallest that works is 4. Use a larger patch size in the plans file." in last
+    assert "axis 0 has 2 and needs at least 4. Use a larger patch size in the plans file." in last
     assert "Epoch 0" not in output

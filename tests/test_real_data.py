@@ -30,10 +30,7 @@ def hippocampus(sandbox: Sandbox, shared_data) -> Sandbox:
     (target / "dataset.json").write_text(json.dumps({**description, "numTraining": CASES}))
     sandbox.prepare(4, "3d_fullres")
 
-    def batch_of_two(configurations: dict) -> None:
-        configurations["3d_fullres"]["batch_size"] = 2
-
-    sandbox.edit_plans(DATASET, "small", batch_of_two)
+    sandbox.edit_plans(DATASET, "small")
     return sandbox
 
 

@@ -55,7 +55,8 @@ def log_of(sandbox: Sandbox, trainer: str) -> str:
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_training_ends_with_a_validation(trained, trainer):
     summary = json.loads((fold(trained, trainer) / "validation" / "summary.json").read_text())
-    assert 0 <= summary["foreground_mean"]["Dice"] <= 1
+    assert set(summary["mean"]) == {"1", "2"}
+    assert len(summary["metric_per_case"]) == 1
     checkpoint = torch.load(fold(trained, trainer) / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["trainer_name"] == trainer
     assert checkpoint["inference_allowed_mirroring_axes"] == (0, 1, 2)

@@ -14,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.firenet import FIRENet
+from nnunet_plugins.trainers.afnet import DropLR
+from nnunet_plugins.trainers.backbone import BackboneTrainer
+from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.firenet import FIRENetPaperTrainer, FIRENetTrainer, hold_frozen_gates
 from nnunet_plugins.trainers.losses import FocalLoss
 
@@ -80,13 +83,20 @@ def test_frozen_gates_stand_still_under_momentum_and_weight_decay(make):
     assert moved(before, gates(network)) == set()
 
 
+def bare(wrapped, is_ddp=False) -> torch.nn.Module:
+    """What the trainer takes for the network inside the wrappers of DDP and torch.compile."""
+    trainer = object.__new__(BackboneTrainer)
+    trainer.network, trainer.is_ddp = wrapped, is_ddp
+    return trainer.bare_network()
+
+
 def test_freezing_neither_recompiles_nor_breaks_the_graph():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     network, stage = small_firenet(), [1]
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99)
-    hold_frozen_gates(optimizer, network, lambda: stage[0])
+    hold_frozen_gates(optimizer, bare(compiled), lambda: stage[0])
     take_steps(compiled, network, optimizer, stage)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
@@ -98,7 +108,7 @@ def _two_ranks(rank: int, port: int) -> None:
     network, stage = small_firenet(), [1]
     wrapped = DistributedDataParallel(network)
     optimizer = torch.optim.SGD(wrapped.parameters(), 0.01, momentum=0.99)
-    hold_frozen_gates(optimizer, network, lambda: stage[0])
+    hold_frozen_gates(optimizer, bare(wrapped, is_ddp=True), lambda: stage[0])
     torch.manual_seed(rank)  # different images on the two ranks
     take_steps(wrapped, network, optimizer, stage)
     flat = torch.cat([p.detach().flatten() for p in network.parameters()])
@@ -180,13 +190,6 @@ def test_paper_keeps_the_checkpoint_with_the_best_raw_dice(monkeypatch, target, 
     assert best or trainer._best_ema == math.inf
 
 
-def test_paper_target_class_must_exist():
-    trainer = object.__new__(FIRENetPaperTrainer)
-    trainer.target_class = 3
-    with pytest.raises(ValueError, match="target_class is 3, the dataset has classes 1 to 2"):
-        trainer._target_dice([0.1, 0.2])
-
-
 class TestFocalLoss:
     def test_gamma_zero_is_the_cross_entropy(self):
         logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 1, 4, 5))
@@ -213,3 +216,26 @@ class TestFocalLoss:
         assert (logits.grad[..., 3:] == 0).all()
         everything = torch.ones_like(target) if regions else torch.full_like(target, 2)
         assert loss(logits, everything) == 0
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerAFN1Paper", "nnUNetTrainerAFN1Paper_Adam"])
+def test_autofocus_paper_starts_at_its_learning_rate(name, monkeypatch):
+    trainer = object.__new__(trainer_class(name))
+    monkeypatch.setattr(BackboneTrainer, "initialize", lambda self: None)
+    trainer.initialize()
+    trainer.network, trainer.num_epochs, trainer.weight_decay = torch.nn.Linear(2, 2), 30, 0.0
+    optimizer, schedule = trainer.configure_optimizers()
+    schedule.step(0)
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_autofocus_paper_drops_the_learning_rate_at_two_thirds():
+    optimizer = torch.optim.Adam(torch.nn.Linear(2, 2).parameters(), 1.0)
+    schedule = DropLR(optimizer, 1e-3, 30)
+    rates = []
+    for epoch in (0, 19, 20, 29, 3):  # the last as after a resume: nothing but the epoch counts
+        schedule.step(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+        assert schedule.get_last_lr() == rates[-1:]
+    assert rates == [1e-3, 1e-3, pytest.approx(1e-4), pytest.approx(1e-4), 1e-3]

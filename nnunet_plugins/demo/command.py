@@ -48,9 +48,7 @@ def environment(folder: Path) -> dict[str, str]:
     variables.setdefault("nnUNet_def_n_proc", workers)
     # Threads that wait by spinning take the cores from the workers, and are far slower where other programs run too.
     variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    trainers = [path for path in variables.get(_startup.VARIABLE, "").split(os.pathsep) if path]
-    if _startup.trainer_folder() not in trainers:
-        variables[_startup.VARIABLE] = os.pathsep.join([*trainers, _startup.trainer_folder()])
+    variables[_startup.VARIABLE] = _startup.with_ours()
     return variables
 
 
@@ -78,17 +76,21 @@ def run(command: Sequence[str | Path], variables: Mapping[str, str], log: Path, 
         file.flush()
         # A pipe, not the log itself: should this process be killed outright, the command fails at its next line
         # instead of going on unseen.
-        process = subprocess.Popen(
-            arguments,
-            env=dict(variables),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                arguments,
+                env=dict(variables),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            # For instance a console script whose interpreter has moved.
+            raise DemoError(f"{arguments[0]} cannot be started: {error}. Install nnU-Net again.") from error
         try:
             for line in _lines(process):
                 file.write(line)

@@ -18,8 +18,8 @@ the authors' code is github.com/yaq007/Autofocus-Layer. DeepMedic: Kamnitsas et 
 
 Deviations: padding is "same", so any patch works, where the reference is "valid" (75^3 to 47^3); 14 voxels away from
 the border BASIC gives the same. Weights start as nnU-Net's (He), the attention as the reference's. DeepMedic takes the
-context of its low-resolution pathway from inside the patch. On anisotropic plans the rates shrink along the coarse axes,
-so that they reach as far in millimetres (`from_plan`).
+context of its low-resolution pathway from inside the patch. On anisotropic plans the rates shrink along the coarse
+axes, so that they reach about as far in millimetres (`from_plan`).
 """
 
 from collections.abc import Sequence

@@ -55,6 +55,8 @@ class ResidualPyramid(nn.Module):
     def __init__(self, channels: int, kernel_sizes: Sizes, strides: Sizes, *, dropout: float = 0.0) -> None:
         super().__init__()
         dim = len(kernel_sizes[0])
+        if len(kernel_sizes) != len(RESIDUAL_UNITS):
+            raise ValueError(f"the ablation twin has {len(RESIDUAL_UNITS)} scales, got {len(kernel_sizes)} kernels")
         widths = [channels] + [2 * channels] * (len(kernel_sizes) - 1)
         self.strides = [tuple(stride) for stride in strides]
         self.ise = ISE()
@@ -251,7 +253,10 @@ class FIRENet(nn.Module):
             kernel_sizes=kernels,
             **options,  # type: ignore[arg-type]
         )
-        network.check_size(patch_size)
+        try:
+            network.check_size(patch_size)
+        except ValueError as error:
+            raise ValueError(f"{error}. Use a larger patch size in the plans file.") from None
         return network
 
     def coarsest(self, axis: int, size: int) -> int:
@@ -284,8 +289,7 @@ class FIRENet(nn.Module):
         smallest = next(n for n in range(1, enough + 1) if self.coarsest(axis, n) >= needed)
         return ValueError(
             f"FIRENet: an image of {'x'.join(map(str, size))} voxels is too small, it leaves no more than one voxel at "
-            f"the coarsest scale: axis {axis} has {size[axis]}, the smallest that works is {smallest}. "
-            "Use a larger patch size in the plans file."
+            f"the coarsest scale: axis {axis} has {size[axis]} and needs at least {smallest}"
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:

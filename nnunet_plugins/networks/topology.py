@@ -67,9 +67,7 @@ def anisotropy(strides: Sequence[Sequence[int]], kernel_sizes: Sequence[Sequence
     return tuple(factors)
 
 
-def fit_rates(
-    rates: Sequence[int], size: Sequence[int], kernel_size: Sequence[int]
-) -> list[tuple[int, ...]]:
+def fit_rates(rates: Sequence[int], size: Sequence[int], kernel_size: Sequence[int]) -> list[tuple[int, ...]]:
     """Fit dilation rates to a feature map: per axis the dilated kernel, 2 r + 1 voxels long, must not exceed it.
 
     Returns:
@@ -78,9 +76,7 @@ def fit_rates(
     """
     fitting: list[tuple[int, ...]] = []
     for rate in rates:
-        cut = tuple(
-            max(1, min(rate, (n - 1) // 2)) if k > 1 else 1 for n, k in zip(size, kernel_size, strict=True)
-        )
+        cut = tuple(max(1, min(rate, (n - 1) // 2)) if k > 1 else 1 for n, k in zip(size, kernel_size, strict=True))
         if cut not in fitting:
             fitting.append(cut)
     return fitting

@@ -1,16 +1,16 @@
 """nnU-Net's own U-Net with one kind of block changed: the cleanest comparison there is.
 
-`AutofocusUNet`: the second convolution of each encoder stage, from the third stage on, becomes an autofocus convolution.
-`ASPP3DUNet`: an ASPP3D with an image-level branch follows the bottleneck.
+`AutofocusUNet`: the second convolution of each encoder stage, from the third stage on, becomes an autofocus
+convolution. `ASPP3DUNet`: an ASPP3D with an image-level branch follows the bottleneck.
 
     stage   1      2      3      4 ...  n                         1      2      3      4 ...  n
            ─┐     ─┐     A┐     A┐     A┐                        ─┐     ─┐     ─┐     ─┐     ─ ASPP3D
             └──────└──────└──────└──────┘ decoder                 └──────└──────└──────└──────┘ decoder
 
-Both take the U-Net that nnU-Net has built for its plan (PlainConvUNet or ResidualEncoderUNet, 2D or 3D) and change it in
-place. Everything else, deep supervision and the names and shapes of its weights included, stays as it was. An autofocus
-convolution keeps the weight and bias of the convolution it replaces, under their names, so that a stock checkpoint lacks
-only the attention.
+Both take the U-Net that nnU-Net has built for its plan (PlainConvUNet or ResidualEncoderUNet, 2D or 3D) and change it
+in place. Everything else, deep supervision and the names and shapes of its weights included, stays as it was. An
+autofocus convolution keeps the weight and bias of the convolution it replaces, under their names, so that a stock
+checkpoint lacks only the attention.
 Papers: Qin et al. 2018 (arXiv:1805.08403); Liu et al. 2020 (arXiv:2006.15578), section III-A1; Chen et al. 2017
 (arXiv:1706.05587), section 3.3.
 """
@@ -41,22 +41,21 @@ def stage_sizes(unet: Any, patch_size: Sequence[int]) -> list[tuple[int, ...]]:
             multiple *= stride[axis]
         if n % multiple:
             raise ValueError(
-                f"the U-Net cannot take a patch of {'x'.join(map(str, patch_size))} voxels: axis {axis} has {n}, the "
-                f"smallest that works is {multiple}, and only its multiples do. Change the patch size in the plans file."
+                f"the U-Net cannot take a patch of {'x'.join(map(str, patch_size))} voxels: axis {axis} has {n} and "
+                f"needs at least {multiple}, or a multiple of it. Change the patch size in the plans file."
             )
     for stride in strides:
         sizes.append(tuple(n // s for n, s in zip(sizes[-1], stride, strict=True)))
     return sizes[1:]
 
 
-def second_convolution(stage: nn.Module) -> Any | None:
-    """Return the block of a stage that holds its second convolution over more than one voxel, None if there is none.
+def convolution_blocks(stage: nn.Module) -> list[Any]:
+    """Return the blocks of a stage with a kernel of more than one voxel, in forward order.
 
     A block is nnU-Net's convolution with norm and nonlinearity, a module with `conv` and `all_modules`.
     """
-    blocks = [m for m in stage.modules() if isinstance(getattr(m, "conv", None), (nn.Conv2d, nn.Conv3d))]
-    spatial = [block for block in blocks if max(block.conv.kernel_size) > 1]  # type: ignore[operator, arg-type]
-    return spatial[1] if len(spatial) > 1 else None
+    blocks: list[Any] = [m for m in stage.modules() if isinstance(getattr(m, "conv", None), (nn.Conv2d, nn.Conv3d))]
+    return [block for block in blocks if max(block.conv.kernel_size) > 1]
 
 
 def AutofocusUNet(  # noqa: N802 - it stands where other backbones have a class
@@ -73,7 +72,7 @@ def AutofocusUNet(  # noqa: N802 - it stands where other backbones have a class
         unet: a U-Net as nnU-Net builds it.
         patch_size: voxels per axis.
         first_stage: the first stage that changes; stage 1 is full resolution.
-        rates: dilation rates; a stage keeps those whose kernel, 2 r + 1 voxels long, fits its feature map.
+        rates: dilation rates, in each stage cut to those whose kernel, 2 r + 1 voxels long, fits the feature map.
         detach_attention: keep the attention's gradient out of the trunk.
 
     Returns:
@@ -85,9 +84,10 @@ def AutofocusUNet(  # noqa: N802 - it stands where other backbones have a class
     sizes = stage_sizes(unet, patch_size)
     changed = 0
     for stage, size in list(zip(unet.encoder.stages, sizes, strict=True))[first_stage - 1 :]:
-        block = second_convolution(stage)
-        if block is None:
+        blocks = convolution_blocks(stage)
+        if len(blocks) < 2:
             continue
+        block = blocks[1]
         fitting = fit_rates(rates, size, block.conv.kernel_size)
         # With a single rate the attention has nothing to choose from.
         if len(fitting) > 1:
@@ -145,11 +145,11 @@ def ASPP3DUNet(  # noqa: N802 - it stands where other backbones have a class
     """
     size = stage_sizes(unet, patch_size)[-1]
     width = unet.encoder.output_channels[-1]
-    kernel_size = tuple(unet.encoder.kernel_sizes[-1])
+    last = unet.encoder.stages[-1]
+    kernel_size = convolution_blocks(last)[-1].conv.kernel_size
     rates = [tuple(max(1, min(rate, n - 1)) for n in size) for rate in dilations]
     aspp = ASPP3D(width, width, kernel_size, dilations=rates, image_level=image_level)
     aspp.apply(initialise_he)
-    last = unet.encoder.stages[-1]
     # A stage is a sequence, or, in the residual encoder, holds one as `blocks`.
     getattr(last, "blocks", last).append(aspp)
     return unet

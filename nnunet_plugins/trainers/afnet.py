@@ -36,9 +36,13 @@ class AFNetPaperTrainer(nnUNetTrainerNoDA, nnUNetTrainerDiceLoss, BackboneTraine
     Patch size and batch size come from the plan; the paper's are 75^3 and 7.
     """
 
+    def initialize(self) -> None:
+        """Set up training as nnU-Net does, with the paper's learning rate whichever the optimizer."""
+        self.initial_lr = 1e-3
+        super().initialize()
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Return Adam with the paper's schedule."""
-        self.initial_lr = 1e-3
         optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr)
         return optimizer, DropLR(optimizer, self.initial_lr, self.num_epochs)
 
@@ -46,6 +50,6 @@ class AFNetPaperTrainer(nnUNetTrainerNoDA, nnUNetTrainerDiceLoss, BackboneTraine
         if self.label_manager.has_ignore_label:
             raise NotImplementedError(
                 f"{type(self).__name__}: soft Dice alone does not support datasets with an ignore label; "
-                f"use {type(self).__name__}_CELoss, or {self.backbone.trainer.removesuffix('Paper')}"
+                f"use {self.backbone.trainer}_CELoss, or {self.backbone.trainer.removesuffix('Paper')}"
             )
         return super()._build_loss()

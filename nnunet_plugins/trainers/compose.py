@@ -43,7 +43,8 @@ def _compose(
 ) -> type[nnUNetTrainer]:
     rows = sorted((modifier for modifier, _ in modifiers), key=MODIFIERS.index)
     pieces = [locate(row.piece) for row in rows if row.piece]
-    # A recipe may hold a piece already; a second time would have no consistent order of bases and no effect.
+    # A recipe may hold a piece already; a second time would have no consistent order of bases. It keeps its effect,
+    # because no two modifiers set the same thing.
     bases = [piece for piece in pieces if not issubclass(base, piece)] + [base]
     numbers = {
         attribute: max(1, round(factor * number))

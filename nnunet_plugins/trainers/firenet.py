@@ -108,6 +108,26 @@ class FIRENetPaperTrainer(nnUNetTrainerNoMirroring, nnUNetTrainerCELoss, nnUNetT
     target_class: int | None = None
     """Foreground class (1, 2, ...) or region whose validation Dice chooses the best checkpoint; None takes the mean."""
 
+    def _build_loss(self) -> Any:
+        if self.label_manager.has_regions:
+            raise NotImplementedError(
+                f"{type(self).__name__}: the paper's plain cross-entropy does not support region-based labels; "
+                f"use {self.backbone.trainer}_FocalLoss or _DiceLoss, or {self.backbone.trainer.removesuffix('Paper')}"
+            )
+        return super()._build_loss()
+
+    def on_train_start(self) -> None:
+        """Start or resume training.
+
+        Raises:
+            ValueError: if the dataset does not have `target_class`.
+        """
+        labels = self.label_manager
+        classes = len(labels.foreground_regions if labels.has_regions else labels.foreground_labels)
+        if self.target_class is not None and not 1 <= self.target_class <= classes:
+            raise ValueError(f"target_class is {self.target_class}, the dataset has classes 1 to {classes}")
+        super().on_train_start()
+
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
         """Return nnU-Net's augmentation without its intensity transforms and with elastic deformation."""
@@ -147,6 +167,4 @@ class FIRENetPaperTrainer(nnUNetTrainerNoMirroring, nnUNetTrainerCELoss, nnUNetT
         if self.target_class is None:
             present = [dice for dice in per_class if not math.isnan(dice)]
             return sum(present) / len(present) if present else math.nan
-        if not 1 <= self.target_class <= len(per_class):
-            raise ValueError(f"target_class is {self.target_class}, the dataset has classes 1 to {len(per_class)}")
         return per_class[self.target_class - 1]

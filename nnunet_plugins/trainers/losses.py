@@ -48,7 +48,8 @@ class FocalLossTrainer(nnUNetTrainer):
     """nnU-Net's trainer with the focal loss, deep supervision weighted as nnU-Net weights it."""
 
     def _build_loss(self) -> nn.Module:
-        wrapper = super()._build_loss()
+        # Not super(): a recipe's own loss may refuse labels that this one takes. Only the weights per scale are used.
+        wrapper = nnUNetTrainer._build_loss(self)
         focal = FocalLoss(regions=self.label_manager.has_regions, ignore_label=self.label_manager.ignore_label)
         if isinstance(wrapper, DeepSupervisionWrapper):
             wrapper.loss = focal

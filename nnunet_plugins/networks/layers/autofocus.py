@@ -84,14 +84,15 @@ class AutofocusConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the kernel as nnU-Net does (He), the attention from N(0, 0.01): every rate starts with the same share."""
+        """Draw the kernel as nnU-Net does (He), the attention from N(0, 0.01): all rates start with equal shares."""
         nn.init.kaiming_normal_(self.weight, a=NEGATIVE_SLOPE)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
         for module in self.attention:
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @torch.no_grad()
     def favour_first_rate(self, advantage: float) -> None:
@@ -100,7 +101,7 @@ class AutofocusConv(nn.Module):
         With rate 1 first and the weight and bias of an ordinary convolution, the layer starts as that convolution. The
         attention learns the slower the larger the advantage: its gradient shrinks with the others' share.
         """
-        last = self.attention[2]
+        last: Any = self.attention[2]
         last.weight.zero_()
         last.bias.zero_()
         last.bias[0] = advantage

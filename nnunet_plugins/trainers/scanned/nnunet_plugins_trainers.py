@@ -19,3 +19,6 @@ def __getattr__(name: str) -> Any:
     except UnknownTrainerError as error:
         print(error, file=sys.stderr)
         raise
+    except AttributeError as error:
+        # `hasattr` would swallow it, and nnU-Net say no more than that there is no such trainer.
+        raise ImportError(f"{name} could not be made: {error}") from error

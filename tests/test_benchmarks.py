@@ -1,0 +1,18 @@
+"""The benchmark scripts run; what they measure depends on the machine."""
+
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+def test_training_step():
+    script = ROOT / "benchmarks" / "training_step.py"
+    options = ["--patch", "18", "20", "17", "--batch", "1", "--steps", "1", "--device", "cpu"]
+    trainers = ["nnUNetTrainerASPP3DUNet", "nnUNetTrainerAFN1"]
+    result = subprocess.run(
+        [sys.executable, script, *options, "-tr", *trainers], capture_output=True, text=True, check=True
+    )
+    assert "patch 20x20x20, batch 1" in result.stdout
+    rows = [line.split(" | ")[0] for line in result.stdout.splitlines()]
+    assert rows[-3:] == [f"| {name}" for name in ("nnUNetTrainer", *trainers)]
