@@ -58,6 +58,71 @@ def _trainer_path(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.planning.fit import PlanError, fit_plans
+    from nnunet_plugins.planning.forecast import COMFORTABLE
+
+    try:
+        fitted = fit_plans(
+            arguments.dataset,
+            arguments.trainer,
+            arguments.gpu_memory,
+            configurations=arguments.configurations,
+            like=arguments.like,
+            name=arguments.name,
+            autocast=not arguments.cpu,
+            overwrite=arguments.overwrite,
+        )
+    except (PlanError, OSError) as error:
+        print(f"nnunet-plugins plan: {error}", file=sys.stderr)
+        return 2
+    rows = [("configuration", "in the plans", "fits")]
+    for configuration, (before, after) in fitted.sizes.items():
+        rows.append((configuration, str(before), "as it is" if after == before else str(after)))
+    print(f"Memory of a training step with {arguments.trainer}, forecast:\n{_table(rows)}")
+    print(
+        f"Of {arguments.gpu_memory:g} GiB it may take {COMFORTABLE:.0%}; the rest is left for what no forecast sees, "
+        "such as the CUDA context and cuDNN's workspaces."
+    )
+    print(f"Wrote {fitted.file}" if fitted.file else "It fits already: nothing was written.")
+    print("Train with:")
+    device = " -device cpu" if arguments.cpu else ""
+    for configuration in fitted.sizes:
+        print(
+            f"  nnUNetv2_train {arguments.dataset} {configuration} 0 -tr {arguments.trainer} -p {fitted.name}{device}"
+        )
+    return 0
+
+
+def _warm_start(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nnunet_plugins.trainers.names import UnknownTrainerError
+    from nnunet_plugins.trainers.warm_start import write_warm_start
+
+    try:
+        new = write_warm_start(
+            Path(arguments.checkpoint), arguments.trainer, Path(arguments.output), advantage=arguments.advantage
+        )
+    except (UnknownTrainerError, ValueError, OSError) as error:
+        print(f"nnunet-plugins warm-start: {error}", file=sys.stderr)
+        return 2
+    print(f"New weights, all others are the checkpoint's: {', '.join(new)}")
+    print(f"Wrote {arguments.output}. Train with the same plans and fold:")
+    print(f"  nnUNetv2_train ... -tr {arguments.trainer} -pretrained_weights {arguments.output}")
+    return 0
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GB")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     result = argparse.ArgumentParser(prog="nnunet-plugins", description="New backbones for nnU-Net v2, without a fork.")
@@ -87,6 +152,64 @@ def parser() -> argparse.ArgumentParser:
         "export nnUNet_extTrainer=$(nnunet-plugins trainer-path)",
     )
     command.set_defaults(run=_trainer_path)
+
+    command = commands.add_parser(
+        "plan",
+        help="make plans whose batch and patch size fit your GPU's memory",
+        description="Forecast the memory of a training step with a trainer's network, for each configuration of "
+        "existing plans, and write a copy of the plans that fits the GPU: first with a smaller batch, down to 2, then "
+        "with a smaller patch. The copy uses the same preprocessed data, so you can train with it at once: "
+        "nnUNetv2_train ... -p NAME. No GPU is needed here. For example: nnunet-plugins plan -d 4 -tr "
+        "nnUNetTrainerAFN6 --gpu-memory 24. To compare two networks fairly, train both with the same plans.",
+    )
+    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
+    command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
+    command.add_argument(
+        "--gpu-memory",
+        type=_gigabytes,
+        required=True,
+        metavar="GB",
+        help="all of the GPU's memory: 24 for a card sold with 24 GB (GiB); the forecast may take four fifths of it",
+    )
+    command.add_argument(
+        "-c",
+        dest="configurations",
+        nargs="+",
+        default=[],
+        metavar="CONFIGURATION",
+        help="configurations to adapt, for example 3d_fullres; default: all of the plans'",
+    )
+    command.add_argument(
+        "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from, default: %(default)s"
+    )
+    command.add_argument(
+        "--name", metavar="PLANS", help="name of the new plans; default like nnUNetPlans_AFN6_24GB, after the others"
+    )
+    command.add_argument(
+        "--cpu", action="store_true", help="plan for training on a CPU, with its memory: without mixed precision"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace different plans of the new name")
+    command.set_defaults(run=_plan)
+
+    command = commands.add_parser(
+        "warm-start",
+        help="make a start for AutofocusUNet or ASPP3DUNet out of a trained U-Net",
+        description="Take the weights of a trained stock U-Net, add those that the trainer's network has besides, and "
+        "write a file for nnU-Net's -pretrained_weights. Autofocus layers begin as the convolutions they replace. For "
+        "example: nnunet-plugins warm-start fold_0/checkpoint_final.pth -tr nnUNetTrainerAutofocusUNet -o start.pth",
+    )
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of nnUNetTrainer or a variant of it")
+    command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="trainer to start")
+    command.add_argument("-o", dest="output", required=True, metavar="FILE", help="file to write")
+    command.add_argument(
+        "--advantage",
+        type=float,
+        default=5.0,
+        metavar="LOGITS",
+        help="attention to the first rate at the start, default %(default)g: the other rates share 2 per cent. With 20 "
+        "the network starts as the U-Net to single precision, but its attention hardly learns",
+    )
+    command.set_defaults(run=_warm_start)
 
     command = commands.add_parser(
         "demo",

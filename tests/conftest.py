@@ -83,6 +83,14 @@ class Sandbox:
         folder = self.results / dataset / f"{trainer}__{plans}__{configuration}" / "fold_0"
         return json.loads((folder / "validation" / "summary.json").read_text())
 
+    def predict(self, dataset: int, configuration: str, trainer: str, output: Path, *more: object) -> dict[str, bytes]:
+        """Predict the test cases with fold 0 on the CPU; returns the segmentations' bytes by file name."""
+        (folder,) = self.raw.glob(f"Dataset{dataset:03d}_*")
+        model = ("-d", dataset, "-c", configuration, "-f", 0, "-p", "small", "-tr", trainer)
+        options = ("-device", "cpu", "-npp", 1, "-nps", 1, "--disable_progress_bar", *more)
+        self.run("nnUNetv2_predict", "-i", folder / "imagesTs", "-o", output, *model, *options)
+        return {path.name: path.read_bytes() for path in sorted(output.glob("*.nii.gz"))}
+
     def edit_plans(self, dataset: str, name: str, change: Callable[[dict], object] = lambda _: None) -> None:
         """Write a copy of the default plans with a batch of two, and with what `change` does to its configurations."""
         folder = self.preprocessed / dataset

@@ -184,6 +184,15 @@ def test_pretrained_weights_leave_out_the_output_layer_alone(case):
     assert {case[2].state_dict()[key].shape[0] for key in keys} == {CLASSES}
 
 
+@pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.trainer)
+def test_compiles_without_a_graph_break(row):
+    """On a GPU nnU-Net compiles every network."""
+    torch._dynamo.reset()
+    network = build(row, "2d isotropic").train()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    assert compiled(image("2d isotropic")).shape == (2, CLASSES, 32, 32)
+
+
 @pytest.mark.parametrize("row", BACKBONES, ids=lambda row: row.trainer)
 class TestRow:
     def test_parameters(self, row):

@@ -92,7 +92,6 @@ def test_commands_run(page: Path, hippocampus: Sandbox):
         text=True,
         check=False,
     )
-    # Only nnU-Net's folders are not all set on every page; the doctor says so with its exit code.
     assert result.returncode == 0, f"{script}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
 
 
@@ -107,9 +106,13 @@ def test_the_startup_line_in_the_docs_is_the_one_that_is_installed():
     assert line in blocks(ROOT / "docs" / "install.md", "text")
 
 
-def test_the_drawing_is_the_code():
-    drawing = runpy.run_path(str(ROOT / "docs" / "draw_fabric.py"))
-    assert drawing["FILE"].read_text() == drawing["draw"](), "run python docs/draw_fabric.py"
+def test_the_drawings_are_the_code(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    fabric = runpy.run_path(str(ROOT / "docs" / "draw_fabric.py"))
+    assert fabric["FILE"].read_text() == fabric["draw"](), "run python docs/draw_fabric.py"
+    autofocus = runpy.run_path(str(ROOT / "docs" / "draw_autofocus.py"))
+    for file, draw in autofocus["DRAWINGS"].items():
+        assert file.read_text() == draw(), "run python docs/draw_autofocus.py"
 
 
 def test_links_between_pages_lead_somewhere():

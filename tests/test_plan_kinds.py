@@ -1,4 +1,4 @@
-"""FIRENet trains and validates on every kind of plan that nnU-Net makes."""
+"""The networks train, validate and predict on every kind of plan that nnU-Net makes."""
 
 import json
 
@@ -23,14 +23,36 @@ def test_the_papers_recipe(small):
     small.train("Dataset001_Small", "3d_fullres", "nnUNetTrainerFIRENetPaper_2epochs_2iterations")
 
 
-def test_residual_encoder_plans(small):
+@pytest.fixture(scope="module")
+def resenc(small) -> str:
+    """The name of residual encoder plans for the small dataset, batch size 2."""
     small.run("nnUNetv2_plan_experiment", "-d", 1, "-pl", "nnUNetPlannerResEncM", nnUNet_n_proc_DA="1")
     plans = json.loads((small.preprocessed / "Dataset001_Small" / "nnUNetResEncUNetMPlans.json").read_text())
     plans["plans_name"] = "resenc"
     plans["configurations"]["3d_fullres"]["batch_size"] = 2
     (small.preprocessed / "Dataset001_Small" / "resenc.json").write_text(json.dumps(plans))
     assert "ResidualEncoderUNet" in plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"]
-    small.train("Dataset001_Small", "3d_fullres", TRAINER, plans="resenc")
+    return "resenc"
+
+
+@pytest.mark.parametrize("backbone", ["FIRENet", "AutofocusUNet", "ASPP3DUNet"])
+def test_residual_encoder_plans(small, resenc, backbone):
+    small.train("Dataset001_Small", "3d_fullres", f"nnUNetTrainer{backbone}_1epochs_2iterations", plans=resenc)
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("backbone", ["AFN4", "AutofocusUNet", "ASPP3DUNet"])
+def test_trains_and_predicts(small, backbone, configuration):
+    trainer = f"nnUNetTrainer{backbone}_1epochs_2iterations"
+    summary = small.train("Dataset001_Small", configuration, trainer)
+    assert set(summary["mean"]) == {"1", "2"}
+    output = small.root / f"{backbone}_{configuration}"
+    predicted = small.predict(1, configuration, trainer, output)
+    assert sorted(predicted) == sorted(path.name for path in (small.raw / "Dataset001_Small" / "labelsTs").iterdir())
+
+
+def test_the_autofocus_papers_recipe(small):
+    small.train("Dataset001_Small", "3d_fullres", "nnUNetTrainerAFN2Paper_2epochs_2iterations")
 
 
 def test_anisotropic_plan(sandbox):

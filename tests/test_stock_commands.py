@@ -23,13 +23,7 @@ def train(sandbox: Sandbox, trainer: str, *more: object, **options: object) -> s
 
 
 def predict(sandbox: Sandbox, trainer: str, output: Path) -> dict[str, bytes]:
-    """Predict the test cases; returns the segmentations' bytes by file name."""
-    images = sandbox.raw / DATASET / "imagesTs"
-    sandbox.run(
-        *("nnUNetv2_predict", "-i", images, "-o", output, "-d", 1, "-c", "3d_fullres", "-f", 0, "-p", "small"),
-        *("-tr", trainer, "-device", "cpu", "-npp", 1, "-nps", 1, "--save_probabilities", "--disable_progress_bar"),
-    )
-    return {path.name: path.read_bytes() for path in sorted(output.glob("*.nii.gz"))}
+    return sandbox.predict(1, "3d_fullres", trainer, output, "--save_probabilities")
 
 
 def fold(sandbox: Sandbox, trainer: str) -> Path:

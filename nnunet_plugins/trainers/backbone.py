@@ -1,14 +1,28 @@
 """What every backbone's trainer shares: build the network for the plan, early checks of device and memory."""
 
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_plugins.planning.forecast import (
+    GIB,
+    device_memory,
+    fitted_plans_name,
+    forecast_training,
+    format_bytes,
+    format_size,
+)
 from nnunet_plugins.registry import Backbone, locate
+
+MEMORY_CHECK = "nnUNet_plugins_memory_check"
+"""Environment variable that, set to 0, lets training start whatever the forecast of its memory says."""
 
 
 def require_device(device: torch.device) -> None:
@@ -89,6 +103,69 @@ class BackboneTrainer(nnUNetTrainer):
                 "Use a plan of nnU-Net's default or ResEnc planner."
             )
         return stages
+
+    def on_train_start(self) -> None:
+        """Start or resume training, once its memory is known to suffice."""
+        if not self.was_initialized:
+            self.initialize()
+        self.check_memory()
+        super().on_train_start()
+
+    def check_memory(self) -> None:
+        """Log how much memory a training step needs, and how much the device has.
+
+        Raises:
+            RuntimeError: if a step needs over 10 % more than the device has, with the commands that mend it.
+        """
+        available = device_memory(self.device)
+        patch_size = self.configuration_manager.patch_size
+        try:
+            needed = forecast_training(
+                partial(
+                    self.build_network_architecture,
+                    self.plans_manager,
+                    self.configuration_manager,
+                    self.num_input_channels,
+                    self.label_manager.num_segmentation_heads,
+                    self.enable_deep_supervision,
+                ),
+                (self.batch_size, self.num_input_channels, *patch_size),
+                autocast=self.device.type == "cuda",
+            ).peak_bytes_training
+        except Exception as error:
+            # The forecast looks into torch; should it fail there, that is no reason not to train.
+            self.print_to_log_file(f"The memory of a training step could not be forecast: {error!r}")
+            return
+        text = (
+            f"A training step needs about {format_bytes(needed)} of memory "
+            f"(patch {format_size(patch_size)}, batch {self.batch_size})"
+        )
+        if available is None:
+            self.print_to_log_file(f"{text}.")
+            return
+        text += f"; {self.device} has {format_bytes(available)}."
+        if needed > 1.1 * available and os.environ.get(MEMORY_CHECK) != "0":
+            raise RuntimeError(
+                f"nnunet_plugins: {type(self).__name__} cannot train {self.configuration_name} of the plans "
+                f"{self.plans_manager.plans_name} on this device. {text} {self._memory_remedy(available)}\n"
+                f"To train all the same, set {MEMORY_CHECK}=0."
+            )
+        if needed > 0.9 * available:
+            text += f" That is tight. {self._memory_remedy(available)}"
+        self.print_to_log_file(text)
+
+    def _memory_remedy(self, available: int) -> str:
+        trainer, plans = type(self).__name__, self.plans_manager.plans_name
+        dataset = convert_dataset_name_to_id(self.plans_manager.dataset_name)
+        memory = f"{available / GIB:.3g}"
+        on_cpu, device = (" --cpu", " -device cpu") if self.device.type == "cpu" else ("", "")
+        return (
+            "Make plans that fit, and train with them:\n"
+            f"  nnunet-plugins plan -d {dataset} -c {self.configuration_name} -tr {trainer} --gpu-memory {memory} "
+            f"--like {plans}{on_cpu}\n"
+            f"  nnUNetv2_train {dataset} {self.configuration_name} {self.fold} -tr {trainer} "
+            f"-p {fitted_plans_name(plans, trainer, float(memory))}{device}"
+        )
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Leave deep supervision off where the recipe has none; nnU-Net switches it on again after validation."""

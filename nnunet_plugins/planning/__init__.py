@@ -1,0 +1,1 @@
+"""How much memory a training step needs, and plans that fit a given GPU."""

@@ -1,0 +1,211 @@
+"""Forecast the memory of a training step before any of it is allocated.
+
+One step, forward, loss and backward, runs on fake tensors, which have a shape and a type but no memory, while every
+storage is followed from its first tensor to its last. That takes a second on any machine, with or without a GPU.
+
+Counted is what PyTorch allocates for tensors. A GPU's memory also holds the CUDA context, cuDNN's workspaces and the
+allocator's gaps, and in distributed training the gradient buckets: leave room for them (`COMFORTABLE`). What
+torch.compile changes by fusing operations is not foreseen.
+"""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GIB = 2**30
+
+COMFORTABLE = 0.8
+"""Part of a device's memory that a forecast may take when a plan is made to fit."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a network costs in training.
+
+    Attributes:
+        parameters: number of trainable parameters.
+        saved_bytes: what autograd saves in the forward pass for the backward pass, the loss included, parameters not.
+        peak_bytes_training: the most that lives at one time during a step: parameters, gradients, the optimizer's
+            state, image and target, what is saved for backward, and what an operation needs on top at that moment.
+    """
+
+    parameters: int
+    saved_bytes: int
+    peak_bytes_training: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follow the bytes of all tensors that operations return while the mode is on; each storage counts once.
+
+    Attributes:
+        now: bytes that live at present.
+        peak: the largest value of `now` so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage until it is freed, unless it is counted already."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.add(leaf)
+        return result
+
+
+class _AsOnCUDA(TorchFunctionMode):
+    """Makes CPU autocast keep the bytes that CUDA autocast keeps, where the two differ in our networks.
+
+    CUDA leaves softmax in float32, does not turn pooling and padding into float32, and saves a byte per voxel for
+    dropout.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in ("softmax", "log_softmax"):
+            kwargs = {**kwargs, "dtype": torch.float32}
+        elif name == "pad" or "pool" in name:
+            with torch.autocast("cpu", enabled=False):
+                return func(*args, **kwargs)
+        elif func is functional.dropout:
+            return _dropout(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    return torch.native_dropout(x, p, training)[0] if training else x
+
+
+def _dice_and_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Allocate what nnU-Net's loss does for logits `(N, C, *size)` and labels `(N, 1, *size)`."""
+    labels = target.long()
+    probabilities = functional.softmax(logits, dim=1, dtype=torch.float32)
+    truth = torch.zeros_like(probabilities, requires_grad=False).scatter_(1, labels, 1)
+    dice = (probabilities * truth).sum() / probabilities.sum()
+    return functional.nll_loss(functional.log_softmax(logits, dim=1, dtype=torch.float32), labels[:, 0]) - dice
+
+
+def measure_training(
+    network: nn.Module, shape: Sequence[int], *, autocast: bool, optimizer_copies: int = 2
+) -> Forecast:
+    """Take one training step of a network, and measure what it keeps and needs.
+
+    The tensors are fake where the network's are, else real. The gradients stay in the network.
+
+    Args:
+        network: in training mode; returns logits, or a list of them (deep supervision).
+        shape: `(batch, channels, *patch)`.
+        autocast: mixed precision as nnU-Net trains on CUDA: bfloat16 on the CPU stands in for it, with the same bytes.
+        optimizer_copies: tensors that the optimizer keeps per parameter, of its shape: 1 for SGD with momentum, 2 for
+            Adam, 3 with amsgrad.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    own = {p.untyped_storage()._cdata for p in parameters}
+    # The storages themselves: a number alone could come back after one is freed.
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with LiveBytes() as live:
+        for tensor in [*network.parameters(), *network.buffers()]:
+            live.add(tensor)
+        image = torch.zeros(*shape)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+            _AsOnCUDA() if autocast else contextlib.nullcontext(),
+        ):
+            outputs = network(image)
+            outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+            targets = [torch.zeros(len(x), 1, *x.shape[2:], dtype=torch.int16) for x in outputs]
+            loss = torch.stack([_dice_and_cross_entropy(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
+        saved_bytes = sum(storage.nbytes() for storage in saved.values())
+        saved.clear()
+        loss.backward()
+    optimizer_bytes = optimizer_copies * sum(p.nbytes for p in parameters)
+    return Forecast(sum(p.numel() for p in parameters), saved_bytes, live.peak + optimizer_bytes)
+
+
+def forecast_training(
+    build: Callable[[], nn.Module], shape: Sequence[int], *, autocast: bool, optimizer_copies: int = 2
+) -> Forecast:
+    """Forecast a training step of the network that `build` makes, without allocating it.
+
+    Args:
+        build: makes the network.
+        shape: as in `measure_training`, like the other arguments.
+        autocast: as there.
+        optimizer_copies: as there.
+
+    Raises:
+        ValueError: whatever the network raises for a size that it cannot take.
+
+    Example:
+        >>> forecast_training(lambda: nn.Conv3d(1, 2, 3), (2, 1, 16, 16, 16), autocast=False).parameters
+        56
+    """
+    with FakeTensorMode():
+        return measure_training(build(), shape, autocast=autocast, optimizer_copies=optimizer_copies)
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Return the memory of a device in bytes, used or not; None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and hasattr(os, "sysconf"):  # not on Windows
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def format_bytes(size: float) -> str:
+    """Write bytes in GiB, in which GPUs are sold as "GB"."""
+    return f"{size / GIB:.{1 if size >= 10 * GIB else 2}f} GiB"
+
+
+def format_size(size: Sequence[int]) -> str:
+    """Write a patch size."""
+    return "x".join(map(str, size))
+
+
+def fitted_plans_name(like: str, trainer: str, gpu_memory: float) -> str:
+    """Return the name of plans that were made to fit: nnUNetPlans_AFN6_24GB.
+
+    Args:
+        like: the plans they were made from.
+        trainer: the trainer's name; modifiers do not change the network.
+        gpu_memory: in GiB.
+    """
+    network = trainer.split("_")[0].removeprefix("nnUNetTrainer") or "UNet"
+    return f"{like}_{network}_{gpu_memory:g}GB"

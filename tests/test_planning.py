@@ -1,0 +1,364 @@
+"""The forecast of a training step's memory, the check before training, and plans that fit a GPU."""
+
+import itertools
+import json
+import math
+import re
+import shlex
+from contextlib import nullcontext
+
+import pytest
+import torch
+from conftest import Sandbox
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from test_conformance import CHANNELS, NETWORKS, PLANS, build
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from nnunet_plugins.cli import main
+from nnunet_plugins.networks.afnet import AFNet
+from nnunet_plugins.networks.firenet import FIRENet
+from nnunet_plugins.planning import fit, forecast
+from nnunet_plugins.planning.forecast import GIB, forecast_training, measure_training
+from nnunet_plugins.trainers import backbone
+from nnunet_plugins.trainers.compose import trainer_class
+
+DATASET = "Dataset001_Small"
+
+
+def firenet():
+    return FIRENet(1, 3, strides=((2, 2, 2),) * 4, kernel_sizes=((3, 3, 3),) * 5, dropout=0.5)
+
+
+def afn4():
+    return AFNet(1, 3, deep_supervision=True, autofocus_layers=4)
+
+
+def unet():
+    return PlainConvUNet(
+        *(1, 4, [16, 32, 64, 128], nn.Conv3d, 3, [1, 2, 2, 2], 2, 3, 2),
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+
+
+# With one image and one thread, PyTorch's CPU convolutions copy their whole input (im2col), as no GPU does.
+SHAPE = (2, 1, 24, 24, 16)
+MAKERS = [firenet, afn4, unet]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_fake_tensors_cost_what_real_ones_do(make):
+    foretold = forecast_training(make, SHAPE, autocast=False)
+    assert foretold == measure_training(make(), SHAPE, autocast=False)
+    assert foretold.parameters == sum(p.numel() for p in make().parameters())
+
+
+def allocated_peak(network, autocast):
+    """Peak of PyTorch's allocator in a real training step, with the loss of nnU-Net's form and a real optimizer."""
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, nesterov=True)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        image = torch.zeros(*SHAPE)
+        with torch.autocast("cpu", enabled=autocast), forecast._AsOnCUDA() if autocast else nullcontext():
+            outputs = network(image)
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            targets = [torch.zeros(2, 1, *x.shape[2:], dtype=torch.int16) for x in outputs]
+            loss = sum(itertools.starmap(forecast._dice_and_cross_entropy, zip(outputs, targets, strict=True)))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
+        optimizer.step()
+
+    step()
+    optimizer.zero_grad(set_to_none=True)
+    standing = 2 * sum(p.nbytes for p in network.parameters()) + sum(b.nbytes for b in network.buffers())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return standing + max(itertools.accumulate(event.nbytes() for event in events))
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_peak_is_that_of_a_real_step(make, autocast):
+    peak = forecast_training(make, SHAPE, autocast=autocast, optimizer_copies=1).peak_bytes_training
+    assert peak == pytest.approx(allocated_peak(make(), autocast), rel=0.1)
+
+
+class Layer(nn.Module):
+    """One function of a map that takes part in autocast: 1 x 2 x 8 x 8 x 8, in half precision."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.convolution, self.function = nn.Conv3d(1, 2, 1), function
+
+    def forward(self, x):
+        return self.function(self.convolution(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "more"),
+    [
+        (lambda x: torch.dropout(x, 0.0, False), 0),
+        (nn.Dropout(0.5), 2 * 512 * 1),  # a mask, of which CUDA keeps a byte per voxel
+        (nn.Softmax(dim=1), 2 * 512 * 4),  # float32, kept for backward; the loss's softmax keeps its own
+        (nn.AvgPool3d(1), 2 * 512 * 2),  # its input, in half precision
+    ],
+)
+def test_autocast_keeps_what_cuda_keeps(function, more):
+    def saved(function):
+        return forecast_training(lambda: Layer(function), (1, 1, 8, 8, 8), autocast=True).saved_bytes
+
+    assert saved(function) - saved(lambda x: x) == more
+
+
+def test_the_optimizer_counts():
+    peaks = [forecast_training(unet, SHAPE, autocast=False, optimizer_copies=n).peak_bytes_training for n in (1, 2)]
+    assert peaks[1] - peaks[0] == 4 * sum(p.numel() for p in unet().parameters())
+
+
+def test_forecasting_allocates_nothing_and_draws_no_random_numbers():
+    state = torch.get_rng_state()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        foretold = forecast_training(lambda: AFNet(4, 3, autofocus_layers=6), (2, 4, 256, 256, 256), autocast=True)
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert sum(max(0, event.nbytes()) for event in events) < 2**20
+    assert foretold.peak_bytes_training > 100 * GIB
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("plan", ["3d isotropic", "2d anisotropic"])
+@pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.trainer)
+def test_every_backbone_can_be_forecast(row, plan):
+    shape = (2, CHANNELS, *PLANS[plan][0])
+    supervised = trainer_class(row.trainer).deep_supervision
+    foretold = forecast_training(lambda: build(row, plan, deep_supervision=supervised), shape, autocast=True)
+    assert foretold.parameters == sum(p.numel() for p in build(row, plan).parameters())
+    assert foretold.saved_bytes < foretold.peak_bytes_training
+
+
+# Plans that fit. Here a "network" needs a byte per voxel of the batch.
+def voxels(patch, batch):
+    return batch * math.prod(patch)
+
+
+@pytest.mark.parametrize(
+    ("patch", "batch", "multiple", "budget", "expected"),
+    [
+        ((64, 64), 8, (8, 8), 8 * 4096, ((64, 64), 8)),
+        ((64, 64), 8, (8, 8), 8 * 4096 - 1, ((64, 64), 7)),
+        ((64, 64), 8, (8, 8), 2 * 4096, ((64, 64), 2)),
+        ((64, 64), 8, (8, 8), 2 * 4096 - 1, ((64, 56), 2)),
+        ((64, 64), 1, (8, 8), 4095, ((64, 56), 1)),
+        ((32, 128, 96), 2, (4, 32, 32), voxels((16, 64, 64), 2), ((16, 64, 64), 2)),
+        ((30, 20), 2, (8, 8), voxels((24, 20), 2), ((24, 20), 2)),  # a patch made by hand
+    ],
+)
+def test_batch_first_then_patch(patch, batch, multiple, budget, expected):
+    found = fit.largest_fit(voxels, patch, batch, multiple, budget)
+    assert (found.patch, found.batch) == expected
+    assert found.needed == voxels(*expected) <= budget
+
+
+def test_an_axis_that_the_network_refuses_to_shorten_stays():
+    def needed(patch, batch):
+        if patch[0] < 32:
+            raise ValueError("axis 0 needs 32")
+        return voxels(patch, batch)
+
+    assert fit.largest_fit(needed, (64, 64), 2, (16, 16), 2 * 32 * 16).patch == (32, 16)
+    with pytest.raises(fit.PlanError, match=r"even a patch of 32x16 with batch size 2 .*16x16\. axis 0 needs 32"):
+        fit.largest_fit(needed, (64, 64), 2, (16, 16), 1000)
+
+
+@pytest.fixture
+def folders(small: Sandbox, monkeypatch) -> Sandbox:
+    """The small dataset for commands in this process."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, small.env[name])
+    return small
+
+
+def plans_of(sandbox: Sandbox, name: str) -> dict:
+    return json.loads((sandbox.preprocessed / DATASET / f"{name}.json").read_text())
+
+
+def needs(sandbox: Sandbox, configuration: str, trainer: str, autocast: bool = True) -> float:
+    """Forecast for the plans "small", in GiB."""
+    plans, description = PlansManager(plans_of(sandbox, "small")), plans_of(sandbox, "dataset")
+    before, after = fit.fit_configuration(
+        trainer_class(trainer), plans, configuration, description, budget=math.inf, autocast=autocast
+    )
+    assert before == after
+    return before.needed / GIB
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainerAFN1_5epochs"])
+def test_plans_that_fit_are_written_beside_the_old(folders, trainer, capsys):
+    memory = f"{needs(folders, '3d_fullres', trainer) / 1.2:.3g}"  # not enough: 80 % of it may be used
+    command = ["plan", "-d", "1", "-tr", trainer, "--gpu-memory", memory, "--like", "small"]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    name = f"small_{'AFN1' if 'AFN1' in trainer else 'UNet'}_{memory}GB"
+    assert f"nnUNetv2_train 1 3d_fullres 0 -tr {trainer} -p {name}" in output
+    old, new = plans_of(folders, "small"), plans_of(folders, name)
+    assert new["plans_name"] == name
+    changed = new["configurations"]["3d_fullres"]
+    assert changed["batch_size"] == 2
+    multiple = [math.prod(axis) for axis in zip(*changed["architecture"]["arch_kwargs"]["strides"], strict=True)]
+    assert not any(n % m for n, m in zip(changed["patch_size"], multiple, strict=True))
+    assert changed["patch_size"] < old["configurations"]["3d_fullres"]["patch_size"]
+    # Nothing else differs.
+    changed["patch_size"] = old["configurations"]["3d_fullres"]["patch_size"]
+    assert new == {**old, "plans_name": name}
+    # The new plans fit, and writing them again changes nothing.
+    assert main([*command, "-c", "3d_fullres", "--like", name]) == 0
+    assert "fits already" in capsys.readouterr().out
+    assert main(command) == 0
+
+
+def test_different_plans_are_not_overwritten_unasked(folders, capsys):
+    trainer = "nnUNetTrainerAFN1"
+    memory = needs(folders, "3d_fullres", trainer)
+    command = ["plan", "-d", DATASET, "-tr", trainer, "--like", "small", "-c", "3d_fullres", "--name", "mine"]
+    assert main([*command, "--gpu-memory", str(memory)]) == 0
+    first = plans_of(folders, "mine")
+    assert main([*command, "--gpu-memory", str(memory / 2)]) == 2
+    assert "mine.json is there already" in capsys.readouterr().err
+    assert plans_of(folders, "mine") == first
+    assert main([*command, "--gpu-memory", str(memory / 2), "--overwrite"]) == 0
+    assert plans_of(folders, "mine") != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-d", "77"], "'77' is not the number or name"),
+        (["-d", "seven"], "'seven' is not the number or name"),
+        (["-d", "Dataset077_None"], "Dataset077_None is no folder"),
+        (["--like", "none"], "none.json is missing; plans that are there: nnUNetPlans"),
+        (["-tr", "nnUNetTrainerFIRNet"], "nearest valid name is 'nnUNetTrainerFIRENet'"),
+        (["-c", "3d_low"], "no configuration '3d_low', but 2d, 3d_fullres"),
+        (["-tr", "nnUNetTrainerAFNBasic", "-c", "3d_fullres", "--gpu-memory", "0.001"], "3d_fullres: even a patch of "),
+        (["-c", "3d_fullres", "--gpu-memory", "0.23", "--name", "a__b"], "'a__b' cannot be a name"),
+        (["-c", "3d_fullres", "--gpu-memory", "0.23", "--name", "small", "--overwrite"], "another name"),
+    ],
+)
+def test_errors_are_one_line(folders, arguments, message, capsys):
+    defaults = ["-d", "1", "-tr", "nnUNetTrainerFIRENet", "--gpu-memory", "1", "--like", "small"]
+    before = plans_of(folders, "small")
+    assert main(["plan", *defaults, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nnunet-plugins plan: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert plans_of(folders, "small") == before
+
+
+def test_unset_folder_and_silly_memory(folders, monkeypatch, capsys):
+    command = ["plan", "-d", "1", "-tr", "nnUNetTrainer", "--gpu-memory"]
+    for memory in ("0", "much", "inf"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, memory])
+        assert f"{memory!r} is no number of GB" in capsys.readouterr().err
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert main([*command, "1"]) == 2
+    assert "nnUNet_preprocessed is not set" in capsys.readouterr().err
+
+
+def test_a_cascade_has_a_channel_more_per_label_and_keeps_its_own_size(folders, monkeypatch):
+    plans = plans_of(folders, "small")
+    plans["plans_name"] = "cascade"
+    plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
+    plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    (folders.preprocessed / DATASET / "cascade.json").write_text(json.dumps(plans))
+    shapes = []
+
+    def count(build, shape, *, autocast):
+        shapes.append(shape)
+        return forecast.Forecast(0, 0, shape[0] * math.prod(shape[2:]) if shape[1] == 3 else 1)
+
+    monkeypatch.setattr(fit, "forecast_training", count)
+    patch = plans["configurations"]["3d_fullres"]["patch_size"]
+    memory = math.prod(patch) / GIB
+    fitted = fit.fit_plans("1", "nnUNetTrainerFIRENet", memory, like="cascade", name="cascade_fit")
+    assert {shape[1] for shape in shapes} == {1, 3}
+    assert {name for name, (before, after) in fitted.sizes.items() if before != after} == {"3d_cascade_fullres"}
+    new = PlansManager(plans_of(folders, "cascade_fit"))
+    assert new.get_configuration("3d_fullres").patch_size == patch
+    assert new.get_configuration("3d_cascade_fullres").patch_size == list(fitted.sizes["3d_cascade_fullres"][1].patch)
+
+
+# The check before training.
+@pytest.fixture
+def trainer(folders):
+    plans = {**plans_of(folders, "small"), "continue_training": False}
+    name = "nnUNetTrainerAFN1_1epochs_1iterations"
+    result = trainer_class(name)(plans, "3d_fullres", 0, plans_of(folders, "dataset"), torch.device("cpu"))
+    result.initialize()
+    return result
+
+
+def give_memory(monkeypatch, size):
+    monkeypatch.setattr(backbone, "device_memory", lambda device: size)
+
+
+@pytest.mark.parametrize(("share", "tight"), [(0.5, False), (0.85, False), (0.95, True), (1.05, True), (None, False)])
+def test_the_log_tells_the_memory(folders, trainer, monkeypatch, capsys, share, tight):
+    needed = needs(folders, "3d_fullres", "nnUNetTrainerAFN1", autocast=False) * GIB
+    give_memory(monkeypatch, needed / share if share else None)
+    capsys.readouterr()
+    trainer.check_memory()
+    log = capsys.readouterr().out
+    assert f"A training step needs about {needed / GIB:.2f} GiB of memory (patch " in log
+    assert (f"; cpu has {needed / GIB / share:.2f} GiB." in log) if share else ("has" not in log)
+    assert ("That is tight" in log) is tight
+
+
+def test_too_small_a_device_is_refused_unless_the_user_insists(trainer, monkeypatch):
+    give_memory(monkeypatch, 2**20)
+    with pytest.raises(RuntimeError, match=r"needs about .* batch 2\); cpu has 0.00 GiB"):
+        trainer.on_train_start()
+    assert trainer.dataloader_train is None
+    monkeypatch.setenv(backbone.MEMORY_CHECK, "0")
+    trainer.check_memory()
+
+
+def test_a_forecast_that_fails_stops_nobody(trainer, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise TypeError("torch has changed")
+
+    monkeypatch.setattr(backbone, "forecast_training", fail)
+    trainer.check_memory()
+    assert "could not be forecast: TypeError('torch has changed')" in capsys.readouterr().out
+
+
+def test_the_memory_of_this_machine():
+    assert forecast.device_memory(torch.device("cpu")) > GIB
+    assert forecast.device_memory(torch.device("mps")) is None
+
+
+@pytest.mark.slow
+def test_the_remedy_can_be_run_as_it_stands(folders, trainer, monkeypatch):
+    needed = needs(folders, "3d_fullres", "nnUNetTrainerAFN1", autocast=False) * GIB
+    give_memory(monkeypatch, int(needed / 1.2))
+    with pytest.raises(RuntimeError) as refusal:
+        trainer.check_memory()
+    plan, train = re.findall(r"^  (nn.*)$", str(refusal.value), flags=re.MULTILINE)
+    assert "nnUNetv2_train" in folders.run(*shlex.split(plan))
+    output = folders.run(*shlex.split(train))
+    assert re.search(r"A training step needs about .*batch 2\); cpu has", output)
+    model = folders.results / DATASET / f"{type(trainer).__name__}__{train.split()[-3]}__3d_fullres"
+    assert (model / "fold_0" / "validation" / "summary.json").is_file()
+    patch_sizes = [
+        plans["configurations"]["3d_fullres"]["patch_size"]
+        for plans in (json.loads((model / "plans.json").read_text()), plans_of(folders, "small"))
+    ]
+    assert math.prod(patch_sizes[0]) < math.prod(patch_sizes[1])
