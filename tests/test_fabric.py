@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from nnunet_plugins.networks.fabric import DenseResidualFabric, Node, cell_channels, fabric_inputs
 
@@ -65,6 +66,19 @@ def test_anisotropic_branches_keep_the_thin_axis():
     fabric = DenseResidualFabric(4, ((1, 3, 3), (1, 3, 3), (3, 3, 3)), ((1, 2, 2), (2, 2, 2)))
     assert fabric.stem[0](torch.zeros(1, 4, 3, 8, 8)).shape == (1, 4, 3, 4, 4)
     assert fabric(torch.randn(1, 4, 3, 8, 8)).shape == (1, 4, 3, 8, 8)
+
+
+def test_the_stem_is_as_loud_as_the_cells_whatever_its_input_and_weights():
+    """Its scale is nobody's business: a loud stem would drown the cells in every sum that a dense shortcut feeds."""
+    torch.manual_seed(0)
+    fabric = DenseResidualFabric(4).eval()
+    x = torch.randn(1, 4, 9, 10, 11)
+    with torch.no_grad():
+        before = fabric(x)
+        for down in fabric.stem:
+            down.weight.mul_(50)
+            down.bias.add_(7)
+        assert_close(fabric(100 * x - 30), before, rtol=1e-3, atol=1e-3)
 
 
 def test_describe_shows_cells_channels_edges_and_gates():

@@ -16,6 +16,9 @@ Where the paper is silent or contradicts itself:
 - An edge down is a 3x3x3 convolution of stride 2 that also changes the channels; an edge up or along a branch uses a
   1x1x1 convolution only where the channels differ; upsampling is linear.
 - The stem counts as column 0 for the dense shortcuts. With W = 3, N = 4: 3 + 21 + 10 + 3 = 37 gated edges.
+- The stem's maps, the input and what the strided convolutions make of it, are instance-normalised (without parameters).
+  Nothing else bounds their scale: in training it grew to a hundred times that of the cells' outputs, and the cells that
+  a dense shortcut ties to the stem heard nothing else.
 - It states dilation rates (1, 2, 4) but prints the receptive fields 3 5 6 7 10 12 14 20 28 of rates (1, 2, 3); rates
   (1, 2, 4) have 3 5 6 9 10 12 18 20 36. The stated rates are the default; see `DenseResidualFabric.receptive_fields`.
 """
@@ -27,7 +30,7 @@ import torch
 from torch import nn
 
 from nnunet_plugins.networks.layers.aspp import ASPP3D
-from nnunet_plugins.networks.layers.blocks import convolution, pointwise, upsample
+from nnunet_plugins.networks.layers.blocks import INSTANCE_NORM, convolution, pointwise, upsample
 from nnunet_plugins.networks.layers.ise import ISE
 from nnunet_plugins.networks.layers.wrs import WRS
 
@@ -156,6 +159,7 @@ class DenseResidualFabric(nn.Module):
             convolution(channels, channels, kernel, stride=stride)
             for kernel, stride in zip(kernel_sizes[1:], strides, strict=True)
         )
+        self.stem_norm = INSTANCE_NORM[len(kernel_sizes[0])](channels)
         self.cells = nn.ModuleList()
         for target, sources in self.inputs.items():
             kernel = kernel_sizes[target.branch - 1]
@@ -171,9 +175,9 @@ class DenseResidualFabric(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, channels, *size)` to `(N, channels, *size)`."""
-        maps = {Node(0, 1): x}
+        maps = {Node(0, 1): self.stem_norm(x)}
         for j, down in enumerate(self.stem, start=2):
-            maps[Node(0, j)] = down(maps[Node(0, j - 1)])
+            maps[Node(0, j)] = self.stem_norm(down(maps[Node(0, j - 1)]))
         sizes = [tuple(maps[Node(0, j)].shape[2:]) for j in range(1, self.width + 1)]
         for (target, sources), cell in zip(self.inputs.items(), self.cells, strict=True):
             maps[target] = cell([maps[source] for source in sources], sizes, sizes[target.branch - 1])
