@@ -24,14 +24,16 @@ PLANS = {
 }
 CHANNELS, CLASSES = 2, 3
 
-# nnU-Net's own U-Nets take multiples of their strides only, changed blocks or not.
-MULTIPLES_ONLY = {"nnUNetTrainerAutofocusUNet", "nnUNetTrainerASPP3DUNet", "nnUNetTrainerASPP3DUNetPlain"}
+# nnU-Net's own U-Nets with changed blocks. They take multiples of their strides only, and are the only networks for
+# which it matters whether a plan's network is residual.
+U_NETS = {"nnUNetTrainerAutofocusUNet", "nnUNetTrainerASPP3DUNet", "nnUNetTrainerASPP3DUNetPlain"}
 
 # Parameters with 2 input channels and 3 classes, for 3D isotropic and 2D isotropic plans.
 PARAMETERS = {
     "nnUNetTrainerFIRENet": (10_611_564, 3_790_572),
     "nnUNetTrainerFIRENetPaper": (10_611_564, 3_790_572),
     "nnUNetTrainerFIRENetNoFabric": (10_586_823, 3_544_647),
+    "nnUNetTrainerFIRENetNoFabricPaper": (10_586_823, 3_544_647),
     "nnUNetTrainerAutofocusUNet": (90_784, 31_505),
     "nnUNetTrainerASPP3DUNet": (165_390, 60_014),
     "nnUNetTrainerASPP3DUNetPlain": (165_390, 60_014),
@@ -107,7 +109,7 @@ CASES = [
     (row, plan)
     for row in NETWORKS
     for plan in PLANS
-    if int(plan[0]) in row.dimensions and not (plan.endswith("odd") and row.trainer in MULTIPLES_ONLY)
+    if int(plan[0]) in row.dimensions and not plan.endswith("odd" if row.trainer in U_NETS else "resenc")
 ]
 
 
@@ -213,7 +215,7 @@ class TestRow:
             assert torch.isfinite(out).all()
 
     def test_patches_of_any_size_or_multiples(self, row):
-        if row.trainer in MULTIPLES_ONLY:
+        if row.trainer in U_NETS:
             with pytest.raises(ValueError, match=r"37x41 voxels: axis 0 has 37 .* multiple of it"):
                 build(row, "2d odd")
         else:
