@@ -105,7 +105,7 @@ def _warm_start(arguments: argparse.Namespace) -> int:
             Path(arguments.checkpoint), arguments.trainer, Path(arguments.output), advantage=arguments.advantage
         )
     except (UnknownTrainerError, ValueError, OSError) as error:
-        print(f"nnunet-plugins warm-start: {error}", file=sys.stderr)
+        print(f"nnunet-plugins warm-start: {str(error).removeprefix('nnunet_plugins: ')}", file=sys.stderr)
         return 2
     print(f"New weights, all others are the checkpoint's: {', '.join(new)}")
     print(f"Wrote {arguments.output}. Train with the same plans and fold:")

@@ -99,3 +99,11 @@ def test_missing_file_and_existing_output(tmp_path, capsys):
     assert main(["warm-start", str(tmp_path / "none.pth"), *options, str(tmp_path / "out.pth")]) == 2
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "out.pth").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_misspelt_trainer_is_one_line_with_the_nearest_name(checkpoint, capsys):
+    assert main(["warm-start", str(checkpoint), "-tr", "nnUNetTrainerAutofocusUnet", "-o", "never.pth"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nnunet-plugins warm-start: no trainer 'nnUNetTrainerAutofocusUnet'")
+    assert "'nnUNetTrainerAutofocusUNet'" in error
