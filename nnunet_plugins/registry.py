@@ -48,7 +48,7 @@ class Modifier:
         summary: one line for tables.
         piece: import path of the trainer class that does it.
         scales: for numbers, trainer attribute to factor: the attribute becomes max(1, round(factor * N)).
-        unsupported: label features it cannot handle, among "regions" and "ignore label".
+        unsupported: label features it cannot handle, among "regions" and "an ignore label".
     """
 
     name: str
@@ -207,7 +207,7 @@ MODIFIERS: tuple[Modifier, ...] = (
         "loss",
         "soft Dice alone",
         f"{_VARIANTS}.loss.nnUNetTrainerDiceLoss.nnUNetTrainerDiceLoss",
-        unsupported=("ignore label",),
+        unsupported=("an ignore label",),
     ),
     Modifier("FocalLoss", "loss", "focal loss (gamma 2) alone", f"{_TRAINERS}.losses.FocalLossTrainer"),
     Modifier(

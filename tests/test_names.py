@@ -191,20 +191,21 @@ def test_losses(dataset):
 
 def test_losses_that_cannot_handle_the_labels_say_so(tmp_path, monkeypatch):
     ignoring = FakeDataset(tmp_path, monkeypatch, labels={"background": 0, "a": 1, "ignore": 2})
-    with pytest.raises(NotImplementedError, match="_DiceLoss does not support datasets with ignore labels"):
-        ignoring.trainer("nnUNetTrainer_DiceLoss")
+    no_dice = "soft Dice alone, does not support datasets with an ignore label; use _CELoss or _FocalLoss, or"
+    for name in ("nnUNetTrainer_DiceLoss", "nnUNetTrainerFIRENetPaper_DiceLoss", "nnUNetTrainerAFN4Paper_20epochs"):
+        with pytest.raises(NotImplementedError, match=f"^{name}: its loss, {no_dice}"):
+            ignoring.trainer(name)
     ignoring.trainer("nnUNetTrainer_FocalLoss")
     assert isinstance(ignoring.trainer("nnUNetTrainerAFN4Paper_FocalLoss")._build_loss(), FocalLoss)
-    with pytest.raises(NotImplementedError, match=r"use nnUNetTrainerAFN4Paper_CELoss, or nnUNetTrainerAFN4$"):
-        ignoring.trainer("nnUNetTrainerAFN4Paper_20epochs")._build_loss()
     regions = FakeDataset(
         tmp_path, monkeypatch, labels={"background": 0, "all": [1, 2], "core": 2}, regions_class_order=[1, 2]
     )
-    with pytest.raises(NotImplementedError, match="_CELoss does not support datasets with regions"):
-        regions.trainer("nnUNetTrainerFIRENet_CELoss")
-    with pytest.raises(NotImplementedError, match="region-based labels; use nnUNetTrainerFIRENetPaper_FocalLoss"):
-        regions.trainer("nnUNetTrainerFIRENetPaper_20epochs")._build_loss()
+    no_cross_entropy = "cross-entropy alone, does not support datasets with regions; use _DiceLoss or _FocalLoss, or"
+    for name in ("nnUNetTrainer_CELoss", "nnUNetTrainerFIRENet_CELoss", "nnUNetTrainerFIRENetPaper"):
+        with pytest.raises(NotImplementedError, match=f"^{name}: its loss, {no_cross_entropy}"):
+            regions.trainer(name)
     assert isinstance(regions.trainer("nnUNetTrainerFIRENetPaper_FocalLoss")._build_loss(), FocalLoss)
+    assert type(regions.trainer("nnUNetTrainerFIRENet")._build_loss()).__name__ == "DC_and_BCE_loss"
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerFIRENet", "nnUNetTrainer_5iterations"])

@@ -1,7 +1,5 @@
 """The autofocus paper's recipe (Qin et al. 2018, arXiv:1805.08403), section 3.1, configuration details."""
 
-from typing import Any
-
 import torch
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
@@ -45,11 +43,3 @@ class AFNetPaperTrainer(nnUNetTrainerNoDA, nnUNetTrainerDiceLoss, BackboneTraine
         """Return Adam with the paper's schedule."""
         optimizer = torch.optim.Adam(self.network.parameters(), self.initial_lr)
         return optimizer, DropLR(optimizer, self.initial_lr, self.num_epochs)
-
-    def _build_loss(self) -> Any:
-        if self.label_manager.has_ignore_label:
-            raise NotImplementedError(
-                f"{type(self).__name__}: soft Dice alone does not support datasets with an ignore label; "
-                f"use {self.backbone.trainer}_CELoss, or {self.backbone.trainer.removesuffix('Paper')}"
-            )
-        return super()._build_loss()

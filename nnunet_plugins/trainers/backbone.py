@@ -1,4 +1,4 @@
-"""What every backbone's trainer shares: build the network for the plan, early checks of device and memory."""
+"""What every backbone's trainer shares: build the network for the plan, early checks of device, labels and memory."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from nnunet_plugins.planning.forecast import (
     format_bytes,
     format_size,
 )
-from nnunet_plugins.registry import Backbone, locate
+from nnunet_plugins.registry import MODIFIERS, Backbone, locate
 
 MEMORY_CHECK = "nnUNet_plugins_memory_check"
 """Environment variable that, set to 0, lets training start whatever the forecast of its memory says."""
@@ -37,6 +37,28 @@ def require_device(device: torch.device) -> None:
             f"nnunet_plugins: training on '-device {device.type}' was asked for, but torch {torch.__version__} sees no "
             f"such device here. Train with '-device cpu', or run `nnunet-plugins doctor` to see what is missing."
         )
+
+
+def require_labels(trainer: nnUNetTrainer) -> None:
+    """Check that a trainer's loss can handle the labels of its dataset.
+
+    Recipes and modifiers take their losses from the same pieces; of several, the first in the order of bases counts.
+
+    Raises:
+        NotImplementedError: if it cannot, naming the losses that can.
+    """
+    labels = trainer.label_manager
+    features = {"regions": labels.has_regions, "an ignore label": labels.has_ignore_label}
+    losses = [row for row in MODIFIERS if row.slot == "loss"]
+    holder = next(cls for cls in type(trainer).__mro__ if "_build_loss" in vars(cls))
+    for row in losses:
+        for feature in row.unsupported:
+            if features[feature] and row.piece and locate(row.piece) is holder:
+                able = [f"_{other.name}" for other in losses if feature not in other.unsupported]
+                raise NotImplementedError(
+                    f"{type(trainer).__name__}: its loss, {row.summary}, does not support datasets with {feature}; "
+                    f"use {' or '.join(able)}, or a trainer with nnU-Net's own loss"
+                )
 
 
 class BackboneTrainer(nnUNetTrainer):
@@ -60,6 +82,7 @@ class BackboneTrainer(nnUNetTrainer):
     ) -> None:
         require_device(device)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        require_labels(self)
         self.enable_deep_supervision = self.deep_supervision
 
     @classmethod

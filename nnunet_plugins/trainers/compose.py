@@ -10,7 +10,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_plugins.registry import MODIFIERS, Backbone, Modifier, locate
-from nnunet_plugins.trainers.backbone import require_device
+from nnunet_plugins.trainers.backbone import require_device, require_labels
 from nnunet_plugins.trainers.names import parse
 
 # Where pickle and spawned workers look the classes up again; its module `__getattr__` comes back here.
@@ -64,21 +64,11 @@ def _compose(
         ) -> None:
             require_device(device)
             super().__init__(plans, configuration, fold, dataset_json, device)
+            require_labels(self)
             for attribute, value in numbers.items():
                 setattr(self, attribute, value)
             # A run of 1000 epochs keeps nnU-Net's 50; a shorter one should not lose more than a twentieth either.
             self.save_every: int = min(50, max(1, self.num_epochs // 20))
-            features = {
-                "regions": self.label_manager.has_regions,
-                "ignore label": self.label_manager.has_ignore_label,
-            }
-            for row in rows:
-                for feature in row.unsupported:
-                    if features[feature]:
-                        raise NotImplementedError(
-                            f"{name}: the modifier _{row.name} does not support datasets with {feature}s; "
-                            "use the trainer without it, or with another loss"
-                        )
 
     Composed.__name__ = Composed.__qualname__ = name
     Composed.__module__ = HOME

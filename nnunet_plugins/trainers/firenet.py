@@ -108,14 +108,6 @@ class FIRENetPaperTrainer(nnUNetTrainerNoMirroring, nnUNetTrainerCELoss, nnUNetT
     target_class: int | None = None
     """Foreground class (1, 2, ...) or region whose validation Dice chooses the best checkpoint; None takes the mean."""
 
-    def _build_loss(self) -> Any:
-        if self.label_manager.has_regions:
-            raise NotImplementedError(
-                f"{type(self).__name__}: the paper's plain cross-entropy does not support region-based labels; "
-                f"use {self.backbone.trainer}_FocalLoss or _DiceLoss, or {self.backbone.trainer.removesuffix('Paper')}"
-            )
-        return super()._build_loss()
-
     def on_train_start(self) -> None:
         """Start or resume training.
 
