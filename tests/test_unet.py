@@ -6,7 +6,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from test_conformance import PLANS, architecture
 from torch.testing import assert_close
 
-from nnunet_plugins.networks.layers import ASPP3D, AutofocusConv
+from nnunet_plugins.networks.layers import ASPP3D, AutofocusConv, record_attention
 from nnunet_plugins.networks.topology import fit_rates
 from nnunet_plugins.networks.unet import ASPP3DUNet, AutofocusUNet, stage_sizes
 
@@ -52,14 +52,21 @@ def test_autofocus_is_the_second_convolution_from_the_third_stage_on(plan):
 def test_autofocus_unet_starts_as_the_stock_u_net(plan):
     """With the attention at rate 1 the kernels, which are the stock ones, do what they did."""
     reference = stock(plan).double()
-    network = AutofocusUNet(stock(plan), PLANS[plan][0]).double()
-    for module in network.modules():
-        if isinstance(module, AutofocusConv):
-            module.favour_first_rate(20)
+    network = AutofocusUNet(stock(plan), PLANS[plan][0], advantage=20).double()
     x = torch.randn(2, 1, *PLANS[plan][0], dtype=torch.float64)
     with torch.no_grad():
         for ours, theirs in zip(network(x), reference(x), strict=True):
             assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("advantage", "share"), [(3, 0.87), (0, 0.25)])
+def test_the_first_of_four_rates_starts_with_its_share_of_attention_everywhere(advantage, share):
+    network = AutofocusUNet(stock("3d isotropic"), (72, 72, 72), advantage=advantage)
+    with record_attention(network) as maps, torch.no_grad():
+        network(torch.randn(1, 1, 72, 72, 72))
+    [found] = maps.values()
+    assert found.shape[1] == 4
+    assert_close(found[:, 0], torch.full_like(found[:, 0], share), rtol=0, atol=1e-3)
 
 
 def test_aspp_follows_the_bottleneck_once(plan):
