@@ -1,8 +1,8 @@
 """A small multi-scale 3D phantom as an nnU-Net raw dataset.
 
-Each case shows one large organ, a vessel through it and a few tiny nodules. Nodules are a
-little brighter than the vessel, and spots that look like nodules also lie outside the organ, where they are background,
-so context counts. Noise, texture and a smooth bias field make the intensities of neighbouring tissues overlap.
+Each case shows one large organ, a vessel through it and a few tiny nodules. Nodules are a little brighter than the
+vessel, and spots that look like nodules also lie outside the organ, where they are background, so context counts.
+Noise, texture and a smooth bias field make the intensities of neighbouring tissues overlap.
 """
 
 import json

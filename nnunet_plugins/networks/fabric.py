@@ -1,9 +1,8 @@
 """Dense residual fabric (DRF): a grid of multi-scale cells whose edges carry trainable gates.
 
+W branches at scales 1, 1/2, 1/4 ..., each N cells deep; a cell equalises the sizes of its inputs (ISE), sums them
+through gates (WRS) and looks at the sum at several dilation rates (ASPP3D).
 Paper: Liu et al. 2020 (FIRENet, arXiv:2006.15578), sections III-A1 to III-A3 and Fig. 2.
-W branches at scales 1, 1/2, 1/4 ..., each N cells
-deep; a cell equalises the sizes of its inputs (ISE), sums them through gates (WRS) and looks at the sum at several
-dilation rates (ASPP3D).
 
              j = 1   x ──┬── (1,1) ──── (2,1) ──── (3,1) ──── (4,1) ──┐
                          v down    ><        ><        ><             WRS ── out
