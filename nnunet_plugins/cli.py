@@ -113,14 +113,47 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _gigabytes(text: str) -> float:
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nnunet_plugins.metrics import folders
+
+    output = Path(arguments.output)
+    try:
+        found = folders.evaluate_folders(
+            Path(arguments.predictions),
+            Path(arguments.truth),
+            output,
+            dataset_json=Path(arguments.dataset_json) if arguments.dataset_json else None,
+            tolerance=arguments.tolerance,
+            processes=arguments.processes,
+            chill=arguments.chill,
+            overwrite=arguments.overwrite,
+        )
+    except (folders.EvaluationError, ModuleNotFoundError, OSError) as error:
+        print(f"nnunet-plugins evaluate: {error}", file=sys.stderr)
+        return 2
+    print(folders.describe(found.table))
+    print(f"Wrote {output}")
+    for case, reason in found.failures.items():
+        print(f"nnunet-plugins evaluate: {case} is not in it: {reason}", file=sys.stderr)
+    return 1 if found.failures else 0
+
+
+def _positive(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = 0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return number
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -166,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
     command.add_argument(
         "--gpu-memory",
-        type=_gigabytes,
+        type=_positive,
         required=True,
         metavar="GB",
         help="all of the GPU's memory: 24 for a card sold with 24 GB (GiB); the forecast may take four fifths of it",
@@ -210,6 +243,43 @@ def parser() -> argparse.ArgumentParser:
         "the network starts as the U-Net to single precision, but its attention hardly learns",
     )
     command.set_defaults(run=_warm_start)
+
+    command = commands.add_parser(
+        "evaluate",
+        help="Dice, surface distances and volume error of a folder of segmentations",
+        description="Compare a folder of segmentations with the true ones and write a table with a row per case and "
+        "label (or region): Dice as nnU-Net has it, ASSD, HD95, normalised surface Dice and volume error. Needs the extra "
+        "nnunet-plugins[benchmark], which is MONAI. For example: nnunet-plugins evaluate predictions labelsTs -o "
+        "metrics.csv",
+    )
+    command.add_argument(
+        "predictions", metavar="PREDICTIONS", help="folder that nnUNetv2_predict wrote, or a validation"
+    )
+    command.add_argument("truth", metavar="TRUTH", help="folder of true segmentations with the same file names")
+    command.add_argument("-o", dest="output", required=True, metavar="FILE", help="CSV file to write")
+    command.add_argument(
+        "-djfile",
+        dest="dataset_json",
+        metavar="FILE",
+        help="dataset.json with the labels; default: the one of the predictions, of their model, or of the dataset",
+    )
+    command.add_argument(
+        "--tolerance",
+        type=_positive,
+        default=1.0,
+        metavar="MM",
+        help="distance at which surfaces still agree for the normalised surface Dice, default %(default)g",
+    )
+    command.add_argument(
+        "-np",
+        dest="processes",
+        type=_count,
+        metavar="N",
+        help="cases at a time, default as in nnU-Net: nnUNet_def_n_proc, or 8",
+    )
+    command.add_argument("--chill", action="store_true", help="leave out cases without a prediction")
+    command.add_argument("--overwrite", action="store_true", help="replace FILE")
+    command.set_defaults(run=_evaluate)
 
     command = commands.add_parser(
         "demo",

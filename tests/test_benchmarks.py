@@ -16,3 +16,13 @@ def test_training_step():
     assert "patch 20x20x20, batch 1" in result.stdout
     rows = [line.split(" | ")[0] for line in result.stdout.splitlines()]
     assert rows[-3:] == [f"| {name}" for name in ("nnUNetTrainer", *trainers)]
+
+
+def test_surface_distances():
+    script = ROOT / "benchmarks" / "surface_distances.py"
+    result = subprocess.run(
+        [sys.executable, script, "--shape", "20", "40", "40"], capture_output=True, text=True, check=True
+    )
+    differences = [float(line.split()[-1]) for line in result.stdout.splitlines()[1:-1]]
+    assert len(differences) == 2
+    assert max(differences) < 1e-6

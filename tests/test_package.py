@@ -35,6 +35,7 @@ ORDER = [
     "planning.forecast",
     "trainers",
     "planning",
+    "metrics",
     "demo",
     "doctor",
     "cli",
@@ -95,7 +96,7 @@ def test_trainer_path_is_the_folder(capsys):
     assert Path(capsys.readouterr().out.strip()) == PACKAGE / "trainers" / "scanned"
 
 
-@pytest.mark.parametrize("command", ["list", "doctor", "trainer-path", "plan", "demo"])
+@pytest.mark.parametrize("command", ["list", "doctor", "trainer-path", "plan", "warm-start", "evaluate", "demo"])
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
