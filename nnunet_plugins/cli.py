@@ -248,9 +248,8 @@ def parser() -> argparse.ArgumentParser:
         "evaluate",
         help="Dice, surface distances and volume error of a folder of segmentations",
         description="Compare a folder of segmentations with the true ones and write a table with a row per case and "
-        "label (or region): Dice as nnU-Net has it, ASSD, HD95, normalised surface Dice and volume error. Needs the extra "
-        "nnunet-plugins[benchmark], which is MONAI. For example: nnunet-plugins evaluate predictions labelsTs -o "
-        "metrics.csv",
+        "label (or region): Dice as nnU-Net has it, ASSD, HD95, normalised surface Dice and volume error. Needs MONAI, "
+        "the extra nnunet-plugins[benchmark]. For example: nnunet-plugins evaluate predictions labelsTs -o metrics.csv",
     )
     command.add_argument(
         "predictions", metavar="PREDICTIONS", help="folder that nnUNetv2_predict wrote, or a validation"
