@@ -4,8 +4,8 @@
     python benchmarks/surface_distances.py --shape 100 256 256
 
 MedPy (pip install medpy) computes Dice, ASSD and HD95 over the whole image, one after the other; ours are the same
-three and the surface Dice, as `nnunet-plugins evaluate` computes them. Its HD95 pools both directions, ours is the larger
-of the two, so only the ASSD are compared. Imports and reading the files are not timed.
+three and the surface Dice, as `nnunet-plugins evaluate` computes them. Its HD95 pools both directions, ours is the
+larger of the two, so only the ASSD are compared. Imports and reading the files are not timed.
 """
 
 import argparse
