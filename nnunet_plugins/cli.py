@@ -59,7 +59,8 @@ def _trainer_path(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from nnunet_plugins.planning.fit import PlanError, fit_plans
+    from nnunet_plugins.planning.dataset import PlanError
+    from nnunet_plugins.planning.fit import fit_plans
     from nnunet_plugins.planning.forecast import COMFORTABLE
 
     try:
@@ -92,6 +93,37 @@ def _plan(arguments: argparse.Namespace) -> int:
             f"  nnUNetv2_train {arguments.dataset} {configuration} 0 -tr {arguments.trainer} -p {fitted.name}{device}"
         )
     return 0
+
+
+def _split(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nnunet_plugins.planning import splits
+    from nnunet_plugins.planning.dataset import PlanError
+
+    groups = Path(arguments.groups)
+    torn: list[list[str]] = []
+    try:
+        if arguments.leakage_check:
+            file, folds, torn = splits.check_splits(arguments.dataset, groups)
+        else:
+            file, folds = splits.write_splits(arguments.dataset, groups, arguments.folds, overwrite=arguments.overwrite)
+    except (PlanError, OSError) as error:
+        print(f"nnunet-plugins split: {error}", file=sys.stderr)
+        return 2
+    rows = [("fold", "train", "val", *(["groups in both, the first ten"] if arguments.leakage_check else []))]
+    for number, fold in enumerate(folds):
+        row = [str(number), str(len(fold["train"])), str(len(fold["val"]))]
+        if torn:
+            row.append(f"{len(torn[number])}: {', '.join(torn[number][:10])}".strip(": "))
+        rows.append(tuple(row))
+    print(_table(rows))
+    leaks = any(torn)
+    if leaks:
+        print(f"{file} tears groups apart. New splits that do not: the same command without --leakage-check")
+    else:
+        print(f"{file} keeps every group together." if arguments.leakage_check else f"Wrote {file}")
+    return 1 if leaks else 0
 
 
 def _warm_start(arguments: argparse.Namespace) -> int:
@@ -150,10 +182,14 @@ def _positive(text: str) -> float:
     return number
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+def _whole(text: str, smallest: int = 1) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {smallest}")
     return int(text)
+
+
+def _folds(text: str) -> int:
+    return _whole(text, 2)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -225,6 +261,24 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_plan)
 
     command = commands.add_parser(
+        "split",
+        help="make cross-validation splits that keep groups of cases, such as patients, together",
+        description="Write splits_final.json, which nnU-Net uses, so that no group of cases is in training and in "
+        "validation. The groups come from a CSV file with the columns 'case' and 'group'. Splits that a training has "
+        "used are not changed. For example: nnunet-plugins split -d 4 --groups groups.csv",
+    )
+    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
+    command.add_argument("--groups", required=True, metavar="FILE", help="CSV file with the columns 'case' and 'group'")
+    command.add_argument("--folds", type=_folds, default=5, metavar="N", help="default: %(default)s")
+    command.add_argument(
+        "--leakage-check",
+        action="store_true",
+        help="change nothing, but name the groups that the present splits tear apart; exit code 1 if there are any",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace other splits that no training has used")
+    command.set_defaults(run=_split)
+
+    command = commands.add_parser(
         "warm-start",
         help="make a start for AutofocusUNet or ASPP3DUNet out of a trained U-Net",
         description="Take the weights of a trained stock U-Net, add those that the trainer's network has besides, and "
@@ -272,7 +326,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-np",
         dest="processes",
-        type=_count,
+        type=_whole,
         metavar="N",
         help="cases at a time, default as in nnU-Net: nnUNet_def_n_proc, or 8",
     )

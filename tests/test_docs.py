@@ -60,6 +60,8 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     other.edit_plans("Dataset004_Hippocampus", "small")
     sandbox = Sandbox(tmp_path_factory.mktemp("docs"))
     write_dataset(sandbox.raw, "Dataset004_Hippocampus")
+    groups = [f"case_{number},patient_{number}" for number in range(5)]
+    (sandbox.root / "groups.csv").write_text("\n".join(["case,group", *groups]))
     sandbox.env["SMALL_PLANS"] = str(other.preprocessed / "Dataset004_Hippocampus" / "small.json")
     sandbox.env["PATH"] = f"{Path(sys.executable).parent}:{sandbox.env['PATH']}"
     return sandbox

@@ -96,7 +96,9 @@ def test_trainer_path_is_the_folder(capsys):
     assert Path(capsys.readouterr().out.strip()) == PACKAGE / "trainers" / "scanned"
 
 
-@pytest.mark.parametrize("command", ["list", "doctor", "trainer-path", "plan", "warm-start", "evaluate", "demo"])
+@pytest.mark.parametrize(
+    "command", ["list", "doctor", "trainer-path", "plan", "split", "warm-start", "evaluate", "demo"]
+)
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

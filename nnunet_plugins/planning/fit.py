@@ -1,6 +1,5 @@
 """`nnunet-plugins plan`: a copy of existing plans whose batch and patch fit a given memory with a given trainer."""
 
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
 from nnunet_plugins.planning.forecast import (
     COMFORTABLE,
     GIB,
@@ -27,10 +26,6 @@ from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError
 
 SMALLEST_BATCH = 2  # as in nnU-Net's own planner
-
-
-class PlanError(Exception):
-    """Something the user has to know or to change; the message says what, without a traceback."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +175,7 @@ def fit_plans(
         network = trainer_class(trainer)
     except UnknownTrainerError as error:
         raise PlanError(str(error).removeprefix("nnunet_plugins: ")) from error
-    folder = _preprocessed(dataset)
+    folder = preprocessed_folder(dataset)
     old = PlansManager(_load(folder, like))
     dataset_json = _load(folder, "dataset")
     for unknown in sorted(set(configurations) - set(old.available_configurations)):
@@ -208,19 +203,6 @@ def fit_plans(
         raise PlanError(f"{file} is there already and says something else; choose a --name, or give --overwrite")
     save_json(new, str(file), sort_keys=False)
     return FittedPlans(name, file, sizes)
-
-
-def _preprocessed(dataset: str) -> Path:
-    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - nnU-Net's own spelling
-    if root is None:
-        raise PlanError("nnUNet_preprocessed is not set; export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
-    try:
-        folder = Path(root, maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError):
-        raise PlanError(f"{dataset!r} is not the number or name of exactly one dataset; looked in {root}") from None
-    if not folder.is_dir():
-        raise PlanError(f"{folder} is no folder; preprocess the dataset first: nnUNetv2_plan_and_preprocess")
-    return folder
 
 
 def _load(folder: Path, name: str) -> dict:

@@ -1,0 +1,28 @@
+"""Find a dataset's preprocessed folder, where its plans and splits lie."""
+
+import os
+from pathlib import Path
+
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+
+class PlanError(Exception):
+    """Something the user has to know or to change; the message says what, without a traceback."""
+
+
+def preprocessed_folder(dataset: str) -> Path:
+    """Return the folder of a dataset, given by its number or name, in `nnUNet_preprocessed`.
+
+    Raises:
+        PlanError: if there is none.
+    """
+    root = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112 - nnU-Net's own spelling
+    if root is None:
+        raise PlanError("nnUNet_preprocessed is not set; export nnUNet_preprocessed=/path/to/nnUNet_preprocessed")
+    try:
+        folder = Path(root, maybe_convert_to_dataset_name(dataset))
+    except (RuntimeError, ValueError):
+        raise PlanError(f"{dataset!r} is not the number or name of exactly one dataset; looked in {root}") from None
+    if not folder.is_dir():
+        raise PlanError(f"{folder} is no folder; preprocess the dataset first: nnUNetv2_plan_and_preprocess")
+    return folder

@@ -1,0 +1,140 @@
+"""`nnunet-plugins split`: cross-validation that keeps groups of cases, such as all those of one patient, together.
+
+nnU-Net splits the cases at random. Where several of them show one patient, a network is then validated on patients
+that it has seen. nnU-Net reads its splits from `splits_final.json` in the dataset's preprocessed folder, if it exists.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from sklearn.model_selection import GroupKFold
+
+from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
+
+Split = dict[str, list[str]]
+"""One fold: the cases to train on, `train`, and to validate on, `val`."""
+
+SEED = 12345  # as nnU-Net's own split
+
+
+def read_groups(file: Path) -> dict[str, str]:
+    """Return the group of every case, from a table with the columns `case` and `group`.
+
+    Raises:
+        PlanError: if the table is not such a one, or has a case twice or without a group.
+    """
+    try:
+        table = pd.read_csv(file, dtype=str)
+    except (ValueError, OSError) as error:
+        raise PlanError(f"{file} cannot be read: {error}") from error
+    if not {"case", "group"} <= set(table.columns):
+        raise PlanError(f"{file} needs the columns 'case' and 'group', it has {', '.join(map(str, table.columns))}")
+    table["case"], table["group"] = table["case"].str.strip(), table["group"].str.strip()
+    for problem, rows in {
+        "no case": table["case"].isna(),
+        "no group": table["group"].isna(),
+        "a case a second time": table["case"].duplicated(),
+    }.items():
+        if rows.any():
+            row = int(rows.to_numpy().argmax())
+            raise PlanError(f"{file} has {problem} in row {row + 2}: {table['case'][row]}, {table['group'][row]}")
+    return dict(zip(table["case"], table["group"], strict=True))
+
+
+def group_splits(groups: Mapping[str, str], folds: int) -> list[Split]:
+    """Split the cases into folds of about equal size that keep every group together; always the same for equal input.
+
+    Raises:
+        PlanError: if there are fewer groups than folds.
+    """
+    cases = sorted(groups)
+    labels = [groups[case] for case in cases]
+    if len(set(labels)) < folds:
+        raise PlanError(f"{len(set(labels))} groups cannot be split into {folds} folds")
+    # Shuffled, because the order of the groups may have a meaning, such as their hospital.
+    splitter = GroupKFold(folds, shuffle=True, random_state=SEED)
+    return [
+        {"train": [cases[i] for i in train], "val": [cases[i] for i in validation]}
+        for train, validation in splitter.split(cases, groups=labels)
+    ]
+
+
+def torn_groups(splits: Sequence[Split], groups: Mapping[str, str]) -> list[list[str]]:
+    """Return, for every fold, the groups that have cases in training and in validation."""
+    return [
+        sorted({groups[case] for case in split["train"]} & {groups[case] for case in split["val"]}) for split in splits
+    ]
+
+
+def _cases(folder: Path) -> list[str]:
+    """Return the names of a dataset's training cases, of whose truth nnU-Net's preprocessing keeps a copy."""
+    description = folder / "dataset.json"
+    truths = folder / "gt_segmentations"
+    if not description.is_file() or not truths.is_dir():
+        raise PlanError(f"{folder} is not complete; preprocess the dataset first: nnUNetv2_plan_and_preprocess")
+    ending = load_json(str(description))["file_ending"]
+    return sorted(path.name.removesuffix(ending) for path in truths.iterdir() if path.name.endswith(ending))
+
+
+def _groups_of(folder: Path, file: Path) -> dict[str, str]:
+    """Return the groups of a dataset's cases."""
+    groups, cases = read_groups(file), _cases(folder)
+    if missing := [case for case in cases if case not in groups]:
+        raise PlanError(f"{file} names no group for {len(missing)} of {len(cases)} cases, first of all {missing[0]}")
+    return {case: groups[case] for case in cases}
+
+
+def _trained(dataset: str) -> list[Path]:
+    """Return the folds of a dataset that have been trained, or begun to."""
+    results = os.environ.get("nnUNet_results")  # noqa: SIM112 - nnU-Net's own spelling
+    checkpoints = Path(results, dataset).glob("*/fold_[0-9]*/checkpoint_*.pth") if results else []
+    return sorted({checkpoint.parent for checkpoint in checkpoints})
+
+
+def write_splits(dataset: str, groups_file: Path, folds: int, *, overwrite: bool = False) -> tuple[Path, list[Split]]:
+    """Write group-aware splits to where nnU-Net reads them; returns the file and the splits.
+
+    Args:
+        dataset: number or name.
+        groups_file: table with the columns `case` and `group`.
+        folds: number of folds.
+        overwrite: replace other splits that are there already.
+
+    Raises:
+        PlanError: if something is missing, or other splits are there, above all if networks were trained with them.
+    """
+    folder = preprocessed_folder(dataset)
+    splits = group_splits(_groups_of(folder, groups_file), folds)
+    file = folder / "splits_final.json"
+    if file.exists() and load_json(str(file)) != splits:
+        if trained := _trained(folder.name):
+            raise PlanError(
+                f"{file} holds other splits, and {len(trained)} trainings used them, first of all {trained[0]}. With "
+                "new splits they could neither go on nor be compared; move them away first"
+            )
+        if not overwrite:
+            raise PlanError(f"{file} holds other splits already; give --overwrite to replace them")
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(splits, indent=4))
+    part.replace(file)
+    return file, splits
+
+
+def check_splits(dataset: str, groups_file: Path) -> tuple[Path, list[Split], list[list[str]]]:
+    """Return a dataset's splits with their file, and for every fold the groups that it tears apart.
+
+    Raises:
+        PlanError: if there are no splits yet, or they hold cases that have no group.
+    """
+    folder = preprocessed_folder(dataset)
+    file = folder / "splits_final.json"
+    if not file.is_file():
+        raise PlanError(f"{file} is missing: nnU-Net makes its splits when the first training begins")
+    splits, groups = load_json(str(file)), _groups_of(folder, groups_file)
+    if unknown := sorted({case for split in splits for part in split.values() for case in part} - set(groups)):
+        raise PlanError(f"{file} holds {unknown[0]}, which is no case of {folder.name}")
+    return file, splits, torn_groups(splits, groups)

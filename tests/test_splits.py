@@ -1,0 +1,145 @@
+"""Splits that keep groups together: the splits themselves, the file nnU-Net reads, and what must not happen to it."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import write_dataset
+
+from nnunet_plugins.cli import main
+from nnunet_plugins.planning.dataset import PlanError
+from nnunet_plugins.planning.splits import group_splits, read_groups, torn_groups
+
+GROUPS = {f"case_{n}": f"patient_{n // 2}" for n in range(10)}
+
+
+def test_every_case_is_validated_once_and_no_group_is_torn():
+    splits = group_splits(GROUPS, 5)
+    assert sorted(case for split in splits for case in split["val"]) == sorted(GROUPS)
+    for split in splits:
+        assert sorted(split["train"] + split["val"]) == sorted(GROUPS)
+        assert len(split["val"]) == 2
+    assert torn_groups(splits, GROUPS) == [[]] * 5
+
+
+def test_splits_do_not_depend_on_the_order_of_the_table():
+    assert group_splits(dict(reversed(GROUPS.items())), 3) == group_splits(GROUPS, 3)
+
+
+def test_torn_groups_are_named_by_fold():
+    splits = [
+        {"train": ["case_0", "case_2", "case_3"], "val": ["case_1"]},
+        {"train": ["case_0", "case_1"], "val": ["case_2", "case_3"]},
+    ]
+    assert torn_groups(splits, GROUPS) == [["patient_0"], []]
+
+
+def test_fewer_groups_than_folds():
+    with pytest.raises(PlanError, match="5 groups cannot be split into 6 folds"):
+        group_splits(GROUPS, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,group\na,1\n", "needs the columns 'case' and 'group', it has name, group"),
+        ("case,group\na,1\na,2\n", "a case a second time in row 3: a, 2"),
+        ("case,group\na,1\nb,\n", "no group in row 3: b"),
+        ("", "cannot be read"),
+    ],
+)
+def test_unfit_tables_are_named(tmp_path, text, message):
+    (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(PlanError, match=message):
+        read_groups(tmp_path / "groups.csv")
+
+
+def test_numbers_stay_as_they_are_written(tmp_path):
+    (tmp_path / "groups.csv").write_text("group,case\n007, 01\n08,02\n")
+    assert read_groups(tmp_path / "groups.csv") == {"01": "007", "02": "08"}
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """Dataset 1 as preprocessing leaves it, as far as splits go; returns its folder and a table of its groups."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    folder = tmp_path / "nnUNet_preprocessed" / "Dataset001_Small"
+    (folder / "gt_segmentations").mkdir(parents=True)
+    for case in GROUPS:
+        (folder / "gt_segmentations" / f"{case}.nii.gz").touch()
+    (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz"}))
+    table = tmp_path / "groups.csv"
+    pd.DataFrame({"case": GROUPS.keys(), "group": GROUPS.values()}).to_csv(table, index=False)
+    return folder, table
+
+
+def split(table, *options):
+    return main(["split", "-d", "Dataset001_Small", "--groups", str(table), *options])
+
+
+def test_writes_once_and_changes_only_when_told_to(dataset, capsys):
+    folder, table = dataset
+    file = folder / "splits_final.json"
+    assert split(table) == 0
+    assert json.loads(file.read_text()) == group_splits(GROUPS, 5)
+    assert f"Wrote {file}" in capsys.readouterr().out
+    assert split(table) == 0
+    assert split(table, "--folds", "3") == 2
+    assert "holds other splits already; give --overwrite" in capsys.readouterr().err
+    assert split(table, "--folds", "3", "--overwrite") == 0
+    assert json.loads(file.read_text()) == group_splits(GROUPS, 3)
+
+
+def test_splits_of_a_training_stay(dataset, tmp_path, capsys):
+    folder, table = dataset
+    assert split(table) == 0
+    fold = tmp_path / "nnUNet_results" / "Dataset001_Small" / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    before = (folder / "splits_final.json").read_text()
+    assert split(table, "--folds", "3", "--overwrite") == 2
+    assert f"1 trainings used them, first of all {fold}" in capsys.readouterr().err
+    assert (folder / "splits_final.json").read_text() == before
+    assert split(table) == 0, "the same splits are no change"
+
+
+def test_leakage_check(dataset, capsys):
+    folder, table = dataset
+    assert split(table, "--leakage-check") == 2
+    assert "splits_final.json is missing" in capsys.readouterr().err
+    cases = sorted(GROUPS)
+    random = [{"train": cases[1:], "val": cases[:1]}, {"train": cases[:8], "val": cases[8:]}]
+    (folder / "splits_final.json").write_text(json.dumps(random))
+    assert split(table, "--leakage-check") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["0", "9", "1", "1:", "patient_0"]
+    assert lines[2].split() == ["1", "8", "2", "0"]
+    assert json.loads((folder / "splits_final.json").read_text()) == random
+    assert split(table, "--overwrite") == 0
+    assert split(table, "--leakage-check") == 0
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ["stranger"], "val": cases}]))
+    assert split(table, "--leakage-check") == 2
+    assert "holds stranger, which is no case of Dataset001_Small" in capsys.readouterr().err
+
+
+def test_cases_without_a_group_are_named(dataset, capsys):
+    _, table = dataset
+    pd.DataFrame({"case": ["case_0"], "group": ["a"]}).to_csv(table, index=False)
+    assert split(table) == 2
+    assert "names no group for 9 of 10 cases, first of all case_1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_nnunet_trains_on_them(sandbox, monkeypatch, tmp_path):
+    write_dataset(sandbox.raw, "Dataset001_Small", cases=6)
+    sandbox.prepare(1, "3d_fullres")
+    sandbox.edit_plans("Dataset001_Small", "small")
+    cases = [f"case_{n}" for n in range(6)]
+    pd.DataFrame({"case": cases, "group": [1, 1, 2, 2, 3, 3]}).to_csv(tmp_path / "groups.csv", index=False)
+    sandbox.run("nnunet-plugins", "split", "-d", 1, "--groups", tmp_path / "groups.csv", "--folds", 3)
+    expected = json.loads((sandbox.preprocessed / "Dataset001_Small" / "splits_final.json").read_text())[0]["val"]
+    summary = sandbox.train("Dataset001_Small", "3d_fullres", "nnUNetTrainer_1epochs_1iterations")
+    validated = {case["prediction_file"].split("/")[-1].removesuffix(".nii.gz") for case in summary["metric_per_case"]}
+    assert validated == set(expected)
+    assert len(validated) == 2
