@@ -1,4 +1,6 @@
-"""FIRENet trains and validates on every kind of labels, and as both stages of a cascade."""
+"""The networks train and validate on every kind of labels, and in a cascade."""
+
+import shutil
 
 import pytest
 from conftest import write_dataset
@@ -55,3 +57,8 @@ def test_cascade(sandbox):
     # The second stage needs the first one's prediction for its own training cases as well: one run on all cases.
     sandbox.run("nnUNetv2_train", dataset, "3d_lowres", "all", "-tr", TRAINER, "-p", "small", "-device", "cpu")
     sandbox.train(dataset, "3d_cascade_fullres", TRAINER)
+    # nnU-Net looks for the first stage under the name of the second stage's trainer.
+    first = sandbox.results / dataset / f"{TRAINER}__small__3d_lowres"
+    for other in ("nnUNetTrainerAutofocusUNet_1epochs_1iterations", "nnUNetTrainerASPP3DUNet_1epochs_1iterations"):
+        shutil.copytree(first, first.with_name(f"{other}__small__3d_lowres"))
+        sandbox.train(dataset, "3d_cascade_fullres", other)
