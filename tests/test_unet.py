@@ -66,7 +66,7 @@ def test_the_first_of_four_rates_starts_with_its_share_of_attention_everywhere(a
         network(torch.randn(1, 1, 72, 72, 72))
     [found] = maps.values()
     assert found.shape[1] == 4
-    assert_close(found[:, 0], torch.full_like(found[:, 0], share), rtol=0, atol=1e-3)
+    assert_close(found[:, 0], torch.full_like(found[:, 0], share), rtol=0, atol=0.02)
 
 
 def test_aspp_follows_the_bottleneck_once(plan):

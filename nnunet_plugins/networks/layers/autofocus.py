@@ -96,13 +96,12 @@ class AutofocusConv(nn.Module):
 
     @torch.no_grad()
     def favour_first_rate(self, advantage: float) -> None:
-        """Let the attention start at the first rate, at every voxel; the others share K e^-advantage at most.
+        """Let a new layer's attention start at the first rate, at every voxel; the others share about K e^-advantage.
 
         With rate 1 first and the weight and bias of an ordinary convolution, the layer starts as that convolution. The
         attention learns the slower the larger the advantage: its gradient shrinks with the others' share.
         """
         last: Any = self.attention[2]
-        last.weight.zero_()
         last.bias.zero_()
         last.bias[0] = advantage
 
