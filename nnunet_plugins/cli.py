@@ -328,7 +328,7 @@ def parser() -> argparse.ArgumentParser:
         dest="processes",
         type=_whole,
         metavar="N",
-        help="cases at a time, default as in nnU-Net: nnUNet_def_n_proc, or 8",
+        help="cases at a time; default as in nnU-Net, nnUNet_def_n_proc or 8, but no more than there are cores",
     )
     command.add_argument("--chill", action="store_true", help="leave out cases without a prediction")
     command.add_argument("--overwrite", action="store_true", help="replace FILE")

@@ -1,6 +1,7 @@
 """`nnunet-plugins evaluate`: the metrics of a folder of segmentations, one row per case and label, in parallel."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -174,7 +175,7 @@ def evaluate_folders(
         output: CSV file to write.
         dataset_json: names labels or regions, ignore label and file ending; found beside the predictions if None.
         tolerance: of the surface Dice, in mm.
-        processes: cases at a time; as nnU-Net's default if None.
+        processes: cases at a time; if None, as nnU-Net's default, but no more than there are cores.
         chill: leave out cases without a prediction, as nnU-Net's evaluation does with `--chill`.
         overwrite: replace `output`.
 
@@ -208,7 +209,14 @@ def evaluate_folders(
         tolerance=tolerance,
     )
     jobs = {case: partial(evaluate, prediction / f"{case}{ending}", truth / f"{case}{ending}") for case in cases}
-    found = dict(tqdm(_finish(jobs, processes or default_num_processes), total=len(jobs), unit="case", disable=None))
+    found = dict(
+        tqdm(
+            _finish(jobs, processes or min(default_num_processes, os.cpu_count() or 1)),
+            total=len(jobs),
+            unit="case",
+            disable=None,
+        )
+    )
     rows = [{"case": case, **row} for case in cases if not isinstance(found[case], str) for row in found[case]]
     failures = {case: str(found[case]) for case in cases if isinstance(found[case], str)}
     if not rows:
