@@ -276,7 +276,7 @@ def test_unset_folder_and_silly_memory(folders, monkeypatch, capsys):
     for memory in ("0", "much", "inf"):
         with pytest.raises(SystemExit, match="2"):
             main([*command, memory])
-        assert f"{memory!r} is no number of GB" in capsys.readouterr().err
+        assert f"{memory!r} is no positive number" in capsys.readouterr().err
     monkeypatch.delenv("nnUNet_preprocessed")
     assert main([*command, "1"]) == 2
     assert "nnUNet_preprocessed is not set" in capsys.readouterr().err
