@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
@@ -26,3 +27,18 @@ def test_surface_distances():
     differences = [float(line.split()[-1]) for line in result.stdout.splitlines()[1:-1]]
     assert len(differences) == 2
     assert max(differences) < 1e-6
+
+
+@pytest.mark.slow
+def test_first_steps(small):
+    """A trainer that comes twice does the same twice: batches and first weights are equal."""
+    script = ROOT / "benchmarks" / "first_steps.py"
+    trainers = ["nnUNetTrainerAutofocusUNet", "nnUNetTrainerFIRENet", "nnUNetTrainerAutofocusUNet"]
+    options = ["-d", "1", "-p", "small", "--steps", "2", "--every", "1", "--device", "cpu"]
+    result = subprocess.run(
+        [sys.executable, script, *options, "-tr", *trainers], env=small.env, capture_output=True, text=True, check=True
+    )
+    _, _, first, other, again = result.stdout.splitlines()
+    assert first == again
+    assert first.split()[2:] != other.split()[2:]
+    assert not any(small.results.iterdir())
