@@ -16,6 +16,7 @@ CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 INSTANCE_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOL: dict[int, Any] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 NEGATIVE_SLOPE = 0.01
 
