@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from nnunet_plugins import __version__
 from nnunet_plugins._startup import trainer_folder
-from nnunet_plugins.demo import pipeline
+from nnunet_plugins.benchmark import command_line as benchmark
+from nnunet_plugins.demo import command_line as demo
 from nnunet_plugins.registry import BACKBONES, MODIFIERS, STOCK_TRAINER
 
 
@@ -101,10 +102,13 @@ def _split(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.planning import splits
     from nnunet_plugins.planning.dataset import PlanError
 
-    groups = Path(arguments.groups)
+    groups = Path(arguments.groups) if arguments.groups else None
     torn: list[list[str]] = []
+    if arguments.leakage_check and groups is None:
+        print("nnunet-plugins split: --leakage-check needs --groups FILE", file=sys.stderr)
+        return 2
     try:
-        if arguments.leakage_check:
+        if arguments.leakage_check and groups:
             file, folds, torn = splits.check_splits(arguments.dataset, groups)
         else:
             file, folds = splits.write_splits(arguments.dataset, groups, arguments.folds, overwrite=arguments.overwrite)
@@ -149,6 +153,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from nnunet_plugins.metrics import folders
+    from nnunet_plugins.metrics.table import describe
 
     output = Path(arguments.output)
     try:
@@ -165,11 +170,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     except (folders.EvaluationError, ModuleNotFoundError, OSError) as error:
         print(f"nnunet-plugins evaluate: {error}", file=sys.stderr)
         return 2
-    print(folders.describe(found.table))
+    print(describe(found.table))
     print(f"Wrote {output}")
     for case, reason in found.failures.items():
         print(f"nnunet-plugins evaluate: {case} is not in it: {reason}", file=sys.stderr)
     return 1 if found.failures else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nnunet_plugins.report.build import build_report
+    from nnunet_plugins.report.record import ReportError
+
+    try:
+        page = build_report(Path(arguments.benchmark))
+    except (ReportError, OSError) as error:
+        print(f"nnunet-plugins report: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {page}")
+    return 0
 
 
 def _positive(text: str) -> float:
@@ -268,7 +288,11 @@ def parser() -> argparse.ArgumentParser:
         "used are not changed. For example: nnunet-plugins split -d 4 --groups groups.csv",
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
-    command.add_argument("--groups", required=True, metavar="FILE", help="CSV file with the columns 'case' and 'group'")
+    command.add_argument(
+        "--groups",
+        metavar="FILE",
+        help="CSV file with the columns 'case' and 'group'; default: nnU-Net's random splits",
+    )
     command.add_argument("--folds", type=_folds, default=5, metavar="N", help="default: %(default)s")
     command.add_argument(
         "--leakage-check",
@@ -335,14 +359,31 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_evaluate)
 
     command = commands.add_parser(
-        "demo",
-        help="train, predict, ensemble and evaluate on a small made-up dataset",
-        description="Make a small 3D phantom dataset and run the whole nnU-Net pipeline on it with the stock U-Net and "
-        "FIRENet: plan, preprocess, train, predict, ensemble, evaluate. Ends with a table and a picture. Started again "
-        "after an interruption, it goes on where it was. Your own nnU-Net folders are not touched.",
+        "benchmark",
+        help="compare networks fairly, from training to report",
+        description=benchmark.DESCRIPTION,
     )
-    pipeline.add_arguments(command)
-    command.set_defaults(run=pipeline.run)
+    benchmark.add_arguments(command)
+    command.set_defaults(run=benchmark.run)
+
+    command = commands.add_parser(
+        "report",
+        help="make the report of a benchmark again",
+        description="Make the page and the tables of a benchmark again from its record: index.html, report.md, "
+        "tables.tex, results.csv, challenger.csv and the figures. Needs neither nnU-Net's folders nor torch.",
+    )
+    command.add_argument("benchmark", metavar="DIR", help="folder that was given to benchmark with -o")
+    command.set_defaults(run=_report)
+
+    command = commands.add_parser(
+        "demo",
+        help="a whole benchmark on a small made-up dataset",
+        description="Make a small 3D phantom dataset and run a whole benchmark on it with the stock U-Net, FIRENet, "
+        "AutofocusUNet and ASPP3DUNet: plan, preprocess, train, predict, ensemble, evaluate, report. Started again after "
+        "an interruption, it goes on where it was. Your own nnU-Net folders are not touched.",
+    )
+    demo.add_arguments(command)
+    command.set_defaults(run=demo.run)
     return result
 
 

@@ -16,8 +16,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose
 
 from nnunet_plugins.cli import main
-from nnunet_plugins.metrics.folders import EvaluationError, evaluate_folders, summarise
+from nnunet_plugins.metrics.folders import EvaluationError, evaluate_folders
 from nnunet_plugins.metrics.masks import Agreement, compare_masks
+from nnunet_plugins.metrics.table import summarise
 
 
 def sphere(shape, spacing, centre, radius):

@@ -36,6 +36,8 @@ ORDER = [
     "trainers",
     "planning",
     "metrics",
+    "report",
+    "benchmark",
     "demo",
     "doctor",
     "cli",

@@ -1,1 +1,1 @@
-"""The demo behind `nnunet-plugins demo`: nnU-Net's own commands, end to end, on a small phantom dataset."""
+"""A whole benchmark on a small made-up dataset: `phantom` makes the data, `command_line` runs it in a folder of its own."""

@@ -1,7 +1,8 @@
 """`nnunet-plugins split`: cross-validation that keeps groups of cases, such as all those of one patient, together.
 
-nnU-Net splits the cases at random. Where several of them show one patient, a network is then validated on patients
-that it has seen. nnU-Net reads its splits from `splits_final.json` in the dataset's preprocessed folder, if it exists.
+nnU-Net splits the cases at random, and so does this command without groups. Where several of them show one patient, a
+network is then validated on patients that it has seen. nnU-Net reads its splits from `splits_final.json` in the
+dataset's preprocessed folder, if it exists.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import GroupKFold
 
 from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
@@ -63,6 +65,18 @@ def group_splits(groups: Mapping[str, str], folds: int) -> list[Split]:
     ]
 
 
+def random_splits(cases: Sequence[str], folds: int) -> list[Split]:
+    """Split the cases as nnU-Net does, which always makes five folds when a training finds no splits.
+
+    Raises:
+        PlanError: if there are fewer cases than folds.
+    """
+    if len(cases) < folds:
+        raise PlanError(f"{len(cases)} cases cannot be split into {folds} folds")
+    splits = generate_crossval_split(sorted(cases), seed=SEED, n_splits=folds)
+    return [{part: list(map(str, names)) for part, names in split.items()} for split in splits]
+
+
 def torn_groups(splits: Sequence[Split], groups: Mapping[str, str]) -> list[list[str]]:
     """Return, for every fold, the groups that have cases in training and in validation."""
     return [
@@ -95,12 +109,14 @@ def _trained(dataset: str) -> list[Path]:
     return sorted({checkpoint.parent for checkpoint in checkpoints})
 
 
-def write_splits(dataset: str, groups_file: Path, folds: int, *, overwrite: bool = False) -> tuple[Path, list[Split]]:
-    """Write group-aware splits to where nnU-Net reads them; returns the file and the splits.
+def write_splits(
+    dataset: str, groups_file: Path | None, folds: int, *, overwrite: bool = False
+) -> tuple[Path, list[Split]]:
+    """Write splits to where nnU-Net reads them; returns the file and the splits.
 
     Args:
         dataset: number or name.
-        groups_file: table with the columns `case` and `group`.
+        groups_file: table with the columns `case` and `group`; without it, the splits are nnU-Net's own.
         folds: number of folds.
         overwrite: replace other splits that are there already.
 
@@ -108,7 +124,10 @@ def write_splits(dataset: str, groups_file: Path, folds: int, *, overwrite: bool
         PlanError: if something is missing, or other splits are there, above all if networks were trained with them.
     """
     folder = preprocessed_folder(dataset)
-    splits = group_splits(_groups_of(folder, groups_file), folds)
+    if groups_file is None:
+        splits = random_splits(_cases(folder), folds)
+    else:
+        splits = group_splits(_groups_of(folder, groups_file), folds)
     file = folder / "splits_final.json"
     if file.exists() and load_json(str(file)) != splits:
         if trained := _trained(folder.name):

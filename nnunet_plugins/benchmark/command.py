@@ -9,68 +9,106 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunet_plugins import _startup
-from nnunet_plugins.demo.errors import DemoError
+from nnunet_plugins.benchmark.protocol import BenchmarkError
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-_TAIL = 20
 
 
 def find(name: str) -> str:
     """Return the path of a console script, the one of this Python environment before any other.
 
     Raises:
-        DemoError: if there is none.
+        BenchmarkError: if there is none.
     """
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        raise DemoError(
+        raise BenchmarkError(
             f"the command {name} is neither beside {sys.executable} nor on the PATH. Install nnU-Net into this "
             f"environment: {sys.executable} -m pip install 'nnunetv2>=2.8'"
         )
     return found
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return the environment for nnU-Net's commands, whose three folders lie in `folder` whatever the user has set."""
-    variables = {**os.environ, **{name: str(folder / name) for name in FOLDERS}}
+def environment(slots: int = 1) -> dict[str, str]:
+    """Return the variables that nnU-Net's commands get besides this process's own, for one of several equal slots.
+
+    Args:
+        slots: commands that run on this machine at a time.
+    """
+    variables = {name: value for name, value in os.environ.items() if name.lower().startswith("nnunet_")}
     variables["PYTHONUNBUFFERED"] = "1"
-    variables["nnUNet_wandb_enabled"] = "0"
-    # Compiling the networks takes longer than the few steps of the demo.
-    variables.setdefault("nnUNet_compile", "f")
-    # Every worker imports torch; more than a few cost more than they bring.
-    workers = str(max(1, min(_usable_cores() // 2, 4)))
-    variables.setdefault("nnUNet_n_proc_DA", workers)
-    variables.setdefault("nnUNet_def_n_proc", workers)
     # Threads that wait by spinning take the cores from the workers, and are far slower where other programs run too.
-    variables.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+    # The same for all networks, so that none has more help than another: nnU-Net's own number for a slot's cores.
+    cores = max(1, usable_cores() // slots)
+    variables.setdefault("nnUNet_n_proc_DA", str(min(12, cores)))
+    variables.setdefault("nnUNet_def_n_proc", str(min(8, usable_cores())))
     variables[_startup.VARIABLE] = _startup.with_ours()
     return variables
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def run(command: Sequence[str | Path], variables: Mapping[str, str], log: Path, follow: Callable[[str], None]) -> None:
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let the signals that end a program act like Ctrl-C, so that running commands are ended as well."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # nohup ignores SIGHUP on purpose; outside the main thread Python allows no handlers.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            with contextlib.suppress(ValueError):
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run(
+    command: Sequence[str | Path],
+    variables: Mapping[str, str],
+    log: Path,
+    follow: Callable[[str], None],
+    *,
+    started: Callable[[int], None] = lambda _: None,
+) -> int:
     """Run a command to its end; its output is appended to `log`, and each line is passed to `follow`.
 
     The command has a process group of its own, and nothing of that group is left when this function ends, however it
     ends.
 
+    Args:
+        command: console script and arguments.
+        variables: the whole environment.
+        log: file to append to.
+        follow: gets each line, without its end.
+        started: gets the process's number.
+
+    Returns:
+        The exit code.
+
     Raises:
-        DemoError: if the command fails; the message holds the end of its output, the log's path and the command.
+        BenchmarkError: if the command cannot be started.
     """
     arguments = [find(str(command[0])), *map(str, command[1:])]
-    shown = shlex.join([*(f"{name}={variables[name]}" for name in FOLDERS), *arguments])
+    shown = shlex.join([*(f"{name}={variables[name]}" for name in FOLDERS if name in variables), *arguments])
     log.parent.mkdir(parents=True, exist_ok=True)
-    tail: deque[str] = deque(maxlen=_TAIL)
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {shown}\n")
         file.flush()
@@ -90,22 +128,16 @@ def run(command: Sequence[str | Path], variables: Mapping[str, str], log: Path, 
             )
         except OSError as error:
             # For instance a console script whose interpreter has moved.
-            raise DemoError(f"{arguments[0]} cannot be started: {error}. Install nnU-Net again.") from error
+            raise BenchmarkError(f"{arguments[0]} cannot be started: {error}. Install nnU-Net again.") from error
         try:
+            started(process.pid)
             for line in _lines(process):
                 file.write(line)
                 file.flush()
-                tail.append(line.rstrip())
                 follow(line.rstrip())
         finally:
             _end(process)
-    if process.returncode != 0:
-        ending = "\n".join(f"    {line}" for line in tail)
-        raise DemoError(
-            f"{command[0]} failed with exit code {process.returncode}. The end of its output:\n{ending}\n"
-            f"  log:     {log}\n  command: {shown}\n"
-            "Finished steps are kept: once the cause is removed, the same demo goes on from here."
-        )
+    return process.returncode
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:

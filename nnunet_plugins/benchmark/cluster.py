@@ -1,0 +1,236 @@
+"""Where a benchmark's tasks run: slots of this machine, or jobs of a cluster, by Parsl."""
+
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.benchmark.command import usable_cores
+from nnunet_plugins.benchmark.engine import TaskInterruptedError
+from nnunet_plugins.benchmark.protocol import BenchmarkError
+
+PROVIDERS = ("slurm", "lsf", "pbs", "kubernetes")
+SECTIONS = ("train", "light")
+_KEYS = {
+    "queue": str,
+    "account": str,
+    "walltime": str,
+    "cores": int,
+    "memory": int,
+    "gpus": int,
+    "jobs": int,
+    "options": str,
+    "environment": str,
+    "image": str,
+    "namespace": str,
+    "volumes": list,
+    "address": str,
+}
+_MISSING = "the benchmark needs Parsl: pip install 'nnunet-plugins[benchmark]'"
+
+
+def configure(
+    folder: Path,
+    *,
+    device: str,
+    slots: int,
+    retries: int,
+    used: Collection[str] = SECTIONS,
+    cluster: Path | None = None,
+    made_progress: Callable[[str], bool] = lambda _: False,
+) -> Any:
+    """Return Parsl's configuration with two places: "train", with whole GPUs or CPU slots, and "light" for the rest.
+
+    Args:
+        folder: the benchmark's, for Parsl's own logs.
+        device: torch device type.
+        slots: on this machine: GPUs for "cuda", or tasks at a time; each has the cores of its own share.
+        retries: how often a failed task is tried again.
+        used: the places that are needed, of "train" and "light".
+        cluster: YAML file that describes a cluster; this machine alone if None.
+        made_progress: tells of a task's order file whether the task went on since the last question. A job that was
+            ended from outside, say at its time limit, costs no retry then.
+
+    Raises:
+        BenchmarkError: if Parsl is missing or the YAML file makes no sense.
+    """
+    try:
+        from parsl.config import Config
+        from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
+        from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+        from parsl.providers import LocalProvider
+    except ModuleNotFoundError as error:
+        raise BenchmarkError(_MISSING) from error
+
+    def cost(error: Exception, record: Any) -> float:
+        lost = isinstance(error, (ManagerLost, WorkerLost, TaskInterruptedError))
+        return 0 if lost and made_progress(record["args"][0]) else 1
+
+    # Parsl's own programs have to be found, by its driver and its workers.
+    scripts = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
+    common: dict[str, Any] = {
+        "interchange_launch_cmd": [sys.executable, "-m", "nnunet_plugins.benchmark.interchange"],
+        "encrypted": False,
+        "prefetch_capacity": 0,
+    }
+    executors: list[Any] = []
+    description = read_cluster(cluster) if cluster else {}
+    for section in SECTIONS:
+        if section not in used:
+            continue
+        if section in description:
+            executors.append(
+                HighThroughputExecutor(
+                    label=section,
+                    address=description[section].get("address"),
+                    max_workers_per_node=1,
+                    provider=_provider(description["provider"], description[section], scripts),
+                    heartbeat_period=15,
+                    heartbeat_threshold=90,
+                    **common,
+                )
+            )
+        elif section == "light":
+            executors.append(ThreadPoolExecutor(label="light", max_threads=1))
+        else:
+            executors.append(
+                HighThroughputExecutor(
+                    label="train",
+                    address="127.0.0.1",
+                    max_workers_per_node=slots,
+                    available_accelerators=accelerators(slots) if device == "cuda" else (),
+                    cpu_affinity="block" if slots <= usable_cores() and sys.platform == "linux" else "none",
+                    provider=LocalProvider(init_blocks=1, max_blocks=1, min_blocks=1),
+                    heartbeat_period=5,
+                    heartbeat_threshold=30,
+                    **common,
+                )
+            )
+    return Config(
+        executors=executors,
+        run_dir=str(folder / "parsl"),
+        retries=retries,
+        retry_handler=cost,
+        strategy="simple",
+        usage_tracking=0,
+        initialize_logging=False,  # `engine` does, in one file for all starts
+    )
+
+
+def accelerators(number: int) -> list[str]:
+    """Return the first GPUs that this process may use, as CUDA_VISIBLE_DEVICES wants them.
+
+    Raises:
+        BenchmarkError: if there are fewer.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(index) for index in range(number)]
+    found = [name.strip() for name in visible.split(",") if name.strip()]
+    if len(found) < number:
+        raise BenchmarkError(f"--gpus {number}, but CUDA_VISIBLE_DEVICES={visible} leaves {len(found)}")
+    return found[:number]
+
+
+def read_cluster(file: Path) -> dict[str, Any]:
+    """Read and check the description of a cluster.
+
+    Raises:
+        BenchmarkError: if it cannot be read, or has a key or a value that means nothing.
+    """
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise BenchmarkError(_MISSING) from error
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise BenchmarkError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, Mapping) or content.get("provider") not in PROVIDERS:
+        raise BenchmarkError(f"{file} needs a line 'provider:' with one of {', '.join(PROVIDERS)}")
+    if not isinstance(content.get("train"), Mapping):
+        raise BenchmarkError(f"{file} needs a section 'train:' that describes the jobs of trainings")
+    for section, values in content.items():
+        if section == "provider":
+            continue
+        if section not in SECTIONS:
+            raise BenchmarkError(f"{file} has an unknown section {section!r}; there are {', '.join(SECTIONS)}")
+        for key, value in (values or {}).items():
+            if key not in _KEYS:
+                raise BenchmarkError(f"{file}: unknown key {key!r} in {section!r}; known are {', '.join(_KEYS)}")
+            if not isinstance(value, _KEYS[key]):
+                wanted = {str: "a text (put it in quotes)", int: "a whole number", list: "a list"}[_KEYS[key]]
+                raise BenchmarkError(f"{file}: {section}.{key} has to be {wanted}, not {value!r}")
+    if content["provider"] == "kubernetes" and "image" not in content["train"]:
+        raise BenchmarkError(f"{file}: kubernetes needs train.image, an image with this package installed")
+    return dict(content)
+
+
+def _provider(kind: str, section: Mapping[str, Any], scripts: str) -> Any:
+    """Return Parsl's provider; a job runs one task at a time, and goes when there is none left."""
+    from parsl import providers
+
+    blocks = {"init_blocks": 0, "min_blocks": 0, "max_blocks": section.get("jobs", 1), "parallelism": 1}
+    setup = "\n".join([section.get("environment", ""), f'export PATH="{scripts}:$PATH"'])
+    cores, gpus, memory = section.get("cores"), section.get("gpus"), section.get("memory")
+    walltime, options = section.get("walltime", "24:00:00"), section.get("options", "")
+    if kind == "slurm":
+        return providers.SlurmProvider(
+            partition=section.get("queue"),
+            account=section.get("account"),
+            walltime=walltime,
+            cores_per_node=cores,
+            mem_per_node=memory,
+            gpus_per_node=gpus,
+            scheduler_options=options,
+            worker_init=setup,
+            exclusive=False,
+            cmd_timeout=60,
+            **blocks,
+        )
+    if kind == "lsf":
+        lines = [options]
+        if gpus:
+            lines.append(f'#BSUB -gpu "num={gpus}:j_exclusive=yes"')
+        if memory:
+            lines.append(f"#BSUB -M {memory}G")
+        return providers.LSFProvider(
+            queue=section.get("queue"),
+            project=section.get("account"),
+            walltime=walltime,
+            cores_per_block=cores or 1,
+            cores_per_node=cores or 1,
+            request_by_nodes=False,
+            scheduler_options="\n".join(line for line in lines if line),
+            worker_init=setup,
+            **blocks,
+        )
+    if kind == "pbs":
+        select = [f"{name}={value}" for name, value in (("ngpus", gpus), ("mem", memory and f"{memory}gb")) if value]
+        return providers.PBSProProvider(
+            queue=section.get("queue"),
+            account=section.get("account"),
+            walltime=walltime,
+            cpus_per_node=cores or 1,
+            select_options=":".join(select),
+            scheduler_options=options,
+            worker_init=setup,
+            **blocks,
+        )
+    try:
+        return providers.KubernetesProvider(
+            image=section["image"],
+            namespace=section.get("namespace", "default"),
+            max_cpu=cores or 1,
+            init_cpu=cores or 1,
+            max_mem=f"{memory or 64}Gi",
+            init_mem=f"{memory or 64}Gi",
+            extra_limits={"nvidia.com/gpu": str(gpus)} if gpus else None,
+            persistent_volumes=[tuple(volume) for volume in section.get("volumes", [])],
+            worker_init=setup,
+            **blocks,
+        )
+    except Exception as error:  # Parsl's and the kubernetes package's own: not installed, no access
+        raise BenchmarkError(f"Kubernetes cannot be used here: {error}") from error

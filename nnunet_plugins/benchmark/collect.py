@@ -1,0 +1,225 @@
+"""Collect what a benchmark has found into the record that the report reads. Reads files only, nnU-Net's and our own."""
+
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nnunet_plugins.benchmark import equality
+from nnunet_plugins.benchmark.engine import read_state
+from nnunet_plugins.benchmark.files import is_json
+from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
+from nnunet_plugins.benchmark.protocol import Protocol, Run
+from nnunet_plugins.benchmark.tasks import Folders, Task, ensemble_name, is_trained
+from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
+
+
+def collect(
+    protocol: Protocol,
+    folders: Folders,
+    tasks: Sequence[Task],
+    *,
+    accept_unequal: bool,
+    command: str,
+) -> Record:
+    """Return the record of what is there, whole or not.
+
+    Args:
+        protocol: the question.
+        folders: where things lie.
+        tasks: all tasks, done or not.
+        accept_unequal: the user wants unequal runs side by side.
+        command: what the user called.
+    """
+    runs = protocol.runs()
+    trained = {run: [fold for fold in protocol.folds if is_trained(folders.fold(run, fold))] for run in runs}
+    results = [_cross_validation(run, folds, protocol, folders) for run, folds in trained.items() if folds]
+    results += _ensembles(trained, protocol, folders)
+    results += [_test(run, protocol, folders) for run in runs]
+    costs, curves = [], []
+    for run, folds in trained.items():
+        for fold in folds:
+            log = read_log(folders.fold(run, fold))
+            costs.append({**_identity(run), "fold": fold, **_cost(run, fold, log, folders)})
+            curves += [{**_identity(run), "fold": fold, **row} for row in log["epochs"]]
+    unfinished = [task for task in tasks if not task.is_done()]
+    proofs = []
+    for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in runs):
+        group = [run for run in runs if (run.dataset, run.configuration) == (dataset, configuration)]
+        proofs.append(equality.prove(group, protocol.folds, folders, accepted=accept_unequal))
+    return Record(
+        results=pd.concat([pd.DataFrame(columns=RESULTS), *(table for table in results if len(table))])
+        if any(map(len, results))
+        else pd.DataFrame(columns=RESULTS),
+        runs=pd.DataFrame(costs, columns=RUNS),
+        curves=pd.DataFrame(curves, columns=CURVES),
+        equality=proofs,
+        failures=_failures(unfinished, folders),
+        about=_about(protocol, trained, folders, complete=not unfinished, command=command),
+    )
+
+
+def _identity(run: Run) -> dict[str, str]:
+    names = ("dataset", "configuration", "plans", "trainer", "algorithm", "role")
+    return {name: getattr(run, name) for name in names}
+
+
+def _metrics(file: Path, split: str, identity: Mapping[str, str]) -> pd.DataFrame:
+    if not file.is_file():
+        return pd.DataFrame(columns=RESULTS)
+    table = pd.read_csv(file, dtype={"case": str, "label": str, "name": str}, keep_default_na=False, na_values=[""])
+    return table.assign(split=split, **identity)[RESULTS]
+
+
+def _cross_validation(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> pd.DataFrame:
+    file = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
+    return _metrics(file, "cross-validation", _identity(run))
+
+
+def _test(run: Run, protocol: Protocol, folders: Folders) -> pd.DataFrame:
+    file = folders.metrics(run.name, protocol.folds, protocol.tolerance, "test")
+    return _metrics(file, "test", _identity(run)) if protocol.test else pd.DataFrame(columns=RESULTS)
+
+
+def _ensembles(trained: Mapping[Run, list[int]], protocol: Protocol, folders: Folders) -> list[pd.DataFrame]:
+    whole = [run for run, folds in trained.items() if folds == list(protocol.folds)]
+    tables = []
+    for one, other in combinations(whole, 2):
+        if (one.dataset, one.configuration, one.plans) != (other.dataset, other.configuration, other.plans):
+            continue
+        name = f"{one.dataset}__{ensemble_name(one, other, protocol.folds)}"
+        identity = {
+            **_identity(one),
+            "trainer": f"{one.trainer} + {other.trainer}",
+            "algorithm": f"{one.algorithm} + {other.algorithm}",
+            "role": "ensemble",
+        }
+        file = folders.metrics(name, protocol.folds, protocol.tolerance, "cross-validation")
+        tables.append(_metrics(file, "cross-validation", identity))
+    return tables
+
+
+def read_log(fold: Path) -> dict[str, Any]:
+    """Read a training's logs, of which there is one for each time it was started or gone on with.
+
+    Returns:
+        `epochs`, rows with the columns of `CURVES` from `epoch` on, and `voxels_per_second` of the validation.
+    """
+    epochs: dict[int, dict[str, Any]] = {}
+    voxels_per_second = np.nan
+    for file in sorted(fold.glob("training_log*.txt")):
+        epoch: dict[str, Any] = {}
+        begun, voxels = 0.0, 0
+        for line in file.read_text(errors="replace").splitlines():
+            found = STAMP.match(line)
+            text = line[found.end() :].strip() if found else line.strip()
+            if match := re.fullmatch(r"Epoch (\d+)", text):
+                epoch = epochs[int(match[1])] = {"epoch": int(match[1])}
+            elif match := re.fullmatch(r"Current learning rate: (\S+)", text):
+                epoch["learning_rate"] = float(match[1])
+            elif match := re.fullmatch(r"(train_loss|val_loss) (\S+)", text):
+                epoch[match[1]] = float(match[2])
+            elif text.startswith("Pseudo dice "):
+                values = [value for value in pseudo_dice(text) if not np.isnan(value)]
+                epoch["pseudo_dice"] = float(np.mean(values)) if values else np.nan
+            elif match := re.fullmatch(r"Epoch time: (\S+) s", text):
+                epoch["seconds"] = float(match[1])
+            elif found and text.startswith("predicting ") and not begun:
+                begun = _seconds(found[0])
+            elif match := re.search(r", shape torch.Size\(\[([\d, ]+)\]\)", text):
+                voxels += int(np.prod([int(n) for n in match[1].split(",")][1:]))
+            elif found and text.startswith("Validation complete") and begun:
+                voxels_per_second = voxels / max(_seconds(found[0]) - begun, 1e-3)
+    rows = [row for _, row in sorted(epochs.items()) if "seconds" in row]
+    return {"epochs": rows, "voxels_per_second": voxels_per_second}
+
+
+def _seconds(stamp: str) -> float:
+    moment = stamp.rstrip(": ")
+    whole, _, fraction = moment.partition(".")
+    return time.mktime(time.strptime(whole, "%Y-%m-%d %H:%M:%S")) + float(f"0.{fraction}")
+
+
+def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict[str, Any]:
+    file = folders.recipe(run)
+    recipe = json.loads(file.read_text()) if is_json(file) else {}
+    attempts = equality.read_conditions(folders.fold(run, fold))
+    measured = [attempt for attempt in attempts if attempt.get("peak_memory_bytes")]
+    highest = max(measured, key=lambda attempt: attempt["peak_memory_bytes"], default={})
+    seconds = [row["seconds"] for row in log["epochs"]]
+    return {
+        **{name: recipe.get(name) for name in ("parameters", "forward_flops", "batch_size", "epochs", "iterations")},
+        "patch_size": "x".join(map(str, recipe.get("patch_size", []))),
+        "seconds_per_epoch": float(np.median(seconds)) if seconds else np.nan,
+        "training_seconds": sum(seconds),
+        "peak_memory_bytes": highest.get("peak_memory_bytes"),
+        "memory_kind": highest.get("memory_kind"),
+        "validation_voxels_per_second": log["voxels_per_second"],
+        "device": attempts[-1]["environment"]["device"] if attempts else None,
+    }
+
+
+def _failures(unfinished: Iterable[Task], folders: Folders) -> list[dict[str, Any]]:
+    found = []
+    for task in unfinished:
+        state = read_state(folders.output, task.name)
+        log = folders.output / "logs" / f"{task.name}.log"
+        lines = log.read_text(errors="replace").splitlines()[-30:] if log.is_file() else []
+        found.append(
+            {
+                "task": task.title,
+                "command": " ".join(task.command),
+                "status": state.get("status", "not started"),
+                "exit_code": state.get("exit_code"),
+                "log": str(log),
+                "tail": "\n".join(state.get("tail") or lines),
+            }
+        )
+    return found
+
+
+def _about(
+    protocol: Protocol, trained: Mapping[Run, list[int]], folders: Folders, *, complete: bool, command: str
+) -> dict[str, Any]:
+    recipes = [json.loads(folders.recipe(run).read_text()) for run in trained if is_json(folders.recipe(run))]
+    budgets = dict.fromkeys(f"{recipe['epochs']} epochs x {recipe['iterations']} iterations" for recipe in recipes)
+    versions = equality.environment(protocol.device)
+    return {
+        "title": f"nnU-Net backbones on {', '.join(protocol.datasets)}",
+        "command": command,
+        "budget": f"{' or '.join(budgets)}, folds {' '.join(map(str, protocol.folds))}",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "hardware": equality.hardware(),
+        "versions": {**versions, "monai": metadata.version("monai")},
+        "images": {dataset: _images(dataset, trained, folders) for dataset in protocol.datasets},
+        "ensembles": _best(folders),
+        "complete": complete,
+    }
+
+
+def _images(dataset: str, trained: Mapping[Run, list[int]], folders: Folders) -> dict[str, Any]:
+    description = folders.preprocessed / dataset / "dataset.json"
+    content: dict[str, Any] = {"labels": {}, "file_ending": ""}
+    if is_json(description):
+        content = json.loads(description.read_text())
+    of_dataset = {run: folds for run, folds in trained.items() if run.dataset == dataset and folds}
+    return {
+        "images": str(folders.raw / dataset / "imagesTr"),
+        "truth": str(folders.truth(dataset)),
+        "ending": content["file_ending"],
+        "labels": {str(value): name for name, value in content["labels"].items() if name != "background"},
+        "predictions": {run.algorithm: str(folders.validated(run, folds)) for run, folds in of_dataset.items()},
+    }
+
+
+def _best(folders: Folders) -> list[str]:
+    """Return what nnU-Net's find_best_configuration found."""
+    files = sorted((folders.output / "best").glob("*.txt"))
+    return [line.strip() for file in files for line in file.read_text().splitlines() if line.startswith("*Best*")]

@@ -1,0 +1,148 @@
+"""The options of `nnunet-plugins benchmark`. Loads nothing heavy before it runs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from nnunet_plugins.benchmark import command
+from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol, split_name
+from nnunet_plugins.registry import STOCK_TRAINER
+
+DESCRIPTION = (
+    "Train networks on the same plans, splits, data and budget, in all folds, with nnU-Net's own commands; compare "
+    "them by Dice and surface distances, with ensembles, costs and statistics; and write a report. "
+    "Any trainer that nnU-Net finds can take part. What is done is not repeated: after an interruption, or to add a "
+    "trainer, give the command again. For example: nnunet-plugins benchmark -d 4 -tr nnUNetTrainer "
+    "nnUNetTrainerFIRENet -o comparison"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a parser."""
+    question = parser.add_argument_group("what is compared")
+    question.add_argument("-d", dest="datasets", nargs="+", required=True, metavar="DATASET", help="numbers or names")
+    question.add_argument(
+        "-c",
+        dest="configurations",
+        nargs="+",
+        default=["3d_fullres"],
+        metavar="CONFIGURATION",
+        help="default: 3d_fullres. 3d_cascade_fullres needs 3d_lowres beside it",
+    )
+    question.add_argument(
+        "-tr",
+        dest="trainers",
+        nargs="+",
+        required=True,
+        metavar="TRAINER",
+        help=f"as for nnUNetv2_train; {STOCK_TRAINER}, or a variant such as {STOCK_TRAINER}_100epochs, is the baseline",
+    )
+    question.add_argument("-p", dest="plans", default=DEFAULT_PLANS, metavar="PLANS", help="default: %(default)s")
+    question.add_argument(
+        "-f", dest="folds", nargs="+", type=natural, default=[0, 1, 2, 3, 4], metavar="FOLD", help="default: all five"
+    )
+    question.add_argument(
+        "--groups", metavar="FILE", help="keep groups of cases together in the splits; see nnunet-plugins split --help"
+    )
+    question.add_argument(
+        "--folds",
+        dest="number_of_folds",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="number of folds of splits that are made here, default: %(default)s",
+    )
+    question.add_argument("--with-twins", action="store_true", help="add the ablation twin of each of our networks")
+    question.add_argument(
+        "--baseline",
+        dest="presets",
+        nargs="+",
+        choices=sorted(PRESETS),
+        default=[],
+        help="further baselines: nnU-Net's presets with a residual encoder, on plans of their own, marked as such",
+    )
+    question.add_argument("--test", action="store_true", help="predict imagesTs too; evaluated where there is labelsTs")
+    question.add_argument(
+        "--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice, default: %(default)g"
+    )
+    question.add_argument(
+        "--allow-unequal", action="store_true", help="compare runs that are not equal; the report says so"
+    )
+
+    place = parser.add_argument_group("where and how it runs")
+    place.add_argument("-o", dest="output", type=Path, required=True, metavar="DIR", help="folder for all that is made")
+    place.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: %(default)s")
+    place.add_argument("--gpus", type=positive, metavar="N", help="GPUs of this machine, one training each; default: 1")
+    place.add_argument(
+        "--workers", type=positive, metavar="N", help="on a CPU: tasks at a time, each on its share of the cores"
+    )
+    place.add_argument("--cluster", type=Path, metavar="FILE", help="YAML file that describes a cluster; see the docs")
+    place.add_argument("--retries", type=natural, default=1, metavar="N", help="of a failed task, default: %(default)s")
+    place.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the benchmark; returns 0 if all is done, 1 if a task failed, 2 after an error, 130 if interrupted."""
+    try:
+        with command.interruptible():
+            return _run(arguments)
+    except (BenchmarkError, OSError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Give the same command again to go on from here; nothing finished is lost.", flush=True)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.benchmark import driver
+    from nnunet_plugins.planning.dataset import PlanError, dataset_name
+    from nnunet_plugins.report.record import ReportError
+
+    folders = driver.nnunet_folders(arguments.output)
+    try:
+        protocol = Protocol(
+            datasets=tuple(dict.fromkeys(dataset_name(dataset) for dataset in arguments.datasets)),
+            configurations=tuple(dict.fromkeys(arguments.configurations)),
+            trainers=tuple(dict.fromkeys(arguments.trainers)),
+            plans=arguments.plans,
+            folds=tuple(sorted(set(arguments.folds))),
+            number_of_folds=arguments.number_of_folds,
+            groups=str(Path(arguments.groups).absolute()) if arguments.groups else None,
+            with_twins=arguments.with_twins,
+            presets=tuple(dict.fromkeys(arguments.presets)),
+            test=arguments.test,
+            tolerance=arguments.tolerance,
+            device=arguments.device,
+        )
+        if not any(split_name(trainer)[0] == STOCK_TRAINER for trainer in protocol.trainers):
+            print(f"No {STOCK_TRAINER} among the trainers: {protocol.baseline()} is the baseline.", flush=True)
+        slots = (arguments.gpus if arguments.device == "cuda" else arguments.workers) or 1
+        place = driver.Place(slots, arguments.retries, arguments.cluster, arguments.allow_unequal)
+        driver.check(protocol, folders, place)
+        if arguments.dry_run:
+            print(driver.show_commands(protocol, folders))
+            return 0
+        complete = driver.run_benchmark(protocol, folders, place)
+    except (PlanError, ReportError) as error:
+        return _fail(error)
+    return 0 if complete else 1
+
+
+def _fail(error: Exception) -> int:
+    print(f"nnunet-plugins benchmark: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def natural(text: str) -> int:
+    """Read a whole number from 0."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1."""
+    number = natural(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("has to be at least 1")
+    return number

@@ -1,0 +1,227 @@
+"""`nnunet-plugins benchmark`: from the question to the report, as far as it is not done yet."""
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.benchmark import command, equality
+from nnunet_plugins.benchmark.cluster import configure
+from nnunet_plugins.benchmark.display import Display
+from nnunet_plugins.benchmark.engine import NOTHING_FAILED, Outcome, read_state, run_tasks
+from nnunet_plugins.benchmark.files import hold_lock, unfinished
+from nnunet_plugins.benchmark.progress import duration
+from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol
+from nnunet_plugins.benchmark.tasks import Folders, Task, result_tasks, training_tasks
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how the tasks run.
+
+    Attributes:
+        slots: trainings at a time on this machine: its GPUs, or shares of its cores.
+        retries: how often a failed task is tried again.
+        cluster: YAML file that describes a cluster; this machine alone if None.
+        accept_unequal: compare runs even where what must be equal is not.
+    """
+
+    slots: int = 1
+    retries: int = 1
+    cluster: Path | None = None
+    accept_unequal: bool = False
+
+
+def nnunet_folders(output: Path, variables: Mapping[str, str] = os.environ) -> Folders:
+    """Return nnU-Net's folders from its variables, and the benchmark's.
+
+    Raises:
+        BenchmarkError: if a variable is not set.
+    """
+    missing = [name for name in command.FOLDERS if not variables.get(name)]
+    if missing:
+        raise BenchmarkError(f"{', '.join(missing)} not set; export {missing[0]}=/path/to/{missing[0]}")
+    raw, preprocessed, results = (Path(variables[name]).absolute() for name in command.FOLDERS)
+    return Folders(raw, preprocessed, results, output.absolute())
+
+
+def check(protocol: Protocol, folders: Folders, place: Place) -> None:
+    """Find early what would go wrong late.
+
+    Raises:
+        BenchmarkError: naming it and the remedy.
+    """
+    import torch
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    for trainer in dict.fromkeys(run.trainer for run in protocol.runs()):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
+                recursive_find_trainer_class_by_name(trainer)
+        except (RuntimeError, ValueError) as error:
+            raise BenchmarkError(f"nnU-Net finds no trainer {trainer}: {error}") from None
+    made_here = {DEFAULT_PLANS, *(name for _, name in PRESETS.values())}
+    for dataset in protocol.datasets:
+        folder = folders.preprocessed / dataset
+        plans = folder / f"{protocol.plans}.json"
+        if protocol.plans not in made_here and not plans.is_file():
+            raise BenchmarkError(f"{plans} is missing; plans of that name are not nnU-Net's own, so make them first")
+        if plans.is_file():
+            known = json.loads(plans.read_text())["configurations"]
+            if missing := [name for name in protocol.configurations if name not in known]:
+                raise BenchmarkError(f"{plans} has no configuration {missing[0]}; it has {', '.join(known)}")
+        splits = folder / "splits_final.json"
+        number = len(json.loads(splits.read_text())) if splits.is_file() else protocol.number_of_folds
+        # nnU-Net would not complain, but take a random split.
+        if max(protocol.folds) >= number:
+            raise BenchmarkError(f"fold {max(protocol.folds)} does not exist: {dataset} is split into {number} folds")
+    if protocol.device == "cuda" and place.cluster is None and torch.cuda.device_count() < place.slots:
+        raise BenchmarkError(
+            f"{place.slots} GPUs are asked for, torch {torch.__version__} sees {torch.cuda.device_count()}; "
+            "give fewer with --gpus, or --device cpu"
+        )
+
+
+def show_commands(protocol: Protocol, folders: Folders) -> str:
+    """Return all commands of a benchmark, each with whether it is done."""
+    lines = []
+    for task in [*training_tasks(protocol, folders), *result_tasks(protocol, folders, as_if_trained=True)]:
+        line = shlex.join(task.command)
+        if task.output:
+            line = line.replace(str(unfinished(task.output)), str(task.output))
+        lines += [f"# {task.title}{' (done)' if task.is_done() else ''}", line]
+    return "\n".join(lines)
+
+
+def run_benchmark(protocol: Protocol, folders: Folders, place: Place) -> bool:
+    """Run what is left of a benchmark, and write the record and the report.
+
+    Returns:
+        Whether everything is done; what is not stands in the report.
+
+    Raises:
+        BenchmarkError: if something is wrong that no task can put right, such as unequal runs.
+        KeyboardInterrupt: as it comes; nothing done is lost.
+    """
+    folders.output.mkdir(parents=True, exist_ok=True)
+    with hold_lock(folders.output / "benchmark.lock") as held:
+        if not held:
+            raise BenchmarkError(f"another benchmark is running in {folders.output}; wait for it")
+        protocol.write(folders.output / "benchmark.json")
+        return _run(protocol, folders, place)
+
+
+def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
+    start = time.monotonic()
+    first = training_tasks(protocol, folders)
+    trainings = [task for task in first if task.training]
+    before = [task for task in first if not task.training]
+    display = Display(len(first) + len(result_tasks(protocol, folders, as_if_trained=True)))
+    _say(f"{len(protocol.runs())} runs in {len(protocol.folds)} folds: {len(trainings)} trainings. In {folders.output}")
+    outcome = _perform(before, protocol, folders, place, display)
+    if not place.accept_unequal:
+        _refuse_unequal(protocol, folders)
+    outcome = _perform(trainings, protocol, folders, place, display, outcome)
+    last = result_tasks(protocol, folders)
+    display.total = len(first) + len(last)
+    _perform(last, protocol, folders, place, display)
+    page = write_report(protocol, folders, [*first, *last], accept_unequal=place.accept_unequal)
+    _say(f"Time of this run: {duration(time.monotonic() - start)}\nReport: {page}")
+    unfinished = [task for task in (*first, *last) if not task.is_done()]
+    for task in unfinished:
+        _say(f"Not done: {task.title}, log: {folders.output / 'logs' / f'{task.name}.log'}")
+    return not unfinished
+
+
+def write_report(protocol: Protocol, folders: Folders, tasks: Sequence[Task], *, accept_unequal: bool) -> Path:
+    """Collect what is there into the record, and make the report from it; returns its page."""
+    from nnunet_plugins.benchmark.collect import collect
+    from nnunet_plugins.report.build import build_report
+
+    called = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    record = collect(protocol, folders, tasks, accept_unequal=accept_unequal, command=called)
+    record.write(folders.output / "record")
+    return build_report(folders.output)
+
+
+def _perform(
+    tasks: Sequence[Task],
+    protocol: Protocol,
+    folders: Folders,
+    place: Place,
+    display: Display,
+    earlier: Outcome = NOTHING_FAILED,
+) -> Outcome:
+    used = {task.slot for task in tasks if not task.is_done()}
+    config = configure(
+        folders.output,
+        device=protocol.device,
+        slots=place.slots,
+        retries=place.retries,
+        used=used,
+        cluster=place.cluster,
+        made_progress=_Progress(folders.output),
+    )
+    with display.bars():
+        return run_tasks(
+            tasks,
+            config,
+            folders.output,
+            variables={**command.environment(place.slots), **_own(folders)},
+            device=protocol.device,
+            tell=display.tell,
+            look=display.look,
+            earlier=earlier,
+        )
+
+
+def _own(folders: Folders) -> dict[str, str]:
+    values = (folders.raw, folders.preprocessed, folders.results)
+    return dict(zip(command.FOLDERS, map(str, values), strict=True))
+
+
+def _refuse_unequal(protocol: Protocol, folders: Folders) -> None:
+    """Compare recipes, and the conditions of what is trained already, before anything is trained.
+
+    Raises:
+        BenchmarkError: naming what is not equal.
+    """
+    runs = protocol.runs()
+    for place in dict.fromkeys((run.dataset, run.configuration) for run in runs):
+        group = [run for run in runs if (run.dataset, run.configuration) == place]
+        proof = equality.prove(group, protocol.folds, folders, accepted=False)
+        if found := equality.refused(proof):
+            lines = [
+                f"  {one['algorithm']}: {one['what']} is {one['value']}, for the baseline it is {one['baseline']}"
+                for one in found
+            ]
+            raise BenchmarkError(
+                f"the runs on {' '.join(place)} are not equal:\n" + "\n".join(lines) + "\n"
+                "--allow-unequal compares them all the same, and the report says so"
+            )
+
+
+class _Progress:
+    """Tells whether a task has gone on since it was last asked about."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: dict[str, Any] = {}
+
+    def __call__(self, order_file: str) -> bool:
+        state = read_state(self.folder, Path(order_file).stem)
+        fraction = state.get("fraction")
+        before = self.seen.get(order_file, 0.0)
+        self.seen[order_file] = fraction
+        return fraction is not None and fraction > (before or 0.0)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,63 @@
+"""Files that are there completely or not at all, and locks."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def unfinished(path: Path) -> Path:
+    """Return where to make something that is to be at `path` only when it is complete; the ending stays as it is."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def is_json(path: Path) -> bool:
+    """Tell whether the file is there and was written to its end."""
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there either completely or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = unfinished(path)
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold a lock that other processes respect, as long as this process lives.
+
+    Args:
+        path: the lock's file.
+        waiting: called once if another process has the lock, which is then waited for. None: do not wait.
+
+    Yields:
+        whether the lock is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if waiting is None:
+                    yield False
+                    return
+                if not told:
+                    waiting()
+                    told = True
+                time.sleep(1)
+        yield True

@@ -1,0 +1,137 @@
+"""What a benchmark compares: networks on datasets, each with the plans, folds and budget of the others."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from nnunet_plugins.benchmark.files import write_text
+from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
+
+DEFAULT_PLANS = "nnUNetPlans"
+# nnU-Net's presets with a residual encoder: the planner that makes the plans, and the plans' name.
+PRESETS = {
+    f"resenc-{size.lower()}": (f"nnUNetPlannerResEnc{size}", f"nnUNetResEncUNet{size}Plans")
+    for size in ("M", "L", "XL")
+}
+
+
+class BenchmarkError(Exception):
+    """Something the user has to know or to change; the message says what, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network on one configuration of a dataset, in all folds.
+
+    Attributes:
+        dataset: full name, Dataset004_Hippocampus.
+        configuration: nnU-Net's, such as 3d_fullres.
+        plans: name of the plans.
+        trainer: name of the trainer.
+        algorithm: what tables call it.
+        role: one of `report.record.ROLES`.
+    """
+
+    dataset: str
+    configuration: str
+    plans: str
+    trainer: str
+    algorithm: str
+    role: str
+
+    @property
+    def model(self) -> str:
+        """The name of nnU-Net's folder for it."""
+        return f"{self.trainer}__{self.plans}__{self.configuration}"
+
+    @property
+    def name(self) -> str:
+        """A name for files, unique in a benchmark."""
+        return f"{self.dataset}__{self.model}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The question that a benchmark answers.
+
+    Attributes:
+        datasets: full names.
+        configurations: of every dataset.
+        trainers: any that nnU-Net finds; the first stock one among them is the baseline, or else the first.
+        plans: plans that all networks share.
+        folds: folds to train.
+        number_of_folds: folds that the splits have, where they are made here.
+        groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
+        with_twins: add each network's ablation twin.
+        presets: of `PRESETS`, each a further baseline, on its own plans.
+        test: also predict the test images of every dataset.
+        tolerance: of the surface Dice, in mm.
+        device: torch device type.
+    """
+
+    datasets: tuple[str, ...]
+    configurations: tuple[str, ...]
+    trainers: tuple[str, ...]
+    plans: str = DEFAULT_PLANS
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    number_of_folds: int = 5
+    groups: str | None = None
+    with_twins: bool = False
+    presets: tuple[str, ...] = ()
+    test: bool = False
+    tolerance: float = 1.0
+    device: str = "cuda"
+
+    def runs(self) -> list[Run]:
+        """Return all networks on all configurations; the baseline stands first."""
+        cells = [(dataset, configuration) for dataset in self.datasets for configuration in self.configurations]
+        return [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms()]
+
+    def baseline(self) -> str:
+        """Return the trainer that the others are compared with."""
+        stock = [trainer for trainer in self.trainers if split_name(trainer)[0] == STOCK_TRAINER]
+        return (stock or self.trainers)[0]
+
+    def _algorithms(self) -> list[Run]:
+        baseline = self.baseline()
+        roles = {baseline: "baseline", **{trainer: "method" for trainer in self.trainers if trainer != baseline}}
+        if self.with_twins:
+            for trainer in self.trainers:
+                twin = twin_of(trainer)
+                if twin is not None:
+                    roles.setdefault(twin, "twin")
+        names = short_names(list(roles))
+        runs = [Run("", "", self.plans, trainer, names[trainer], role) for trainer, role in roles.items()]
+        for preset in self.presets:
+            name = f"{names[baseline]} ({preset.replace('resenc-', 'ResEnc ').upper().replace('RESENC', 'ResEnc')})"
+            runs.append(Run("", "", PRESETS[preset][1], baseline, name, "own plan"))
+        return runs
+
+    def write(self, file: Path) -> None:
+        """Write the question as JSON."""
+        write_text(file, json.dumps(asdict(self), indent=2))
+
+
+def split_name(trainer: str) -> tuple[str, str]:
+    """Split a trainer's name into the network's part and its modifiers."""
+    base, underscore, modifiers = trainer.partition("_")
+    return base, underscore + modifiers
+
+
+def twin_of(trainer: str) -> str | None:
+    """Return the ablation twin of one of our trainers, with the same modifiers; None for others and the stock U-Net."""
+    base, modifiers = split_name(trainer)
+    twins = {row.trainer: row.twin for row in BACKBONES}
+    return twins[base] + modifiers if base in twins else None
+
+
+def short_names(trainers: Sequence[str]) -> dict[str, str]:
+    """Return what tables call the trainers: the network, with modifiers only where the trainers differ in them."""
+    parts = {trainer: split_name(trainer) for trainer in trainers}
+    same = len({modifiers for _, modifiers in parts.values()}) == 1
+    names = {}
+    for trainer, (base, modifiers) in parts.items():
+        network = base.removeprefix(STOCK_TRAINER) or "U-Net"
+        names[trainer] = network if same else network + modifiers.replace("_", " ")
+    return names

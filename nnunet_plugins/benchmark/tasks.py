@@ -1,0 +1,351 @@
+"""The graph of commands that a benchmark takes. Every one is nnU-Net's own, or this package's on nnU-Net's files."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+from nnunet_plugins.benchmark.files import is_json, unfinished
+from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things lie: nnU-Net's three folders, and the benchmark's own."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+    output: Path
+
+    def fold(self, run: Run, fold: int) -> Path:
+        """Return the folder of one training."""
+        return self.results / run.dataset / run.model / f"fold_{fold}"
+
+    def truth(self, dataset: str) -> Path:
+        """Return the folder with the true segmentations of the training cases."""
+        return self.preprocessed / dataset / "gt_segmentations"
+
+    def recipe(self, run: Run) -> Path:
+        """Return the file that describes a run's network and recipe."""
+        return self.output / "recipes" / f"{run.name}.json"
+
+    def validated(self, run: Run, folds: Sequence[int]) -> Path:
+        """Return the folder with the cross-validated segmentations of a run."""
+        return self.output / "cross-validation" / f"{run.name}__folds_{_joined(folds)}"
+
+    def metrics(self, name: str, folds: Sequence[int], tolerance: float, split: str) -> Path:
+        """Return the table of metrics of a run or an ensemble."""
+        return self.output / "metrics" / split / f"{name}__folds_{_joined(folds)}__{tolerance:g}mm.csv"
+
+    def best(self, run: Run, folds: Sequence[int]) -> Path:
+        """Return the file with what nnU-Net's find_best_configuration said of all runs on a run's plan."""
+        return self.output / "best" / f"{run.dataset}__{run.plans}__{run.configuration}__folds_{_joined(folds)}.txt"
+
+    def predictions(self, run: Run) -> Path:
+        """Return the folder with the segmentations of the test images."""
+        return self.output / "test" / run.name
+
+
+@dataclass(frozen=True)
+class Task:
+    """One command of the graph.
+
+    Attributes:
+        name: unique, and fit for a file name.
+        title: for people.
+        command: console script and arguments.
+        is_done: tells from the files whether there is nothing left to do.
+        needs: names of tasks that have to be done before.
+        slot: "train" for what takes a whole GPU or CPU slot, "light" for the rest.
+        output: file or folder that the command makes, whole or not at all: it is written to `unfinished(output)`, which
+            stands in `command`, and renamed. None where the command sees to it itself.
+        keeps_text: the output is what the command prints.
+        training: for a training, its run and fold.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    is_done: Callable[[], bool] = field(compare=False)
+    needs: tuple[str, ...] = ()
+    slot: str = "light"
+    output: Path | None = None
+    keeps_text: bool = False
+    training: tuple[Run, int] | None = None
+
+
+def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
+    """Return the tasks up to the trainings: plans, preprocessed data, splits, recipes, and every fold of every run."""
+    runs = protocol.runs()
+    tasks: list[Task] = []
+    for dataset in protocol.datasets:
+        of_dataset = [run for run in runs if run.dataset == dataset]
+        preprocess: list[str] = []
+        for plans in dict.fromkeys(run.plans for run in of_dataset):
+            tasks.append(_preprocess(dataset, plans, protocol, folders, before=preprocess))
+            preprocess.append(tasks[-1].name)
+        tasks.append(_split(dataset, protocol, folders, needs=preprocess))
+    tasks += [_describe(run, folders) for run in runs]
+    # Fold by fold: a benchmark that is stopped early has whole folds to compare.
+    return tasks + [_train(run, fold, runs, protocol, folders) for fold in protocol.folds for run in runs]
+
+
+def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = False) -> list[Task]:
+    """Return the tasks after the trainings, for the runs that have folds whose training and validation are done.
+
+    Args:
+        protocol: the question.
+        folders: where things lie.
+        as_if_trained: for all runs and folds.
+    """
+    tasks: list[Task] = []
+    folds = {
+        run: [fold for fold in protocol.folds if as_if_trained or is_trained(folders.fold(run, fold))]
+        for run in protocol.runs()
+    }
+    trained = {run: done for run, done in folds.items() if done}
+    for run, done in trained.items():
+        tasks += _cross_validate(run, done, protocol, folders)
+    for dataset in protocol.datasets:
+        groups: dict[tuple[str, str], list[Run]] = {}
+        for run, done in trained.items():
+            # find_best_configuration takes models with all their folds only.
+            if run.dataset == dataset and done == list(protocol.folds):
+                groups.setdefault((run.plans, run.configuration), []).append(run)
+        before: tuple[str, ...] = ()
+        for group in groups.values():
+            found = _find_best(group, before, protocol, folders)
+            # All of them write into one folder.
+            before = (found[0].name,)
+            tasks += found
+    if protocol.test:
+        for run, done in trained.items():
+            if done == list(protocol.folds) and (folders.raw / run.dataset / "imagesTs").is_dir():
+                tasks += _test(run, protocol, folders)
+    return tasks
+
+
+def is_trained(fold: Path) -> bool:
+    """Tell whether a fold is trained and validated, with probabilities: the summary is what nnU-Net writes last."""
+    validation = fold / "validation"
+    # Of each case's files, the segmentation is written last. Ensembles need the probabilities, the .npz files.
+    probabilities = {file.stem for file in validation.glob("*.npz")}
+    segmented = {file.stem for file in validation.glob("*.pkl")}
+    whole = is_json(validation / "summary.json") and (fold / "checkpoint_final.pth").is_file()
+    return whole and bool(segmented) and segmented <= probabilities
+
+
+def is_preprocessed(folder: Path, plans: str, configurations: Iterable[str]) -> bool:
+    """Tell whether every case of a dataset has been preprocessed for the configurations that the plans have."""
+    file = folder / f"{plans}.json"
+    truths = folder / "gt_segmentations"
+    if not is_json(file) or not is_json(folder / "dataset.json") or not truths.is_dir():
+        return False
+    ending = json.loads((folder / "dataset.json").read_text())["file_ending"]
+    cases = [path.name.removesuffix(ending) for path in truths.glob(f"*{ending}")]
+    for name in configurations:
+        data = data_folder(folder, plans, name)
+        # Of each case's files the properties are written last.
+        if not cases or not all((data / f"{case}.pkl").is_file() for case in cases):
+            return False
+    return True
+
+
+def data_folder(folder: Path, plans: str, configuration: str) -> Path:
+    """Return where the preprocessed cases of a configuration lie, as the plans in a dataset's folder say."""
+    configurations = json.loads((folder / f"{plans}.json").read_text())["configurations"]
+    found = configurations.get(configuration, {})
+    while "data_identifier" not in found and "inherits_from" in found:
+        found = configurations[found["inherits_from"]]
+    return folder / found.get("data_identifier", f"{plans}_{configuration}")
+
+
+def _name(*parts: object) -> str:
+    return "__".join(map(str, parts))
+
+
+def _joined(folds: Sequence[int]) -> str:
+    return "_".join(map(str, folds))
+
+
+def _preprocess(dataset: str, plans: str, protocol: Protocol, folders: Folders, before: Sequence[str]) -> Task:
+    folder = folders.preprocessed / dataset
+    planners = {DEFAULT_PLANS: "ExperimentPlanner", **{name: planner for planner, name in PRESETS.values()}}
+    configurations = protocol.configurations
+    number = str(int(dataset.removeprefix("Dataset")[:3]))  # these two commands take no name
+    if (folder / f"{plans}.json").exists():
+        command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", plans, "-c", *configurations]
+    else:
+        # Plans of another name are the user's own; `check` has seen to it that they exist.
+        planner = planners.get(plans, "ExperimentPlanner")
+        command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-pl", planner, "-c", *configurations]
+    return Task(
+        name=_name("preprocess", dataset, plans),
+        title=f"{dataset}: plan and preprocess, {plans}",
+        command=tuple(command),
+        is_done=lambda: is_preprocessed(folder, plans, configurations),
+        # One after the other: they share the fingerprint.
+        needs=tuple(before),
+    )
+
+
+def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:
+    file = folders.preprocessed / dataset / "splits_final.json"
+    command = ["nnunet-plugins", "split", "-d", dataset, "--folds", str(protocol.number_of_folds)]
+    if protocol.groups:
+        command += ["--groups", protocol.groups]
+    return Task(
+        name=_name("split", dataset),
+        title=f"{dataset}: splits",
+        command=tuple(command),
+        is_done=lambda: splits_are_made(dataset, file, protocol),
+        needs=tuple(needs),
+    )
+
+
+def splits_are_made(dataset: str, file: Path, protocol: Protocol) -> bool:
+    """Tell whether a dataset has splits, and whether they are those that the groups ask for."""
+    if not protocol.groups or not is_json(file):
+        return is_json(file)
+    from nnunet_plugins.planning.dataset import PlanError
+    from nnunet_plugins.planning.splits import check_splits
+
+    try:
+        _, splits, torn = check_splits(dataset, Path(protocol.groups))
+    except PlanError:
+        return False
+    return len(splits) == protocol.number_of_folds and not any(torn)
+
+
+def _describe(run: Run, folders: Folders) -> Task:
+    output = folders.recipe(run)
+    command = [sys.executable, "-m", "nnunet_plugins.benchmark.recipe", run.dataset, run.configuration, run.plans]
+    return Task(
+        name=_name("describe", run.name),
+        title=f"{run.dataset} {run.configuration}: network and recipe of {run.algorithm}",
+        command=(*command, run.trainer, str(unfinished(output))),
+        is_done=lambda: is_json(output),
+        needs=(_name("split", run.dataset),),
+        output=output,
+    )
+
+
+def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders: Folders) -> Task:
+    model = ["-tr", run.trainer, "-p", run.plans, "-device", protocol.device]
+    needs = [_name("describe", run.name)]
+    if run.configuration == "3d_cascade_fullres":
+        # The second stage trains on the first one's cross-validated segmentations of all cases.
+        first = [other for other in runs if other.configuration == "3d_lowres" and _same_network(other, run)]
+        needs += [_name("train", other.name, fold) for other in first for fold in protocol.folds]
+    folder = folders.fold(run, fold)
+    return Task(
+        name=_name("train", run.name, fold),
+        title=f"{run.dataset} {run.configuration}: train {run.algorithm}, fold {fold}",
+        # Probabilities are for the ensembles; `--c` goes on from the newest checkpoint and starts afresh without one.
+        command=("nnUNetv2_train", run.dataset, run.configuration, str(fold), *model, "--npz", "--c"),
+        is_done=lambda: is_trained(folder),
+        needs=tuple(needs),
+        slot="train",
+        training=(run, fold),
+    )
+
+
+def _same_network(one: Run, other: Run) -> bool:
+    return (one.dataset, one.plans, one.trainer) == (other.dataset, other.plans, other.trainer)
+
+
+def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
+    output = folders.validated(run, folds)
+    model = ["-c", run.configuration, "-p", run.plans, "-tr", run.trainer, "-f", *map(str, folds)]
+    title = f"{run.dataset} {run.configuration}: "
+    merge = Task(
+        name=_name("merge", run.name),
+        title=f"{title}cross-validated segmentations of {run.algorithm}",
+        command=("nnUNetv2_accumulate_crossval_results", run.dataset, *model, "-o", str(unfinished(output))),
+        is_done=output.is_dir,
+        output=output,
+    )
+    metrics = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
+    name, title = _name("metrics", run.name), f"{title}metrics of {run.algorithm}"
+    return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge)]
+
+
+def _metrics(
+    name: str, title: str, predictions: Path, truth: Path, output: Path, protocol: Protocol, after: Task
+) -> Task:
+    options = ["-o", str(unfinished(output)), "--tolerance", f"{protocol.tolerance:g}", "--chill", "--overwrite"]
+    return Task(
+        name=name,
+        title=title,
+        command=("nnunet-plugins", "evaluate", str(predictions), str(truth), *options),
+        is_done=output.is_file,
+        needs=(after.name,),
+        output=output,
+    )
+
+
+def ensemble_name(one: Run, other: Run, folds: Sequence[int]) -> str:
+    """Return nnU-Net's name for the ensemble of two models."""
+    return f"ensemble___{one.model}___{other.model}___{_joined(folds)}"
+
+
+def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:
+    """Return the comparison of all runs on one plan and the ensembles of all pairs, then the ensembles' metrics."""
+    first, folds = group[0], protocol.folds
+    place = f"{first.dataset} {first.configuration}"
+    pairs = {ensemble_name(*pair, folds): pair for pair in combinations(group, 2)}
+    output = folders.best(first, folds)
+    command = ["nnUNetv2_find_best_configuration", first.dataset, "-p", first.plans, "-c", first.configuration, "-tr"]
+
+    def is_done() -> bool:
+        text = output.read_text() if output.is_file() else ""
+        return all(f"\n{name}: " in text for name in (*(run.model for run in group), *pairs))
+
+    best = Task(
+        name=_name("best", first.dataset, first.plans, first.configuration),
+        title=f"{place}: best configuration, ensembles of all pairs, post-processing",
+        command=(*command, *(run.trainer for run in group), "-f", *map(str, folds)),
+        is_done=is_done,
+        needs=tuple(before),
+        output=output,
+        keeps_text=True,
+    )
+    ensembles = folders.results / first.dataset / "ensembles"
+    metrics = [
+        _metrics(
+            _name("metrics", first.dataset, name),
+            f"{place}: metrics of {one.algorithm} + {other.algorithm}",
+            ensembles / name,
+            folders.truth(first.dataset),
+            folders.metrics(f"{first.dataset}__{name}", folds, protocol.tolerance, "cross-validation"),
+            protocol,
+            best,
+        )
+        for name, (one, other) in pairs.items()
+    ]
+    return [best, *metrics]
+
+
+def _test(run: Run, protocol: Protocol, folders: Folders) -> list[Task]:
+    raw = folders.raw / run.dataset
+    output = folders.predictions(run)
+    model = ["-d", run.dataset, "-c", run.configuration, "-p", run.plans, "-tr", run.trainer]
+    folds = ["-f", *map(str, protocol.folds)]
+    title = f"{run.dataset} {run.configuration}: "
+    command = ("nnUNetv2_predict", "-i", str(raw / "imagesTs"), "-o", str(unfinished(output)), *model, *folds)
+    predict = Task(
+        name=_name("predict", run.name),
+        title=f"{title}predict the test images with {run.algorithm}",
+        command=(*command, "-device", protocol.device, "--disable_progress_bar"),
+        is_done=output.is_dir,
+        slot="train",
+        output=output,
+    )
+    if not (raw / "labelsTs").is_dir():
+        return [predict]
+    metrics = folders.metrics(run.name, protocol.folds, protocol.tolerance, "test")
+    name, title = _name("metrics", run.name, "test"), f"{title}metrics of {run.algorithm} on the test images"
+    return [predict, _metrics(name, title, output, raw / "labelsTs", metrics, protocol, predict)]

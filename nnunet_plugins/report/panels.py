@@ -1,0 +1,248 @@
+"""Pictures of single cases: the image, the truth and what two algorithms made of it, in the slice that shows most.
+
+They are made where the images lie and kept as text, so that a report that is built anew elsewhere still shows them.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nnunet_plugins.report.figures import COLOURS
+
+SIZE = 300
+"""Pixels along the longer side of a picture; about 20 kB each."""
+
+
+class PanelError(Exception):
+    """An image that cannot be shown; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a row.
+
+    Attributes:
+        title: what it shows.
+        score: the Dice, for segmentations; None otherwise.
+        source: a data URI.
+    """
+
+    title: str
+    score: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """The pictures of one case.
+
+    Attributes:
+        case: its name.
+        why: for what it was chosen.
+        place: which slice it is.
+        pictures: from the image on.
+    """
+
+    case: str
+    why: str
+    place: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """All pictures of a comparison.
+
+    Attributes:
+        rows: one per case.
+        legend: names and colours of the labels.
+        notes: what is not shown, and why.
+    """
+
+    rows: list[Row]
+    legend: list[tuple[str, str]]
+    notes: list[str]
+
+
+def choose_cases(scores: pd.DataFrame, baseline: str, method: str) -> dict[str, str]:
+    """Return the cases to show, and why: the method's best, median and worst, and the largest difference.
+
+    Args:
+        scores: cases x algorithms, the higher the better.
+        baseline: a column.
+        method: another column, or the same.
+    """
+    both = scores[[*dict.fromkeys((baseline, method))]].dropna().sort_values(method, kind="stable")
+    if both.empty:
+        return {}
+    reasons = {
+        f"best case of {method}": both.index[-1],
+        f"median case of {method}": both.index[(len(both) - 1) // 2],
+        f"worst case of {method}": both.index[0],
+    }
+    if method != baseline:
+        reasons[f"largest difference from {baseline}"] = (both[method] - both[baseline]).abs().idxmax()
+    chosen: dict[str, list[str]] = {}
+    for reason, case in reasons.items():
+        chosen.setdefault(str(case), []).append(reason)
+    return {case: ", ".join(why) for case, why in chosen.items()}
+
+
+def draw_panels(
+    scores: pd.DataFrame, baseline: str, method: str, files: Mapping[str, Any] | None, cache: Path
+) -> Panels:
+    """Draw the pictures of a comparison, or take those that were drawn before where the images are not to be found.
+
+    Args:
+        scores: Dice, cases x algorithms.
+        baseline: to show beside the truth.
+        method: the algorithm to show, which may be the baseline itself.
+        files: where images, truth and segmentations lie, as in `about.json`; None if that is not known.
+        cache: JSON file that keeps the pictures.
+    """
+    kept = {json.dumps(row["key"]): row for row in _kept(cache)}
+    rows, keep = [], []
+    missing: dict[str, list[str]] = {}
+    for case, why in choose_cases(scores, baseline, method).items():
+        shown = {name: float(scores.loc[case, name]) for name in dict.fromkeys((baseline, method))}
+        # Pictures of other trainings are not taken: these have other scores.
+        key = [case, {name: round(score, 6) for name, score in shown.items()}]
+        try:
+            if files is None:
+                raise PanelError("it is not known where the images lie")
+            row = _draw(case, why, shown, files)
+        except PanelError as problem:
+            old = kept.get(json.dumps(key))
+            if old is None:
+                missing.setdefault(str(problem), []).append(f"{case} ({why})")
+                continue
+            row = Row(case, why, old["place"], [Picture(**picture) for picture in old["pictures"]])
+        rows.append(row)
+        keep.append({"key": key, **asdict(row)})
+    if keep:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        part = cache.with_name(f"{cache.name}.part")
+        part.write_text(json.dumps(keep, indent=1), encoding="utf-8")
+        part.replace(cache)
+    notes = [f"Not shown, because {problem}: {'; '.join(cases)}." for problem, cases in missing.items()]
+    labels = (files or {}).get("labels", {})
+    legend = [(str(labels[value]), _colour(int(value))) for value in sorted(labels, key=int) if int(value) > 0]
+    return Panels(rows, legend if rows else [], notes)
+
+
+def _kept(cache: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+
+
+def _draw(case: str, why: str, shown: Mapping[str, float], files: Mapping[str, Any]) -> Row:
+    ending, predictions = files["ending"], files["predictions"]
+    if unknown := [name for name in shown if name not in predictions]:
+        raise PanelError(f"it is not known where the segmentations of {unknown[0]} lie")
+    image, spacing = _read(Path(files["images"]) / f"{case}_0000{ending}")
+    segmentations = [_read(Path(files["truth"]) / f"{case}{ending}")[0]]
+    segmentations += [_read(Path(predictions[name]) / f"{case}{ending}")[0] for name in shown]
+    if any(segmentation.shape != image.shape for segmentation in segmentations):
+        raise PanelError("image and segmentations have different shapes")
+    axis, number = _best_slice(segmentations, spacing)
+    place = f"slice {number + 1} of {image.shape[axis]}" if image.shape[axis] > 1 else ""
+    gray = _gray(image)
+    flat, aspect = gray.take(number, axis), [s for n, s in enumerate(spacing) if n != axis]
+    pictures = [Picture("Image", None, _picture(flat, None, aspect))]
+    titles = [("Truth", None), *shown.items()]
+    for (title, score), segmentation in zip(titles, segmentations, strict=True):
+        pictures.append(Picture(title, score, _picture(flat, segmentation.take(number, axis), aspect)))
+    return Row(case, why, place, pictures)
+
+
+def _read(file: Path) -> tuple[NDArray[Any], list[float]]:
+    """Return an image's first channel as an array `(z, y, x)`, and its spacing in the same order."""
+    import SimpleITK as sitk
+
+    if not file.is_file():
+        raise PanelError(f"{file} is missing")
+    try:
+        image = sitk.ReadImage(str(file))
+    except RuntimeError:
+        raise PanelError(f"{file} cannot be read") from None
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        image = sitk.VectorIndexSelectionCast(image, 0)
+    array, spacing = sitk.GetArrayFromImage(image), list(image.GetSpacing()[::-1])
+    if array.ndim not in (2, 3):
+        raise PanelError(f"{file} has {array.ndim} dimensions")
+    return (array[None], [1.0, *spacing]) if array.ndim == 2 else (array, spacing)
+
+
+def _best_slice(segmentations: Sequence[NDArray[Any]], spacing: Sequence[float]) -> tuple[int, int]:
+    """Return axis and number of the slice with most of the truth, or else of what was found where nothing is.
+
+    Slices lie across the axis with the coarsest voxels, so that they are as the image was taken; else they are axial.
+    """
+    shape = segmentations[0].shape
+    flat = [axis for axis, size in enumerate(shape) if size == 1]
+    coarse = np.round(np.array(spacing) / min(spacing), 1)
+    axis = flat[0] if flat else int(coarse.argmax())
+    others = tuple(n for n in range(3) if n != axis)
+    for segmentation in segmentations:
+        values = [value for value in np.unique(segmentation) if value > 0]
+        if values:
+            # Logarithms: a slice with some of every label before one with much of the largest.
+            areas = [np.log1p((segmentation == value).sum(axis=others)) for value in values]
+            return axis, int(np.sum(areas, axis=0).argmax())
+    return axis, shape[axis] // 2
+
+
+def _gray(image: NDArray[Any]) -> NDArray[Any]:
+    """Return the image from 0 to 1, without its most extreme values."""
+    image = np.nan_to_num(image.astype(np.float32))
+    low, high = np.percentile(image, (0.5, 99.5))
+    if high <= low:
+        low, high = float(image.min()), float(image.max())
+    return np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)
+
+
+def _picture(image: NDArray[Any], segmentation: NDArray[Any] | None, spacing: Sequence[float]) -> str:
+    """Return a slice as a data URI, with the labels filled lightly and outlined."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.image import imsave
+    from scipy.ndimage import binary_erosion, gaussian_filter
+
+    extent = np.array(image.shape) * np.array(spacing)
+    size = np.maximum(1, np.round(extent * SIZE / extent.max())).astype(int)
+    # Less than one pixel per voxel: smoothed first, or fine structures would come and go by chance.
+    image = gaussian_filter(image, np.maximum(0, np.array(image.shape) / size - 1) / 2)
+    pixels = np.repeat(_resized(image, size, smooth=True)[..., None], 3, axis=-1)
+    if segmentation is not None:
+        values = _resized(segmentation, size, smooth=False)
+        for value in np.unique(values[values > 0]):
+            mask, colour = values == value, np.array(to_rgb(_colour(int(value))))
+            edge = mask & ~binary_erosion(mask, iterations=2, border_value=1)
+            pixels[mask] = 0.72 * pixels[mask] + 0.28 * colour
+            pixels[edge] = colour
+    buffer = io.BytesIO()
+    # Full colour resolution: outlines are thin.
+    imsave(buffer, np.clip(pixels, 0, 1), format="jpg", pil_kwargs={"quality": 85, "subsampling": 0})
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _resized(array: NDArray[Any], size: NDArray[Any], *, smooth: bool) -> NDArray[Any]:
+    """Return a 2D array in another size: between its values if smooth, else the nearest ones."""
+    from scipy.ndimage import map_coordinates
+
+    centres = [(np.arange(n) + 0.5) * old / n - 0.5 for n, old in zip(size, array.shape, strict=True)]
+    grid = np.meshgrid(*centres, indexing="ij")
+    return map_coordinates(array, grid, order=1 if smooth else 0, mode="nearest")
+
+
+def _colour(value: int) -> str:
+    return COLOURS[(value - 1) % len(COLOURS)]

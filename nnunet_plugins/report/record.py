@@ -1,0 +1,149 @@
+"""The record of a benchmark: plain files, which the benchmark writes and the report reads. No other way joins the two.
+
+    results.csv      one row per case, label and algorithm: the metrics
+    runs.csv         one row per training: what it cost
+    curves.csv       one row per training and epoch
+    equality.json    what was equal in the trainings that are compared, and what was not
+    failures.json    the tasks that failed, with the ends of their logs
+    about.json       title, budget, machine, versions, and where the images lie
+
+A comparison is what may stand in one table: the results of one `split`, `dataset` and `configuration`. An algorithm is
+a trainer, with its plans where they are not the comparison's own, or an ensemble of two.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nnunet_plugins.metrics.table import METRICS
+
+COMPARISON = ["split", "dataset", "configuration"]
+ALGORITHM = ["plans", "trainer", "algorithm", "role"]
+"""`algorithm` is the name to show; the roles are those of `ROLES`."""
+
+RESULTS = [
+    *COMPARISON,  # split: "cross-validation" or "test"
+    *ALGORITHM,
+    "case",
+    "label",
+    "name",
+    *METRICS,
+    "volume_truth_ml",
+    "tolerance_mm",
+    "diagonal_mm",
+]
+RUNS = [
+    "dataset",
+    "configuration",
+    *ALGORITHM,
+    "fold",
+    "parameters",
+    "forward_flops",  # of one patch, without the batch; a multiplication and an addition are two
+    "patch_size",  # 96x96x96
+    "batch_size",
+    "epochs",
+    "iterations",
+    "seconds_per_epoch",  # the median
+    "training_seconds",
+    "peak_memory_bytes",
+    "memory_kind",  # what peak_memory_bytes is, in words
+    "validation_voxels_per_second",  # resampling, mirroring and export included
+    "device",
+]
+CURVES = [
+    "dataset",
+    "configuration",
+    *ALGORITHM,
+    "fold",
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "pseudo_dice",
+    "learning_rate",
+    "seconds",
+]
+ROLES = {
+    "baseline": "the standard U-Net",
+    "method": "a network of this comparison",
+    "twin": "ablation twin of a network",
+    "own plan": "baseline on a plan of its own",
+    "ensemble": "ensemble of two",
+}
+
+
+class ReportError(Exception):
+    """Something the user has to know or to change; the message says what, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a benchmark has found so far.
+
+    Attributes:
+        results: columns `RESULTS`; an infinite distance means that one of two masks is empty, a missing Dice that both are.
+        runs: columns `RUNS`; what is not known is nan.
+        curves: columns `CURVES`.
+        equality: one dictionary per dataset and configuration; see `benchmark/equality.py`.
+        failures: dictionaries with `task`, `command`, `exit_code`, `log` (its path) and `tail` (its last lines).
+        about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`.
+    """
+
+    results: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    equality: list[dict[str, Any]]
+    failures: list[dict[str, Any]]
+    about: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write the record's files, each of which is there completely or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in (("results", self.results), ("runs", self.runs), ("curves", self.curves)):
+            write_text(folder / f"{name}.csv", table.to_csv(index=False))
+        for name, content in (("equality", self.equality), ("failures", self.failures), ("about", self.about)):
+            write_text(folder / f"{name}.json", json.dumps(content, indent=2))
+
+
+def read_record(folder: Path) -> Record:
+    """Read the record's files.
+
+    Raises:
+        ReportError: if one is missing, cannot be read or lacks a column.
+    """
+    tables = [
+        _read_table(folder / f"{name}.csv", columns)
+        for name, columns in (("results", RESULTS), ("runs", RUNS), ("curves", CURVES))
+    ]
+    return Record(*tables, *(_read_json(folder / f"{name}.json") for name in ("equality", "failures", "about")))
+
+
+def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    texts = {name: str for name in ("case", "label", "name", "patch_size", "memory_kind", "device", *ALGORITHM)}
+    try:
+        table = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
+    except FileNotFoundError:
+        raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
+    except (ValueError, OSError) as error:
+        raise ReportError(f"{file} cannot be read: {error}") from error
+    if missing := [column for column in columns if column not in table]:
+        raise ReportError(f"{file} lacks the columns {', '.join(missing)}")
+    return table
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
+    except (ValueError, OSError) as error:
+        raise ReportError(f"{file} cannot be read: {error}") from error
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file so that under its name there is the whole text or what was there before."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)

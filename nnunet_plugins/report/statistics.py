@@ -1,0 +1,236 @@
+"""Statistics over cases: paired differences from the baseline, means, ranks, and how sure they are.
+
+The unit is the case: a table of scores has a row per case and a column per algorithm, and a missing score is nan.
+Intervals are percentiles of the mean over cases drawn anew with replacement; those of a median would be too narrow.
+P values are those of Wilcoxon's signed-rank test (two-sided; cases without a difference left out), adjusted after Holm
+(1979). The effect size is the matched-pairs rank-biserial correlation (Kerby 2014): the share of rank sums in favour of
+an algorithm minus the share against it, from -1 to 1. Across datasets: Friedman's test with Nemenyi's critical
+difference (Demšar 2006, JMLR 7).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from nnunet_plugins.metrics.table import with_penalty
+
+HIGHER_IS_BETTER = {"Dice": True, "ASSD_mm": False, "HD95_mm": False, "NSD": True, "volume_error_ml": False}
+
+LEVEL = 0.05
+INTERVAL = (0.025, 0.975)
+DECIMALS = 9
+"""Scores that differ beyond this decimal only are equal: files and sums round."""
+DATASETS = 5
+"""Below so many datasets no critical difference is drawn."""
+_CHUNK = 4_000_000  # numbers in memory at a time while cases are drawn
+
+Array = NDArray[np.float64]
+
+
+def label_scores(results: pd.DataFrame, metric: str) -> pd.Series:
+    """Return the score of every row of the results: nan where both masks are empty, else finite.
+
+    Where one mask is empty, the diagonal of the image stands for the distances. Volume errors count without their sign.
+    """
+    table = with_penalty(results)
+    values = table[metric].abs() if metric == "volume_error_ml" else table[metric]
+    return values.where(~table["both_empty"])
+
+
+def case_scores(results: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the scores of one comparison: cases x algorithms, both in order of first appearance.
+
+    The score of a case is the mean over its labels, without those that are in neither mask.
+    """
+    table = results[["case", "algorithm"]].assign(score=label_scores(results, metric))
+    return table.pivot_table(index="case", columns="algorithm", values="score", dropna=False).reindex(
+        index=pd.Index(table["case"].unique(), name="case"),
+        columns=pd.Index(table["algorithm"].unique(), name="algorithm"),
+    )
+
+
+def _drawn_means(values: Array, resamples: int, seed: int) -> Array:
+    """Return the column means of cases drawn anew: resamples x columns. All columns see the same draws.
+
+    Args:
+        values: cases x columns, none missing.
+        resamples: how often as many cases are drawn as there are.
+        seed: of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    cases = len(values)
+    means = []
+    for start in range(0, resamples, step := max(1, _CHUNK // cases)):
+        rows = min(step, resamples - start)
+        drawn = generator.integers(cases, size=(rows, cases)) + cases * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * cases).reshape(rows, cases)
+        means.append(counts @ values / cases)
+    return np.concatenate(means)
+
+
+def _intervals(columns: dict[str, Array], resamples: int, seed: int) -> pd.DataFrame:
+    """Return the confidence interval of each column's mean; one or no case has none."""
+    intervals = pd.DataFrame(np.nan, index=list(columns), columns=["ci_low", "ci_high"])
+    # The draws depend on the number of cases only, and are the costly part.
+    for cases in {len(column) for column in columns.values()} - {0, 1}:
+        names = [name for name, column in columns.items() if len(column) == cases]
+        means = _drawn_means(np.stack([columns[name] for name in names], axis=1), resamples, seed)
+        intervals.loc[names] = np.quantile(means, INTERVAL, axis=0).T
+    return intervals
+
+
+def mean_with_ci(scores: pd.DataFrame, *, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """Return for every algorithm `n`, `mean`, its 95% interval `ci_low` and `ci_high`, `median` and `sd`.
+
+    Missing scores are left out; `n` counts the others.
+    """
+    columns = {str(name): scores[name].dropna().to_numpy(float) for name in scores}
+    table = pd.DataFrame({"n": scores.count(), "mean": scores.mean()})
+    table = table.join(_intervals(columns, resamples, seed)).assign(median=scores.median(), sd=scores.std())
+    return table.rename_axis("algorithm")
+
+
+def _signed_rank(differences: Array) -> tuple[float, float]:
+    """Return the effect size and the p value of paired differences, of which positive ones are gains."""
+    if not len(differences):
+        return np.nan, np.nan
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 0.0, 1.0
+    ranks = stats.rankdata(np.abs(differences))
+    effect = float(np.sum(np.sign(differences) * ranks) / ranks.sum())
+    return effect, float(stats.wilcoxon(differences).pvalue)
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Return p values adjusted after Holm (1979) for as many tests as there are; missing ones are no tests."""
+    ordered = p.dropna().sort_values()
+    remaining = np.arange(len(ordered), 0, -1)
+    return (ordered * remaining).cummax().clip(upper=1).reindex(p.index)
+
+
+def compare(
+    scores: pd.DataFrame, baseline: str, *, higher_is_better: bool, resamples: int = 10_000, seed: int = 0
+) -> pd.DataFrame:
+    """Compare every other algorithm with the baseline, on the cases that both have.
+
+    Returns:
+        A row per algorithm: `n` cases, `mean_difference` from the baseline (algorithm - baseline) with its 95% interval
+        `ci_low` and `ci_high`, `effect_size` (positive: the algorithm is better), `p`, `p_holm` over all rows, and in
+        how many cases the algorithm `wins`, `ties` and `losses` count. Without cases all but the counts are nan.
+    """
+    others = scores.columns.drop(baseline)
+    differences = {
+        str(name): (scores[name] - scores[baseline]).dropna().to_numpy(float).round(DECIMALS) for name in others
+    }
+    rows: list[dict[str, Any]] = []
+    for name, difference in differences.items():
+        gains = difference if higher_is_better else -difference
+        effect, p = _signed_rank(gains)
+        rows.append(
+            {
+                "algorithm": name,
+                "n": len(difference),
+                "mean_difference": difference.mean() if len(difference) else np.nan,
+                "effect_size": effect,
+                "p": p,
+                "wins": int((gains > 0).sum()),
+                "ties": int((gains == 0).sum()),
+                "losses": int((gains < 0).sum()),
+            }
+        )
+    columns = ["n", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "p_holm", "wins", "ties", "losses"]
+    if not rows:
+        return pd.DataFrame(columns=columns, index=pd.Index([], name="algorithm"), dtype=float)
+    table = pd.DataFrame(rows).set_index("algorithm").join(_intervals(differences, resamples, seed))
+    return table.assign(p_holm=holm(table["p"]))[columns]
+
+
+def ranks(scores: pd.DataFrame, *, higher_is_better: bool) -> pd.DataFrame:
+    """Return each algorithm's rank in each case, 1 for the best, on the cases where no score is missing.
+
+    Equal scores share the mean of their ranks.
+    """
+    return scores.dropna().round(DECIMALS).rank(axis=1, ascending=not higher_is_better)
+
+
+def rank_distribution(
+    scores: pd.DataFrame, *, higher_is_better: bool, resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Return how firm the ranks by mean score are: the share of draws of cases that give each algorithm each rank.
+
+    Returns:
+        Algorithms x ranks from 1 on; on the cases where no score is missing, nan if there are none. Equal means share
+        the smallest of their ranks.
+    """
+    places = range(1, scores.shape[1] + 1)
+    table = pd.DataFrame(np.nan, index=scores.columns.rename("algorithm"), columns=list(places))
+    complete = scores.dropna().to_numpy(float)
+    if complete.size:
+        means = _drawn_means(-complete if higher_is_better else complete, resamples, seed).round(DECIMALS)
+        found = stats.rankdata(means, method="min", axis=1)
+        for place in places:
+            table[place] = (found == place).mean(axis=0)
+    return table
+
+
+@dataclass(frozen=True)
+class CriticalDifference:
+    """What `critical_difference` finds.
+
+    Attributes:
+        average_ranks: by algorithm, from the best to the worst.
+        p: of Friedman's test.
+        difference: of two average ranks; from here on they differ at the 5% level (Nemenyi).
+        groups: the largest sets of neighbours that do not differ; all algorithms, if Friedman's test finds nothing.
+        datasets: how many there are.
+    """
+
+    average_ranks: pd.Series
+    p: float
+    difference: float
+    groups: list[list[str]]
+    datasets: int
+
+
+def critical_difference(mean_ranks: pd.DataFrame) -> CriticalDifference:
+    """Compare algorithms across datasets, each of which counts once.
+
+    Args:
+        mean_ranks: datasets x algorithms, the smaller the better; ranked anew within each dataset. Datasets where an
+            algorithm is missing are left out.
+
+    Raises:
+        ValueError: if there are fewer than five datasets or three algorithms.
+    """
+    placed = mean_ranks.dropna().round(DECIMALS).rank(axis=1)
+    datasets, algorithms = placed.shape
+    if datasets < DATASETS or algorithms < 3:
+        raise ValueError(
+            f"a critical difference needs {DATASETS} datasets and 3 algorithms, got {datasets} and {algorithms}"
+        )
+    average = placed.mean().sort_values(kind="stable")
+    # Friedman's statistic does not exist where every dataset ties all algorithms.
+    tied = bool((placed.nunique(axis=1) == 1).all())
+    p = 1.0 if tied else float(stats.friedmanchisquare(*placed.to_numpy().T).pvalue)
+    quantile = stats.studentized_range.ppf(1 - LEVEL, algorithms, np.inf) / np.sqrt(2)
+    difference = float(quantile * np.sqrt(algorithms * (algorithms + 1) / (6 * datasets)))
+    groups = _groups(average, difference) if p < LEVEL else [list(average.index)]
+    return CriticalDifference(average, p, difference, groups, datasets)
+
+
+def _groups(average: pd.Series, difference: float) -> list[list[str]]:
+    """Return the runs of two or more neighbours that lie closer together than the difference and in no longer run."""
+    names, values = list(average.index), average.to_numpy()
+    groups: list[list[str]] = []
+    reached = 0
+    for start in range(len(names)):
+        end = int(np.searchsorted(values, values[start] + difference))
+        if end > max(reached, start + 1):
+            groups.append(names[start:end])
+            reached = end
+    return groups

@@ -1,0 +1,367 @@
+"""The benchmark: its question, its graph of commands, the proof of equality, what it collects, the whole command."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import Sandbox, script, write_dataset
+
+from nnunet_plugins.benchmark import equality, recipe
+from nnunet_plugins.benchmark.collect import read_log
+from nnunet_plugins.benchmark.protocol import Protocol, short_names
+from nnunet_plugins.benchmark.tasks import Folders, is_preprocessed, is_trained, result_tasks, training_tasks
+from nnunet_plugins.cli import main
+
+DATASET = "Dataset001_Small"
+
+
+def protocol(**more) -> Protocol:
+    question = {"trainers": ("nnUNetTrainerFIRENet", "nnUNetTrainer"), "folds": (0, 1), "device": "cpu"}
+    return Protocol(datasets=(DATASET,), configurations=("3d_fullres",), **{**question, **more})
+
+
+@pytest.fixture
+def folders(tmp_path) -> Folders:
+    return Folders(*(tmp_path / name for name in ("raw", "preprocessed", "results", "output")))
+
+
+# The question
+
+
+def test_the_stock_trainer_is_the_baseline_wherever_it_stands():
+    runs = protocol().runs()
+    assert [(run.trainer, run.role) for run in runs] == [
+        ("nnUNetTrainer", "baseline"),
+        ("nnUNetTrainerFIRENet", "method"),
+    ]
+    assert protocol(trainers=("MyTrainer", "nnUNetTrainerFIRENet")).baseline() == "MyTrainer"
+
+
+def test_twins_and_presets_join_once():
+    question = protocol(
+        trainers=("nnUNetTrainer_5epochs", "nnUNetTrainerFIRENet_5epochs", "nnUNetTrainerAFN4_5epochs"),
+        with_twins=True,
+        presets=("resenc-m",),
+    )
+    found = [(run.trainer, run.plans, run.role, run.algorithm) for run in question.runs()]
+    assert found == [
+        ("nnUNetTrainer_5epochs", "nnUNetPlans", "baseline", "U-Net"),
+        ("nnUNetTrainerFIRENet_5epochs", "nnUNetPlans", "method", "FIRENet"),
+        ("nnUNetTrainerAFN4_5epochs", "nnUNetPlans", "method", "AFN4"),
+        ("nnUNetTrainerFIRENetNoFabric_5epochs", "nnUNetPlans", "twin", "FIRENetNoFabric"),
+        ("nnUNetTrainerAFNBasic_5epochs", "nnUNetPlans", "twin", "AFNBasic"),
+        ("nnUNetTrainer_5epochs", "nnUNetResEncUNetMPlans", "own plan", "U-Net (ResEnc M)"),
+    ]
+
+
+def test_names_show_modifiers_only_where_they_differ():
+    assert short_names(["nnUNetTrainer_9epochs", "nnUNetTrainerFIRENet_9epochs"]) == {
+        "nnUNetTrainer_9epochs": "U-Net",
+        "nnUNetTrainerFIRENet_9epochs": "FIRENet",
+    }
+    assert short_names(["nnUNetTrainer", "nnUNetTrainer_DA5"]) == {
+        "nnUNetTrainer": "U-Net",
+        "nnUNetTrainer_DA5": "U-Net DA5",
+    }
+
+
+# The graph
+
+
+def test_every_need_stands_before_its_task(folders):
+    question = protocol(presets=("resenc-l",), test=True)
+    (folders.raw / DATASET / "imagesTs").mkdir(parents=True)
+    (folders.raw / DATASET / "labelsTs").mkdir()
+    tasks = [*training_tasks(question, folders), *result_tasks(question, folders, as_if_trained=True)]
+    names = [task.name for task in tasks]
+    assert len(set(names)) == len(names)
+    for position, task in enumerate(tasks):
+        assert set(task.needs) <= set(names[:position])
+        assert not task.is_done()
+    trainings = [task for task in tasks if task.training]
+    assert len(trainings) == 3 * 2
+    assert all(task.slot == "train" and {"--npz", "--c"} <= set(task.command) for task in trainings)
+
+
+def test_a_cascade_waits_for_all_folds_of_its_first_stage(folders):
+    question = Protocol((DATASET,), ("3d_lowres", "3d_cascade_fullres"), ("nnUNetTrainer",), folds=(0, 1))
+    tasks = {task.name: task for task in training_tasks(question, folders)}
+    second = f"train__{DATASET}__nnUNetTrainer__nnUNetPlans__3d_cascade_fullres__0"
+    first = {f"train__{DATASET}__nnUNetTrainer__nnUNetPlans__3d_lowres__{fold}" for fold in (0, 1)}
+    assert first <= set(tasks[second].needs)
+
+
+def test_half_preprocessed_or_half_validated_is_not_done(folders):
+    folder = folders.preprocessed / DATASET
+    (folder / "gt_segmentations").mkdir(parents=True)
+    (folder / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    plans = {"configurations": {"3d_fullres": {"data_identifier": "data"}, "other": {"inherits_from": "3d_fullres"}}}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "data").mkdir()
+    for case in "ab":
+        (folder / "gt_segmentations" / f"{case}.nii.gz").touch()
+    (folder / "data" / "a.pkl").touch()
+    assert not is_preprocessed(folder, "nnUNetPlans", ["3d_fullres"])
+    (folder / "data" / "b.pkl").touch()
+    assert is_preprocessed(folder, "nnUNetPlans", ["3d_fullres", "other"])
+    assert not is_preprocessed(folder, "nnUNetPlans", ["2d"])
+
+    fold = folders.results / "fold_0"
+    (fold / "validation").mkdir(parents=True)
+    (fold / "checkpoint_final.pth").touch()
+    for name in ("a.pkl", "b.pkl", "a.npz"):
+        (fold / "validation" / name).touch()
+    (fold / "validation" / "summary.json").write_text("{}")
+    assert not is_trained(fold)  # the ensemble would miss b's probabilities
+    (fold / "validation" / "b.npz").touch()
+    assert is_trained(fold)
+    (fold / "validation" / "summary.json").write_text('{"metric')
+    assert not is_trained(fold)
+
+
+# Equality
+
+
+def test_hash_of_the_data_sees_contents_and_names_and_remembers(tmp_path):
+    data, cache = tmp_path / "data", tmp_path / "hashes.json"
+    data.mkdir()
+    (data / "a.b2nd").write_bytes(b"one")
+    (data / "a.pkl").write_bytes(b"two")
+    first = equality.hash_data(data, cache)
+    assert equality.hash_data(data, cache) == first
+    assert len(json.loads(cache.read_text())) == 1
+    (data / "a.npy").write_bytes(b"unpacked")  # nnU-Net's own copy
+    assert equality.hash_data(data, cache) == first
+    (data / "a.pkl").write_bytes(b"TWO")
+    changed = equality.hash_data(data, cache)
+    (data / "a.b2nd").rename(data / "b.b2nd")
+    assert len({first, changed, equality.hash_data(data, cache)}) == 3
+
+
+def test_layout_of_a_json_file_does_not_matter(tmp_path):
+    (tmp_path / "one.json").write_text('{"a": 1, "b": [2, 3]}')
+    (tmp_path / "two.json").write_text('{\n "b": [2, 3],\n "a": 1}')
+    (tmp_path / "three.json").write_text('{"a": 1, "b": [3, 2]}')
+    one, two, three = (equality.hash_json(tmp_path / f"{name}.json") for name in ("one", "two", "three"))
+    assert one == two != three
+
+
+def prove(folders: Folders, question: Protocol, changes: dict[str, dict], *, accepted: bool = False) -> dict:
+    """Write records of trainings, changed for some algorithms, and compare them."""
+    runs = question.runs()
+    for run in runs:
+        change = changes.get(run.algorithm, {})
+        settings = {"optimizer.lr": 0.01, "epochs": 10, "loss": "Dice", "loss.weight": 1, **change.get("recipe", {})}
+        equality.write_text(folders.recipe(run), json.dumps({"recipe": settings}))
+        hashes = {"plans": "p", "splits": "s", "data": "d", **change.get("hashes", {})}
+        attempt = {"hashes": hashes, "environment": {"torch": "2.9", **change.get("environment", {})}}
+        for fold in question.folds:
+            folder = folders.fold(run, fold)
+            folder.mkdir(parents=True)
+            attempts = change.get("attempts", [attempt])
+            equality.conditions_file(folder).write_text(json.dumps({"attempts": attempts}))
+    return equality.prove(runs, question.folds, folders, accepted=accepted)
+
+
+def test_equal_runs_are_proven_equal(folders):
+    proof = prove(folders, protocol(), {})
+    assert proof["same"] == ["plans", "splits", "data", "recipe"]
+    assert proof["differences"] == equality.refused(proof) == []
+    assert len(proof["runs"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "is_refused"),
+    [
+        ({"hashes": {"splits": "other"}}, "splits", True),
+        ({"hashes": {"data": "other"}}, "data", True),
+        ({"recipe": {"epochs": 20}}, "epochs", True),
+        ({"recipe": {"optimizer.lr": 0.001}}, "optimizer.lr", False),
+        ({"environment": {"torch": "2.8"}}, "torch", False),
+        ({"attempts": []}, "plans", False),
+    ],
+)
+def test_what_differs_is_named_once_and_refused_where_it_must_be(folders, change, what, is_refused):
+    proof = prove(folders, protocol(), {"FIRENet": change})
+    (found,) = [one for one in proof["differences"] if one["what"] == what]
+    assert found["algorithm"] == "FIRENet"
+    assert found["value"] != found["baseline"]
+    assert [one["what"] for one in equality.refused(proof)] == ([what] if is_refused else [])
+    assert equality.refused({**proof, "accepted": True}) == []
+
+
+def test_a_baseline_on_its_own_plan_may_have_that_plan(folders):
+    changed = {"hashes": {"plans": "own", "data": "own"}, "recipe": {"batch size": 4}}
+    proof = prove(folders, protocol(presets=("resenc-m",)), {"U-Net (ResEnc M)": changed})
+    assert {one["what"] for one in proof["differences"]} == {"plans", "data", "batch size"}
+    assert equality.refused(proof) == []
+
+
+def test_a_training_that_went_on_under_other_conditions_is_not_equal(folders):
+    attempts = [
+        {"hashes": {"plans": "p", "splits": name, "data": "d"}, "environment": {"torch": "2.9"}} for name in "st"
+    ]
+    proof = prove(folders, protocol(), {"FIRENet": {"attempts": attempts}})
+    (found,) = equality.refused(proof)
+    assert found["value"] == "s, then t"
+
+
+def test_another_object_is_one_difference_not_one_per_attribute(folders):
+    proof = prove(folders, protocol(), {"FIRENet": {"recipe": {"loss": "Focal", "loss.weight": 3, "loss.gamma": 2}}})
+    assert [one["what"] for one in proof["differences"]] == ["loss"]
+
+
+def test_flatten_reads_objects_by_their_public_attributes():
+    class Inner:
+        def __init__(self):
+            self.rate, self._hidden = 0.5, 1
+
+    assert recipe.flatten({"a": Inner(), "b": (1, 2), "c": [Inner()]}, "x") == {
+        "x.a": "Inner",
+        "x.a.rate": 0.5,
+        "x.b": [1, 2],
+        "x.c.0": "Inner",
+        "x.c.0.rate": 0.5,
+    }
+
+
+# What is collected
+
+
+def test_logs_of_a_training_that_was_resumed_are_one_curve(tmp_path):
+    def epoch(number: int, loss: float) -> str:
+        lines = [
+            f"Epoch {number} ",
+            "Current learning rate: 0.01 ",
+            f"train_loss {loss} ",
+            "val_loss -0.5 ",
+            "Pseudo dice [np.float32(0.5), np.float32(nan), 0.7] ",
+            "Epoch time: 12.5 s ",
+        ]
+        return "".join(f"2026-01-02 03:04:05.000000: {line}\n" for line in lines)
+
+    (tmp_path / "training_log_2026_1.txt").write_text(
+        epoch(0, 0.9) + epoch(1, 0.8) + "2026-01-02 03:04:05.0: Epoch 2 \n"
+    )
+    (tmp_path / "training_log_2026_2.txt").write_text(
+        epoch(1, 0.7)
+        + "2026-01-02 03:04:10.500000: predicting a \n"
+        + "2026-01-02 03:04:10.600000: a, shape torch.Size([1, 10, 20, 30]), rank 0 \n"
+        + "2026-01-02 03:04:12.500000: Validation complete \n"
+    )
+    log = read_log(tmp_path)
+    assert [(row["epoch"], row["train_loss"], row["seconds"]) for row in log["epochs"]] == [
+        (0, 0.9, 12.5),
+        (1, 0.7, 12.5),
+    ]
+    assert log["epochs"][0]["pseudo_dice"] == pytest.approx(0.6)
+    assert log["voxels_per_second"] == pytest.approx(3000)
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-d", "77"], "'77' is not the number or name of exactly one dataset"),
+        (["-tr", "nnUNetTrainerNoSuch"], "nnUNetTrainerNoSuch"),
+        (["-p", "myPlans"], "myPlans.json is missing"),
+        (["-f", "7"], "fold 7 does not exist"),
+        (["--device", "cuda", "--gpus", "64"], "64 GPUs are asked for"),
+    ],
+)
+def test_what_would_go_wrong_late_is_said_early(tmp_path, monkeypatch, capsys, options, said):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "nnUNet_raw" / DATASET).mkdir()
+    question = ["-d", "1", "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(tmp_path / "out")]
+    assert main(["benchmark", *question, *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_folders_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert main(["benchmark", "-d", "1", "-tr", "nnUNetTrainer", "-o", str(tmp_path / "out")]) == 2
+    assert "nnUNet_raw" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
+    sandbox = Sandbox(tmp_path)
+    sandbox.env["nnUNet_n_proc_DA"] = "1"
+    write_dataset(sandbox.raw, DATASET, cases=6)
+    trainers = ["nnUNetTrainer_1epochs_1iterations", "nnUNetTrainerFIRENet_1epochs_1iterations"]
+    output = tmp_path / "out"
+    command = ["benchmark", "-d", 1, "-tr", *trainers, "MyTrainer_1epochs_1iterations", "-f", 0, 1, "--folds", 3]
+    command += ["--device", "cpu", "--retries", 0, "-o", output]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "broken.py").write_text(BROKEN)
+    sandbox.env["nnUNet_extTrainer"] = str(tmp_path / "mine")
+
+    # kill -9, as soon as the first training is done.
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(
+            [script("nnunet-plugins"), *map(str, command)], env=sandbox.env, cwd=tmp_path, stdout=log, stderr=log
+        )
+        deadline = time.monotonic() + 600
+        while "train U-Net, fold 0: done" not in (tmp_path / "first.log").read_text():
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    unet = sandbox.results / DATASET / f"{trainers[0]}__nnUNetPlans__3d_fullres" / "fold_0"
+    before = (unet / "checkpoint_final.pth").stat().st_mtime_ns
+
+    said = sandbox.run("nnunet-plugins", *command, ok=False)  # 1, because a trainer is broken
+    assert "train U-Net, fold 0: done before" in said
+    assert "train MyTrainer, fold 0: failed: exit code 1" in said
+    assert "not today" in said
+    assert (unet / "checkpoint_final.pth").stat().st_mtime_ns == before
+
+    page = (output / "report" / "index.html").read_text()
+    for text in ("FIRENet", "U-Net + FIRENet", "not today", "1 epochs x 1 iterations"):
+        assert text in page
+    results = (output / "report" / "results.csv").read_text()
+    assert results.count("\n") == 1 + 3 * 4 * 2  # two networks and their ensemble, four cases, two labels
+    proof = json.loads((output / "record" / "equality.json").read_text())[0]
+    assert {"plans", "splits", "data"} <= set(proof["same"])
+    assert {found["what"] for found in proof["differences"] if found["algorithm"] == "FIRENet"} == {"deep supervision"}
+
+    # The numbers are nnU-Net's own.
+    summary = json.loads(next(output.glob("cross-validation/*FIRENet*/summary.json")).read_text())
+    table = [line.split(",") for line in results.splitlines()]
+    dice = [
+        float(row[table[0].index("Dice")])
+        for row in table[1:]
+        if row[table[0].index("algorithm")] == "FIRENet" and row[table[0].index("label")] == "1"
+    ]
+    assert sum(dice) / len(dice) == pytest.approx(summary["mean"]["1"]["Dice"], abs=1e-12)
+
+    # From the record alone.
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (output / "record").rename(copy / "record")
+    sandbox.run("nnunet-plugins", "report", copy)
+    assert (copy / "report" / "index.html").is_file()
+
+
+BROKEN = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class MyTrainer_1epochs_1iterations(nnUNetTrainer):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.num_iterations_per_epoch = 1
+        self.num_val_iterations_per_epoch = 1
+
+    def on_train_start(self):
+        raise RuntimeError("not today")
+"""

@@ -1,0 +1,312 @@
+"""The benchmark's engine with small commands of its own: order, failures, retries, kills, GPUs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nnunet_plugins.benchmark.cluster import accelerators, configure, read_cluster
+from nnunet_plugins.benchmark.engine import Event, Outcome, read_state, run_tasks
+from nnunet_plugins.benchmark.files import hold_lock
+from nnunet_plugins.benchmark.protocol import BenchmarkError
+from nnunet_plugins.benchmark.run_task import Order
+from nnunet_plugins.benchmark.tasks import Task
+
+
+def task(folder: Path, name: str, code: str = "", *, needs: tuple[str, ...] = (), slot: str = "light") -> Task:
+    """A task that runs some Python and then writes the file of its name, where `out` is that file."""
+    output = folder / "made" / f"{name}.txt"
+    program = f"import sys, os, time; out = sys.argv[1]\n{code}\nopen(out, 'a').write({name!r})"
+    command = (sys.executable, "-c", program, str(output.with_name(f"{name}.partial.txt")))
+    return Task(name, name, command, output.is_file, needs=needs, slot=slot, output=output)
+
+
+def perform(tasks: list[Task], folder: Path, *, slots=1, retries=0, device="cpu") -> tuple[Outcome, list[Event]]:
+    events: list[Event] = []
+    used = {one.slot for one in tasks}
+    config = configure(folder, device=device, slots=slots, retries=retries, used=used)
+    outcome = run_tasks(tasks, config, folder, variables={}, device="cpu", tell=events.append)
+    return outcome, events
+
+
+def happened(events: list[Event], what: str) -> list[str]:
+    return [event.task.name for event in events if event.what == what]
+
+
+def test_a_failure_takes_along_only_what_needs_it(tmp_path):
+    tasks = [
+        task(tmp_path, "first"),
+        task(tmp_path, "broken", "print('no such luck'); sys.exit(3)", needs=("first",)),
+        task(tmp_path, "after", needs=("broken",)),
+        task(tmp_path, "after that", needs=("after",)),
+        task(tmp_path, "other", "assert os.path.exists(os.path.dirname(out) + '/first.txt')", needs=("first",)),
+    ]
+    outcome, events = perform(tasks, tmp_path)
+    assert outcome == Outcome(("broken",), {"after": "broken", "after that": "after"})
+    assert happened(events, "done") == ["first", "other"]
+    (said,) = [event.text for event in events if event.what == "failed"]
+    assert "exit code 3" in said
+    assert "no such luck" in said
+    assert str(tmp_path / "logs" / "broken.log") in said
+    assert not list((tmp_path / "made").glob("*.partial*"))
+
+
+def test_a_second_start_repeats_nothing_and_mends_what_failed(tmp_path):
+    flaky = f"if not os.path.exists({str(tmp_path / 'mended')!r}): sys.exit(1)"
+    tasks = [task(tmp_path, "first"), task(tmp_path, "flaky", flaky), task(tmp_path, "last", needs=("flaky", "first"))]
+    assert perform(tasks, tmp_path)[0] == Outcome(("flaky",), {"last": "flaky"})
+    before = (tmp_path / "made" / "first.txt").stat().st_mtime_ns
+    (tmp_path / "mended").touch()
+    outcome, events = perform(tasks, tmp_path)
+    assert outcome == Outcome()
+    assert happened(events, "done before") == ["first"]
+    assert happened(events, "done") == ["flaky", "last"]
+    assert (tmp_path / "made" / "first.txt").stat().st_mtime_ns == before
+    assert perform(tasks, tmp_path)[1] == [Event(one, "done before") for one in tasks]
+
+
+@pytest.mark.parametrize(("retries", "done"), [(1, False), (2, True)])
+def test_a_failed_task_is_retried_as_asked(tmp_path, retries, done):
+    count = tmp_path / "count"
+    code = f"open({str(count)!r}, 'a').write('x'); assert len(open({str(count)!r}).read()) > 2"
+    outcome, _ = perform([task(tmp_path, "flaky", code)], tmp_path, retries=retries)
+    assert outcome.failed == (() if done else ("flaky",))
+    assert len(count.read_text()) == retries + 1
+
+
+def test_what_failed_in_an_earlier_graph_stops_the_next(tmp_path):
+    events: list[Event] = []
+    config = configure(tmp_path, device="cpu", slots=1, retries=0, used=("light",))
+    tasks = [task(tmp_path, "one", needs=("before",)), task(tmp_path, "two", needs=("long done",))]
+    earlier = Outcome(failed=("before",))
+    outcome = run_tasks(tasks, config, tmp_path, variables={}, device="cpu", tell=events.append, earlier=earlier)
+    assert outcome == Outcome(("before",), {"one": "before"})
+    assert happened(events, "done") == ["two"]
+
+
+def test_two_gpus_are_never_shared(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3")
+    code = (
+        "gpu = os.environ['CUDA_VISIBLE_DEVICES']; begun = time.time(); time.sleep(1)\n"
+        f"open({str(tmp_path / 'use')!r}, 'a').write(f'{{gpu}} {{begun}} {{time.time()}}\\n')"
+    )
+    tasks = [task(tmp_path, f"job {number}", code, slot="train") for number in range(6)]
+    assert perform(tasks, tmp_path, slots=2, device="cuda")[0] == Outcome()
+    uses = [line.split() for line in (tmp_path / "use").read_text().splitlines()]
+    assert {gpu for gpu, *_ in uses} == {"3", "7"}
+    for gpu in ("3", "7"):
+        times = sorted((float(begun), float(ended)) for used, begun, ended in uses if used == gpu)
+        assert len(times) > 1
+        assert all(ended <= begun for (_, ended), (begun, _) in pairwise(times))
+
+
+SLOW = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_benchmark_engine import perform, task
+folder = Path({folder!r})
+slow = "open({pid!r}, 'w').write(str(os.getpid()))\\nwhile not os.path.exists({go!r}): time.sleep(0.1); print('on')"
+tasks = [task(folder, "first"), task(folder, "slow", slow, needs=("first",), slot="train")]
+print(perform(tasks, folder, retries=1)[0])
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    """Start a driver whose task runs until the file `go` is there; its process writes its number into `pid`."""
+    program = SLOW.format(
+        tests=str(Path(__file__).parent), folder=str(folder), pid=str(folder / "pid"), go=str(folder / "go")
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-c", program], **pipes)
+
+
+def wait_for(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def written(file: Path) -> int:
+    wait_for(lambda: file.exists() and file.read_text().isdigit())
+    return int(file.read_text())
+
+
+def processes(driver: subprocess.Popen[str], folder: Path) -> list[int]:
+    """All processes of a driver: those below it, and those that name its folder and its own."""
+    found = [process.pid for process in psutil.Process(driver.pid).children(recursive=True)]
+    for process in psutil.process_iter(["cmdline"]):
+        if str(folder) in " ".join(process.info["cmdline"] or []) and process.pid != driver.pid:
+            found.append(process.pid)
+    return found
+
+
+def alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_killed_driver_leaves_nothing_behind_and_the_next_goes_on(tmp_path):
+    driver = start(tmp_path)
+    working = written(tmp_path / "pid")
+    below = processes(driver, tmp_path)
+    assert len(below) > 4  # interchange, workers, the task, its command
+    driver.kill()
+    driver.communicate()
+    wait_for(lambda: not alive(working) and not any(map(alive, below)), 120)
+    (tmp_path / "pid").unlink()
+    (tmp_path / "go").touch()
+    again = start(tmp_path)
+    output, _ = again.communicate(timeout=120)
+    assert "Outcome(failed=(), skipped={})" in output, output
+    # The first task stayed as it was; each writes its name once.
+    assert (tmp_path / "made" / "first.txt").read_text() == "first"
+    assert (tmp_path / "made" / "slow.txt").read_text() == "slow"
+
+
+def test_a_killed_worker_is_replaced(tmp_path):
+    driver = start(tmp_path)
+    working = written(tmp_path / "pid")
+    parents = psutil.Process(working).parents()
+    (worker,) = [process for process in parents[1:] if "run_task" not in process.cmdline()][:1]
+    (tmp_path / "pid").unlink()
+    worker.kill()
+    wait_for(lambda: not alive(working))
+    assert alive(written(tmp_path / "pid"))
+    (tmp_path / "go").touch()
+    output, _ = driver.communicate(timeout=120)
+    assert "Outcome(failed=(), skipped={})" in output, output
+
+
+def test_interrupting_ends_everything_soon(tmp_path):
+    driver = start(tmp_path)
+    working = written(tmp_path / "pid")
+    below = processes(driver, tmp_path)
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=60)
+    wait_for(lambda: not alive(working) and not any(map(alive, below)), 60)
+
+
+# One task
+
+
+def order(folder: Path, code: str, **more) -> Order:
+    made = Order("job", [sys.executable, "-c", code], str(folder), **more)
+    made.file.parent.mkdir(parents=True)
+    made.file.write_text(json.dumps(vars(made)))
+    return made
+
+
+def run_order(made: Order) -> int:
+    return subprocess.run([sys.executable, "-m", "nnunet_plugins.benchmark.run_task", str(made.file)]).returncode
+
+
+def test_a_task_keeps_what_it_prints_and_gets_its_variables(tmp_path):
+    code = "import os; print(os.environ['nnUNet_raw']); print('two')"
+    made = order(tmp_path, code, output=str(tmp_path / "said.txt"), keeps_text=True, variables={"nnUNet_raw": "here"})
+    assert run_order(made) == 0
+    assert (tmp_path / "said.txt").read_text() == "here\ntwo\n"
+    assert read_state(tmp_path, "job")["status"] == "done"
+
+
+def test_a_task_without_its_command_says_so(tmp_path):
+    made = Order("job", ["nnUNetv2_no_such_command"], str(tmp_path))
+    made.file.parent.mkdir(parents=True)
+    made.file.write_text(json.dumps(vars(made)))
+    assert run_order(made) == 1
+    state = read_state(tmp_path, "job")
+    assert state["status"] == "failed"
+    assert "nnUNetv2_no_such_command is neither beside" in "\n".join(state["tail"])
+
+
+def test_a_lock_is_held_by_one(tmp_path):
+    with hold_lock(tmp_path / "lock") as first, hold_lock(tmp_path / "lock") as second:
+        assert (first, second) == (True, False)
+    with hold_lock(tmp_path / "lock") as again:
+        assert again
+
+
+# Descriptions of clusters
+
+GOOD = """
+provider: slurm
+train:
+  queue: gpu
+  walltime: "24:00:00"
+  gpus: 1
+  cores: 12
+  memory: 64
+  jobs: 8
+  address: 127.0.0.1
+  environment: |
+    module load cuda
+"""
+
+
+def test_a_good_cluster_file_becomes_jobs_of_one_task(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(GOOD)
+    config = configure(tmp_path, device="cuda", slots=1, retries=2, cluster=tmp_path / "cluster.yaml")
+    train, light = config.executors
+    assert (train.label, light.label, config.retries) == ("train", "light", 2)
+    provider = train.provider
+    assert (provider.partition, provider.walltime, provider.max_blocks) == ("gpu", "24:00:00", 8)
+    assert (provider.gpus_per_node, provider.cores_per_node, provider.mem_per_node) == (1, 12, 64)
+    assert train.max_workers_per_node == 1
+    assert "module load cuda" in provider.worker_init
+    assert str(Path(sys.executable).parent) in provider.worker_init
+
+
+@pytest.mark.parametrize("kind", ["lsf", "pbs"])
+def test_other_schedulers_take_the_same_keys(tmp_path, kind):
+    (tmp_path / "cluster.yaml").write_text(GOOD.replace("slurm", kind))
+    config = configure(tmp_path, device="cuda", slots=1, retries=0, used=("train",), cluster=tmp_path / "cluster.yaml")
+    (train,) = config.executors
+    assert train.provider.queue == "gpu"
+    text = f"{train.provider.scheduler_options} {getattr(train.provider, 'select_options', '')}"
+    assert {"lsf": "num=1", "pbs": "ngpus=1"}[kind] in text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("provider: cloud", "needs a line 'provider:'"),
+        ("- slurm", "needs a line 'provider:'"),
+        ("provider: slurm", "needs a section 'train:'"),
+        ("provider: slurm\ntrain: {quue: gpu}", "unknown key 'quue'"),
+        ("provider: slurm\ntrain: {walltime: 24}", "has to be a text"),
+        ("provider: slurm\ntrain: {jobs: many}", "has to be a whole number"),
+        ("provider: slurm\ntrain: {}\nheavy: {}", "unknown section 'heavy'"),
+        ("provider: kubernetes\ntrain: {}", "needs train.image"),
+        ("provider: [", "cannot be read"),
+    ],
+)
+def test_a_bad_cluster_file_is_one_clear_error(tmp_path, text, said):
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(BenchmarkError, match=said):
+        read_cluster(tmp_path / "cluster.yaml")
+
+
+def test_gpus_are_those_that_the_user_left_visible(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert accelerators(2) == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert accelerators(1) == ["4"]
+    with pytest.raises(BenchmarkError, match="leaves 2"):
+        accelerators(3)
+
+
+def test_a_machine_without_parsl_is_told_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['parsl'] = None\n"
+        "from nnunet_plugins.benchmark.cluster import configure; from pathlib import Path\n"
+        "configure(Path('.'), device='cpu', slots=1, retries=0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert "pip install 'nnunet-plugins[benchmark]'" in result.stderr
