@@ -379,8 +379,8 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         help="a whole benchmark on a small made-up dataset",
         description="Make a small 3D phantom dataset and run a whole benchmark on it with the stock U-Net, FIRENet, "
-        "AutofocusUNet and ASPP3DUNet: plan, preprocess, train, predict, ensemble, evaluate, report. Started again after "
-        "an interruption, it goes on where it was. Your own nnU-Net folders are not touched.",
+        "AutofocusUNet and ASPP3DUNet: plan, preprocess, train, predict, ensemble, evaluate, report. Started again "
+        "after an interruption, it goes on where it was. Your own nnU-Net folders are not touched.",
     )
     demo.add_arguments(command)
     command.set_defaults(run=demo.run)

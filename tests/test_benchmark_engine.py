@@ -1,11 +1,13 @@
 """The benchmark's engine with small commands of its own: order, failures, retries, kills, GPUs."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +16,10 @@ import pytest
 
 from nnunet_plugins.benchmark.cluster import accelerators, configure, read_cluster
 from nnunet_plugins.benchmark.engine import Event, Outcome, read_state, run_tasks
-from nnunet_plugins.benchmark.files import hold_lock
 from nnunet_plugins.benchmark.protocol import BenchmarkError
 from nnunet_plugins.benchmark.run_task import Order
 from nnunet_plugins.benchmark.tasks import Task
+from nnunet_plugins.files import hold_lock
 
 
 def task(folder: Path, name: str, code: str = "", *, needs: tuple[str, ...] = (), slot: str = "light") -> Task:
@@ -119,13 +121,20 @@ print(perform(tasks, folder, retries=1)[0])
 """
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a driver whose task runs until the file `go` is there; its process writes its number into `pid`."""
     program = SLOW.format(
         tests=str(Path(__file__).parent), folder=str(folder), pid=str(folder / "pid"), go=str(folder / "go")
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-c", program], **pipes)
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as driver:
+        try:
+            yield driver
+        finally:
+            (folder / "go").touch()  # also if the test has failed
+            if driver.poll() is None:
+                driver.kill()
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:
@@ -154,17 +163,15 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_driver_leaves_nothing_behind_and_the_next_goes_on(tmp_path):
-    driver = start(tmp_path)
-    working = written(tmp_path / "pid")
-    below = processes(driver, tmp_path)
-    assert len(below) > 4  # interchange, workers, the task, its command
-    driver.kill()
-    driver.communicate()
-    wait_for(lambda: not alive(working) and not any(map(alive, below)), 120)
-    (tmp_path / "pid").unlink()
-    (tmp_path / "go").touch()
-    again = start(tmp_path)
-    output, _ = again.communicate(timeout=120)
+    with started(tmp_path) as driver:
+        working = written(tmp_path / "pid")
+        below = processes(driver, tmp_path)
+        assert len(below) > 4  # interchange, workers, the task, its command
+        driver.kill()
+        driver.communicate()
+        wait_for(lambda: not alive(working) and not any(map(alive, below)), 120)
+    with started(tmp_path) as again:
+        output, _ = again.communicate(timeout=120)
     assert "Outcome(failed=(), skipped={})" in output, output
     # The first task stayed as it was; each writes its name once.
     assert (tmp_path / "made" / "first.txt").read_text() == "first"
@@ -172,26 +179,25 @@ def test_a_killed_driver_leaves_nothing_behind_and_the_next_goes_on(tmp_path):
 
 
 def test_a_killed_worker_is_replaced(tmp_path):
-    driver = start(tmp_path)
-    working = written(tmp_path / "pid")
-    parents = psutil.Process(working).parents()
-    (worker,) = [process for process in parents[1:] if "run_task" not in process.cmdline()][:1]
-    (tmp_path / "pid").unlink()
-    worker.kill()
-    wait_for(lambda: not alive(working))
-    assert alive(written(tmp_path / "pid"))
-    (tmp_path / "go").touch()
-    output, _ = driver.communicate(timeout=120)
+    with started(tmp_path) as driver:
+        working = written(tmp_path / "pid")
+        (worker,) = [one for one in psutil.Process(working).parents()[1:] if "run_task" not in one.cmdline()][:1]
+        (tmp_path / "pid").unlink()
+        worker.kill()
+        wait_for(lambda: not alive(working))
+        assert alive(written(tmp_path / "pid"))
+        (tmp_path / "go").touch()
+        output, _ = driver.communicate(timeout=120)
     assert "Outcome(failed=(), skipped={})" in output, output
 
 
 def test_interrupting_ends_everything_soon(tmp_path):
-    driver = start(tmp_path)
-    working = written(tmp_path / "pid")
-    below = processes(driver, tmp_path)
-    driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=60)
-    wait_for(lambda: not alive(working) and not any(map(alive, below)), 60)
+    with started(tmp_path) as driver:
+        working = written(tmp_path / "pid")
+        below = processes(driver, tmp_path)
+        driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=60)
+        wait_for(lambda: not alive(working) and not any(map(alive, below)), 60)
 
 
 # One task

@@ -12,21 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from conftest import script
 from scipy import ndimage
 
-from nnunet_plugins.demo import command, phantom, pipeline, progress, report
-from nnunet_plugins.demo.errors import DemoError
+from nnunet_plugins.benchmark import command, progress
+from nnunet_plugins.benchmark.protocol import BenchmarkError
+from nnunet_plugins.demo import command_line, phantom
+from nnunet_plugins.files import hold_lock
 
-DEMO = (
-    "import argparse, sys; from nnunet_plugins.demo import pipeline; "
-    "parser = argparse.ArgumentParser(); pipeline.add_arguments(parser); sys.exit(pipeline.run(parser.parse_args()))"
-)
 FOREGROUND = [name for name in phantom.LABELS if name != "background"]
 
 
 def parse(*options: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    pipeline.add_arguments(parser)
+    command_line.add_arguments(parser)
     return parser.parse_args([str(option) for option in options])
 
 
@@ -40,9 +39,9 @@ def dataset(tmp_path_factory):
 # The phantom
 
 
-def test_importing_the_pipeline_loads_nothing_heavy():
+def test_importing_the_demo_loads_nothing_heavy():
     heavy = "{'torch', 'numpy', 'SimpleITK', 'nnunetv2', 'matplotlib'}"
-    code = f"import sys, nnunet_plugins.demo.pipeline; print({heavy} & set(sys.modules))"
+    code = f"import sys, nnunet_plugins.demo.command_line; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
@@ -121,7 +120,7 @@ def test_training_progress_reads_nnunets_lines():
     assert told == (
         "epoch 1/5  train loss 0.269  pseudo Dice organ 0.69 vessel 0.00 nodule nan  (12 s, about 50 s left)"
     )
-    assert follow(stamp + "Training done. ") == "validating on the cases of fold 0"
+    assert follow(stamp + "Training done. ") == "validating"
     assert "organ 0.25 vessel" in str([follow(line) for line in ("Pseudo dice [0.25, 1e-05, 0.5]", "Epoch time: 1 s")])
 
 
@@ -130,7 +129,7 @@ def test_prediction_progress_names_the_case():
     assert progress.prediction("something else") is None
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (125, "2 min 05 s")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (125, "2 min 05 s"), (7384, "2 h 03 min")])
 def test_duration(seconds, text):
     assert progress.duration(seconds) == text
 
@@ -144,32 +143,12 @@ def test_bad_options_are_refused(options, capsys):
     assert options[0] in capsys.readouterr().err
 
 
-def test_table_and_picture_from_summaries(dataset, tmp_path):
-    cases = phantom.test_cases()
-    dice = {"1": {"Dice": 0.91234}, "2": {"Dice": 0.5}, "3": {"Dice": float("nan")}}
-    summary = {
-        "metric_per_case": [{"prediction_file": f"/x/{case}.nii.gz", "metrics": dice} for case in cases],
-        "mean": dice,
-        "foreground_mean": {"Dice": 0.70617},
-    }
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    results = [
-        report.Result(name, tmp_path / "summary.json", dataset / "labelsTs", None) for name in ("U-Net", "Ensemble")
-    ]
-    lines = report.table(results, phantom.LABELS).splitlines()
-    assert lines[0] == "Dice on the 3 held-out cases"
-    assert lines[1].split() == [*FOREGROUND, "mean", "parameters"]
-    assert lines[2].split() == ["U-Net", "0.912", "0.500", "-", "0.706"]
-    report.picture(results, dataset, cases, phantom.LABELS, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-
-
 # Folders, commands and errors
 
 
 def test_another_setting_is_refused_with_its_name(tmp_path, capsys):
-    (tmp_path / "demo.json").write_text(json.dumps({"epochs": 5, "iterations": 25, "seed": 0}))
-    assert pipeline.run(parse("--output", tmp_path, "--seed", 7)) == 1
+    (tmp_path / "demo.json").write_text(json.dumps({"epochs": 4, "iterations": 20, "seed": 0}))
+    assert command_line.run(parse("--output", tmp_path, "--seed", 7)) == 1
     message = capsys.readouterr().err
     assert "--seed 0, not 7" in message
     assert "--output" in message
@@ -177,33 +156,35 @@ def test_another_setting_is_refused_with_its_name(tmp_path, capsys):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert pipeline.run(parse("--output", tmp_path)) == 1
+    assert command_line.run(parse("--output", tmp_path)) == 1
     assert "something other than this demo" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_error(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert pipeline.run(parse("--output", tmp_path / "file" / "demo", "--device", "cpu")) == 1
+    assert command_line.run(parse("--output", tmp_path / "file" / "demo", "--device", "cpu")) == 1
     assert "cannot write to" in capsys.readouterr().err
 
 
 def test_too_little_space_is_said_at_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: argparse.Namespace(free=10_000_000))
-    assert pipeline.run(parse("--output", tmp_path / "demo", "--device", "cpu")) == 1
+    monkeypatch.setattr(command_line.shutil, "disk_usage", lambda path: argparse.Namespace(free=10_000_000))
+    assert command_line.run(parse("--output", tmp_path / "demo", "--device", "cpu")) == 1
     assert "0.0 GB free" in capsys.readouterr().err
 
 
-def test_a_second_demo_in_the_same_folder_is_refused(tmp_path):
+def test_a_second_demo_in_the_same_folder_is_refused(tmp_path, capsys):
     pytest.importorskip("fcntl")
-    with pipeline._lock(tmp_path), pytest.raises(DemoError, match="another demo is running"), pipeline._lock(tmp_path):
-        pass
+    with hold_lock(tmp_path / "demo.lock"):
+        (tmp_path / "demo.json").write_text(json.dumps({"epochs": 4, "iterations": 20, "seed": 0}))
+        assert command_line.run(parse("--output", tmp_path)) == 1
+    assert "another demo is running" in capsys.readouterr().err
 
 
 def test_commands_come_from_this_environment_or_are_missed_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path / "elsewhere"))
-    with pytest.raises(DemoError, match=r"nnUNetv2_train is neither beside .*pip install"):
+    with pytest.raises(BenchmarkError, match=r"nnUNetv2_train is neither beside .*pip install"):
         command.find("nnUNetv2_train")
     script = tmp_path / "nnUNetv2_train"
     script.write_text("#!/bin/sh\n")
@@ -215,35 +196,39 @@ def test_environment_overrides_the_users_folders_only(monkeypatch, tmp_path):
     for name in command.FOLDERS:
         monkeypatch.setenv(name, "/data/mine")
     monkeypatch.setenv("nnUNet_n_proc_DA", "3")
-    monkeypatch.setenv("nnUNet_extTrainer", "/my/trainers")
     monkeypatch.delenv("nnUNet_def_n_proc", raising=False)
-    variables = command.environment(tmp_path)
+    variables = command_line._variables(tmp_path)
     assert [variables[name] for name in command.FOLDERS] == [str(tmp_path / name) for name in command.FOLDERS]
     assert variables["nnUNet_n_proc_DA"] == "3"
     assert 1 <= int(variables["nnUNet_def_n_proc"]) <= 4
+
+
+def test_commands_get_the_users_variables_and_our_trainers(monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", "/my/trainers")
+    monkeypatch.setenv("nnUNet_compile", "f")
+    monkeypatch.setenv("PASSWORD", "not for others")
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    variables = command.environment(slots=10_000)
     assert variables["nnUNet_extTrainer"].split(os.pathsep)[0] == "/my/trainers"
     assert variables["nnUNet_extTrainer"].endswith("scanned")
+    assert variables["nnUNet_compile"] == "f"
+    assert variables["nnUNet_n_proc_DA"] == "1"
+    assert "PASSWORD" not in variables
 
 
-def test_a_failing_command_says_where_and_what(tmp_path):
+def test_a_failing_command_is_logged_and_gives_its_exit_code(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "nnUNetv2_broken"
     script.write_text(f"#!{sys.executable}\nfor i in range(30): print('line', i)\nraise SystemExit(3)\n")
     script.chmod(0o755)
-    variables = {**command.environment(tmp_path), "PATH": str(tmp_path / "bin")}
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     seen: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(tmp_path / "bin"))
-        with pytest.raises(DemoError) as caught:
-            command.run(["nnUNetv2_broken", "-d", 999], variables, tmp_path / "logs" / "1.log", seen.append)
-    message = str(caught.value)
+    log = tmp_path / "logs" / "1.log"
+    assert command.run(["nnUNetv2_broken", "-d", 999], dict(os.environ), log, seen.append) == 3
     assert seen == [f"line {i}" for i in range(30)]
-    assert "exit code 3" in message
-    assert "line 10\n" in message
-    assert "line 9\n" not in message
-    assert str(tmp_path / "logs" / "1.log") in message
-    assert f"{script} -d 999" in message
-    assert "line 29" in (tmp_path / "logs" / "1.log").read_text()
+    text = log.read_text()
+    assert f"{script} -d 999" in text
+    assert "line 29" in text
 
 
 def test_workers_that_outlive_the_command_neither_block_nor_survive(tmp_path):
@@ -257,7 +242,7 @@ def test_workers_that_outlive_the_command_neither_block_nor_survive(tmp_path):
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path / "bin"))
-        command.run(["nnUNetv2_orphan"], command.environment(tmp_path), tmp_path / "1.log", seen.append)
+        command.run(["nnUNetv2_orphan"], dict(os.environ), tmp_path / "1.log", seen.append)
     deadline = time.monotonic() + 10  # the signal takes a moment
     while is_running(int(seen[0])) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -275,28 +260,28 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_failing_step_shows_its_log_and_exits_with_1(tmp_path, capsys):
+def test_a_failing_step_shows_its_log_and_exits_with_1(tmp_path):
     settings = {"epochs": 1, "iterations": 2, "seed": 0}
     (tmp_path / "demo.json").write_text(json.dumps(settings))
     raw = tmp_path / "nnUNet_raw" / phantom.DATASET
     raw.mkdir(parents=True)  # made, as it seems, but empty
     (raw / "dataset.json").write_text("{}")
-    assert pipeline.run(parse("--output", tmp_path, "--epochs", 1, "--iterations", 2, "--device", "cpu")) == 1
-    output = capsys.readouterr()
-    assert "make the phantom dataset: done before" in output.out
-    assert "nnUNetv2_plan_and_preprocess failed with exit code" in output.err
-    assert "Error" in output.err
-    assert "02_plan_and_preprocess.log" in output.err
-    assert not (tmp_path / "nnUNet_preprocessed").exists()
+    options = ["--output", tmp_path, "--epochs", 1, "--iterations", 2, "--device", "cpu"]
+    result = subprocess.run([script("nnunet-plugins"), "demo", *map(str, options)], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "plan and preprocess, nnUNetPlans: failed: exit code 1" in result.stdout
+    assert "Error" in result.stdout
+    assert f"preprocess__{phantom.DATASET}__nnUNetPlans.log" in result.stdout
+    assert (tmp_path / "benchmark" / "report" / "index.html").is_file()
 
 
 @pytest.mark.slow
-def test_interrupted_resumed_and_complete(tmp_path, capsys):
+def test_interrupted_resumed_and_complete(tmp_path):
     mine, output = tmp_path / "mine", tmp_path / "demo"
     mine.mkdir()
     options = ["--output", str(output), "--epochs", "2", "--iterations", "1", "--device", "cpu"]
-    variables = {**os.environ, "PYTHONWARNINGS": "default", **dict.fromkeys(command.FOLDERS, str(mine))}
-    start = [sys.executable, "-u", "-c", DEMO, *options]
+    variables = {**os.environ, **dict.fromkeys(command.FOLDERS, str(mine))}
+    start = [script("nnunet-plugins"), "demo", *options]
 
     # Ctrl-C after the first epoch: exit code 130, one line, nothing left running.
     with subprocess.Popen(
@@ -311,7 +296,7 @@ def test_interrupted_resumed_and_complete(tmp_path, capsys):
         assert process.wait(timeout=60) == 130, "".join(said)
     assert "Run the same command again" in said[-1]
     assert not any("Traceback" in line for line in said)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while _commands_in(output) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _commands_in(output)
@@ -319,20 +304,21 @@ def test_interrupted_resumed_and_complete(tmp_path, capsys):
     # The same command goes on and completes.
     result = subprocess.run(start, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "[2/10] plan and preprocess: done before" in result.stdout
+    assert "plan and preprocess, nnUNetPlans: done before" in result.stdout
     assert "epoch 2/2" in result.stdout
-    for name in ("organ", "vessel", "nodule", "U-Net", "FIRENet", "Ensemble"):
-        assert name in result.stdout
-    assert (output / "dice.txt").read_text().strip() in result.stdout
-    assert (output / "demo.png").read_bytes().startswith(b"\x89PNG")
+    page = (output / "benchmark" / "report" / "index.html").read_text()
+    for name in ("organ", "vessel", "nodule", "U-Net", "FIRENet", "AutofocusUNet", "ASPP3DUNet", "test"):
+        assert name in page
+    assert "data:image/" in page
     assert not list(output.rglob("*.partial*"))
     assert not list(mine.iterdir())
 
     # Once more: nothing is repeated.
     times = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".pth", ".gz", ".npz")}
-    assert sum(path.name == "checkpoint_final.pth" for path in times) == 2
-    assert pipeline.run(parse(*options)) == 0
-    assert capsys.readouterr().out.count("done before") == 10
+    assert sum(path.name == "checkpoint_final.pth" for path in times) == 4
+    again = subprocess.run(start, env=variables, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert ": done\n" not in again.stdout
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 

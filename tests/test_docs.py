@@ -43,6 +43,9 @@ def shorten(code: str) -> str:
             line = f"nnUNet_n_proc_DA=1 {line} -np 1 -npfp 1\n{copy}"
         elif "-tr" in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
+        if line.startswith("nnunet-plugins benchmark"):
+            line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"
+            line += " --dry-run" if "--cluster" in line else ""
         if command == "pip":
             line += " --dry-run --no-deps --no-build-isolation -q"
         lines.append(line)
@@ -83,6 +86,8 @@ def test_commands_run(page: Path, hippocampus: Sandbox):
             lines.remove(target)
             subprocess.run(["make", "-n", target.split()[1]], cwd=ROOT, check=True, capture_output=True)
     # What a user does in the checkout is done there, the rest in the folder with the data.
+    for file in blocks(page, "yaml"):
+        (hippocampus.root / "cluster.yaml").write_text(file)
     script = "\n".join(
         f"(cd {ROOT} && {line})" if line.startswith("pip") else line for line in shorten("\n".join(lines)).splitlines()
     )

@@ -29,6 +29,7 @@ def imports(file: Path) -> set[str]:
 
 # Imports go one way: each part may import itself and what stands before it.
 ORDER = [
+    "files",
     "registry",
     "networks.layers",
     "networks",

@@ -14,10 +14,10 @@ import pandas as pd
 
 from nnunet_plugins.benchmark import equality
 from nnunet_plugins.benchmark.engine import read_state
-from nnunet_plugins.benchmark.files import is_json
 from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
 from nnunet_plugins.benchmark.protocol import Protocol, Run
 from nnunet_plugins.benchmark.tasks import Folders, Task, ensemble_name, is_trained
+from nnunet_plugins.files import is_json
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
 
 
@@ -198,24 +198,31 @@ def _about(
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "hardware": equality.hardware(),
         "versions": {**versions, "monai": metadata.version("monai")},
-        "images": {dataset: _images(dataset, trained, folders) for dataset in protocol.datasets},
+        "images": {
+            f"{dataset}/{configuration}": _images(dataset, configuration, trained, folders)
+            for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in trained)
+        },
         "ensembles": _best(folders),
         "complete": complete,
     }
 
 
-def _images(dataset: str, trained: Mapping[Run, list[int]], folders: Folders) -> dict[str, Any]:
+def _images(dataset: str, configuration: str, trained: Mapping[Run, list[int]], folders: Folders) -> dict[str, Any]:
     description = folders.preprocessed / dataset / "dataset.json"
     content: dict[str, Any] = {"labels": {}, "file_ending": ""}
     if is_json(description):
         content = json.loads(description.read_text())
-    of_dataset = {run: folds for run, folds in trained.items() if run.dataset == dataset and folds}
+    shown = {
+        run: folds
+        for run, folds in trained.items()
+        if folds and (run.dataset, run.configuration) == (dataset, configuration)
+    }
     return {
         "images": str(folders.raw / dataset / "imagesTr"),
         "truth": str(folders.truth(dataset)),
         "ending": content["file_ending"],
         "labels": {str(value): name for name, value in content["labels"].items() if name != "background"},
-        "predictions": {run.algorithm: str(folders.validated(run, folds)) for run, folds in of_dataset.items()},
+        "predictions": {run.algorithm: str(folders.validated(run, folds)) for run, folds in shown.items()},
     }
 
 

@@ -34,20 +34,20 @@ def find(name: str) -> str:
     return found
 
 
-def environment(slots: int = 1) -> dict[str, str]:
-    """Return the variables that nnU-Net's commands get besides this process's own, for one of several equal slots.
+def environment(slots: int | None) -> dict[str, str]:
+    """Return the variables that nnU-Net's commands get besides their process's own.
 
     Args:
-        slots: commands that run on this machine at a time.
+        slots: commands that run on this machine at a time; None if they run on others.
     """
     variables = {name: value for name, value in os.environ.items() if name.lower().startswith("nnunet_")}
     variables["PYTHONUNBUFFERED"] = "1"
     # Threads that wait by spinning take the cores from the workers, and are far slower where other programs run too.
     variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
-    # The same for all networks, so that none has more help than another: nnU-Net's own number for a slot's cores.
-    cores = max(1, usable_cores() // slots)
-    variables.setdefault("nnUNet_n_proc_DA", str(min(12, cores)))
-    variables.setdefault("nnUNet_def_n_proc", str(min(8, usable_cores())))
+    if slots is not None:
+        # nnU-Net's own numbers, for a slot's share of the cores.
+        variables.setdefault("nnUNet_n_proc_DA", str(min(12, max(1, usable_cores() // slots))))
+        variables.setdefault("nnUNet_def_n_proc", str(min(8, usable_cores())))
     variables[_startup.VARIABLE] = _startup.with_ours()
     return variables
 

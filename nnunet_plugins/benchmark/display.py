@@ -48,16 +48,12 @@ class Display:
         """Write a line for an event."""
         if event.what in ("done before", "done", "failed", "skipped"):
             self.finished += 1
-        count = f"[{self.finished}/{self.total}]"
-        text = f": {event.text}" if event.text else ""
-        if event.what == "progress" and not self._is_news(event):
-            return
-        self._write(
-            f"{count} {event.task.title}: {event.what}{text}" if event.what != "progress" else self._line(event)
-        )
-
-    def _line(self, event: Event) -> str:
-        return f"        {event.task.title}: {event.text}"
+        if event.what == "progress":
+            if self._is_news(event):
+                self._write(f"        {event.task.title}: {event.text}")
+        else:
+            text = f": {event.text}" if event.text else ""
+            self._write(f"[{self.finished}/{self.total}] {event.task.title}: {event.what}{text}")
 
     def _is_news(self, event: Event) -> bool:
         fraction = event.fraction

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import command, equality
-from nnunet_plugins.benchmark.cluster import configure
+from nnunet_plugins.benchmark.cluster import configure, read_cluster
 from nnunet_plugins.benchmark.display import Display
 from nnunet_plugins.benchmark.engine import NOTHING_FAILED, Outcome, read_state, run_tasks
-from nnunet_plugins.benchmark.files import hold_lock, unfinished
 from nnunet_plugins.benchmark.progress import duration
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol
 from nnunet_plugins.benchmark.tasks import Folders, Task, result_tasks, training_tasks
+from nnunet_plugins.files import hold_lock, unfinished
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
     Raises:
         BenchmarkError: naming it and the remedy.
     """
+    if place.cluster:
+        read_cluster(place.cluster)
     import torch
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -174,7 +176,7 @@ def _perform(
             tasks,
             config,
             folders.output,
-            variables={**command.environment(place.slots), **_own(folders)},
+            variables={**command.environment(None if place.cluster else place.slots), **_own(folders)},
             device=protocol.device,
             tell=display.tell,
             look=display.look,

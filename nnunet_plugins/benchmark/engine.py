@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.benchmark.files import is_json, write_text
 from nnunet_plugins.benchmark.run_task import INTERRUPTED, Order
 from nnunet_plugins.benchmark.tasks import Task
+from nnunet_plugins.files import is_json, write_text
 
 SECONDS = 1.0  # between two looks at the running tasks
 
@@ -210,10 +210,11 @@ class _Watcher:
             found[task.name] = state
             if self.seen.get(task.name) == state["now"]:
                 continue
-            what = "progress" if task.name in self.seen or state.get("told") else "started"
+            if task.name not in self.seen:
+                self.tell(Event(task, "started", f"on {state['host']}"))
             self.seen[task.name] = state["now"]
-            if state["status"] not in ("done", "failed"):
-                self.tell(Event(task, what, state.get("told") or f"on {state['host']}", state.get("fraction")))
+            if state.get("told") or state["status"].startswith("waiting"):
+                self.tell(Event(task, "progress", state.get("told") or state["status"], state.get("fraction")))
         return found
 
 

@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.benchmark.files import is_json, write_text
 from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.tasks import Folders, data_folder
+from nnunet_plugins.files import is_json, write_text
 
 MUST_BE_EQUAL = ("plans", "splits", "data", "epochs", "iterations per epoch", "batch size", "patch size")
 """Runs that differ in these are not compared unless the user says so; other differences are flagged."""

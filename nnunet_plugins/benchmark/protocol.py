@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nnunet_plugins.benchmark.files import write_text
+from nnunet_plugins.files import write_text
 from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import command, progress
-from nnunet_plugins.benchmark.files import hold_lock, unfinished, write_text
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
+from nnunet_plugins.files import hold_lock, unfinished, write_text
 
 FAILED, INTERRUPTED = 1, 130
 _TAIL = 30

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from nnunet_plugins.benchmark.files import is_json, unfinished
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
+from nnunet_plugins.files import is_json, unfinished
 
 
 @dataclass(frozen=True)

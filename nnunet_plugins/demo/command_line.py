@@ -13,8 +13,8 @@ from pathlib import Path
 
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.command_line import natural, positive
-from nnunet_plugins.benchmark.files import hold_lock, is_json, unfinished, write_text
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
+from nnunet_plugins.files import hold_lock, is_json, unfinished, write_text
 
 NETWORKS = ("", "FIRENet", "AutofocusUNet", "ASPP3DUNet")
 CONFIGURATION = "3d_fullres"

@@ -1,2 +1,1 @@
-"""How well a segmentation agrees with the truth: `masks` compares two masks, `folders` whole folders of files, `table` sums
-up the latter's table."""
+"""How well a segmentation agrees with the truth: of two masks, of whole folders of files, and as a table of means."""

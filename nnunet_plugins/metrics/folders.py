@@ -20,6 +20,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from nnunet_plugins.files import write_text
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
 
 Label = int | tuple[int, ...]
@@ -220,8 +221,5 @@ def evaluate_folders(
     if not rows:
         raise EvaluationError(f"no case could be compared; {cases[0]}: {failures[cases[0]]}")
     table = pd.DataFrame(rows)
-    # Under its name there is a whole file or none.
-    part = output.with_name(f"{output.name}.part")
-    table.to_csv(part, index=False)
-    part.replace(output)
+    write_text(output, table.to_csv(index=False))
     return Evaluation(table, failures)

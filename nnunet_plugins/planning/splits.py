@@ -15,6 +15,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import GroupKFold
 
+from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
 
 Split = dict[str, list[str]]
@@ -137,9 +138,7 @@ def write_splits(
             )
         if not overwrite:
             raise PlanError(f"{file} holds other splits already; give --overwrite to replace them")
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(splits, indent=4))
-    part.replace(file)
+    write_text(file, json.dumps(splits, indent=4))
     return file, splits
 
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.files import write_text
 from nnunet_plugins.report.page import make_page
-from nnunet_plugins.report.record import Record, ReportError, read_record, write_text
+from nnunet_plugins.report.record import Record, ReportError, read_record
 from nnunet_plugins.report.tables import write_challenger, write_csv, write_latex, write_markdown
 
 
@@ -22,7 +23,6 @@ def build_report(folder: Path) -> Path:
     record = read_record(folder / "record")
     refuse_unequal(record)
     report = folder / "report"
-    (report / "figures").mkdir(parents=True, exist_ok=True)
     page, figures = make_page(record, report / "panels")
     write_markdown(record, report / "report.md")
     write_latex(record, report / "tables.tex")

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nnunet_plugins.files import write_text
 from nnunet_plugins.report.figures import COLOURS
 
 SIZE = 300
@@ -128,10 +129,7 @@ def draw_panels(
         rows.append(row)
         keep.append({"key": key, **asdict(row)})
     if keep:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        part = cache.with_name(f"{cache.name}.part")
-        part.write_text(json.dumps(keep, indent=1), encoding="utf-8")
-        part.replace(cache)
+        write_text(cache, json.dumps(keep, indent=1))
     notes = [f"Not shown, because {problem}: {'; '.join(cases)}." for problem, cases in missing.items()]
     labels = (files or {}).get("labels", {})
     legend = [(str(labels[value]), _colour(int(value))) for value in sorted(labels, key=int) if int(value) > 0]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from nnunet_plugins.files import write_text
 from nnunet_plugins.metrics.table import METRICS
 
 COMPARISON = ["split", "dataset", "configuration"]
@@ -83,7 +84,7 @@ class Record:
     """What a benchmark has found so far.
 
     Attributes:
-        results: columns `RESULTS`; an infinite distance means that one of two masks is empty, a missing Dice that both are.
+        results: columns `RESULTS`; an infinite distance means that one of two masks is empty, no Dice that both are.
         runs: columns `RUNS`; what is not known is nan.
         curves: columns `CURVES`.
         equality: one dictionary per dataset and configuration; see `benchmark/equality.py`.
@@ -100,7 +101,6 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write the record's files, each of which is there completely or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name, table in (("results", self.results), ("runs", self.runs), ("curves", self.curves)):
             write_text(folder / f"{name}.csv", table.to_csv(index=False))
         for name, content in (("equality", self.equality), ("failures", self.failures), ("about", self.about)):
@@ -140,10 +140,3 @@ def _read_json(file: Path) -> Any:
         raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
     except (ValueError, OSError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file so that under its name there is the whole text or what was there before."""
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from nnunet_plugins.files import write_text
 from nnunet_plugins.metrics.table import METRICS
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.comparison import (
@@ -23,7 +24,7 @@ from nnunet_plugins.report.comparison import (
     leaderboard,
     per_label,
 )
-from nnunet_plugins.report.record import ROLES, Record, write_text
+from nnunet_plugins.report.record import ROLES, Record
 from nnunet_plugins.report.statistics import LEVEL, CriticalDifference, label_scores
 
 METRIC_NAMES = {

@@ -14,6 +14,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_plugins.files import unfinished
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.trainers.compose import trainer_class
 
@@ -97,7 +98,7 @@ def write_warm_start(path: Path, trainer: str, output: Path, *, advantage: float
         raise FileExistsError(f"{output} exists already; choose another file or remove it")
     start, new = warm_start(path, trainer, advantage=advantage)
     # Under its name there is a whole file or none.
-    part = output.with_name(f"{output.name}.part")
+    part = unfinished(output)
     try:
         torch.save(start, part)
         part.replace(output)
