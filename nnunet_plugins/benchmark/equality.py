@@ -66,7 +66,7 @@ def hash_data(folder: Path, cache: Path) -> str:
     return known[key]
 
 
-def environment(device: str) -> dict[str, str]:
+def environment(device: str, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return versions, variables and the device that trainings depend on."""
     import torch
 
@@ -82,11 +82,19 @@ def environment(device: str) -> dict[str, str]:
         found["CUDA"], found["cuDNN"] = str(torch.version.cuda), str(torch.backends.cudnn.version())
     elif device == "cpu":
         found["device"] = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
-    return {**found, **{name: os.environ.get(name, "not set") for name in _VARIABLES}}
+    return {**found, **{name: variables.get(name, "not set") for name in _VARIABLES}}
 
 
-def write_conditions(folders: Folders, run: Run, fold: int, device: str) -> None:
-    """Add the present conditions to a training's record; called in the environment in which it is about to run."""
+def write_conditions(folders: Folders, run: Run, fold: int, device: str, variables: Mapping[str, str]) -> None:
+    """Add the present conditions to a training's record; called on the machine where it is about to run.
+
+    Args:
+        folders: where things lie.
+        run: the training's.
+        fold: the training's.
+        device: torch device type.
+        variables: the environment that the training gets.
+    """
     file = conditions_file(folders.fold(run, fold))
     record = json.loads(file.read_text()) if is_json(file) else {"attempts": []}
     folder = folders.preprocessed / run.dataset
@@ -100,7 +108,7 @@ def write_conditions(folders: Folders, run: Run, fold: int, device: str) -> None
                     data_folder(folder, run.plans, run.configuration), folders.output / "data_hashes.json"
                 ),
             },
-            "environment": environment(device),
+            "environment": environment(device, variables),
         }
     )
     write_text(file, json.dumps(record, indent=1))

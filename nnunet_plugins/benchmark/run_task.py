@@ -74,17 +74,19 @@ class Order:
 def run(order: Order) -> int:
     """Run a task to its end; returns the exit code."""
     state = _State(order)
-    with hold_lock(order.file.with_suffix(".lock"), waiting=lambda: state.write("waiting for an earlier start to end")):
-        try:
-            with _ends_with_parent():
-                state.write("running")
-                code = _do(order, state)
-        except KeyboardInterrupt:
-            state.write("interrupted", exit_code=INTERRUPTED)
-            return INTERRUPTED
-        except (BenchmarkError, OSError) as error:
-            state.tail.extend(str(error).splitlines())
-            code = FAILED
+    lock = hold_lock(
+        order.file.with_suffix(".lock"), waiting=lambda: state.write("waiting for an earlier start to end")
+    )
+    try:
+        with _ends_with_parent(), lock:
+            state.write("running")
+            code = _do(order, state)
+    except KeyboardInterrupt:
+        state.write("interrupted", exit_code=INTERRUPTED)
+        return INTERRUPTED
+    except (BenchmarkError, OSError) as error:
+        state.tail.extend(str(error).splitlines())
+        code = FAILED
     state.write("done" if code == 0 else "failed", exit_code=code)
     return FAILED if code else 0
 
@@ -139,7 +141,7 @@ class _Training:
         recipe = json.loads(folders.recipe(run).read_text())
         self.follow = progress.Training(recipe["epochs"], recipe["labels"])
         _drop_incomplete_checkpoints(self.fold)
-        equality.write_conditions(folders, run, fold, device)
+        equality.write_conditions(folders, run, fold, device, variables)
 
     def add_cost(self, memory: progress.Memory) -> None:
         """Record what the training has taken."""
