@@ -153,3 +153,17 @@ def test_deepmedic_pads_channels_with_zeros_where_others_project():
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         AFNet(1, 2, **options)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_last_reach_the_convolutions_and_change_nothing(channels):
+    network = AFNet(channels, 3, autofocus_layers=2).eval()
+    image = torch.randn(1, channels, 9, 10, 11)
+    layouts = []
+    for block in list(network.pathway)[2:]:
+        block.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0]))
+    output = network(image)
+    assert len(layouts) == 3
+    assert all(x.is_contiguous(memory_format=torch.channels_last_3d) for x in layouts)
+    plain = network.decoder([torch.nn.Sequential.forward(network.pathway, image)])
+    torch.testing.assert_close(output, plain, rtol=1e-4, atol=1e-5)

@@ -138,11 +138,11 @@ class Pathway(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, input_channels, *size)` to `(N, 50, *size)`."""
         for block in self:
-            x = block(x)
             if x.device.type == "cpu":
-                # Twice as fast at these widths: oneDNN's dilated convolutions like the channels last. Not for the
-                # image already: with a single channel the two layouts are one, and torch would go on with the other.
+                # Twice as fast at these widths: oneDNN's dilated convolutions like the channels last. Not once for the
+                # image alone: with a single channel the two layouts are one, and torch would go on with the other.
                 x = x.to(memory_format=CHANNELS_LAST[x.dim() - 2])
+            x = block(x)
         return x
 
 
