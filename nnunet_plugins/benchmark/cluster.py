@@ -93,7 +93,7 @@ def configure(
                 )
             )
         elif section == "light":
-            executors.append(ThreadPoolExecutor(label="light", max_threads=1))
+            executors.append(ThreadPoolExecutor(label="light", max_threads=1 if cluster else slots))
         else:
             executors.append(
                 HighThroughputExecutor(

@@ -46,8 +46,9 @@ def environment(slots: int | None) -> dict[str, str]:
     variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
     if slots is not None:
         # nnU-Net's own numbers, for a slot's share of the cores.
-        variables.setdefault("nnUNet_n_proc_DA", str(min(12, max(1, usable_cores() // slots))))
-        variables.setdefault("nnUNet_def_n_proc", str(min(8, usable_cores())))
+        cores = max(1, usable_cores() // slots)
+        variables.setdefault("nnUNet_n_proc_DA", str(min(12, cores)))
+        variables.setdefault("nnUNet_def_n_proc", str(min(8, cores)))
     variables[_startup.VARIABLE] = _startup.with_ours()
     return variables
 
