@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,9 +25,13 @@ def is_json(path: Path) -> bool:
 def write_text(path: Path, text: str) -> None:
     """Write a file that is there either completely or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = unfinished(path)
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    # A name of its own, because two processes may write at a time.
+    part = unfinished(path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}"))
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

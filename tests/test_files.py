@@ -1,0 +1,47 @@
+"""Files that are whole, by several writers at a time."""
+
+import threading
+
+import pytest
+
+from nnunet_plugins.files import is_json, unfinished, write_text
+
+
+def test_several_writers_leave_one_whole_file(tmp_path):
+    file = tmp_path / "new" / "file.json"
+    texts = [f'["{letter * 100_000}"]' for letter in "abcd"]
+    errors: list[BaseException] = []
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(20):
+                write_text(file, text)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert not file.exists() or file.read_text() in texts
+    assert not errors
+    assert [path.name for path in file.parent.iterdir()] == ["file.json"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    file = tmp_path / "file.json"
+    write_text(file, "[1]")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "\udc80")
+    assert file.read_text() == "[1]"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_half_written_json_is_none(tmp_path):
+    (tmp_path / "file.json").write_text('{"a": 1, "b')
+    assert not is_json(tmp_path / "file.json")
+    assert not is_json(tmp_path / "missing.json")
+
+
+def test_what_is_unfinished_keeps_its_ending(tmp_path):
+    assert unfinished(tmp_path / "table.csv") == tmp_path / "table.partial.csv"
