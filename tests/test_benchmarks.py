@@ -1,5 +1,6 @@
 """The benchmark scripts run; what they measure depends on the machine."""
 
+import re
 import subprocess
 import sys
 
@@ -42,3 +43,15 @@ def test_first_steps(small):
     assert first == again
     assert first.split()[2:] != other.split()[2:]
     assert not any(small.results.iterdir())
+
+
+def test_makespan():
+    script = ROOT / "benchmarks" / "makespan.py"
+    options = ["--workers", "2", "--tasks", "3", "--seconds", "0.5"]
+    result = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True)
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("3 tasks of 0.5 s on 2 workers: ")
+    taken, ideal, ratio = (float(re.search(rf"{word} ([\d.]+)", line)[1]) for word in ("workers:", "ideal", "ratio"))
+    assert ideal == 1
+    assert taken >= ideal
+    assert abs(ratio - taken / ideal) < 0.1
