@@ -16,11 +16,11 @@ from pathlib import Path
 
 from nnunet_plugins import __version__
 from nnunet_plugins._startup import OPT_OUT, VARIABLE, listed, opted_out, trainer_folder
+from nnunet_plugins.benchmark.command import FOLDERS
 from nnunet_plugins.registry import BACKBONES
 
 MINIMUM_NNUNET = (2, 8)
 PACKAGES = ("torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "SimpleITK", "numpy")
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 LOOKUP = (
     "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
     f"print('found', find({BACKBONES[0].trainer!r}).__module__)"

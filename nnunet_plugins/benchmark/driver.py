@@ -86,8 +86,8 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
             raise BenchmarkError(f"fold {max(protocol.folds)} does not exist: {dataset} is split into {number} folds")
     if protocol.device == "cuda" and place.cluster is None and torch.cuda.device_count() < place.slots:
         raise BenchmarkError(
-            f"{place.slots} GPUs are asked for, torch {torch.__version__} sees {torch.cuda.device_count()}; "
-            "give fewer with --gpus, or --device cpu"
+            f"{place.slots} GPU{'s are' if place.slots > 1 else ' is'} asked for, torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()}; give fewer with --gpus, or --device cpu"
         )
 
 
