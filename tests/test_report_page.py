@@ -20,7 +20,8 @@ from matplotlib.image import imread
 from report_records import make_record
 
 from nnunet_plugins.report.build import build_report
-from nnunet_plugins.report.figures import score_against_cost, styles, training_curves
+from nnunet_plugins.report.drawing import styles
+from nnunet_plugins.report.figures import score_against_cost, training_curves
 from nnunet_plugins.report.findings import describe_difference
 from nnunet_plugins.report.panels import SIZE, choose_cases, draw_panels
 from nnunet_plugins.report.record import ReportError

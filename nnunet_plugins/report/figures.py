@@ -1,19 +1,6 @@
-"""The figures of a report: each function takes tables and returns one SVG as text.
+"""The figures of a report: each function takes tables and returns one SVG as text."""
 
-Ink is `currentColor`, so that a figure takes the colour of the text around it, on a light page and on a dark one, and
-is black in a file of its own. Text stays text. Ids begin with a hash of the figure's key, so that many figures can
-stand in one page. Algorithms differ in colour and in marker or line style, so nothing depends on colours alone.
-"""
-
-import html
-import io
-import re
-import textwrap
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -26,71 +13,15 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy import stats
 
+from nnunet_plugins.report.drawing import INK, WIDTH, Style, drawing, named_rows, to_svg, wrapped
 from nnunet_plugins.report.statistics import CriticalDifference
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
-"""Okabe and Ito's colours, which colour-blind readers can tell apart, without yellow, which is too pale on white."""
 POINTS = 1600
 """Points that one figure shows at most; of more cases, some spread evenly over the scores are shown."""
 FOLD_LINES = 8
 """With more algorithms than these, training curves show the means of the folds only."""
-INK = "#24292f"
-"""Stands for currentColor until the SVG is written; the colour of the baseline."""
-
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
-_WIDTH = 4.7  # inches
 _LINE = 0.175  # inches from one line of names to the next
 _BINS = 120  # points of one training curve at most
-_SETTINGS: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib
-    "font.size": 9.5,
-    "axes.labelsize": 9.5,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": INK,
-    "grid.alpha": 0.14,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-}
-
-
-@dataclass(frozen=True)
-class Style:
-    """How one algorithm looks in every figure.
-
-    Attributes:
-        colour: as matplotlib takes it.
-        marker: matplotlib's name of the marker.
-        dashes: matplotlib's line style.
-    """
-
-    colour: str
-    marker: str
-    dashes: Any
-
-
-def styles(algorithms: Sequence[str], baseline: str) -> dict[str, Style]:
-    """Return a style for every algorithm; the baseline has the colour of the text, and no two others are alike."""
-    others = [name for name in algorithms if name != baseline]
-    found = {baseline: Style(INK, "o", "solid")}
-    for n, name in enumerate(others):
-        # 6 colours, 7 markers and 5 dashes have no common divisor: pairs repeat after 42 and after 30 algorithms.
-        found[name] = Style(COLOURS[n % len(COLOURS)], _MARKERS[(n + 1) % len(_MARKERS)], _DASHES[n % len(_DASHES)])
-    return found
 
 
 def score_distribution(
@@ -115,8 +46,8 @@ def score_distribution(
         limits: of the axis.
     """
     shown = f"{metric} of each case (points), its distribution (violins) and mean with 95% interval (large markers)"
-    with _drawing():
-        figure, axes = _rows([str(name) for name in scores])
+    with drawing():
+        figure, axes = named_rows([str(name) for name in scores])
         for row, name in enumerate(scores):
             _violin(axes, row, scores[name].dropna().to_numpy(float), looks[name].colour, POINTS // scores.shape[1])
             mean, low, high = means.loc[name, ["mean", "ci_low", "ci_high"]]
@@ -124,7 +55,7 @@ def score_distribution(
         axes.set_xlabel(f"{metric} per case")
         if limits is not None:
             axes.set_xlim(*limits)
-        return _svg(figure, key, title, shown)
+        return to_svg(figure, key, title, shown)
 
 
 def paired_differences(
@@ -149,8 +80,8 @@ def paired_differences(
         title: for readers who do not see the figure.
     """
     shown = f"{metric} minus that of {baseline}, case by case (points), and its mean with 95% interval (large markers)"
-    with _drawing():
-        figure, axes = _rows([str(name) for name in compared.index])
+    with drawing():
+        figure, axes = named_rows([str(name) for name in compared.index])
         for row, name in enumerate(compared.index):
             differences = (scores[name] - scores[baseline]).dropna().to_numpy(float)
             _violin(axes, row, differences, looks[name].colour, POINTS // len(compared))
@@ -161,7 +92,7 @@ def paired_differences(
         axes.set_xlim(-reach, reach)
         axes.set_title(baseline, fontsize=9)  # above zero, which is in the middle
         axes.set_xlabel(f"Difference in {metric} per case")
-        return _svg(figure, key, title, shown)
+        return to_svg(figure, key, title, shown)
 
 
 def score_against_cost(
@@ -179,11 +110,11 @@ def score_against_cost(
         title: for readers who do not see the figure.
     """
     points = pd.DataFrame({"x": cost, "y": scores}).dropna().sort_values("y")
-    with _drawing():
-        names = [_wrapped(str(name), 22) for name in points.index]
+    with drawing():
+        names = [wrapped(str(name), 22) for name in points.index]
         lines = [name.count("\n") + 1 for name in names]
         height = max(2.6, 0.9 + _LINE * sum(lines))
-        figure = Figure(figsize=(_WIDTH, height))
+        figure = Figure(figsize=(WIDTH, height))
         axes = figure.add_axes((0.165, 0.55 / height, 0.43, 1 - 0.68 / height))
         for name, (x, y) in zip(points.index, points[["x", "y"]].to_numpy(), strict=True):
             axes.plot(x, y, looks[name].marker, color=looks[name].colour, markersize=8, zorder=3)
@@ -193,7 +124,7 @@ def score_against_cost(
         axes.set_xlabel(unit)
         axes.set_ylabel(f"Mean {metric}")
         _name_points(axes, points, names, [_LINE * n / (height - 0.68) for n in lines], looks)
-        return _svg(figure, key, title, f"Mean {metric} of each algorithm against {unit}")
+        return to_svg(figure, key, title, f"Mean {metric} of each algorithm against {unit}")
 
 
 def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: str, title: str) -> str:
@@ -207,10 +138,10 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
     """
     panels = {"train_loss": "Training loss", "val_loss": "Validation loss", "pseudo_dice": "Pseudo Dice (not Dice)"}
     names = [name for name in looks if (curves["algorithm"] == name).any()]
-    with _drawing():
+    with drawing():
         columns = 1 if any(len(name) > 26 for name in names) else 2
         legend = 0.2 * -(-len(names) // columns) + 0.1
-        figure = Figure(figsize=(_WIDTH, 5.6 + legend), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 5.6 + legend), layout="constrained")
         above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(5.6, legend)))
         rows = above.subplots(len(panels), 1, sharex=True)
         for axes, (column, label) in zip(rows, panels.items(), strict=True):
@@ -221,9 +152,9 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
         rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         handles = [Line2D([], [], color=looks[name].colour, linestyle=looks[name].dashes, lw=2) for name in names]
         below.legend(
-            handles, [_wrapped(name, 60) for name in names], loc="center", ncols=columns, borderpad=0, handlelength=3.2
+            handles, [wrapped(name, 60) for name in names], loc="center", ncols=columns, borderpad=0, handlelength=3.2
         )
-        return _svg(figure, key, title, "Losses and pseudo Dice over the epochs, folds thin, their means thick")
+        return to_svg(figure, key, title, "Losses and pseudo Dice over the epochs, folds thin, their means thick")
 
 
 def rank_shares(distribution: pd.DataFrame, *, key: str, title: str) -> str:
@@ -235,8 +166,8 @@ def rank_shares(distribution: pd.DataFrame, *, key: str, title: str) -> str:
         title: for readers who do not see the figure.
     """
     colours = mpl.colormaps["cividis"](np.linspace(0.05, 0.95, max(2, distribution.shape[1])))
-    with _drawing():
-        figure, axes = _rows([str(name) for name in distribution.index])
+    with drawing():
+        figure, axes = named_rows([str(name) for name in distribution.index])
         axes.grid(visible=False)
         for row, shares in enumerate(distribution.to_numpy()):
             left = 0.0
@@ -250,7 +181,7 @@ def rank_shares(distribution: pd.DataFrame, *, key: str, title: str) -> str:
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("Share of the draws in which it has the rank")
-        return _svg(figure, key, title, "How often each algorithm has which rank (number in the bar) by mean Dice")
+        return to_svg(figure, key, title, "How often each algorithm has which rank (number in the bar) by mean Dice")
 
 
 def critical_difference(found: CriticalDifference, looks: Mapping[str, Style], *, key: str, title: str) -> str:
@@ -263,8 +194,8 @@ def critical_difference(found: CriticalDifference, looks: Mapping[str, Style], *
         title: for readers who do not see the figure.
     """
     names = [str(name) for name in found.average_ranks.index]
-    with _drawing():
-        figure, axes = _rows(names, extra=1)
+    with drawing():
+        figure, axes = named_rows(names, extra=1)
         for row, (name, rank) in enumerate(zip(names, found.average_ranks, strict=True)):
             axes.plot(rank, row, looks[name].marker, color=looks[name].colour, markersize=8, zorder=3)
         worst = float(len(names))
@@ -280,62 +211,7 @@ def critical_difference(found: CriticalDifference, looks: Mapping[str, Style], *
         axes.plot([1, end], [-0.75, -0.75], "|-", color=INK, linewidth=1.5, markersize=8)
         axes.text(1, -0.95, f"critical difference {found.difference:.2f}", fontsize=8.5, va="bottom")
         axes.set_xlabel(f"Average rank over {found.datasets} datasets (1 is best)")
-        return _svg(figure, key, title, "Average ranks; a bar joins the algorithms that cannot be told apart")
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Set what all figures have in common."""
-    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
-        # Letters that matplotlib's font lacks are no matter: the browser's font is the one that shows.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font")
-        yield
-
-
-def _rows(names: Sequence[str], extra: int = 0) -> tuple[Figure, Axes]:
-    """Return a figure with a row for each name, the first one on top."""
-    labels = [_wrapped(name, 24) for name in names]
-    height = max(0.36, 0.16 * max((label.count("\n") + 1 for label in labels), default=1) + 0.06)
-    figure = Figure(figsize=(_WIDTH, 0.75 + height * (len(names) + extra)), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks([])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    for row, label in enumerate(labels):
-        lines = label.split("\n")
-        # One text per line: only these keep their right edge in whatever font the browser has.
-        for n, line in enumerate(lines):
-            below = 11.5 * ((len(lines) - 1) / 2 - n)
-            axes.annotate(
-                line,
-                (0, row),
-                (-6, below),
-                xycoords=axes.get_yaxis_transform(),
-                textcoords="offset points",
-                ha="right",
-                va="center_baseline",
-                annotation_clip=False,
-            )
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    return figure, axes
-
-
-def _wrapped(name: str, width: int) -> str:
-    """Return a name in lines of about this width, three of them at most; trainers' names break before a capital."""
-    lines: list[str] = []
-    for words in textwrap.wrap(name, width, break_long_words=False):
-        lines.append("")
-        for piece in split_name(words):
-            if lines[-1] and len(lines[-1]) + len(piece) > width:
-                lines.append("")
-            lines[-1] += piece
-    lines = [part for line in lines for part in textwrap.wrap(line, width)]
-    return "\n".join(lines[:2] + ([lines[2] + "…" * (len(lines) > 3)] if len(lines) > 2 else []))
-
-
-def split_name(name: str) -> list[str]:
-    """Return the pieces of a name between which a line may end: before a capital, after an underscore."""
-    return re.split(r"(?<=[a-z0-9])(?=[A-Z])|(?<=_)", name)
+        return to_svg(figure, key, title, "Average ranks; a bar joins the algorithms that cannot be told apart")
 
 
 def _violin(axes: Axes, row: int, values: NDArray[Any], colour: str, points: int) -> None:
@@ -435,35 +311,4 @@ def _curve(axes: Axes, runs: pd.DataFrame, column: str, look: Style, *, folds: b
         linestyle=look.dashes,
         linewidth=1.8,
         marker=look.marker if single else "",
-    )
-
-
-def _svg(figure: Figure, key: str, title: str, description: str) -> str:
-    """Return a figure as SVG that can stand in a page or in a file of its own."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": key}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    text = buffer.getvalue()
-    body = text[text.index("<svg") :]
-    start = body.index(">") + 1
-    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body[:start])
-    assert box is not None
-    inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body[start:], flags=re.DOTALL)
-    # Short, because every point of a figure refers to one.
-    prefix = f"f{zlib.crc32(key.encode()):08x}"
-    ids = {name: f"{prefix}-{n}" for n, name in enumerate(dict.fromkeys(re.findall(r'<[^<>]*\bid="([^"]*)"', inside)))}
-
-    def adapt(tag: re.Match[str]) -> str:
-        named = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', lambda found: found[1] + ids[found[2]], tag[0])
-        named = named.replace(INK, "currentColor").replace("'DejaVu Sans'", "'Helvetica Neue', Arial, sans-serif")
-        return re.sub(r"(\.\d\d)\d+", r"\1", named)  # hundredths of a point are enough
-
-    # In tags only: a name may hold anything.
-    inside = re.sub(r"<[^<>]*>", adapt, re.sub(r">\s+<", "><", inside))
-    width, height = box.groups()
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} '
-        f'{height}" width="{width}pt" height="{height}pt" stroke-linejoin="round" stroke-linecap="butt" role="img" '
-        f'aria-labelledby="{prefix}-title {prefix}-desc"><title id="{prefix}-title">{html.escape(title)}</title>'
-        f'<desc id="{prefix}-desc">{html.escape(description)}</desc>{inside}'
     )

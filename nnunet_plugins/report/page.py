@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nnunet_plugins.report import figures
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.comparison import Comparison, comparisons, differences, leaderboard
+from nnunet_plugins.report.drawing import COLOURS, INK, MARKERS, Style, split_name
 from nnunet_plugins.report.findings import describe_difference, summarise_differences
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
 from nnunet_plugins.report.panels import Panels, draw_panels
@@ -25,7 +25,6 @@ OPEN_ROWS = 15
 """Longer tables are folded up at first."""
 
 _UNSAID = {"title": "Benchmark", "budget": "", "created": "", "hardware": [], "ensembles": [], "complete": True}
-_MARKS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}
 _NUMBER = re.compile(r"(?:<|[▲▼] )?(-?[\d.]+)(?: \[.*\]|/\d+/\d+)?")
 
 
@@ -133,7 +132,7 @@ def make_page(record: Record, panels: Path) -> tuple[str, list[Figure]]:
         matrix=_matrix(found, looks) if len(found) > 1 else None,
         overview=overview,
         environment=_environment(record),
-        colours=len(figures.COLOURS),
+        colours=len(COLOURS),
     )
     return page, [*overview, *(figure for chapter in chapters for figure in chapter.figures)]
 
@@ -142,13 +141,13 @@ def _breakable(name: str) -> "Markup":
     """Return a name as HTML that may break where it is read well."""
     from markupsafe import Markup
 
-    return Markup("<wbr>").join(figures.split_name(name))
+    return Markup("<wbr>").join(split_name(name))
 
 
 def _chapter(
     comparison: Comparison,
     key: str,
-    looks: Mapping[str, figures.Style],
+    looks: Mapping[str, Style],
     about: Mapping[str, Any],
     panels: Path,
     *,
@@ -181,7 +180,7 @@ def _is_folded(section: Section) -> bool:
     )
 
 
-def _table(section: Section, looks: Mapping[str, figures.Style], *, folded: bool) -> Table:
+def _table(section: Section, looks: Mapping[str, Style], *, folded: bool) -> Table:
     """Return a table of texts as one of cells, which know how to be sorted."""
     headings = [str(name) for name in section.table.columns]
     columns = [[str(text) for text in section.table[name]] for name in section.table.columns]
@@ -200,10 +199,10 @@ def _table(section: Section, looks: Mapping[str, figures.Style], *, folded: bool
     return Table(section.caption, headings, numeric, rows, row_heading, folded)
 
 
-def _cell(text: str, key: float | str | None, look: figures.Style | None) -> Cell:
+def _cell(text: str, key: float | str | None, look: Style | None) -> Cell:
     if look is None:
         return Cell(text, key)
-    return Cell(text, key, mark=_MARKS[look.marker], colour="inherit" if look.colour == figures.INK else look.colour)
+    return Cell(text, key, mark=MARKERS[look.marker], colour="inherit" if look.colour == INK else look.colour)
 
 
 def _number(text: str) -> float | None:
@@ -242,7 +241,7 @@ def _panels(comparison: Comparison, board: pd.DataFrame, about: Mapping[str, Any
     return draw_panels(comparison.scores("Dice"), baseline, method, files, cache)
 
 
-def _proof(comparison: Comparison, looks: Mapping[str, figures.Style]) -> list[Table]:
+def _proof(comparison: Comparison, looks: Mapping[str, Style]) -> list[Table]:
     """Return tables of what differs from the baseline, and of the hashes and environment of every training."""
     entry = comparison.equality
     if entry is None:
@@ -302,7 +301,7 @@ def _unequal(record: Record) -> list[str]:
     return [f"{line} ({'; '.join(places)})" for line, places in lines.items()]
 
 
-def _matrix(found: Iterable[Comparison], looks: Mapping[str, figures.Style]) -> Table:
+def _matrix(found: Iterable[Comparison], looks: Mapping[str, Style]) -> Table:
     """Return the mean Dice of all algorithms in all comparisons, with a mark where it differs from the baseline's."""
     columns: dict[str, dict[str, str]] = {}
     for comparison in found:

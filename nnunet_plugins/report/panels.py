@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from nnunet_plugins.files import write_text
-from nnunet_plugins.report.figures import COLOURS
+from nnunet_plugins.report.drawing import COLOURS
 
 SIZE = 300
 """Pixels along the longer side of a picture; about 20 kB each."""
