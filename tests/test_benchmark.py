@@ -9,11 +9,12 @@ import time
 import pytest
 from conftest import Sandbox, script, write_dataset
 
-from nnunet_plugins.benchmark import equality, recipe
+from nnunet_plugins.benchmark import conditions, equality, recipe
 from nnunet_plugins.benchmark.collect import read_log
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.tasks import Folders, is_preprocessed, is_trained, result_tasks, training_tasks
 from nnunet_plugins.cli import main
+from nnunet_plugins.files import write_text
 
 DATASET = "Dataset001_Small"
 
@@ -130,22 +131,22 @@ def test_hash_of_the_data_sees_contents_and_names_and_remembers(tmp_path):
     data.mkdir()
     (data / "a.b2nd").write_bytes(b"one")
     (data / "a.pkl").write_bytes(b"two")
-    first = equality.hash_data(data, cache)
-    assert equality.hash_data(data, cache) == first
+    first = conditions.hash_data(data, cache)
+    assert conditions.hash_data(data, cache) == first
     assert len(json.loads(cache.read_text())) == 1
     (data / "a.npy").write_bytes(b"unpacked")  # nnU-Net's own copy
-    assert equality.hash_data(data, cache) == first
+    assert conditions.hash_data(data, cache) == first
     (data / "a.pkl").write_bytes(b"TWO")
-    changed = equality.hash_data(data, cache)
+    changed = conditions.hash_data(data, cache)
     (data / "a.b2nd").rename(data / "b.b2nd")
-    assert len({first, changed, equality.hash_data(data, cache)}) == 3
+    assert len({first, changed, conditions.hash_data(data, cache)}) == 3
 
 
 def test_layout_of_a_json_file_does_not_matter(tmp_path):
     (tmp_path / "one.json").write_text('{"a": 1, "b": [2, 3]}')
     (tmp_path / "two.json").write_text('{\n "b": [2, 3],\n "a": 1}')
     (tmp_path / "three.json").write_text('{"a": 1, "b": [3, 2]}')
-    one, two, three = (equality.hash_json(tmp_path / f"{name}.json") for name in ("one", "two", "three"))
+    one, two, three = (conditions.hash_json(tmp_path / f"{name}.json") for name in ("one", "two", "three"))
     assert one == two != three
 
 
@@ -155,14 +156,14 @@ def prove(folders: Folders, question: Protocol, changes: dict[str, dict], *, acc
     for run in runs:
         change = changes.get(run.algorithm, {})
         settings = {"optimizer.lr": 0.01, "epochs": 10, "loss": "Dice", "loss.weight": 1, **change.get("recipe", {})}
-        equality.write_text(folders.recipe(run), json.dumps({"recipe": settings}))
+        write_text(folders.recipe(run), json.dumps({"recipe": settings}))
         hashes = {"plans": "p", "splits": "s", "data": "d", **change.get("hashes", {})}
         attempt = {"hashes": hashes, "environment": {"torch": "2.9", **change.get("environment", {})}}
         for fold in question.folds:
             folder = folders.fold(run, fold)
             folder.mkdir(parents=True)
             attempts = change.get("attempts", [attempt])
-            equality.conditions_file(folder).write_text(json.dumps({"attempts": attempts}))
+            conditions.conditions_file(folder).write_text(json.dumps({"attempts": attempts}))
     return equality.prove(runs, question.folds, folders, accepted=accepted)
 
 

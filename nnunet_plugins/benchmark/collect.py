@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_plugins.benchmark import equality
+from nnunet_plugins.benchmark import conditions, equality
 from nnunet_plugins.benchmark.engine import read_state
 from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
 from nnunet_plugins.benchmark.protocol import Protocol, Run
@@ -150,7 +150,7 @@ def _seconds(stamp: str) -> float:
 def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict[str, Any]:
     file = folders.recipe(run)
     recipe = json.loads(file.read_text()) if is_json(file) else {}
-    attempts = equality.read_conditions(folders.fold(run, fold))
+    attempts = conditions.read_conditions(folders.fold(run, fold))
     measured = [attempt for attempt in attempts if attempt.get("peak_memory_bytes")]
     highest = max(measured, key=lambda attempt: attempt["peak_memory_bytes"], default={})
     seconds = [row["seconds"] for row in log["epochs"]]
@@ -190,13 +190,13 @@ def _about(
 ) -> dict[str, Any]:
     recipes = [json.loads(folders.recipe(run).read_text()) for run in trained if is_json(folders.recipe(run))]
     budgets = dict.fromkeys(f"{recipe['epochs']} epochs x {recipe['iterations']} iterations" for recipe in recipes)
-    versions = equality.environment(protocol.device)
+    versions = conditions.environment(protocol.device)
     return {
         "title": f"nnU-Net backbones on {', '.join(protocol.datasets)}",
         "command": command,
         "budget": f"{' or '.join(budgets)}, folds {' '.join(map(str, protocol.folds))}",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "hardware": equality.hardware(),
+        "hardware": conditions.hardware(),
         "versions": {**versions, "monai": metadata.version("monai")},
         "images": {
             f"{dataset}/{configuration}": _images(dataset, configuration, trained, folders)

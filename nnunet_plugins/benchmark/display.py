@@ -2,10 +2,11 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nnunet_plugins.benchmark.engine import Event, since
+from nnunet_plugins.benchmark.engine import Event
 from nnunet_plugins.benchmark.progress import duration
 
 _STEP = 0.05  # a line per twentieth of a training, like nnU-Net's checkpoints
@@ -75,7 +76,7 @@ class Display:
         for name, state in states.items():
             if name not in self._rows:
                 self._rows[name] = self._bars.add_task(name, total=1.0, note="")
-            note = state.get("told") or f"{state['status']} for {duration(since(state))}"
+            note = state.get("told") or f"{state['status']} for {duration(time.time() - state['started'])}"
             self._bars.update(self._rows[name], completed=state.get("fraction") or 0.0, note=note)
 
     def _write(self, line: str) -> None:

@@ -136,10 +136,10 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
     _perform(last, protocol, folders, place, display)
     page = write_report(protocol, folders, [*first, *last], accept_unequal=place.accept_unequal)
     _say(f"Time of this run: {duration(time.monotonic() - start)}\nReport: {page}")
-    unfinished = [task for task in (*first, *last) if not task.is_done()]
-    for task in unfinished:
+    left = [task for task in (*first, *last) if not task.is_done()]
+    for task in left:
         _say(f"Not done: {task.title}, log: {folders.output / 'logs' / f'{task.name}.log'}")
-    return not unfinished
+    return not left
 
 
 def write_report(protocol: Protocol, folders: Folders, tasks: Sequence[Task], *, accept_unequal: bool) -> Path:

@@ -8,7 +8,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
@@ -216,8 +215,3 @@ class _Watcher:
             if state.get("told") or state["status"].startswith("waiting"):
                 self.tell(Event(task, "progress", state.get("told") or state["status"], state.get("fraction")))
         return found
-
-
-def since(state: Mapping[str, Any]) -> float:
-    """Return the seconds since a task was started."""
-    return time.time() - state["started"]

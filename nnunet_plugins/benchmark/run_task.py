@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.benchmark import command, progress
+from nnunet_plugins.benchmark import command, conditions, progress
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
+from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import hold_lock, unfinished, write_text
 
 FAILED, INTERRUPTED = 1, 130
@@ -128,24 +129,20 @@ class _Training:
     """What a training has beyond other commands: conditions to record, checkpoints, and progress by epochs."""
 
     def __init__(self, order: Order, variables: Mapping[str, str]) -> None:
-        from nnunet_plugins.benchmark import equality
-        from nnunet_plugins.benchmark.tasks import Folders
-
         assert order.training is not None
         fields, fold, device = order.training
         run = Run(**fields)
         raw, preprocessed, results = (Path(variables[name]) for name in command.FOLDERS)
         folders = Folders(raw, preprocessed, results, Path(order.folder))
         self.fold = folders.fold(run, fold)
-        self.add = equality.add_cost
         recipe = json.loads(folders.recipe(run).read_text())
         self.follow = progress.Training(recipe["epochs"], recipe["labels"])
         _drop_incomplete_checkpoints(self.fold)
-        equality.write_conditions(folders, run, fold, device, variables)
+        conditions.write_conditions(folders, run, fold, device, variables)
 
     def add_cost(self, memory: progress.Memory) -> None:
         """Record what the training has taken."""
-        self.add(self.fold, memory.peak, memory.kind)
+        conditions.add_cost(self.fold, memory.peak, memory.kind)
 
 
 def _drop_incomplete_checkpoints(fold: Path) -> None:

@@ -16,7 +16,7 @@ from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_o
 from nnunet_plugins.report.panels import Panels, draw_panels
 from nnunet_plugins.report.record import ROLES, Record
 from nnunet_plugins.report.statistics import LEVEL
-from nnunet_plugins.report.tables import METRIC_NAMES, UNKNOWN, Section, sections, show_number
+from nnunet_plugins.report.tables import METRIC_NAMES, UNKNOWN, Section, sections, show_inequalities, show_number
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -248,11 +248,7 @@ def _proof(comparison: Comparison, looks: Mapping[str, Style]) -> list[Table]:
         return []
     tables = []
     if entry["differences"]:
-        rows = [
-            (found["algorithm"], found["what"], found["value"], found["baseline"], "yes" if found["allowed"] else "NO")
-            for found in sorted(entry["differences"], key=lambda found: found["allowed"])
-        ]
-        table = pd.DataFrame(rows, columns=["Algorithm", "What", "Value", "Baseline", "Comparable"])
+        table = show_inequalities(entry)
         caption = "What differs from the baseline"
         tables.append(_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS))
     for part, caption in (("hashes", "Hashes of every training"), ("environment", "Environment of every training")):

@@ -203,10 +203,11 @@ def _show_across(result: CriticalDifference) -> Section:
     return Section(caption, pd.DataFrame({"Algorithm": result.average_ranks.index, "Average rank": ranked}))
 
 
-def _show_inequalities(entry: Mapping[str, Any]) -> pd.DataFrame:
+def show_inequalities(entry: Mapping[str, Any]) -> pd.DataFrame:
+    """Write what differs from the baseline, the forbidden first."""
     rows = [
         (found["algorithm"], found["what"], found["value"], found["baseline"], "yes" if found["allowed"] else "NO")
-        for found in entry["differences"]
+        for found in sorted(entry["differences"], key=lambda found: found["allowed"])
     ]
     return pd.DataFrame(rows, columns=["Algorithm", "Setting", "Value", "Baseline", "Comparable"])
 
@@ -252,7 +253,7 @@ def write_markdown(record: Record, path: Path) -> None:
     for entry in record.equality:
         parts += [f"## Equality: {entry['dataset']}, {entry['configuration']}", _equal(entry)]
         if entry["differences"]:
-            parts.append(_markdown_table(_show_inequalities(entry)))
+            parts.append(_markdown_table(show_inequalities(entry)))
     if record.failures:
         parts.append("## Failures")
         for failure in record.failures:

@@ -1,0 +1,138 @@
+"""What a training ran under and what it cost: a record that every start of it leaves in its fold's folder.
+
+`nnunet_plugins_conditions.json` has an entry for each time the training was started or gone on with: hashes of the
+plans, the splits and the preprocessed data, the environment, and what was measured.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.benchmark.command import usable_cores
+from nnunet_plugins.benchmark.protocol import Run
+from nnunet_plugins.benchmark.tasks import Folders, data_folder
+from nnunet_plugins.files import is_json, write_text
+
+HASHES = ("plans", "splits", "data")
+"""What is hashed."""
+
+_PACKAGES = ("nnunet-plugins", "nnunetv2", "torch", "batchgeneratorsv2", "dynamic-network-architectures", "numpy")
+_VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
+
+
+def hash_json(file: Path, leave_out: Iterable[str] = ()) -> str:
+    """Return a hash of what a JSON file says, whatever its layout."""
+    content = json.loads(file.read_text())
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key not in leave_out}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hash_data(folder: Path, cache: Path) -> str:
+    """Return a hash of the preprocessed cases in a folder: names and contents.
+
+    Args:
+        folder: of one configuration.
+        cache: JSON file with hashes of before; one whose files have the same sizes and times is taken from there.
+    """
+    # nnU-Net unpacks .npz to .npy beside it when a training begins.
+    files = sorted(file for ending in ("b2nd", "npz", "pkl") for file in folder.glob(f"*.{ending}"))
+    listing = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        listing.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    key = f"{folder} {listing.hexdigest()}"
+    known = json.loads(cache.read_text()) if is_json(cache) else {}
+    if key not in known:
+        content = hashlib.blake2b(digest_size=8)
+        for file in files:
+            content.update(f"{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as data:
+                while block := data.read(2**22):
+                    content.update(block)
+        known[key] = content.hexdigest()
+        write_text(cache, json.dumps(known, indent=1))
+    return known[key]
+
+
+def environment(device: str, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return versions, variables and the device that trainings depend on."""
+    import torch
+
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    found["device"] = device
+    if device == "cuda" and torch.cuda.is_available():
+        found["device"] = torch.cuda.get_device_name()
+        found["CUDA"], found["cuDNN"] = str(torch.version.cuda), str(torch.backends.cudnn.version())
+    elif device == "cpu":
+        found["device"] = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    return {**found, **{name: variables.get(name, "not set") for name in _VARIABLES}}
+
+
+def write_conditions(folders: Folders, run: Run, fold: int, device: str, variables: Mapping[str, str]) -> None:
+    """Add the present conditions to a training's record; called on the machine where it is about to run.
+
+    Args:
+        folders: where things lie.
+        run: the training's.
+        fold: the training's.
+        device: torch device type.
+        variables: the environment that the training gets.
+    """
+    file = conditions_file(folders.fold(run, fold))
+    record = json.loads(file.read_text()) if is_json(file) else {"attempts": []}
+    folder = folders.preprocessed / run.dataset
+    record["attempts"].append(
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "hashes": {
+                "plans": hash_json(folder / f"{run.plans}.json"),
+                "splits": hash_json(folder / "splits_final.json"),
+                "data": hash_data(
+                    data_folder(folder, run.plans, run.configuration), folders.output / "data_hashes.json"
+                ),
+            },
+            "environment": environment(device, variables),
+        }
+    )
+    write_text(file, json.dumps(record, indent=1))
+
+
+def add_cost(fold: Path, peak_memory: int | None, memory_kind: str) -> None:
+    """Add what was measured of a training to its last attempt."""
+    file = conditions_file(fold)
+    record = json.loads(file.read_text())
+    record["attempts"][-1].update(peak_memory_bytes=peak_memory, memory_kind=memory_kind)
+    write_text(file, json.dumps(record, indent=1))
+
+
+def conditions_file(fold: Path) -> Path:
+    """Return where the conditions of a training stand."""
+    return fold / "nnunet_plugins_conditions.json"
+
+
+def read_conditions(fold: Path) -> list[dict[str, Any]]:
+    """Return a training's attempts; none, if it was not run by a benchmark."""
+    file = conditions_file(fold)
+    return json.loads(file.read_text())["attempts"] if is_json(file) else []
+
+
+def hardware() -> list[str]:
+    """Describe this machine in a few lines."""
+    lines = [f"{platform.system()} {platform.release()}, {platform.machine()}, {usable_cores()} CPU cores usable"]
+    if sys.platform == "linux":
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        lines += [models[0].partition(":")[2].strip()] if models else []
+    return lines
