@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from itertools import chain
 
 import pytest
 from conftest import Sandbox, script, write_dataset
@@ -12,7 +13,8 @@ from conftest import Sandbox, script, write_dataset
 from nnunet_plugins.benchmark import conditions, equality, recipe
 from nnunet_plugins.benchmark.collect import read_log
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
-from nnunet_plugins.benchmark.tasks import Folders, is_preprocessed, is_trained, result_tasks, training_tasks
+from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
+from nnunet_plugins.benchmark.tasks import Folders, is_preprocessed, is_trained, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import write_text
 
@@ -76,7 +78,9 @@ def test_every_need_stands_before_its_task(folders):
     question = protocol(presets=("resenc-l",), test=True)
     (folders.raw / DATASET / "imagesTs").mkdir(parents=True)
     (folders.raw / DATASET / "labelsTs").mkdir()
-    tasks = [*training_tasks(question, folders), *result_tasks(question, folders, as_if_trained=True)]
+    made = (make(question, folders, as_if_trained=True) for make in (result_tasks, prediction_tasks))
+    tasks = [*training_tasks(question, folders), *chain.from_iterable(made)]
+    assert sum(task.command[0] == "nnUNetv2_predict" for task in tasks) == 3
     names = [task.name for task in tasks]
     assert len(set(names)) == len(names)
     for position, task in enumerate(tasks):
@@ -93,6 +97,53 @@ def test_a_cascade_waits_for_all_folds_of_its_first_stage(folders):
     second = f"train__{DATASET}__nnUNetTrainer__nnUNetPlans__3d_cascade_fullres__0"
     first = {f"train__{DATASET}__nnUNetTrainer__nnUNetPlans__3d_lowres__{fold}" for fold in (0, 1)}
     assert first <= set(tasks[second].needs)
+
+
+def test_a_cascade_is_predicted_from_its_first_stage(folders):
+    configurations = ("3d_lowres", "3d_cascade_fullres")
+    question = Protocol((DATASET,), configurations, ("nnUNetTrainer",), folds=(0, 1), test=True)
+    (folders.raw / DATASET / "imagesTs").mkdir(parents=True)
+    first, second = prediction_tasks(question, folders, as_if_trained=True)
+    assert second.needs == (first.name,)
+    assert second.command[second.command.index("-prev_stage_predictions") + 1] == str(first.output)
+
+
+ENSEMBLE = "ensemble___nnUNetTrainer__nnUNetPlans__3d_fullres___nnUNetTrainerFIRENet__nnUNetPlans__3d_fullres___0_1"
+SCORES = {"nnUNetTrainer__nnUNetPlans__3d_fullres": 0.7, "nnUNetTrainerFIRENet__nnUNetPlans__3d_fullres": 0.8}
+
+
+@pytest.mark.parametrize("best", [ENSEMBLE, "nnUNetTrainerFIRENet__nnUNetPlans__3d_fullres"])
+def test_what_nnunet_chose_is_made_of_the_predictions_of_its_members(folders, best):
+    question = protocol(test=True)
+    for part in ("imagesTs", "labelsTs"):
+        (folders.raw / DATASET / part).mkdir(parents=True)
+    unet = question.runs()[0]
+    scores = "".join(f"{name}: {score}\n" for name, score in {**SCORES, ENSEMBLE: 0.6, best: 0.9}.items())
+    write_text(folders.best(unet, (0, 1)), f"***All results:***\n{scores}\n*Best*: {best}: 0.9\n")
+    tasks = prediction_tasks(question, folders, as_if_trained=True)
+    saved = [task.title.rpartition(" ")[2] for task in tasks if "--save_probabilities" in task.command]
+    joined = [task for task in tasks if task.command[0] == "nnUNetv2_ensemble"]
+    assert saved == (["U-Net", "FIRENet"] if best == ENSEMBLE else [])
+    assert len(joined) == (best == ENSEMBLE)
+    process = next(task for task in tasks if task.command[0] == "nnUNetv2_apply_postprocessing")
+    option = process.command.index
+    made = {str(task.output): task.name for task in tasks}
+    assert process.needs == (made[process.command[option("-i") + 1]],)
+    source = f"ensembles/{best}" if best == ENSEMBLE else f"{best}/crossval_results_folds_0_1"
+    assert process.command[option("-pp_pkl_file") + 1] == str(folders.results / DATASET / source / "postprocessing.pkl")
+    assert tasks[-1].needs == (process.name,)
+    assert "labelsTs" in " ".join(tasks[-1].command)
+
+    # Predictions that were made before without probabilities are made again for an ensemble.
+    for task in tasks:
+        if task.command[0] == "nnUNetv2_predict":
+            task.output.mkdir(parents=True)
+            assert task.is_done() == ("--save_probabilities" not in task.command)
+
+    # With another network, nnU-Net has to choose anew.
+    more = protocol(trainers=("nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerAFN4"), test=True)
+    later = prediction_tasks(more, folders, as_if_trained=True)
+    assert not any(task.command[0] == "nnUNetv2_apply_postprocessing" for task in later)
 
 
 def test_half_preprocessed_or_half_validated_is_not_done(folders):

@@ -307,7 +307,17 @@ def test_interrupted_resumed_and_complete(tmp_path):
     assert "plan and preprocess, nnUNetPlans: done before" in result.stdout
     assert "epoch 2/2" in result.stdout
     page = (output / "benchmark" / "report" / "index.html").read_text()
-    for name in ("organ", "vessel", "nodule", "U-Net", "FIRENet", "AutofocusUNet", "ASPP3DUNet", "test"):
+    for name in (
+        "organ",
+        "vessel",
+        "nodule",
+        "U-Net",
+        "FIRENet",
+        "AutofocusUNet",
+        "ASPP3DUNet",
+        "test",
+        "post-processed",
+    ):
         assert name in page
     assert "data:image/" in page
     assert not list(output.rglob("*.partial*"))

@@ -142,16 +142,24 @@ def test_without_a_baseline_nothing_is_compared():
     assert not any(section.caption.startswith("Paired") for section in sections(comparison))
 
 
-def test_ensembles_are_shown_but_not_ranked_or_tested():
+@pytest.mark.parametrize(
+    ("role", "caveat"),
+    [
+        ("ensemble", "Ensembles take no part in ranks and tests"),
+        ("choice", "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests"),
+    ],
+)
+def test_ensembles_and_the_choice_are_shown_but_not_ranked_or_tested(role, caveat):
     with_ensemble, without = (make_record(cases=10, ensemble=ensemble) for ensemble in (True, False))
+    with_ensemble.results["role"] = with_ensemble.results["role"].replace("ensemble", role)
     board, plain = leaderboard(only(with_ensemble)), leaderboard(only(without))
     assert board.index[-1] == ENSEMBLE
     assert board.loc[ENSEMBLE, "Dice"] > board["Dice"].iloc[0], "it would have been first"
     assert board.loc[ENSEMBLE, ["place", "p_holm", "wins", "mean_rank"]].isna().all()
     assert board.loc[ENSEMBLE, "flags"] == "not ranked"
     pd.testing.assert_frame_equal(board.drop(ENSEMBLE), plain)
-    assert "Ensembles take no part in ranks and tests" in said(with_ensemble)
-    assert "Ensembles" not in said(without)
+    assert caveat in said(with_ensemble)
+    assert caveat not in said(without)
     assert ENSEMBLE in per_label(only(with_ensemble), "Dice").index
 
 

@@ -16,7 +16,8 @@ from nnunet_plugins.benchmark import conditions, equality
 from nnunet_plugins.benchmark.engine import read_state
 from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
 from nnunet_plugins.benchmark.protocol import Protocol, Run
-from nnunet_plugins.benchmark.tasks import Folders, Task, ensemble_name, is_trained
+from nnunet_plugins.benchmark.results import ensemble_name, read_choice, trained_folds, whole_groups
+from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
 
@@ -39,10 +40,14 @@ def collect(
         command: what the user called.
     """
     runs = protocol.runs()
-    trained = {run: [fold for fold in protocol.folds if is_trained(folders.fold(run, fold))] for run in runs}
-    results = [_cross_validation(run, folds, protocol, folders) for run, folds in trained.items() if folds]
-    results += _ensembles(trained, protocol, folders)
-    results += [_test(run, protocol, folders) for run in runs]
+    trained = trained_folds(protocol, folders)
+    groups = whole_groups(trained, protocol)
+    results = [_cross_validation(run, folds, protocol, folders) for run, folds in trained.items()]
+    for group in groups:
+        results += _ensembles(group, protocol, folders)
+    if protocol.test:
+        results += [_test(run.name, _identity(run), protocol, folders) for run in runs]
+        results += [_choice(group, protocol, folders) for group in groups]
     costs, curves = [], []
     for run, folds in trained.items():
         for fold in folds:
@@ -83,27 +88,32 @@ def _cross_validation(run: Run, folds: Sequence[int], protocol: Protocol, folder
     return _metrics(file, "cross-validation", _identity(run))
 
 
-def _test(run: Run, protocol: Protocol, folders: Folders) -> pd.DataFrame:
-    file = folders.metrics(run.name, protocol.folds, protocol.tolerance, "test")
-    return _metrics(file, "test", _identity(run)) if protocol.test else pd.DataFrame(columns=RESULTS)
+def _test(name: str, identity: Mapping[str, str], protocol: Protocol, folders: Folders) -> pd.DataFrame:
+    return _metrics(folders.metrics(name, protocol.folds, protocol.tolerance, "test"), "test", identity)
 
 
-def _ensembles(trained: Mapping[Run, list[int]], protocol: Protocol, folders: Folders) -> list[pd.DataFrame]:
-    whole = [run for run, folds in trained.items() if folds == list(protocol.folds)]
+def _choice(group: Sequence[Run], protocol: Protocol, folders: Folders) -> pd.DataFrame:
+    """Return the results of nnU-Net's choice on the test images."""
+    choice = read_choice(group, protocol, folders)
+    if choice is None:
+        return pd.DataFrame(columns=RESULTS)
+    identity = _joint_identity(choice.members, "choice")
+    identity["algorithm"] += ", post-processed"
+    return _test(choice.name, identity, protocol, folders)
+
+
+def _ensembles(group: Sequence[Run], protocol: Protocol, folders: Folders) -> list[pd.DataFrame]:
     tables = []
-    for one, other in combinations(whole, 2):
-        if (one.dataset, one.configuration, one.plans) != (other.dataset, other.configuration, other.plans):
-            continue
-        name = f"{one.dataset}__{ensemble_name(one, other, protocol.folds)}"
-        identity = {
-            **_identity(one),
-            "trainer": f"{one.trainer} + {other.trainer}",
-            "algorithm": f"{one.algorithm} + {other.algorithm}",
-            "role": "ensemble",
-        }
+    for pair in combinations(group, 2):
+        name = f"{group[0].dataset}__{ensemble_name(*pair, protocol.folds)}"
         file = folders.metrics(name, protocol.folds, protocol.tolerance, "cross-validation")
-        tables.append(_metrics(file, "cross-validation", identity))
+        tables.append(_metrics(file, "cross-validation", _joint_identity(pair, "ensemble")))
     return tables
+
+
+def _joint_identity(members: Sequence[Run], role: str) -> dict[str, str]:
+    names = {name: " + ".join(getattr(run, name) for run in members) for name in ("trainer", "algorithm")}
+    return {**_identity(members[0]), **names, "role": role}
 
 
 def read_log(fold: Path) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def _failures(unfinished: Iterable[Task], folders: Folders) -> list[dict[str, An
 def _about(
     protocol: Protocol, trained: Mapping[Run, list[int]], folders: Folders, *, complete: bool, command: str
 ) -> dict[str, Any]:
-    recipes = [json.loads(folders.recipe(run).read_text()) for run in trained if is_json(folders.recipe(run))]
+    recipes = [json.loads(folders.recipe(run).read_text()) for run in protocol.runs() if is_json(folders.recipe(run))]
     budgets = dict.fromkeys(f"{recipe['epochs']} epochs x {recipe['iterations']} iterations" for recipe in recipes)
     versions = conditions.environment(protocol.device)
     return {

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from nnunet_plugins.benchmark.display import Display
 from nnunet_plugins.benchmark.engine import NOTHING_FAILED, Outcome, read_state, run_tasks
 from nnunet_plugins.benchmark.progress import duration
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol
-from nnunet_plugins.benchmark.tasks import Folders, Task, result_tasks, training_tasks
+from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
+from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
 from nnunet_plugins.files import hold_lock, unfinished
 
 
@@ -94,12 +96,18 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
 def show_commands(protocol: Protocol, folders: Folders) -> str:
     """Return all commands of a benchmark, each with whether it is done."""
     lines = []
-    for task in [*training_tasks(protocol, folders), *result_tasks(protocol, folders, as_if_trained=True)]:
+    for task in _all_tasks(protocol, folders):
         line = shlex.join(task.command)
         if task.output:
             line = line.replace(str(unfinished(task.output)), str(task.output))
         lines += [f"# {task.title}{' (done)' if task.is_done() else ''}", line]
     return "\n".join(lines)
+
+
+def _all_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
+    """Return all tasks that can be told before the trainings are done."""
+    later = (make(protocol, folders, as_if_trained=True) for make in (result_tasks, prediction_tasks))
+    return [*training_tasks(protocol, folders), *chain.from_iterable(later)]
 
 
 def run_benchmark(protocol: Protocol, folders: Folders, place: Place) -> bool:
@@ -125,18 +133,21 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
     first = training_tasks(protocol, folders)
     trainings = [task for task in first if task.training]
     before = [task for task in first if not task.training]
-    display = Display(len(first) + len(result_tasks(protocol, folders, as_if_trained=True)))
+    display = Display(len(_all_tasks(protocol, folders)))
     _say(f"{len(protocol.runs())} runs in {len(protocol.folds)} folds: {len(trainings)} trainings. In {folders.output}")
     outcome = _perform(before, protocol, folders, place, display)
     if not place.accept_unequal:
         _refuse_unequal(protocol, folders)
     outcome = _perform(trainings, protocol, folders, place, display, outcome)
-    last = result_tasks(protocol, folders)
-    display.total = len(first) + len(last)
-    _perform(last, protocol, folders, place, display)
-    page = write_report(protocol, folders, [*first, *last], accept_unequal=place.accept_unequal)
+    tasks = first
+    for make in (result_tasks, prediction_tasks):
+        found = make(protocol, folders)
+        tasks = [*tasks, *found]
+        display.total = len(tasks) + len(prediction_tasks(protocol, folders)) * (make is result_tasks)
+        outcome = _perform(found, protocol, folders, place, display, outcome)
+    page = write_report(protocol, folders, tasks, accept_unequal=place.accept_unequal)
     _say(f"Time of this run: {duration(time.monotonic() - start)}\nReport: {page}")
-    left = [task for task in (*first, *last) if not task.is_done()]
+    left = [task for task in tasks if not task.is_done()]
     for task in left:
         _say(f"Not done: {task.title}, log: {folders.output / 'logs' / f'{task.name}.log'}")
     return not left

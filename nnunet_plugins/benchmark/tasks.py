@@ -1,10 +1,12 @@
-"""The graph of commands that a benchmark takes. Every one is nnU-Net's own, or this package's on nnU-Net's files."""
+"""The graph of commands that a benchmark takes, up to the trainings; what comes after them is in `results.py`.
+
+Every command is nnU-Net's own, or this package's on nnU-Net's files.
+"""
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
@@ -34,19 +36,19 @@ class Folders:
 
     def validated(self, run: Run, folds: Sequence[int]) -> Path:
         """Return the folder with the cross-validated segmentations of a run."""
-        return self.output / "cross-validation" / f"{run.name}__folds_{_joined(folds)}"
+        return self.output / "cross-validation" / f"{run.name}__folds_{join_folds(folds)}"
 
     def metrics(self, name: str, folds: Sequence[int], tolerance: float, split: str) -> Path:
         """Return the table of metrics of a run or an ensemble."""
-        return self.output / "metrics" / split / f"{name}__folds_{_joined(folds)}__{tolerance:g}mm.csv"
+        return self.output / "metrics" / split / f"{name}__folds_{join_folds(folds)}__{tolerance:g}mm.csv"
 
     def best(self, run: Run, folds: Sequence[int]) -> Path:
         """Return the file with what nnU-Net's find_best_configuration said of all runs on a run's plan."""
-        return self.output / "best" / f"{run.dataset}__{run.plans}__{run.configuration}__folds_{_joined(folds)}.txt"
+        return self.output / "best" / f"{run.dataset}__{run.plans}__{run.configuration}__folds_{join_folds(folds)}.txt"
 
-    def predictions(self, run: Run) -> Path:
-        """Return the folder with the segmentations of the test images."""
-        return self.output / "test" / run.name
+    def predictions(self, name: str, folds: Sequence[int]) -> Path:
+        """Return the folder with the segmentations of the test images by a run, an ensemble or nnU-Net's choice."""
+        return self.output / "test" / f"{name}__folds_{join_folds(folds)}"
 
 
 @dataclass(frozen=True)
@@ -93,41 +95,6 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
     return tasks + [_train(run, fold, runs, protocol, folders) for fold in protocol.folds for run in runs]
 
 
-def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = False) -> list[Task]:
-    """Return the tasks after the trainings, for the runs that have folds whose training and validation are done.
-
-    Args:
-        protocol: the question.
-        folders: where things lie.
-        as_if_trained: for all runs and folds.
-    """
-    tasks: list[Task] = []
-    folds = {
-        run: [fold for fold in protocol.folds if as_if_trained or is_trained(folders.fold(run, fold))]
-        for run in protocol.runs()
-    }
-    trained = {run: done for run, done in folds.items() if done}
-    for run, done in trained.items():
-        tasks += _cross_validate(run, done, protocol, folders)
-    for dataset in protocol.datasets:
-        groups: dict[tuple[str, str], list[Run]] = {}
-        for run, done in trained.items():
-            # find_best_configuration takes models with all their folds only.
-            if run.dataset == dataset and done == list(protocol.folds):
-                groups.setdefault((run.plans, run.configuration), []).append(run)
-        before: tuple[str, ...] = ()
-        for group in groups.values():
-            found = _find_best(group, before, protocol, folders)
-            # All of them write into one folder.
-            before = (found[0].name,)
-            tasks += found
-    if protocol.test:
-        for run, done in trained.items():
-            if done == list(protocol.folds) and (folders.raw / run.dataset / "imagesTs").is_dir():
-                tasks += _test(run, protocol, folders)
-    return tasks
-
-
 def is_trained(fold: Path) -> bool:
     """Tell whether a fold is trained and validated, with probabilities: the summary is what nnU-Net writes last."""
     validation = fold / "validation"
@@ -163,11 +130,13 @@ def data_folder(folder: Path, plans: str, configuration: str) -> Path:
     return folder / found.get("data_identifier", f"{plans}_{configuration}")
 
 
-def _name(*parts: object) -> str:
+def task_name(*parts: object) -> str:
+    """Return a name, unique and fit for a file name, of unique parts."""
     return "__".join(map(str, parts))
 
 
-def _joined(folds: Sequence[int]) -> str:
+def join_folds(folds: Sequence[int]) -> str:
+    """Return folds as nnU-Net writes them in names."""
     return "_".join(map(str, folds))
 
 
@@ -183,7 +152,7 @@ def _preprocess(dataset: str, plans: str, protocol: Protocol, folders: Folders, 
         planner = planners.get(plans, "ExperimentPlanner")
         command = ["nnUNetv2_plan_and_preprocess", "-d", number, "-pl", planner, "-c", *configurations]
     return Task(
-        name=_name("preprocess", dataset, plans),
+        name=task_name("preprocess", dataset, plans),
         title=f"{dataset}: plan and preprocess, {plans}",
         command=tuple(command),
         is_done=lambda: is_preprocessed(folder, plans, configurations),
@@ -198,7 +167,7 @@ def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[s
     if protocol.groups:
         command += ["--groups", protocol.groups]
     return Task(
-        name=_name("split", dataset),
+        name=task_name("split", dataset),
         title=f"{dataset}: splits",
         command=tuple(command),
         is_done=lambda: splits_are_made(dataset, file, protocol),
@@ -224,25 +193,25 @@ def _describe(run: Run, folders: Folders) -> Task:
     output = folders.recipe(run)
     command = [sys.executable, "-m", "nnunet_plugins.benchmark.recipe", run.dataset, run.configuration, run.plans]
     return Task(
-        name=_name("describe", run.name),
+        name=task_name("describe", run.name),
         title=f"{run.dataset} {run.configuration}: network and recipe of {run.algorithm}",
         command=(*command, run.trainer, str(unfinished(output))),
         is_done=lambda: is_json(output),
-        needs=(_name("split", run.dataset),),
+        needs=(task_name("split", run.dataset),),
         output=output,
     )
 
 
 def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders: Folders) -> Task:
     model = ["-tr", run.trainer, "-p", run.plans, "-device", protocol.device]
-    needs = [_name("describe", run.name)]
+    needs = [task_name("describe", run.name)]
     if run.configuration == "3d_cascade_fullres":
         # The second stage trains on the first one's cross-validated segmentations of all cases.
         first = [other for other in runs if other.configuration == "3d_lowres" and _same_network(other, run)]
-        needs += [_name("train", other.name, fold) for other in first for fold in protocol.folds]
+        needs += [task_name("train", other.name, fold) for other in first for fold in protocol.folds]
     folder = folders.fold(run, fold)
     return Task(
-        name=_name("train", run.name, fold),
+        name=task_name("train", run.name, fold),
         title=f"{run.dataset} {run.configuration}: train {run.algorithm}, fold {fold}",
         # Probabilities are for the ensembles; `--c` goes on from the newest checkpoint and starts afresh without one.
         command=("nnUNetv2_train", run.dataset, run.configuration, str(fold), *model, "--npz", "--c"),
@@ -255,97 +224,3 @@ def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders
 
 def _same_network(one: Run, other: Run) -> bool:
     return (one.dataset, one.plans, one.trainer) == (other.dataset, other.plans, other.trainer)
-
-
-def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
-    output = folders.validated(run, folds)
-    model = ["-c", run.configuration, "-p", run.plans, "-tr", run.trainer, "-f", *map(str, folds)]
-    title = f"{run.dataset} {run.configuration}: "
-    merge = Task(
-        name=_name("merge", run.name),
-        title=f"{title}cross-validated segmentations of {run.algorithm}",
-        command=("nnUNetv2_accumulate_crossval_results", run.dataset, *model, "-o", str(unfinished(output))),
-        is_done=output.is_dir,
-        output=output,
-    )
-    metrics = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
-    name, title = _name("metrics", run.name), f"{title}metrics of {run.algorithm}"
-    return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge)]
-
-
-def _metrics(
-    name: str, title: str, predictions: Path, truth: Path, output: Path, protocol: Protocol, after: Task
-) -> Task:
-    options = ["-o", str(unfinished(output)), "--tolerance", f"{protocol.tolerance:g}", "--chill", "--overwrite"]
-    return Task(
-        name=name,
-        title=title,
-        command=("nnunet-plugins", "evaluate", str(predictions), str(truth), *options),
-        is_done=output.is_file,
-        needs=(after.name,),
-        output=output,
-    )
-
-
-def ensemble_name(one: Run, other: Run, folds: Sequence[int]) -> str:
-    """Return nnU-Net's name for the ensemble of two models."""
-    return f"ensemble___{one.model}___{other.model}___{_joined(folds)}"
-
-
-def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:
-    """Return the comparison of all runs on one plan and the ensembles of all pairs, then the ensembles' metrics."""
-    first, folds = group[0], protocol.folds
-    place = f"{first.dataset} {first.configuration}"
-    pairs = {ensemble_name(*pair, folds): pair for pair in combinations(group, 2)}
-    output = folders.best(first, folds)
-    command = ["nnUNetv2_find_best_configuration", first.dataset, "-p", first.plans, "-c", first.configuration, "-tr"]
-
-    def is_done() -> bool:
-        text = output.read_text() if output.is_file() else ""
-        return all(f"\n{name}: " in text for name in (*(run.model for run in group), *pairs))
-
-    best = Task(
-        name=_name("best", first.dataset, first.plans, first.configuration),
-        title=f"{place}: best configuration, ensembles of all pairs, post-processing",
-        command=(*command, *(run.trainer for run in group), "-f", *map(str, folds)),
-        is_done=is_done,
-        needs=tuple(before),
-        output=output,
-        keeps_text=True,
-    )
-    ensembles = folders.results / first.dataset / "ensembles"
-    metrics = [
-        _metrics(
-            _name("metrics", first.dataset, name),
-            f"{place}: metrics of {one.algorithm} + {other.algorithm}",
-            ensembles / name,
-            folders.truth(first.dataset),
-            folders.metrics(f"{first.dataset}__{name}", folds, protocol.tolerance, "cross-validation"),
-            protocol,
-            best,
-        )
-        for name, (one, other) in pairs.items()
-    ]
-    return [best, *metrics]
-
-
-def _test(run: Run, protocol: Protocol, folders: Folders) -> list[Task]:
-    raw = folders.raw / run.dataset
-    output = folders.predictions(run)
-    model = ["-d", run.dataset, "-c", run.configuration, "-p", run.plans, "-tr", run.trainer]
-    folds = ["-f", *map(str, protocol.folds)]
-    title = f"{run.dataset} {run.configuration}: "
-    command = ("nnUNetv2_predict", "-i", str(raw / "imagesTs"), "-o", str(unfinished(output)), *model, *folds)
-    predict = Task(
-        name=_name("predict", run.name),
-        title=f"{title}predict the test images with {run.algorithm}",
-        command=(*command, "-device", protocol.device, "--disable_progress_bar"),
-        is_done=output.is_dir,
-        slot="train",
-        output=output,
-    )
-    if not (raw / "labelsTs").is_dir():
-        return [predict]
-    metrics = folders.metrics(run.name, protocol.folds, protocol.tolerance, "test")
-    name, title = _name("metrics", run.name, "test"), f"{title}metrics of {run.algorithm} on the test images"
-    return [predict, _metrics(name, title, output, raw / "labelsTs", metrics, protocol, predict)]

@@ -85,6 +85,10 @@ def _limits(comparison: Comparison) -> list[str]:
         )
     if "ensemble" in comparison.roles.values():
         lines.append("Ensembles take no part in ranks and tests: they share the errors of their members.")
+    if "choice" in comparison.roles.values():
+        lines.append(
+            "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests: it alone is post-processed."
+        )
     return lines
 
 

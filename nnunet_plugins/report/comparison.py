@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS, with_penalty
-from nnunet_plugins.report.record import COMPARISON, Record
+from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record
 from nnunet_plugins.report.statistics import (
     HIGHER_IS_BETTER,
     CriticalDifference,
@@ -28,7 +28,7 @@ class Comparison:
         split: "cross-validation" or "test".
         dataset: its name.
         configuration: its name.
-        results: columns `record.RESULTS`; only cases that all algorithms have, ensembles apart.
+        results: columns `record.RESULTS`; only cases that all ranked algorithms have.
         runs: columns `record.RUNS`.
         curves: columns `record.CURVES`.
         equality: what was equal; None, if that is not known.
@@ -62,11 +62,8 @@ class Comparison:
 
     @property
     def ranked(self) -> list[str]:
-        """The algorithms that have results and take part in ranks and tests: all but ensembles.
-
-        An ensemble shares the errors of its members.
-        """
-        return [name for name, role in self.roles.items() if role != "ensemble" and self.lacking[name] < self.cases]
+        """The algorithms that have results and take part in ranks and tests: those of other roles than `UNRANKED`."""
+        return [name for name, role in self.roles.items() if role not in UNRANKED and self.lacking[name] < self.cases]
 
     def scores(self, metric: str, *, ensembles: bool = False) -> pd.DataFrame:
         """Return the scores, cases x algorithms; see `statistics.case_scores`."""
@@ -92,7 +89,7 @@ def _comparison(record: Record, place: Mapping[str, str], results: pd.DataFrame)
     roles = dict(zip(names["algorithm"], names["role"], strict=True))
     having = results.groupby("algorithm")["case"].unique().map(set)
     everything = set(results["case"])
-    shared = everything.intersection(*(having[name] for name in having.index if roles[name] != "ensemble"))
+    shared = everything.intersection(*(having[name] for name in having.index if roles[name] not in UNRANKED))
     return Comparison(
         **place,
         results=results[results["case"].isin(shared)],
@@ -138,7 +135,7 @@ def leaderboard(comparison: Comparison) -> pd.DataFrame:
     table = table.join(counts.reindex(names, fill_value=0))
     table["missing"] = pd.Series(comparison.lacking)
     table["flags"] = [_flags(comparison, name) for name in names]
-    table.insert(0, "place", table["Dice"].where(table["role"] != "ensemble").rank(ascending=False, method="min"))
+    table.insert(0, "place", table["Dice"].where(~table["role"].isin(UNRANKED)).rank(ascending=False, method="min"))
     whole = ["place", "cases", "wins", "ties", "losses", "one_empty", "both_empty", "missing"]
     table[whole] = table[whole].astype("Int64")
     order = pd.DataFrame({"place": table["place"].fillna(len(table) + 1), "Dice": -table["Dice"]})
@@ -148,7 +145,7 @@ def leaderboard(comparison: Comparison) -> pd.DataFrame:
 def _flags(comparison: Comparison, name: str) -> str:
     """Say in words what a reader has to know of an algorithm before comparing it with others."""
     flags = []
-    if comparison.roles[name] == "ensemble":
+    if comparison.roles[name] in UNRANKED:
         flags.append("not ranked")
     for allowed, words in ((False, "unequal"), (True, "differs in")):
         # The network is what is compared.

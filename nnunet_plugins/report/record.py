@@ -72,7 +72,10 @@ ROLES = {
     "twin": "ablation twin of a network",
     "own plan": "baseline on a plan of its own",
     "ensemble": "ensemble of two",
+    "choice": "nnU-Net's choice by cross-validation, post-processed",
 }
+UNRANKED = ("ensemble", "choice")
+"""Roles that take no part in ranks and tests: they share the errors of others."""
 
 
 class ReportError(Exception):

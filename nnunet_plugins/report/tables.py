@@ -24,7 +24,7 @@ from nnunet_plugins.report.comparison import (
     leaderboard,
     per_label,
 )
-from nnunet_plugins.report.record import ROLES, Record
+from nnunet_plugins.report.record import ROLES, UNRANKED, Record
 from nnunet_plugins.report.statistics import LEVEL, CriticalDifference, label_scores
 
 METRIC_NAMES = {
@@ -226,7 +226,7 @@ def write_challenger(record: Record, path: Path) -> None:
     """
     parts = []
     for comparison in comparisons(record):
-        results = comparison.results[comparison.results["role"] != "ensemble"]
+        results = comparison.results[~comparison.results["role"].isin(UNRANKED)]
         task = f"{comparison.dataset}/{comparison.configuration}/{comparison.split}/" + results["label"].map(
             label_names(results)
         )

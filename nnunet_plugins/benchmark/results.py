@@ -1,0 +1,265 @@
+"""The graph of commands after the trainings: cross-validated results, ensembles, test images, metrics."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+from nnunet_plugins.benchmark.protocol import Protocol, Run
+from nnunet_plugins.benchmark.tasks import Folders, Task, is_trained, join_folds, task_name
+from nnunet_plugins.files import unfinished
+
+
+def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = False) -> list[Task]:
+    """Return the tasks after the trainings, for the runs that have folds whose training and validation are done.
+
+    Args:
+        protocol: the question.
+        folders: where things lie.
+        as_if_trained: for all runs and folds.
+    """
+    tasks: list[Task] = []
+    trained = trained_folds(protocol, folders, as_if_trained=as_if_trained)
+    for run, done in trained.items():
+        tasks += _cross_validate(run, done, protocol, folders)
+    before: dict[str, tuple[str, ...]] = {}
+    for group in whole_groups(trained, protocol):
+        dataset = group[0].dataset
+        found = _find_best(group, before.get(dataset, ()), protocol, folders)
+        # All of them write into one folder.
+        before[dataset] = (found[0].name,)
+        tasks += found
+    return tasks
+
+
+def prediction_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = False) -> list[Task]:
+    """Return the tasks on test images, if asked for: predictions of runs with all their folds, and nnU-Net's choice.
+
+    The choice is what `find_best_configuration` found, a run or an ensemble, with its post-processing; it is known when
+    the tasks of `result_tasks` are done.
+
+    Args:
+        protocol: the question.
+        folders: where things lie.
+        as_if_trained: for all runs and folds.
+    """
+    tasks: list[Task] = []
+    if not protocol.test:
+        return tasks
+    for group in whole_groups(trained_folds(protocol, folders, as_if_trained=as_if_trained), protocol):
+        if not (folders.raw / group[0].dataset / "imagesTs").is_dir():
+            continue
+        choice = read_choice(group, protocol, folders)
+        joined = choice.members if choice and len(choice.members) > 1 else ()
+        for run in group:
+            tasks += _predict(run, protocol, folders, with_probabilities=run in joined)
+        if choice:
+            tasks += _choose(choice, protocol, folders)
+    return tasks
+
+
+def trained_folds(protocol: Protocol, folders: Folders, *, as_if_trained: bool = False) -> dict[Run, list[int]]:
+    """Return the folds that are trained and validated, of the runs that have any."""
+    folds = {
+        run: [fold for fold in protocol.folds if as_if_trained or is_trained(folders.fold(run, fold))]
+        for run in protocol.runs()
+    }
+    return {run: done for run, done in folds.items() if done}
+
+
+def whole_groups(trained: Mapping[Run, Sequence[int]], protocol: Protocol) -> list[list[Run]]:
+    """Return the runs that have all their folds, by dataset, plans and configuration."""
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run, done in trained.items():
+        if tuple(done) == protocol.folds:
+            groups.setdefault((run.dataset, run.plans, run.configuration), []).append(run)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `find_best_configuration` took as the best of a group of runs.
+
+    Attributes:
+        key: nnU-Net's name for it.
+        members: one run, or the two of an ensemble.
+        source: folder with its cross-validated segmentations and its post-processing.
+    """
+
+    key: str
+    members: tuple[Run, ...]
+    source: Path
+
+    @property
+    def name(self) -> str:
+        """A name for files, unique in a benchmark."""
+        return f"{self.members[0].dataset}__{self.key}__postprocessed"
+
+
+def read_choice(group: Sequence[Run], protocol: Protocol, folders: Folders) -> Choice | None:
+    """Return nnU-Net's choice among runs on one plan; None as long as it has not chosen among all of them."""
+    file = folders.best(group[0], protocol.folds)
+    if not _has_compared(file, group, protocol.folds):
+        return None
+    found = re.search(r"^\*Best\*: (\S+): ", file.read_text(), flags=re.MULTILINE)
+    assert found is not None
+    key = found[1]
+    results = folders.results / group[0].dataset
+    members = tuple(run for run in group if run.model in key.split("___"))
+    if len(members) > 1:
+        return Choice(key, members, results / "ensembles" / key)
+    return Choice(key, members, results / key / f"crossval_results_folds_{join_folds(protocol.folds)}")
+
+
+def ensemble_name(one: Run, other: Run, folds: Sequence[int]) -> str:
+    """Return nnU-Net's name for the ensemble of two models."""
+    return f"ensemble___{one.model}___{other.model}___{join_folds(folds)}"
+
+
+def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
+    output = folders.validated(run, folds)
+    model = ["-c", run.configuration, "-p", run.plans, "-tr", run.trainer, "-f", *map(str, folds)]
+    title = f"{run.dataset} {run.configuration}: "
+    merge = Task(
+        name=task_name("merge", run.name),
+        title=f"{title}cross-validated segmentations of {run.algorithm}",
+        command=("nnUNetv2_accumulate_crossval_results", run.dataset, *model, "-o", str(unfinished(output))),
+        is_done=output.is_dir,
+        output=output,
+    )
+    metrics = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
+    name, title = task_name("metrics", run.name), f"{title}metrics of {run.algorithm}"
+    return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge)]
+
+
+def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:
+    """Return the comparison of all runs on one plan and the ensembles of all pairs, then the ensembles' metrics."""
+    first, folds = group[0], protocol.folds
+    place = f"{first.dataset} {first.configuration}"
+    pairs = {ensemble_name(*pair, folds): pair for pair in combinations(group, 2)}
+    output = folders.best(first, folds)
+    command = ["nnUNetv2_find_best_configuration", first.dataset, "-p", first.plans, "-c", first.configuration, "-tr"]
+
+    best = Task(
+        name=task_name("best", first.dataset, first.plans, first.configuration),
+        title=f"{place}: best configuration, ensembles of all pairs, post-processing",
+        command=(*command, *(run.trainer for run in group), "-f", *map(str, folds)),
+        is_done=lambda: _has_compared(output, group, folds),
+        needs=tuple(before),
+        output=output,
+        keeps_text=True,
+    )
+    ensembles = folders.results / first.dataset / "ensembles"
+    metrics = [
+        _metrics(
+            task_name("metrics", first.dataset, name),
+            f"{place}: metrics of {one.algorithm} + {other.algorithm}",
+            ensembles / name,
+            folders.truth(first.dataset),
+            folders.metrics(f"{first.dataset}__{name}", folds, protocol.tolerance, "cross-validation"),
+            protocol,
+            best,
+        )
+        for name, (one, other) in pairs.items()
+    ]
+    return [best, *metrics]
+
+
+def _has_compared(file: Path, group: Sequence[Run], folds: Sequence[int]) -> bool:
+    """Tell whether `find_best_configuration` has compared all these runs and their ensembles."""
+    text = file.read_text() if file.is_file() else ""
+    names = [run.model for run in group] + [ensemble_name(*pair, folds) for pair in combinations(group, 2)]
+    return all(f"\n{name}: " in text for name in names)
+
+
+def _metrics(
+    name: str, title: str, predictions: Path, truth: Path, output: Path, protocol: Protocol, after: Task
+) -> Task:
+    options = ["-o", str(unfinished(output)), "--tolerance", f"{protocol.tolerance:g}", "--chill", "--overwrite"]
+    return Task(
+        name=name,
+        title=title,
+        command=("nnunet-plugins", "evaluate", str(predictions), str(truth), *options),
+        is_done=output.is_file,
+        needs=(after.name,),
+        output=output,
+    )
+
+
+def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabilities: bool) -> list[Task]:
+    """Return the prediction of the test images by all folds, and its metrics where there are labels."""
+    output = folders.predictions(run.name, protocol.folds)
+    command = ["nnUNetv2_predict", "-i", str(folders.raw / run.dataset / "imagesTs"), "-o", str(unfinished(output))]
+    command += ["-d", run.dataset, "-c", run.configuration, "-p", run.plans, "-tr", run.trainer]
+    command += ["-f", *map(str, protocol.folds), "-device", protocol.device, "--disable_progress_bar"]
+    needs = []
+    if run.configuration == "3d_cascade_fullres":
+        first = replace(run, configuration="3d_lowres")
+        command += ["-prev_stage_predictions", str(folders.predictions(first.name, protocol.folds))]
+        needs.append(task_name("predict", first.name))
+    if with_probabilities:
+        command.append("--save_probabilities")
+    title = f"{run.dataset} {run.configuration}: "
+    predict = Task(
+        name=task_name("predict", run.name),
+        title=f"{title}predict the test images with {run.algorithm}",
+        command=tuple(command),
+        is_done=lambda: output.is_dir() and (not with_probabilities or any(output.glob("*.npz"))),
+        needs=tuple(needs),
+        slot="train",
+        output=output,
+    )
+    return [
+        predict,
+        *_test_metrics(run.name, f"{title}metrics of {run.algorithm}", output, run, protocol, predict, folders),
+    ]
+
+
+def _choose(choice: Choice, protocol: Protocol, folders: Folders) -> list[Task]:
+    """Return what makes nnU-Net's choice of the predictions of its members: ensemble, post-processing and metrics."""
+    first, folds = choice.members[0], protocol.folds
+    place = f"{first.dataset} {first.configuration}: "
+    predicted = [folders.predictions(run.name, folds) for run in choice.members]
+    needs = tuple(task_name("predict", run.name) for run in choice.members)
+    tasks = []
+    if len(predicted) > 1:
+        joined = folders.predictions(f"{first.dataset}__{choice.key}", folds)
+        tasks.append(
+            Task(
+                name=task_name("ensemble", first.dataset, choice.key),
+                title=f"{place}ensemble of {' and '.join(run.algorithm for run in choice.members)} on the test images",
+                command=("nnUNetv2_ensemble", "-i", *map(str, predicted), "-o", str(unfinished(joined))),
+                is_done=joined.is_dir,
+                needs=needs,
+                output=joined,
+            )
+        )
+        predicted, needs = [joined], (tasks[0].name,)
+    output = folders.predictions(choice.name, folds)
+    command = ["nnUNetv2_apply_postprocessing", "-i", str(predicted[0]), "-o", str(unfinished(output))]
+    for option, file in (("pp_pkl_file", "postprocessing.pkl"), ("plans_json", "plans.json")):
+        command += [f"-{option}", str(choice.source / file)]
+    command += ["-dataset_json", str(choice.source / "dataset.json")]
+    process = Task(
+        name=task_name("postprocess", choice.name),
+        title=f"{place}post-processing of nnU-Net's choice on the test images",
+        command=tuple(command),
+        is_done=output.is_dir,
+        needs=needs,
+        output=output,
+    )
+    title = f"{place}metrics of nnU-Net's choice"
+    return [*tasks, process, *_test_metrics(choice.name, title, output, first, protocol, process, folders)]
+
+
+def _test_metrics(
+    name: str, title: str, predictions: Path, run: Run, protocol: Protocol, after: Task, folders: Folders
+) -> list[Task]:
+    """Return the metrics of predicted test images, if there are labels."""
+    truth = folders.raw / run.dataset / "labelsTs"
+    if not truth.is_dir():
+        return []
+    file = folders.metrics(name, protocol.folds, protocol.tolerance, "test")
+    title = f"{title} on the test images"
+    return [_metrics(task_name("metrics", name, "test"), title, predictions, truth, file, protocol, after)]
