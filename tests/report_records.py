@@ -108,6 +108,7 @@ def _runs(
                     "training_seconds": epochs * seconds,
                     "peak_memory_bytes": int((6 + 0.7 * number) * 2**30),
                     "memory_kind": "allocated by PyTorch on the GPU",
+                    "energy_joules": epochs * seconds * 300,
                     "validation_voxels_per_second": 2e6 / (1 + 0.2 * number),
                     "device": "NVIDIA H200",
                 }

@@ -12,6 +12,7 @@ from conftest import Sandbox, script, write_dataset
 
 from nnunet_plugins.benchmark import conditions, equality, recipe
 from nnunet_plugins.benchmark.collect import read_log
+from nnunet_plugins.benchmark.progress import Usage
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
 from nnunet_plugins.benchmark.tasks import Folders, is_preprocessed, is_trained, training_tasks
@@ -278,6 +279,50 @@ def test_flatten_reads_objects_by_their_public_attributes():
         "x.c.0": "Inner",
         "x.c.0.rate": 0.5,
     }
+
+
+# What a task takes
+
+
+def watch(process: int) -> Usage:
+    with Usage(seconds=0.05) as usage:
+        usage.watch(process)
+        time.sleep(1)
+    return usage
+
+
+def test_usage_is_that_of_the_gpus_of_the_process(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        f"""#!/bin/sh
+case "$1" in
+  *compute-apps*) echo "{os.getpid()}, GPU-a, 2000"; echo "{os.getpid()}, GPU-b, 100"; echo "1, GPU-c, 9000";;
+  *) echo "GPU-a, 200.00"; echo "GPU-b, 100.00"; echo "GPU-c, 700.00";;
+esac
+"""
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    start = time.monotonic()
+    usage = watch(os.getpid())
+    assert usage.peak == 2100 * 2**20
+    assert "GPU" in usage.kind
+    assert 0 < usage.joules <= 300 * (time.monotonic() - start)  # watts of its two GPUs, not of the third
+
+    tool.write_text(tool.read_text().replace("100.00", "[N/A]"))
+    usage = watch(os.getpid())
+    assert usage.peak == 2100 * 2**20
+    assert usage.joules is None
+
+
+def test_usage_without_a_gpu_is_main_memory(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    usage = watch(os.getpid())
+    assert usage.peak > 10e6
+    assert usage.kind == "resident main memory"
+    assert usage.joules is None
 
 
 # What is collected

@@ -277,6 +277,10 @@ def test_costs_are_means_over_folds():
     (shown,) = (part.table for part in sections(only(record)) if part.caption.startswith("Costs"))
     first = shown.iloc[0]
     assert first[["Parameters (M)", "Forward pass (GFLOP)", "Peak memory (GiB)"]].tolist() == ["30.00", "400.0", "6.00"]
+    assert_allclose(float(first["Energy (kWh)"]), runs["energy_joules"].mean() / 3.6e6, atol=5e-4)
+    unknown = dataclasses.replace(record, runs=record.runs.assign(energy_joules=np.nan))
+    (shown,) = (part.table for part in sections(only(unknown)) if part.caption.startswith("Costs"))
+    assert "Energy (kWh)" not in shown
     none = dataclasses.replace(record, runs=record.runs[:0])
     assert costs(only(none)).empty
     assert not any(part.caption.startswith("Costs") for part in sections(only(none)))

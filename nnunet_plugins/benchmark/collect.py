@@ -163,6 +163,7 @@ def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict
     attempts = conditions.read_conditions(folders.fold(run, fold))
     measured = [attempt for attempt in attempts if attempt.get("peak_memory_bytes")]
     highest = max(measured, key=lambda attempt: attempt["peak_memory_bytes"], default={})
+    energy = [attempt.get("energy_joules") for attempt in attempts]
     seconds = [row["seconds"] for row in log["epochs"]]
     return {
         **{name: recipe.get(name) for name in ("parameters", "forward_flops", "batch_size", "epochs", "iterations")},
@@ -171,6 +172,8 @@ def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict
         "training_seconds": sum(seconds),
         "peak_memory_bytes": highest.get("peak_memory_bytes"),
         "memory_kind": highest.get("memory_kind"),
+        # Unknown for a training that was killed on the way: then a part of it is.
+        "energy_joules": sum(energy) if energy and None not in energy else None,
         "validation_voxels_per_second": log["voxels_per_second"],
         "device": attempts[-1]["environment"]["device"] if attempts else None,
     }

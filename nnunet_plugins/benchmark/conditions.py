@@ -110,11 +110,11 @@ def write_conditions(folders: Folders, run: Run, fold: int, device: str, variabl
     write_text(file, json.dumps(record, indent=1))
 
 
-def add_cost(fold: Path, peak_memory: int | None, memory_kind: str) -> None:
+def add_cost(fold: Path, cost: Mapping[str, Any]) -> None:
     """Add what was measured of a training to its last attempt."""
     file = conditions_file(fold)
     record = json.loads(file.read_text())
-    record["attempts"][-1].update(peak_memory_bytes=peak_memory, memory_kind=memory_kind)
+    record["attempts"][-1].update(cost)
     write_text(file, json.dumps(record, indent=1))
 
 

@@ -1,9 +1,10 @@
-"""Follow nnU-Net's commands while they run: a few readable lines out of their output, and the memory they take."""
+"""Follow nnU-Net's commands while they run: a few readable lines out of their output, and what they take."""
 
 import re
 import subprocess
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Container, Sequence
 from typing import Any
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ")
@@ -79,18 +80,21 @@ def prediction(line: str) -> str | None:
     return f"predicting {found[1]}" if found else None
 
 
-class Memory:
-    """Watches the memory of a process while the `with` block lasts: on its GPUs, or else, resident in main memory.
+class Usage:
+    """Watches what a process takes while the `with` block lasts: memory and energy of its GPUs, or else main memory.
 
     Attributes:
-        peak: the most that was seen, in bytes; None if nothing was.
+        peak: the most memory that was seen, in bytes; None if nothing was.
         kind: what `peak` is, in words.
+        joules: energy that its GPUs drew while it held memory there, other processes' included; None without a GPU that
+            tells its power.
     """
 
     def __init__(self, seconds: float = 2.0) -> None:
         self.seconds = seconds
         self.peak: int | None = None
         self.kind = ""
+        self.joules: float | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -99,7 +103,7 @@ class Memory:
         self._thread = threading.Thread(target=self._look, args=(process,), daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> "Usage":
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -108,26 +112,42 @@ class Memory:
             self._thread.join()
 
     def _look(self, process: int) -> None:
+        before = time.monotonic()
         while not self._ended.wait(self.seconds):
-            seen, kind = _gpu_memory(process), "GPU memory as nvidia-smi shows it"
+            held, kind = _gpu_memory(process), "GPU memory as nvidia-smi shows it"
+            now = time.monotonic()
+            if held and (watts := _power(held)) is not None:
+                self.joules = (self.joules or 0.0) + watts * (now - before)
+            before = now
+            seen = sum(held.values()) or None
             if seen is None and self.kind != kind:
                 seen, kind = _resident_memory(process), "resident main memory"
             if seen is not None and (kind != self.kind or seen > (self.peak or 0)):
                 self.peak, self.kind = seen, kind
 
 
-def _gpu_memory(process: int) -> int | None:
-    """Return the bytes that a process holds on all GPUs; None without NVIDIA's tool, or if it holds none."""
-    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+def _gpu_memory(process: int) -> dict[str, int]:
+    """Return the bytes that a process holds, by GPU; none without NVIDIA's tool."""
+    rows = _ask_gpus("--query-compute-apps=pid,gpu_uuid,used_memory")
+    return {gpu: int(megabytes) * 2**20 for pid, gpu, megabytes in rows if pid == str(process) and megabytes.isdigit()}
+
+
+def _power(gpus: Container[str]) -> float | None:
+    """Return the watts that GPUs draw together; None if one does not tell."""
+    drawn = [watts for gpu, watts in _ask_gpus("--query-gpu=uuid,power.draw") if gpu in gpus]
+    try:
+        return sum(map(float, drawn)) if drawn else None
+    except ValueError:  # [N/A]
+        return None
+
+
+def _ask_gpus(query: str) -> list[list[str]]:
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-    rows = [line.split(",") for line in output.splitlines()]
-    held = [
-        int(row[1]) for row in rows if len(row) == 2 and row[0].strip() == str(process) and row[1].strip().isdigit()
-    ]
-    return sum(held) * 2**20 if held else None
+        return []
+    return [[part.strip() for part in line.split(",")] for line in output.splitlines() if "," in line]
 
 
 def _resident_memory(process: int) -> int | None:

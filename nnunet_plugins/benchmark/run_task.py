@@ -101,7 +101,7 @@ def _do(order: Order, state: "_State") -> int:
         part.parent.mkdir(parents=True, exist_ok=True)
     variables = {**os.environ, **order.variables}
     training = _Training(order, variables) if order.training else None
-    memory = progress.Memory()
+    usage = progress.Usage()
     lines: list[str] = []
 
     def follow(line: str) -> None:
@@ -112,12 +112,12 @@ def _do(order: Order, state: "_State") -> int:
         if told:
             state.write("running", told=told, fraction=training.follow.fraction if training else None)
 
-    with memory:
-        code = command.run(order.command, variables, order.log, follow, started=memory.watch)
+    with usage:
+        code = command.run(order.command, variables, order.log, follow, started=usage.watch)
+    if training:
+        training.add_cost(usage)
     if code:
         return code
-    if training:
-        training.add_cost(memory)
     if part is not None and order.output:
         if order.keeps_text:
             write_text(part, "\n".join(lines) + "\n")
@@ -140,9 +140,10 @@ class _Training:
         _drop_incomplete_checkpoints(self.fold)
         conditions.write_conditions(folders, run, fold, device, variables)
 
-    def add_cost(self, memory: progress.Memory) -> None:
+    def add_cost(self, usage: progress.Usage) -> None:
         """Record what the training has taken."""
-        conditions.add_cost(self.fold, memory.peak, memory.kind)
+        cost = {"peak_memory_bytes": usage.peak, "memory_kind": usage.kind, "energy_joules": usage.joules}
+        conditions.add_cost(self.fold, cost)
 
 
 def _drop_incomplete_checkpoints(fold: Path) -> None:

@@ -191,6 +191,7 @@ def costs(comparison: Comparison) -> pd.DataFrame:
         "seconds_per_epoch",
         "training_seconds",
         "peak_memory_bytes",
+        "energy_joules",
         "validation_voxels_per_second",
     ]
     texts = ["patch_size", "memory_kind", "device"]

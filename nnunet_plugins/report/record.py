@@ -51,6 +51,7 @@ RUNS = [
     "training_seconds",
     "peak_memory_bytes",
     "memory_kind",  # what peak_memory_bytes is, in words
+    "energy_joules",  # of the GPUs
     "validation_voxels_per_second",  # resampling, mirroring and export included
     "device",
 ]

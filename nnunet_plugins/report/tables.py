@@ -176,6 +176,7 @@ def _show_labels(table: pd.DataFrame, order: pd.Index, metric: str) -> pd.DataFr
 
 
 def _show_costs(table: pd.DataFrame) -> pd.DataFrame:
+    energy = table["energy_joules"] / 3.6e6
     return pd.DataFrame(
         {
             "Algorithm": table.index,
@@ -188,6 +189,7 @@ def _show_costs(table: pd.DataFrame) -> pd.DataFrame:
             "Training (h)": _show(table["training_seconds"] / 3600, show_number, 2),
             "Peak memory (GiB)": _show(table["peak_memory_bytes"] / 2**30, show_number, 2),
             "Memory is": list(table["memory_kind"]),
+            **({"Energy (kWh)": _show(energy, show_number, 3)} if energy.notna().any() else {}),
             "Validation (M voxels/s)": _show(table["validation_voxels_per_second"] / 1e6, show_number, 2),
             "Device": list(table["device"]),
         }
