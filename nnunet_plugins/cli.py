@@ -7,17 +7,11 @@ from collections.abc import Sequence
 
 from nnunet_plugins import __version__
 from nnunet_plugins._startup import trainer_folder
+from nnunet_plugins.arguments import lay_out, positive, whole
 from nnunet_plugins.benchmark import command_line as benchmark
 from nnunet_plugins.demo import command_line as demo
+from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.registry import BACKBONES, MODIFIERS, STOCK_TRAINER
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of text in left-aligned columns; the last one may be of any length."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    )
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -41,9 +35,9 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     rows = [("trainer", "works in", "ablation twin", "what it is")]
     rows += [(r.trainer, ", ".join(f"{d}D" for d in r.dimensions), r.twin, r.summary) for r in BACKBONES]
-    print(_table(rows))
+    print(lay_out(rows))
     print(f"\nModifiers for these and for {STOCK_TRAINER}, each after one underscore, in any order:")
-    print(_table([(f"  _{m.name}", m.summary) for m in MODIFIERS]))
+    print(lay_out([(f"  _{m.name}", m.summary) for m in MODIFIERS]))
     print(f"\nFor example: nnUNetv2_train 4 3d_fullres 0 -tr {BACKBONES[0].trainer}_100epochs_NoMirroring")
     return 0
 
@@ -57,77 +51,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _trainer_path(arguments: argparse.Namespace) -> int:
     print(trainer_folder())
     return 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from nnunet_plugins.planning.dataset import PlanError
-    from nnunet_plugins.planning.fit import fit_plans
-    from nnunet_plugins.planning.forecast import COMFORTABLE
-
-    try:
-        fitted = fit_plans(
-            arguments.dataset,
-            arguments.trainer,
-            arguments.gpu_memory,
-            configurations=arguments.configurations,
-            like=arguments.like,
-            name=arguments.name,
-            autocast=not arguments.cpu,
-            overwrite=arguments.overwrite,
-        )
-    except (PlanError, OSError) as error:
-        print(f"nnunet-plugins plan: {error}", file=sys.stderr)
-        return 2
-    rows = [("configuration", "in the plans", "fits")]
-    for configuration, (before, after) in fitted.sizes.items():
-        rows.append((configuration, str(before), "as it is" if after == before else str(after)))
-    print(f"Memory of a training step with {arguments.trainer}, forecast:\n{_table(rows)}")
-    print(
-        f"Of {arguments.gpu_memory:g} GiB it may take {COMFORTABLE:.0%}; the rest is left for what no forecast sees, "
-        "such as the CUDA context and cuDNN's workspaces."
-    )
-    print(f"Wrote {fitted.file}" if fitted.file else "It fits already: nothing was written.")
-    print("Train with:")
-    device = " -device cpu" if arguments.cpu else ""
-    for configuration in fitted.sizes:
-        print(
-            f"  nnUNetv2_train {arguments.dataset} {configuration} 0 -tr {arguments.trainer} -p {fitted.name}{device}"
-        )
-    return 0
-
-
-def _split(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from nnunet_plugins.planning import splits
-    from nnunet_plugins.planning.dataset import PlanError
-
-    groups = Path(arguments.groups) if arguments.groups else None
-    torn: list[list[str]] = []
-    if arguments.leakage_check and groups is None:
-        print("nnunet-plugins split: --leakage-check needs --groups FILE", file=sys.stderr)
-        return 2
-    try:
-        if arguments.leakage_check and groups:
-            file, folds, torn = splits.check_splits(arguments.dataset, groups)
-        else:
-            file, folds = splits.write_splits(arguments.dataset, groups, arguments.folds, overwrite=arguments.overwrite)
-    except (PlanError, OSError) as error:
-        print(f"nnunet-plugins split: {error}", file=sys.stderr)
-        return 2
-    rows = [("fold", "train", "val", *(["groups in both, the first ten"] if arguments.leakage_check else []))]
-    for number, fold in enumerate(folds):
-        row = [str(number), str(len(fold["train"])), str(len(fold["val"]))]
-        if torn:
-            row.append(f"{len(torn[number])}: {', '.join(torn[number][:10])}".strip(": "))
-        rows.append(tuple(row))
-    print(_table(rows))
-    leaks = any(torn)
-    if leaks:
-        print(f"{file} tears groups apart. New splits that do not: the same command without --leakage-check")
-    else:
-        print(f"{file} keeps every group together." if arguments.leakage_check else f"Wrote {file}")
-    return 1 if leaks else 0
 
 
 def _warm_start(arguments: argparse.Namespace) -> int:
@@ -192,26 +115,6 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return number
-
-
-def _whole(text: str, smallest: int = 1) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < smallest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {smallest}")
-    return int(text)
-
-
-def _folds(text: str) -> int:
-    return _whole(text, 2)
-
-
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     result = argparse.ArgumentParser(prog="nnunet-plugins", description="New backbones for nnU-Net v2, without a fork.")
@@ -242,65 +145,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_trainer_path)
 
-    command = commands.add_parser(
-        "plan",
-        help="make plans whose batch and patch size fit your GPU's memory",
-        description="Forecast the memory of a training step with a trainer's network, for each configuration of "
-        "existing plans, and write a copy of the plans that fits the GPU: first with a smaller batch, down to 2, then "
-        "with a smaller patch. The copy uses the same preprocessed data, so you can train with it at once: "
-        "nnUNetv2_train ... -p NAME. No GPU is needed here. For example: nnunet-plugins plan -d 4 -tr "
-        "nnUNetTrainerAFN6 --gpu-memory 24. To compare two networks fairly, train both with the same plans.",
-    )
-    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
-    command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
-    command.add_argument(
-        "--gpu-memory",
-        type=_positive,
-        required=True,
-        metavar="GB",
-        help="all of the GPU's memory: 24 for a card sold with 24 GB (GiB); the forecast may take four fifths of it",
-    )
-    command.add_argument(
-        "-c",
-        dest="configurations",
-        nargs="+",
-        default=[],
-        metavar="CONFIGURATION",
-        help="configurations to adapt, for example 3d_fullres; default: all of the plans'",
-    )
-    command.add_argument(
-        "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from, default: %(default)s"
-    )
-    command.add_argument(
-        "--name", metavar="PLANS", help="name of the new plans; default like nnUNetPlans_AFN6_24GB, after the others"
-    )
-    command.add_argument(
-        "--cpu", action="store_true", help="plan for training on a CPU, with its memory: without mixed precision"
-    )
-    command.add_argument("--overwrite", action="store_true", help="replace different plans of the new name")
-    command.set_defaults(run=_plan)
-
-    command = commands.add_parser(
-        "split",
-        help="make cross-validation splits that keep groups of cases, such as patients, together",
-        description="Write splits_final.json, which nnU-Net uses, so that no group of cases is in training and in "
-        "validation. The groups come from a CSV file with the columns 'case' and 'group'. Splits that a training has "
-        "used are not changed. For example: nnunet-plugins split -d 4 --groups groups.csv",
-    )
-    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
-    command.add_argument(
-        "--groups",
-        metavar="FILE",
-        help="CSV file with the columns 'case' and 'group'; default: nnU-Net's random splits",
-    )
-    command.add_argument("--folds", type=_folds, default=5, metavar="N", help="default: %(default)s")
-    command.add_argument(
-        "--leakage-check",
-        action="store_true",
-        help="change nothing, but name the groups that the present splits tear apart; exit code 1 if there are any",
-    )
-    command.add_argument("--overwrite", action="store_true", help="replace other splits that no training has used")
-    command.set_defaults(run=_split)
+    planning.add_commands(commands)
 
     command = commands.add_parser(
         "warm-start",
@@ -342,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--tolerance",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="MM",
         help="distance at which surfaces still agree for the normalised surface Dice, default %(default)g",
@@ -350,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-np",
         dest="processes",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="cases at a time; default as in nnU-Net, nnUNet_def_n_proc or 8, but no more than there are cores",
     )

@@ -21,6 +21,7 @@ from nnunet_plugins.networks.afnet import AFNet
 from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.planning import fit, forecast
 from nnunet_plugins.planning.forecast import GIB, forecast_training, measure_training
+from nnunet_plugins.planning.setting import plan_setting
 from nnunet_plugins.trainers import backbone
 from nnunet_plugins.trainers.compose import trainer_class
 
@@ -201,10 +202,8 @@ def plans_of(sandbox: Sandbox, name: str) -> dict:
 
 def needs(sandbox: Sandbox, configuration: str, trainer: str, autocast: bool = True) -> float:
     """Forecast for the plans "small", in GiB."""
-    plans, description = PlansManager(plans_of(sandbox, "small")), plans_of(sandbox, "dataset")
-    before, after = fit.fit_configuration(
-        trainer_class(trainer), plans, configuration, description, budget=math.inf, autocast=autocast
-    )
+    setting = plan_setting(DATASET, configuration, "small")
+    before, after = fit.fit_configuration(trainer_class(trainer), setting, budget=math.inf, autocast=autocast)
     assert before == after
     return before.needed / GIB
 

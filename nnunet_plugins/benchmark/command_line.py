@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnunet_plugins.arguments import natural, positive, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol, split_name
 from nnunet_plugins.registry import STOCK_TRAINER
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument(
         "--folds",
         dest="number_of_folds",
-        type=positive,
+        type=whole,
         default=5,
         metavar="N",
         help="number of folds of splits that are made here, default: %(default)s",
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     question.add_argument("--test", action="store_true", help="predict imagesTs too; evaluated where there is labelsTs")
     question.add_argument(
-        "--tolerance", type=float, default=1.0, metavar="MM", help="of the surface Dice, default: %(default)g"
+        "--tolerance", type=positive, default=1.0, metavar="MM", help="of the surface Dice, default: %(default)g"
     )
     question.add_argument(
         "--allow-unequal", action="store_true", help="compare runs that are not equal; the report says so"
@@ -72,9 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place = parser.add_argument_group("where and how it runs")
     place.add_argument("-o", dest="output", type=Path, required=True, metavar="DIR", help="folder for all that is made")
     place.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: %(default)s")
-    place.add_argument("--gpus", type=positive, metavar="N", help="GPUs of this machine, one training each; default: 1")
+    place.add_argument("--gpus", type=whole, metavar="N", help="GPUs of this machine, one training each; default: 1")
     place.add_argument(
-        "--workers", type=positive, metavar="N", help="on a CPU: tasks at a time, each on its share of the cores"
+        "--workers", type=whole, metavar="N", help="on a CPU: tasks at a time, each on its share of the cores"
     )
     place.add_argument("--cluster", type=Path, metavar="FILE", help="YAML file that describes a cluster; see the docs")
     place.add_argument("--retries", type=natural, default=1, metavar="N", help="of a failed task, default: %(default)s")
@@ -131,18 +132,3 @@ def _run(arguments: argparse.Namespace) -> int:
 def _fail(error: Exception) -> int:
     print(f"nnunet-plugins benchmark: {error}", file=sys.stderr, flush=True)
     return 2
-
-
-def natural(text: str) -> int:
-    """Read a whole number from 0."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """Read a whole number from 1."""
-    number = natural(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("has to be at least 1")
-    return number

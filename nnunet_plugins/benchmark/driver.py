@@ -1,7 +1,5 @@
 """`nnunet-plugins benchmark`: from the question to the report, as far as it is not done yet."""
 
-import contextlib
-import io
 import json
 import os
 import shlex
@@ -59,18 +57,16 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
 
     Raises:
         BenchmarkError: naming it and the remedy.
+        PlanError: for a trainer that nobody finds.
     """
     if place.cluster:
         read_cluster(place.cluster)
     import torch
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    from nnunet_plugins.planning.setting import find_trainer
 
     for trainer in dict.fromkeys(run.trainer for run in protocol.runs()):
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net tells where it looks
-                recursive_find_trainer_class_by_name(trainer)
-        except (RuntimeError, ValueError) as error:
-            raise BenchmarkError(f"nnU-Net finds no trainer {trainer}: {error}") from None
+        find_trainer(trainer)
     made_here = {DEFAULT_PLANS, *(name for _, name in PRESETS.values())}
     for dataset in protocol.datasets:
         folder = folders.preprocessed / dataset

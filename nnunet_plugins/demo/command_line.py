@@ -11,8 +11,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nnunet_plugins.arguments import natural, whole
 from nnunet_plugins.benchmark import command
-from nnunet_plugins.benchmark.command_line import natural, positive
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
 from nnunet_plugins.files import hold_lock, is_json, unfinished, write_text
 
@@ -40,11 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for everything the demo makes, nnU-Net's three folders included (default: %(default)s)",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    parser.add_argument("--epochs", type=whole, default=4, metavar="N", help="epochs per network, default %(default)s")
     parser.add_argument(
-        "--epochs", type=positive, default=4, metavar="N", help="epochs per network, default %(default)s"
-    )
-    parser.add_argument(
-        "--iterations", type=positive, default=20, metavar="N", help="iterations per epoch, default %(default)s"
+        "--iterations", type=whole, default=20, metavar="N", help="iterations per epoch, default %(default)s"
     )
     parser.add_argument(
         "--seed",

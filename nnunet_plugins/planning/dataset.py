@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 
@@ -36,3 +37,16 @@ def preprocessed_folder(dataset: str) -> Path:
     if not folder.is_dir():
         raise PlanError(f"{folder} is no folder; preprocess the dataset first: nnUNetv2_plan_and_preprocess")
     return folder
+
+
+def load_plans(folder: Path, name: str) -> dict:
+    """Load plans, or the `dataset.json`, of a preprocessed folder.
+
+    Raises:
+        PlanError: if they are missing, naming the plans that are there.
+    """
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        there = sorted(path.stem for path in folder.glob("*.json") if "lans" in path.stem)
+        raise PlanError(f"{file} is missing; plans that are there: {', '.join(there) or 'none'}")
+    return load_json(str(file))

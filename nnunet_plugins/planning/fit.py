@@ -3,17 +3,16 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import prod
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
+from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder
 from nnunet_plugins.planning.forecast import (
     COMFORTABLE,
     GIB,
@@ -22,8 +21,7 @@ from nnunet_plugins.planning.forecast import (
     format_bytes,
     format_size,
 )
-from nnunet_plugins.trainers.compose import trainer_class
-from nnunet_plugins.trainers.names import UnknownTrainerError
+from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, plan_setting
 
 SMALLEST_BATCH = 2  # as in nnU-Net's own planner
 
@@ -104,43 +102,31 @@ def largest_fit(
 
 
 def fit_configuration(
-    trainer: type[nnUNetTrainer],
-    plans: PlansManager,
-    configuration: str,
-    dataset_json: dict,
-    *,
-    budget: float,
-    autocast: bool,
+    trainer: type[nnUNetTrainer], setting: Setting, *, budget: float, autocast: bool
 ) -> tuple[Size, Size]:
     """Return patch and batch size of a plan's configuration, and those that fit the budget (bytes).
 
     Raises:
         PlanError: if nothing fits, or the network cannot take the plan at all.
     """
-    manager = plans.get_configuration(configuration)
-    channels = determine_num_input_channels(plans, manager, dataset_json)
-    classes = plans.get_label_manager(dataset_json).num_segmentation_heads
+    manager = setting.configuration
 
     @cache
     def needed(patch: tuple[int, ...], batch: int) -> int:
         changed = ConfigurationManager({**manager.configuration, "patch_size": list(patch)})
-        build = partial(
-            trainer.build_network_architecture,
-            *(plans, changed, channels, classes),
-            getattr(trainer, "deep_supervision", True),  # the stock trainer has no such attribute, and has it
-        )
-        return forecast_training(build, (batch, channels, *patch), autocast=autocast).peak_bytes_training
+        build = partial(build_network, trainer, replace(setting, configuration=changed))
+        return forecast_training(build, (batch, setting.channels, *patch), autocast=autocast).peak_bytes_training
 
     patch, batch = tuple(manager.patch_size), manager.batch_size
     strides = manager.network_arch_init_kwargs.get("strides")
     if not strides:
-        raise PlanError(f"{configuration}: the plans describe no U-Net, so nobody knows which patch sizes are allowed")
+        raise PlanError("the plans describe no U-Net, so nobody knows which patch sizes are allowed")
     multiple = [prod(axis) for axis in zip(*strides, strict=True)]
     try:
         before = Size(patch, batch, needed(patch, batch))
         return before, largest_fit(needed, patch, batch, multiple, budget)
-    except (ValueError, PlanError) as error:
-        raise PlanError(f"{configuration}: {error}") from error
+    except ValueError as error:
+        raise PlanError(str(error)) from error
 
 
 def fit_plans(
@@ -171,21 +157,18 @@ def fit_plans(
     Raises:
         PlanError: if something is missing or unknown, or nothing fits.
     """
-    try:
-        network = trainer_class(trainer)
-    except UnknownTrainerError as error:
-        raise PlanError(str(error).removeprefix("nnunet_plugins: ")) from error
+    network = find_trainer(trainer)
     folder = preprocessed_folder(dataset)
-    old = PlansManager(_load(folder, like))
-    dataset_json = _load(folder, "dataset")
-    for unknown in sorted(set(configurations) - set(old.available_configurations)):
-        raise PlanError(f"{like} has no configuration {unknown!r}, but {', '.join(old.available_configurations)}")
-    sizes = {
-        configuration: fit_configuration(
-            network, old, configuration, dataset_json, budget=COMFORTABLE * gpu_memory * GIB, autocast=autocast
-        )
-        for configuration in configurations or old.available_configurations
-    }
+    old = PlansManager(load_plans(folder, like))
+    settings = {name: plan_setting(dataset, name, like) for name in configurations or old.available_configurations}
+    sizes = {}
+    for configuration, setting in settings.items():
+        try:
+            sizes[configuration] = fit_configuration(
+                network, setting, budget=COMFORTABLE * gpu_memory * GIB, autocast=autocast
+            )
+        except PlanError as error:
+            raise PlanError(f"{configuration}: {error}") from error
     if all(before == after for before, after in sizes.values()):
         return FittedPlans(like, None, sizes)
 
@@ -203,11 +186,3 @@ def fit_plans(
         raise PlanError(f"{file} is there already and says something else; choose a --name, or give --overwrite")
     save_json(new, str(file), sort_keys=False)
     return FittedPlans(name, file, sizes)
-
-
-def _load(folder: Path, name: str) -> dict:
-    file = folder / f"{name}.json"
-    if not file.is_file():
-        there = sorted(path.stem for path in folder.glob("*.json") if "lans" in path.stem)
-        raise PlanError(f"{file} is missing; plans that are there: {', '.join(there) or 'none'}")
-    return load_json(str(file))

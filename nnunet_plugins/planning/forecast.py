@@ -11,7 +11,7 @@ torch.compile changes by fusing operations is not foreseen.
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,8 +144,7 @@ def measure_training(
         image = torch.zeros(*shape)
         with (
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
-            _AsOnCUDA() if autocast else contextlib.nullcontext(),
+            _precision(autocast=autocast),
         ):
             outputs = network(image)
             outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
@@ -156,6 +155,31 @@ def measure_training(
         loss.backward()
     optimizer_bytes = optimizer_copies * sum(p.nbytes for p in parameters)
     return Forecast(sum(p.numel() for p in parameters), saved_bytes, live.peak + optimizer_bytes)
+
+
+def forecast_inference(network: nn.Module, shape: Sequence[int], *, autocast: bool) -> int:
+    """Return the most bytes that live at one time in a forward pass without gradients, parameters included.
+
+    Args:
+        network: in evaluation mode; its tensors are fake, or else real memory is taken.
+        shape: `(batch, channels, *patch)`.
+        autocast: as in `measure_training`.
+    """
+    with LiveBytes() as live, torch.no_grad(), _precision(autocast=autocast):
+        for tensor in [*network.parameters(), *network.buffers()]:
+            live.add(tensor)
+        network(torch.zeros(*shape))
+    return live.peak
+
+
+@contextlib.contextmanager
+def _precision(*, autocast: bool) -> Iterator[None]:
+    """Let operations take the types that they take in training on CUDA, with mixed precision or without."""
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+        _AsOnCUDA() if autocast else contextlib.nullcontext(),
+    ):
+        yield
 
 
 def forecast_training(

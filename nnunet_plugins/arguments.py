@@ -1,0 +1,35 @@
+"""What the commands' options and tables have in common."""
+
+import argparse
+from collections.abc import Sequence
+
+
+def positive(text: str) -> float:
+    """Read a positive number."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return number
+
+
+def whole(text: str, smallest: int = 1) -> int:
+    """Read a whole number."""
+    if not text.isascii() or not text.isdigit() or int(text) < smallest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {smallest}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Read a whole number from 0."""
+    return whole(text, 0)
+
+
+def lay_out(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows of text in left-aligned columns; the last one may be of any length."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    )

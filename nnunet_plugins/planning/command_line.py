@@ -1,0 +1,237 @@
+"""The commands that plan: `plan`, `profile` and `split`. Loads nothing heavy before they run."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.arguments import lay_out, positive, whole
+from nnunet_plugins.registry import STOCK_TRAINER
+
+
+def add_commands(commands: Any) -> None:
+    """Add the commands to a parser's subparsers."""
+    _add_plan(commands)
+    _add_profile(commands)
+    _add_split(commands)
+
+
+def _add_plan(commands: Any) -> None:
+    command = commands.add_parser(
+        "plan",
+        help="make plans whose batch and patch size fit your GPU's memory",
+        description="Forecast the memory of a training step with a trainer's network, for each configuration of "
+        "existing plans, and write a copy of the plans that fits the GPU: first with a smaller batch, down to 2, then "
+        "with a smaller patch. The copy uses the same preprocessed data, so you can train with it at once: "
+        "nnUNetv2_train ... -p NAME. No GPU is needed here. For example: nnunet-plugins plan -d 4 -tr "
+        "nnUNetTrainerAFN6 --gpu-memory 24. To compare two networks fairly, train both with the same plans.",
+    )
+    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
+    command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
+    command.add_argument(
+        "--gpu-memory",
+        type=positive,
+        required=True,
+        metavar="GB",
+        help="all of the GPU's memory: 24 for a card sold with 24 GB (GiB); the forecast may take four fifths of it",
+    )
+    command.add_argument(
+        "-c",
+        dest="configurations",
+        nargs="+",
+        default=[],
+        metavar="CONFIGURATION",
+        help="configurations to adapt, for example 3d_fullres; default: all of the plans'",
+    )
+    command.add_argument(
+        "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from, default: %(default)s"
+    )
+    command.add_argument(
+        "--name", metavar="PLANS", help="name of the new plans; default like nnUNetPlans_AFN6_24GB, after the others"
+    )
+    command.add_argument(
+        "--cpu", action="store_true", help="plan for training on a CPU, with its memory: without mixed precision"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace different plans of the new name")
+    command.set_defaults(run=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.planning.dataset import PlanError
+    from nnunet_plugins.planning.fit import fit_plans
+    from nnunet_plugins.planning.forecast import COMFORTABLE
+
+    try:
+        fitted = fit_plans(
+            arguments.dataset,
+            arguments.trainer,
+            arguments.gpu_memory,
+            configurations=arguments.configurations,
+            like=arguments.like,
+            name=arguments.name,
+            autocast=not arguments.cpu,
+            overwrite=arguments.overwrite,
+        )
+    except (PlanError, OSError) as error:
+        print(f"nnunet-plugins plan: {error}", file=sys.stderr)
+        return 2
+    rows = [("configuration", "in the plans", "fits")]
+    for configuration, (before, after) in fitted.sizes.items():
+        rows.append((configuration, str(before), "as it is" if after == before else str(after)))
+    print(f"Memory of a training step with {arguments.trainer}, forecast:\n{lay_out(rows)}")
+    print(
+        f"Of {arguments.gpu_memory:g} GiB it may take {COMFORTABLE:.0%}; the rest is left for what no forecast sees, "
+        "such as the CUDA context and cuDNN's workspaces."
+    )
+    print(f"Wrote {fitted.file}" if fitted.file else "It fits already: nothing was written.")
+    print("Train with:")
+    device = " -device cpu" if arguments.cpu else ""
+    for configuration in fitted.sizes:
+        print(
+            f"  nnUNetv2_train {arguments.dataset} {configuration} 0 -tr {arguments.trainer} -p {fitted.name}{device}"
+        )
+    return 0
+
+
+def _add_profile(commands: Any) -> None:
+    command = commands.add_parser(
+        "profile",
+        help="show what a trainer's network costs, beside the standard U-Net",
+        description="Count parameters, operations and memory of a trainer's network, beside those of nnU-Net's own "
+        "U-Net on the same plan: either that of a dataset, or the one that nnU-Net would make for a patch with equal "
+        "spacing. Takes seconds, no GPU and hardly any memory. For example: nnunet-plugins profile -tr "
+        "nnUNetTrainerFIRENet -d 4, or: nnunet-plugins profile -tr nnUNetTrainerAFN4 --patch 64 64 64",
+    )
+    command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
+    plan = command.add_argument_group("on a dataset's plans")
+    plan.add_argument("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset")
+    plan.add_argument("-c", dest="configuration", default="3d_fullres", help="default: %(default)s")
+    plan.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
+    patch = command.add_argument_group("for a patch")
+    patch.add_argument("--patch", nargs="+", type=whole, metavar="N", help="voxels along two or three axes: [Z] Y X")
+    patch.add_argument("--batch", type=whole, default=2, metavar="N", help="default: %(default)s")
+    patch.add_argument("--in-channels", type=whole, default=1, metavar="N", help="default: %(default)s")
+    patch.add_argument(
+        "--classes", type=whole, default=2, metavar="N", help="with the background; default: %(default)s"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON, in bytes and operations")
+    command.set_defaults(run=_profile)
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.planning.dataset import PlanError
+    from nnunet_plugins.planning.profile import profile_network
+    from nnunet_plugins.planning.setting import find_trainer, patch_setting, plan_setting
+
+    try:
+        trainer = find_trainer(arguments.trainer)
+        if (arguments.dataset is None) == (arguments.patch is None):
+            raise PlanError("give either a dataset with -d or a patch with --patch")
+        if arguments.patch:
+            sizes = (arguments.batch, arguments.in_channels, arguments.classes)
+            setting = patch_setting(arguments.patch, *sizes)
+        else:
+            setting = plan_setting(arguments.dataset, arguments.configuration, arguments.plans)
+        found = profile_network(trainer, setting).as_dict()
+        stock = profile_network(find_trainer(STOCK_TRAINER), setting).as_dict()
+    except (PlanError, OSError) as error:
+        print(f"nnunet-plugins profile: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        about = {"trainer": arguments.trainer, "shape": setting.shape, "classes": setting.classes}
+        print(json.dumps({**about, **found, STOCK_TRAINER: stock}, indent=2))
+        return 0
+    print(f"{arguments.trainer} with {setting}")
+    rows = [("", "this network", "U-Net", "ratio")]
+    for name, unit, size, *keys in _ROWS:
+        ours, theirs = (_pick(numbers, keys) for numbers in (found, stock))
+        shown = [f"{number / size:.{1 if number >= 100 * size else 2}f} {unit}" for number in (ours, theirs)]
+        rows.append((name, shown[0], shown[1], f"{ours / theirs:.2f}"))
+    print(lay_out(rows))
+    print(
+        "Memory is that of tensors; a GPU also holds the CUDA context and cuDNN's workspaces. Inference: one patch, "
+        "without the image and the sums of the sliding window."
+    )
+    return 0
+
+
+_GIB = 2**30
+# What a row of the table says, its unit and that in numbers, and where in the profile it is.
+_ROWS = (
+    ("parameters", "M", 1e6, "parameters"),
+    ("forward pass", "GFLOP", 1e9, "forward_flops"),
+    ("training step", "GFLOP", 1e9, "step_flops"),
+    ("saved for the backward pass", "GiB", _GIB, "saved_bytes"),
+    ("  in mixed precision", "GiB", _GIB, "autocast", "saved_bytes"),
+    ("peak memory in training", "GiB", _GIB, "peak_bytes_training"),
+    ("  in mixed precision", "GiB", _GIB, "autocast", "peak_bytes_training"),
+    ("peak memory at inference", "GiB", _GIB, "peak_bytes_inference"),
+    ("  in mixed precision", "GiB", _GIB, "autocast", "peak_bytes_inference"),
+)
+
+
+def _pick(numbers: Any, keys: list[str]) -> float:
+    for key in keys:
+        numbers = numbers[key]
+    return float(numbers)
+
+
+def _at_least_two(text: str) -> int:
+    return whole(text, 2)
+
+
+def _add_split(commands: Any) -> None:
+    command = commands.add_parser(
+        "split",
+        help="make cross-validation splits that keep groups of cases, such as patients, together",
+        description="Write splits_final.json, which nnU-Net uses, so that no group of cases is in training and in "
+        "validation. The groups come from a CSV file with the columns 'case' and 'group'. Splits that a training has "
+        "used are not changed. For example: nnunet-plugins split -d 4 --groups groups.csv",
+    )
+    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
+    command.add_argument(
+        "--groups",
+        metavar="FILE",
+        help="CSV file with the columns 'case' and 'group'; default: nnU-Net's random splits",
+    )
+    command.add_argument("--folds", type=_at_least_two, default=5, metavar="N", help="default: %(default)s")
+    command.add_argument(
+        "--leakage-check",
+        action="store_true",
+        help="change nothing, but name the groups that the present splits tear apart; exit code 1 if there are any",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace other splits that no training has used")
+    command.set_defaults(run=_split)
+
+
+def _split(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.planning import splits
+    from nnunet_plugins.planning.dataset import PlanError
+
+    groups = Path(arguments.groups) if arguments.groups else None
+    torn: list[list[str]] = []
+    if arguments.leakage_check and groups is None:
+        print("nnunet-plugins split: --leakage-check needs --groups FILE", file=sys.stderr)
+        return 2
+    try:
+        if arguments.leakage_check and groups:
+            file, folds, torn = splits.check_splits(arguments.dataset, groups)
+        else:
+            file, folds = splits.write_splits(arguments.dataset, groups, arguments.folds, overwrite=arguments.overwrite)
+    except (PlanError, OSError) as error:
+        print(f"nnunet-plugins split: {error}", file=sys.stderr)
+        return 2
+    rows = [("fold", "train", "val", *(["groups in both, the first ten"] if arguments.leakage_check else []))]
+    for number, fold in enumerate(folds):
+        row = [str(number), str(len(fold["train"])), str(len(fold["val"]))]
+        if torn:
+            row.append(f"{len(torn[number])}: {', '.join(torn[number][:10])}".strip(": "))
+        rows.append(tuple(row))
+    print(lay_out(rows))
+    leaks = any(torn)
+    if leaks:
+        print(f"{file} tears groups apart. New splits that do not: the same command without --leakage-check")
+    else:
+        print(f"{file} keeps every group together." if arguments.leakage_check else f"Wrote {file}")
+    return 1 if leaks else 0

@@ -1,0 +1,160 @@
+"""What a trainer's network is built for, from plans or from a patch alone, and building it as nnU-Net does."""
+
+import contextlib
+import inspect
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder
+from nnunet_plugins.planning.forecast import format_size
+from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.trainers.names import UnknownTrainerError
+
+# What nnU-Net's ExperimentPlanner has, in attributes of its objects only.
+_SMALLEST_MAP, _FEATURES, _MOST_FEATURES, _CONVOLUTIONS = 4, 32, {2: 512, 3: 320}, 2
+_MANY = 999999  # poolings: as many as fit
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a network is built for.
+
+    Attributes:
+        plans: of a dataset, or made up for a patch.
+        configuration: the plans' part that holds, with patch and batch size.
+        channels: of the image.
+        classes: outputs, the background included where it is one.
+    """
+
+    plans: PlansManager
+    configuration: ConfigurationManager
+    channels: int
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a batch of images: `(batch, channels, *patch)`."""
+        return (self.configuration.batch_size, self.channels, *self.configuration.patch_size)
+
+    def __str__(self) -> str:
+        batch, channels, *patch = self.shape
+        return f"patch {format_size(patch)}, batch {batch}, channels {channels}, classes {self.classes}"
+
+
+def find_trainer(name: str) -> type[nnUNetTrainer]:
+    """Return the trainer that `nnUNetv2_train -tr` would take.
+
+    Raises:
+        PlanError: if nnU-Net finds none.
+    """
+    try:
+        return trainer_class(name)
+    except UnknownTrainerError as unknown:
+        try:
+            # nnU-Net tells where it looks, and our own folder what it lacks.
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                return recursive_find_trainer_class_by_name(name)
+        except (RuntimeError, ValueError):
+            raise PlanError(str(unknown).removeprefix("nnunet_plugins: ")) from None
+
+
+def plan_setting(dataset: str, configuration: str, plans: str) -> Setting:
+    """Return the setting of a dataset's plans.
+
+    Args:
+        dataset: number or name.
+        configuration: nnU-Net's, such as 3d_fullres.
+        plans: their name.
+
+    Raises:
+        PlanError: if something is missing.
+    """
+    folder = preprocessed_folder(dataset)
+    manager = PlansManager(load_plans(folder, plans))
+    dataset_json = load_plans(folder, "dataset")
+    if configuration not in manager.available_configurations:
+        known = ", ".join(manager.available_configurations)
+        raise PlanError(f"{plans} has no configuration {configuration!r}, but {known}")
+    chosen = manager.get_configuration(configuration)
+    return Setting(
+        manager,
+        chosen,
+        determine_num_input_channels(manager, chosen, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+    )
+
+
+def patch_setting(patch: Sequence[int], batch: int, channels: int, classes: int) -> Setting:
+    """Return the setting of the U-Net that nnU-Net would plan for this patch and equal spacing along all axes.
+
+    Raises:
+        PlanError: if the U-Net cannot take this patch.
+    """
+    dimensions = len(patch)
+    if dimensions not in _MOST_FEATURES:
+        raise PlanError(f"a patch has two or three axes, not {dimensions}")
+    _, strides, kernels, padded, multiple = get_pool_and_conv_props(
+        (1.0,) * dimensions, list(patch), _SMALLEST_MAP, _MANY
+    )
+    if tuple(padded) != tuple(patch):
+        raise PlanError(
+            f"nnU-Net plans no patch of {format_size(patch)}, but one of {format_size(padded)}: its axes are multiples "
+            f"of {format_size(multiple)}"
+        )
+    stages = len(strides)
+    # As nnU-Net's ExperimentPlanner writes it.
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": [min(_MOST_FEATURES[dimensions], _FEATURES * 2**stage) for stage in range(stages)],
+            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+            "kernel_sizes": kernels,
+            "strides": strides,
+            "n_conv_per_stage": [_CONVOLUTIONS] * stages,
+            "n_conv_per_stage_decoder": [_CONVOLUTIONS] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    configuration = {"patch_size": list(patch), "batch_size": batch, "architecture": architecture}
+    plans = PlansManager({"plans_name": "profile", "configurations": {"profile": configuration}})
+    return Setting(plans, plans.get_configuration("profile"), channels, classes)
+
+
+def build_network(trainer: type[nnUNetTrainer], setting: Setting, *, deep_supervision: bool | None = None) -> nn.Module:
+    """Build a trainer's network as nnU-Net does.
+
+    Args:
+        trainer: any that nnU-Net finds.
+        setting: what it is for.
+        deep_supervision: outputs at several scales; as in the trainer's training by default.
+
+    Raises:
+        ValueError: whatever the network raises for a size that it cannot take.
+    """
+    if deep_supervision is None:
+        # Ours say so; the stock trainer has no such attribute, and has deep supervision.
+        deep_supervision = getattr(trainer, "deep_supervision", True)
+    build = trainer.build_network_architecture
+    plan: tuple[Any, ...] = (setting.plans, setting.configuration)
+    if "plans_manager" not in inspect.signature(build).parameters:  # as in nnU-Net before 2.8
+        chosen = setting.configuration
+        kwargs, imported = chosen.network_arch_init_kwargs, chosen.network_arch_init_kwargs_req_import
+        plan = (chosen.network_arch_class_name, kwargs, imported)
+    return build(*plan, setting.channels, setting.classes, deep_supervision)

@@ -1,0 +1,121 @@
+"""`nnunet-plugins profile`: its counts against real tensors, any trainer, and what it says."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_plugins.cli import main
+from nnunet_plugins.planning.dataset import PlanError
+from nnunet_plugins.planning.forecast import forecast_inference, measure_training
+from nnunet_plugins.planning.profile import profile_network
+from nnunet_plugins.planning.setting import build_network, find_trainer, patch_setting
+
+KEYS = {"parameters", "forward_flops", "step_flops", "saved_bytes", "peak_bytes_training", "peak_bytes_inference"}
+MEMORY = {"saved_bytes", "peak_bytes_training", "peak_bytes_inference"}
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainer", "nnUNetTrainerAFN2", "nnUNetTrainerASPP3DUNet"])
+@pytest.mark.parametrize("patch", [(16, 16, 16), (32, 24)])
+def test_counts_are_those_of_real_tensors(name, patch):
+    trainer, setting = find_trainer(name), patch_setting(patch, batch=2, channels=2, classes=3)
+    found = profile_network(trainer, setting)
+    network = build_network(trainer, setting, deep_supervision=False).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        network(torch.zeros(setting.shape))
+    assert found.forward_flops == flops.get_total_flops()
+    for autocast, memory in ((False, found.memory), (True, found.autocast)):
+        training = measure_training(build_network(trainer, setting).train(), setting.shape, autocast=autocast)
+        inference = forecast_inference(network, (1, 2, *patch), autocast=autocast)
+        real = (training.saved_bytes, training.peak_bytes_training, inference)
+        # Real norms in bfloat16 keep a few numbers per channel that fake ones do not.
+        assert dataclasses.astuple(memory) == (pytest.approx(real, rel=5e-3) if autocast else real)
+        assert memory.peak_bytes_inference < memory.peak_bytes_training
+    assert found.parameters == sum(p.numel() for p in build_network(trainer, setting).parameters())
+    assert 2.5 < found.step_flops / found.forward_flops < 3.1  # two gradients for each product
+
+
+def test_the_unet_of_a_patch_is_the_one_that_nnunet_plans():
+    setting = patch_setting((64, 64, 64), batch=2, channels=1, classes=2)
+    network = build_network(find_trainer("nnUNetTrainer"), setting)
+    stages = setting.configuration.network_arch_init_kwargs
+    assert [tuple(stride) for stride in stages["strides"]] == [(1, 1, 1), *[(2, 2, 2)] * 4]
+    assert stages["features_per_stage"] == [32, 64, 128, 256, 320]
+    assert type(network).__name__ == "PlainConvUNet"
+    with pytest.raises(PlanError, match="nnU-Net plans no patch of 60x64x64, but one of 64x64x64"):
+        patch_setting((60, 64, 64), batch=2, channels=1, classes=2)
+
+
+class OldTrainer(nnUNetTrainer):
+    """A foreign trainer with the signature of nnU-Net before 2.8."""
+
+    @staticmethod
+    def build_network_architecture(
+        architecture_class_name,
+        arch_init_kwargs,
+        arch_init_kwargs_req_import,
+        num_input_channels,
+        num_output_channels,
+        enable_deep_supervision=True,
+    ):
+        return get_network_from_plans(
+            architecture_class_name,
+            arch_init_kwargs,
+            arch_init_kwargs_req_import,
+            num_input_channels,
+            num_output_channels,
+            deep_supervision=enable_deep_supervision,
+        )
+
+
+class BrokenTrainer(nnUNetTrainer):
+    @staticmethod
+    def build_network_architecture(plans_manager, *_):
+        raise TypeError("not today")
+
+
+def test_a_trainer_of_an_older_nnunet_is_profiled_too():
+    setting = patch_setting((16, 16), batch=2, channels=1, classes=2)
+    assert profile_network(OldTrainer, setting) == profile_network(nnUNetTrainer, setting)
+
+
+def test_a_network_that_cannot_be_profiled_is_one_clear_error():
+    setting = patch_setting((16, 16), batch=2, channels=1, classes=2)
+    with pytest.raises(PlanError, match=r"BrokenTrainer cannot be profiled with patch 16x16, .*not today"):
+        profile_network(BrokenTrainer, setting)
+
+
+def test_json_has_our_numbers_beside_the_unets(capsys):
+    assert main(["profile", "-tr", "nnUNetTrainerAFN1", "--patch", "16", "16", "--batch", "3", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["shape"] == [3, 1, 16, 16]
+    for numbers in (content, content["nnUNetTrainer"]):
+        assert set(numbers) >= KEYS
+        assert set(numbers["autocast"]) == MEMORY
+    assert content["parameters"] < content["nnUNetTrainer"]["parameters"]
+
+
+def test_the_table_shows_ratios(capsys):
+    assert main(["profile", "-tr", "nnUNetTrainer", "--patch", "16", "16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "nnUNetTrainer with patch 16x16, batch 2, channels 1, classes 2"
+    assert sum(line.endswith(" 1.00") for line in lines) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "give either a dataset with -d or a patch with --patch"),
+        (["--patch", "16", "16", "-d", "4"], "give either"),
+        (["--patch", "17", "16"], "nnU-Net plans no patch of 17x16"),
+        (["--patch", "16"], "two or three axes"),
+        (["--patch", "16", "16", "-tr", "nnUNetTrainerAF1"], "The nearest valid name is 'nnUNetTrainerAFN1'"),
+    ],
+)
+def test_what_cannot_be_profiled_is_said(options, said, capsys):
+    assert main(["profile", "-tr", "nnUNetTrainerAFN1", *options]) == 2
+    assert said in capsys.readouterr().err
