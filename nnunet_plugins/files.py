@@ -1,11 +1,23 @@
 """Files that are there completely or not at all, and locks."""
 
 import contextlib
+import hashlib
 import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+LONGEST_NAME = 180
+"""Bytes; most file systems take 255, and `unfinished` and the endings need some."""
+
+
+def short_name(name: str) -> str:
+    """Return a name for a file; if it is too long for file systems, with endings, it becomes a beginning and a hash."""
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name.encode()[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
 def unfinished(path: Path) -> Path:

@@ -17,7 +17,7 @@ from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
 from nnunet_plugins.benchmark.tasks import Folders, is_preprocessed, is_trained, training_tasks
 from nnunet_plugins.cli import main
-from nnunet_plugins.files import write_text
+from nnunet_plugins.files import unfinished, write_text
 
 DATASET = "Dataset001_Small"
 
@@ -90,6 +90,24 @@ def test_every_need_stands_before_its_task(folders):
     trainings = [task for task in tasks if task.training]
     assert len(trainings) == 3 * 2
     assert all(task.slot == "train" and {"--npz", "--c"} <= set(task.command) for task in trainings)
+
+
+LONG_PLANS = "nnUNetPlans_AutofocusUNet_24GB"
+LONG_TRAINERS = tuple(
+    f"nnUNetTrainer{name}_1000epochs_250iterations_NoMirroring_DA5_DiceLoss_Adam"
+    for name in ("", "AutofocusUNet", "ASPP3DUNetPlain")
+)
+
+
+def test_long_names_fit_into_file_names(folders):
+    question = protocol(trainers=LONG_TRAINERS, plans=LONG_PLANS, folds=(0, 1, 2, 3, 4), test=True)
+    (folders.raw / DATASET / "imagesTs").mkdir(parents=True)
+    made = (make(question, folders, as_if_trained=True) for make in (result_tasks, prediction_tasks))
+    tasks = [*training_tasks(question, folders), *chain.from_iterable(made)]
+    assert len({task.name for task in tasks}) == len({task.output for task in tasks if task.output}) + 3 * 5 + 2
+    for task in tasks:
+        for name in (f"{task.name}.json", *([task.output.name] if task.output else [])):
+            write_text(unfinished(folders.output / name), "")
 
 
 def test_a_cascade_waits_for_all_folds_of_its_first_stage(folders):
@@ -369,6 +387,7 @@ def test_logs_of_a_training_that_was_resumed_are_one_curve(tmp_path):
         (["-p", "myPlans"], "myPlans.json is missing"),
         (["-f", "7"], "fold 7 does not exist"),
         (["--device", "cuda", "--gpus", "64"], "64 GPUs are asked for"),
+        (["-tr", *LONG_TRAINERS, "-p", LONG_PLANS], "the ensemble of U-Net and AutofocusUNet would have a name of 2"),
     ],
 )
 def test_what_would_go_wrong_late_is_said_early(tmp_path, monkeypatch, capsys, options, said):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from nnunet_plugins.files import is_json, unfinished, write_text
+from nnunet_plugins.files import is_json, short_name, unfinished, write_text
 
 
 def test_several_writers_leave_one_whole_file(tmp_path):
@@ -45,3 +45,13 @@ def test_half_written_json_is_none(tmp_path):
 
 def test_what_is_unfinished_keeps_its_ending(tmp_path):
     assert unfinished(tmp_path / "table.csv") == tmp_path / "table.partial.csv"
+
+
+def test_a_name_that_is_too_long_keeps_its_beginning_and_stays_unique(tmp_path):
+    assert short_name("nnUNetTrainer__3d_fullres") == "nnUNetTrainer__3d_fullres"
+    long = ["nnUNetTrainer_ü" * 40 + ending for ending in "ab"]
+    names = [short_name(name) for name in long]
+    assert len(set(names)) == 2
+    for name, whole in zip(names, long, strict=True):
+        assert whole.startswith(name.rpartition("-")[0])
+        write_text(unfinished(tmp_path / f"{name}.csv"), "")

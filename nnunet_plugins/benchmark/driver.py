@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from nnunet_plugins.benchmark.display import Display
 from nnunet_plugins.benchmark.engine import NOTHING_FAILED, Outcome, read_state, run_tasks
 from nnunet_plugins.benchmark.progress import duration
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol
-from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
+from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
 from nnunet_plugins.files import hold_lock, unfinished
+
+_LONGEST_FOLDER = 255  # bytes of a name, in most file systems
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,15 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
 
     for trainer in dict.fromkeys(run.trainer for run in protocol.runs()):
         find_trainer(trainer)
+    for group in whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol):
+        for pair in combinations(group, 2):
+            name = ensemble_name(*pair, protocol.folds)
+            if len(name.encode()) > _LONGEST_FOLDER:
+                raise BenchmarkError(
+                    f"nnU-Net's folder for the ensemble of {pair[0].algorithm} and {pair[1].algorithm} would have a "
+                    f"name of {len(name)} characters, {name}, and file systems take {_LONGEST_FOLDER}. Use trainers "
+                    "with fewer modifiers, or plans with a shorter name"
+                )
     made_here = {DEFAULT_PLANS, *(name for _, name in PRESETS.values())}
     for dataset in protocol.datasets:
         folder = folders.preprocessed / dataset

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
-from nnunet_plugins.files import is_json, unfinished
+from nnunet_plugins.files import is_json, short_name, unfinished
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,25 @@ class Folders:
 
     def recipe(self, run: Run) -> Path:
         """Return the file that describes a run's network and recipe."""
-        return self.output / "recipes" / f"{run.name}.json"
+        return self.output / "recipes" / f"{short_name(run.name)}.json"
 
     def validated(self, run: Run, folds: Sequence[int]) -> Path:
         """Return the folder with the cross-validated segmentations of a run."""
-        return self.output / "cross-validation" / f"{run.name}__folds_{join_folds(folds)}"
+        return self.output / "cross-validation" / short_name(f"{run.name}__folds_{join_folds(folds)}")
 
     def metrics(self, name: str, folds: Sequence[int], tolerance: float, split: str) -> Path:
         """Return the table of metrics of a run or an ensemble."""
-        return self.output / "metrics" / split / f"{name}__folds_{join_folds(folds)}__{tolerance:g}mm.csv"
+        name = short_name(f"{name}__folds_{join_folds(folds)}__{tolerance:g}mm")
+        return self.output / "metrics" / split / f"{name}.csv"
 
     def best(self, run: Run, folds: Sequence[int]) -> Path:
         """Return the file with what nnU-Net's find_best_configuration said of all runs on a run's plan."""
-        return self.output / "best" / f"{run.dataset}__{run.plans}__{run.configuration}__folds_{join_folds(folds)}.txt"
+        name = short_name(f"{run.dataset}__{run.plans}__{run.configuration}__folds_{join_folds(folds)}")
+        return self.output / "best" / f"{name}.txt"
 
     def predictions(self, name: str, folds: Sequence[int]) -> Path:
         """Return the folder with the segmentations of the test images by a run, an ensemble or nnU-Net's choice."""
-        return self.output / "test" / f"{name}__folds_{join_folds(folds)}"
+        return self.output / "test" / short_name(f"{name}__folds_{join_folds(folds)}")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def data_folder(folder: Path, plans: str, configuration: str) -> Path:
 
 def task_name(*parts: object) -> str:
     """Return a name, unique and fit for a file name, of unique parts."""
-    return "__".join(map(str, parts))
+    return short_name("__".join(map(str, parts)))
 
 
 def join_folds(folds: Sequence[int]) -> str:
