@@ -442,7 +442,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     assert (unet / "checkpoint_final.pth").stat().st_mtime_ns == before
 
     page = (output / "report" / "index.html").read_text()
-    for text in ("FIRENet", "U-Net + FIRENet", "not today", "1 epochs x 1 iterations"):
+    for text in ("FIRENet", "U-Net + FIRENet", "not today", "1 epoch x 1 iteration, folds 0 1"):
         assert text in page
     results = (output / "report" / "results.csv").read_text()
     assert results.count("\n") == 1 + 3 * 4 * 2  # two networks and their ensemble, four cases, two labels

@@ -22,6 +22,7 @@ from nnunet_plugins.report.comparison import (
     leaderboard,
     per_label,
 )
+from nnunet_plugins.report.findings import describe_difference, summarise_differences
 from nnunet_plugins.report.record import Record, read_record
 from nnunet_plugins.report.statistics import case_scores, compare, mean_with_ci
 from nnunet_plugins.report.tables import (
@@ -44,6 +45,14 @@ def only(record: Record):
 
 def said(record: Record) -> str:
     return "\n".join(caveats(only(record)))
+
+
+def summary(record: Record) -> str:
+    """The summary of the only comparison."""
+    comparison = only(record)
+    board, paired = leaderboard(comparison), differences(comparison, "Dice")
+    sentences = [describe_difference(str(name), row, comparison.baseline) for name, row in paired.iterrows()]
+    return summarise_differences(comparison, board, paired, sentences)
 
 
 def change(record: Record, **columns) -> Record:
@@ -161,6 +170,19 @@ def test_ensembles_and_the_choice_are_shown_but_not_ranked_or_tested(role, cavea
     assert caveat in said(with_ensemble)
     assert caveat not in said(without)
     assert ENSEMBLE in per_label(only(with_ensemble), "Dice").index
+
+
+def test_a_network_that_found_nothing_is_called_untrained():
+    record = make_record(algorithms=3, cases=6, ensemble=True)
+    last = record.results["algorithm"].unique()[2]
+    rows = record.results["algorithm"] == last
+    record.results.loc[rows, "Dice"] = 0.0
+    assert only(record).blank == [last]
+    assert f"Not trained long enough: {last} found nothing in any case" in said(record)
+    assert summary(record).endswith(f"Not trained long enough to find anything: {last}.")
+    record.results.loc[rows.idxmax(), "Dice"] = 0.1
+    assert only(record).blank == []
+    assert "Not trained" not in said(record) + summary(record)
 
 
 def test_the_cases_of_an_ensemble_do_not_limit_the_others():

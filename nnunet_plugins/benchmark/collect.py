@@ -19,6 +19,7 @@ from nnunet_plugins.benchmark.protocol import Protocol, Run
 from nnunet_plugins.benchmark.results import ensemble_name, read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
+from nnunet_plugins.report.comparison import count
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
 
 
@@ -202,12 +203,14 @@ def _about(
     protocol: Protocol, trained: Mapping[Run, list[int]], folders: Folders, *, complete: bool, command: str
 ) -> dict[str, Any]:
     recipes = [json.loads(folders.recipe(run).read_text()) for run in protocol.runs() if is_json(folders.recipe(run))]
-    budgets = dict.fromkeys(f"{recipe['epochs']} epochs x {recipe['iterations']} iterations" for recipe in recipes)
+    budgets = dict.fromkeys(
+        f"{count(recipe['epochs'], 'epoch')} x {count(recipe['iterations'], 'iteration')}" for recipe in recipes
+    )
     versions = conditions.environment(protocol.device)
     return {
         "title": f"nnU-Net backbones on {', '.join(protocol.datasets)}",
         "command": command,
-        "budget": f"{' or '.join(budgets)}, folds {' '.join(map(str, protocol.folds))}",
+        "budget": f"{' or '.join(budgets)}, fold{'s' * (len(protocol.folds) > 1)} {' '.join(map(str, protocol.folds))}",
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "hardware": conditions.hardware(),
         "versions": {**versions, "monai": metadata.version("monai")},

@@ -9,6 +9,7 @@ def caveats(comparison: Comparison) -> list[str]:
     """Return what has to stand beside the numbers, the gravest first."""
     return [
         *_unequal(comparison),
+        *_untrained(comparison),
         *_incomplete(comparison),
         *_empty_masks(comparison),
         *_limits(comparison),
@@ -25,6 +26,15 @@ def _unequal(comparison: Comparison) -> list[str]:
         f"the baseline with {entry['baseline']}."
         for entry in comparison.equality["differences"]
         if not entry["allowed"]
+    ]
+
+
+def _untrained(comparison: Comparison) -> list[str]:
+    if not comparison.blank:
+        return []
+    return [
+        f"Not trained long enough: {', '.join(comparison.blank)} found nothing in any case. Differences from such a "
+        "network say how fast another one begins to learn, not how good it is."
     ]
 
 

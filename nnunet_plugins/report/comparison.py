@@ -65,6 +65,12 @@ class Comparison:
         """The algorithms that have results and take part in ranks and tests: those of other roles than `UNRANKED`."""
         return [name for name, role in self.roles.items() if role not in UNRANKED and self.lacking[name] < self.cases]
 
+    @property
+    def blank(self) -> list[str]:
+        """The ranked algorithms that found nothing that is there, in any case: they have not learnt yet."""
+        best = self.scores("Dice").max()
+        return [name for name in self.ranked if best[name] == 0]
+
     def scores(self, metric: str, *, ensembles: bool = False) -> pd.DataFrame:
         """Return the scores, cases x algorithms; see `statistics.case_scores`."""
         scores = case_scores(self.results, metric)

@@ -43,7 +43,7 @@ def describe_p(value: float) -> str:
 def summarise_differences(
     comparison: Comparison, board: pd.DataFrame, paired: pd.DataFrame, sentences: Sequence[str]
 ) -> str:
-    """Say in two sentences what came out.
+    """Say in two or three sentences what came out.
 
     Args:
         comparison: of which.
@@ -51,6 +51,13 @@ def summarise_differences(
         paired: how the others differ from the baseline, in the same order.
         sentences: of `describe_difference`, one for each of these.
     """
+    summary = _summary(comparison, board, paired, sentences)
+    if comparison.blank:
+        summary += f" Not trained long enough to find anything: {', '.join(comparison.blank)}."
+    return summary
+
+
+def _summary(comparison: Comparison, board: pd.DataFrame, paired: pd.DataFrame, sentences: Sequence[str]) -> str:
     ranked = [str(name) for name in board.index if name in comparison.ranked]
     if not ranked:
         return "No algorithm has results."
