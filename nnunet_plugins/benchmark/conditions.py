@@ -131,7 +131,9 @@ def read_conditions(fold: Path) -> list[dict[str, Any]]:
 
 def hardware() -> list[str]:
     """Describe this machine in a few lines."""
-    lines = [f"{platform.system()} {platform.release()}, {platform.machine()}, {usable_cores()} CPU cores usable"]
+    cores = usable_cores()
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    lines = [f"{system}, {cores} usable CPU core{'s' * (cores > 1)}"]
     if sys.platform == "linux":
         models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         lines += [models[0].partition(":")[2].strip()] if models else []

@@ -150,6 +150,8 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
             axes.set_ylabel(label)
         rows[-1].set_xlabel("Epoch")
         rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        if curves["epoch"].nunique() == 1:
+            rows[-1].set_xlim(curves["epoch"].iloc[0] - 1, curves["epoch"].iloc[0] + 1)
         handles = [Line2D([], [], color=looks[name].colour, linestyle=looks[name].dashes, lw=2) for name in names]
         below.legend(
             handles, [wrapped(name, 60) for name in names], loc="center", ncols=columns, borderpad=0, handlelength=3.2

@@ -71,8 +71,9 @@ def _summary(comparison: Comparison, board: pd.DataFrame, paired: pd.DataFrame, 
     clear = paired[paired["p_holm"] < LEVEL]
     ahead = int(((clear["mean_difference"] > 0) & (clear["effect_size"] > 0)).sum())
     behind = int(((clear["mean_difference"] < 0) & (clear["effect_size"] < 0)).sum())
+    verb = "is" if ahead == 1 else "are"
     others = (
-        f"Of {len(paired)} algorithms, {ahead} are ahead of {comparison.baseline}, {behind} behind it, "
+        f"Of {len(paired)} algorithms, {ahead} {verb} ahead of {comparison.baseline}, {behind} behind it, "
         f"{len(paired) - ahead - behind} not clearly either."
     )
     return f"{sentences[0]} {others}"
