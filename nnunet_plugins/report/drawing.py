@@ -133,8 +133,8 @@ def wrapped(name: str, width: int) -> str:
 
 
 def split_name(name: str) -> list[str]:
-    """Return the pieces of a name between which a line may end: before a capital, after an underscore."""
-    return re.split(r"(?<=[a-z0-9])(?=[A-Z])|(?<=_)", name)
+    """Return the pieces of a name between which a line may end: between a small letter and a capital, after "_"."""
+    return re.split(r"(?<=[a-z])(?=[A-Z])|(?<=_)", name)
 
 
 def to_svg(figure: Figure, key: str, title: str, description: str) -> str:
