@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_plugins.planning.forecast import SavedBytes
 from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class
 
@@ -62,24 +63,6 @@ def plan_topology(patch: Sequence[int]) -> tuple[list, list, list]:
     return list(map(int, shape)), [list(map(int, s)) for s in strides], [list(map(int, k)) for k in kernels]
 
 
-def saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
-    """Count the bytes that one forward pass keeps for the backward pass."""
-    storages: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)  # or its address could be used again
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(x)
-    return sum(storages.values())
-
-
 def measure(network: nn.Module, x: torch.Tensor, steps: int, compiled: bool) -> dict[str, float]:
     """Measure one network on one batch."""
     cuda = x.device.type == "cuda"
@@ -88,10 +71,13 @@ def measure(network: nn.Module, x: torch.Tensor, steps: int, compiled: bool) -> 
     network = network.to_empty(device=x.device)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.02)
+    saved = SavedBytes(network)
+    with saved:
+        network(x)
     result = {
         "M parameters": sum(p.numel() for p in network.parameters()) / 1e6,
         "GFLOP": flops.get_total_flops() / 1e9,
-        "saved MiB": saved_bytes(network, x) / 2**20,
+        "saved MiB": saved.take() / 2**20,
     }
     step = torch.compile(network) if compiled else network
     target = torch.randint(0, CLASSES, (x.shape[0], *x.shape[2:]), device=x.device)

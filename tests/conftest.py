@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Two test workers share two cores; threads on top of that only get into each other's way.
 torch.set_num_threads(1)
+# Without a GPU, Triton's interpreter runs the kernels; it has to be chosen before Triton is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 

@@ -6,6 +6,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.layers import AutofocusConv, record_attention
+from nnunet_plugins.networks.layers.autofocus import FORMS
+from nnunet_plugins.planning.forecast import SavedBytes
 
 
 def sharpen(layer, scale=30.0):
@@ -145,3 +147,56 @@ def test_rates_out_of_range(rates):
 
 def test_prints_what_it_is():
     assert "4, 6, kernel_size=(3, 3, 3), rates=((1, 1, 1), (2, 2, 2))" in repr(AutofocusConv(4, 6, rates=(1, 2)))
+
+
+def in_form(form, norm, **options):
+    """A layer in one form, with a batch norm after it where it has none inside."""
+    torch.manual_seed(0)
+    layer = AutofocusConv(4, 6, rates=(1, 2, 4), branch_norm=norm == "per rate", form=form, **options).double()
+    sharpen(layer)
+    after = torch.nn.BatchNorm3d(6).double() if norm == "after" else None
+    return layer, after
+
+
+@pytest.mark.parametrize(
+    ("form", "norm"),
+    [
+        (form, norm)
+        for form in FORMS[1:]
+        for norm in ("none", "per rate", "after")
+        if (form, norm) != ("fused", "per rate")
+    ],
+)
+def test_all_forms_do_the_same(form, norm):
+    """Results, all gradients and the norms' running statistics; the attention differs between voxels."""
+    found = []
+    for name in ("plain", form):
+        layer, after = in_form(name, norm)
+        x = torch.randn(2, 4, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+        y = layer(x, after)
+        y.backward(torch.randn_like(y))
+        buffers = [*layer.buffers(), *(after.buffers() if after else [])]
+        found.append([y, x.grad, *(p.grad for p in layer.parameters()), *buffers])
+    assert_close(*found, rtol=0, atol=1e-11)
+    assert in_form("plain", norm)[0].state_dict().keys() == in_form(form, norm)[0].state_dict().keys()
+
+
+def test_nothing_per_rate_is_kept_for_the_backward_pass():
+    saved = {}
+    x = torch.randn(1, 8, 12, 12, 12, requires_grad=True)
+    for form in ("plain", "shared"):
+        layer = AutofocusConv(8, 8, rates=(1, 2, 3, 4), branch_norm=True, form=form)
+        counted = SavedBytes(layer)
+        with counted:
+            layer(x)
+        saved[form] = counted.take() // (4 * 12**3)
+    # Image, hidden maps and shares, and with the plain form two maps per rate.
+    assert saved["shared"] == 8 + 4 + 4
+    assert saved["plain"] == pytest.approx(8 + 4 + 4 + 4 * 2 * 8, abs=1)
+
+
+def test_a_norm_per_rate_cannot_be_fused():
+    with pytest.raises(ValueError, match="fused form has no norm per rate"):
+        AutofocusConv(2, 2, branch_norm=True, form="fused")
+    with pytest.raises(ValueError, match="form must be None or one of"):
+        AutofocusConv(2, 2, form="fast")

@@ -22,8 +22,10 @@ context of its low-resolution pathway from inside the patch. On anisotropic plan
 axes, so that they reach about as far in millimetres (`from_plan`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +49,7 @@ HIDDEN = 150
 
 
 class ConvNorm(nn.Sequential):
-    """Dilated convolution with batch norm, or an autofocus layer where there are several rates."""
+    """Dilated convolution with batch norm, or an autofocus layer, with `options`, where there are several rates."""
 
     def __init__(
         self,
@@ -55,27 +57,21 @@ class ConvNorm(nn.Sequential):
         out_channels: int,
         rates: Sequence[Rate],
         dim: int,
-        *,
-        branch_norm: bool = True,
-        detach_attention: bool = True,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         kernel_size = (3,) * dim
         if len(rates) == 1:
             self.append(convolution(in_channels, out_channels, kernel_size, dilation=rates[0]))
         else:
-            self.append(
-                AutofocusConv(
-                    in_channels,
-                    out_channels,
-                    kernel_size,
-                    rates=rates,
-                    branch_norm=branch_norm,
-                    detach_attention=detach_attention,
-                )
-            )
-        if len(rates) == 1 or not branch_norm:
+            self.append(AutofocusConv(in_channels, out_channels, kernel_size, rates=rates, **options))
+        if len(rates) == 1 or not options.get("branch_norm"):
             self.append(BATCH_NORM[dim](out_channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `(N, in, *size)` to `(N, out, *size)`."""
+        layer, *norm = self
+        return layer(x, *norm) if isinstance(layer, AutofocusConv) else super().forward(x)
 
 
 class ResidualBlock(nn.Module):
@@ -110,21 +106,23 @@ class ResidualBlock(nn.Module):
 
 
 class Pathway(nn.Sequential):
-    """The eight layers; `(N, in, *size)` to `(N, 50, *size)`. `rates` holds, for every layer, one rate or several."""
+    """The eight layers; `(N, in, *size)` to `(N, 50, *size)`. `rates` holds, for every layer, one rate or several.
+
+    `options` are those of the autofocus layers, which have several.
+    """
 
     def __init__(
         self,
         input_channels: int,
         rates: Sequence[Sequence[Rate]],
         dim: int,
+        options: Mapping[str, Any],
         *,
         projection: bool = True,
-        branch_norm: bool = True,
-        detach_attention: bool = True,
     ) -> None:
         super().__init__()
         layers = [
-            ConvNorm(before, after, rate, dim, branch_norm=branch_norm, detach_attention=detach_attention)
+            ConvNorm(before, after, rate, dim, options)
             for (before, after), rate in zip(pairwise([input_channels, *CHANNELS]), rates, strict=True)
         ]
         for layer in layers[:2]:
@@ -214,6 +212,7 @@ class AFNet(nn.Module):
         branch_norm: batch norm per branch of an autofocus layer, as in the authors' code; False is the paper's
             equation 3 with one norm after the sum.
         detach_attention: keep the attention's gradient out of the layers before it, as in the authors' code.
+        form: how the autofocus layers are computed; see `layers.autofocus.FORMS`.
         coarseness: per axis, how much larger a voxel is than along the finest axis; rates are divided by it.
 
     Raises:
@@ -237,6 +236,7 @@ class AFNet(nn.Module):
         rates: Sequence[int] = (2, 6, 10, 14),
         branch_norm: bool = True,
         detach_attention: bool = True,
+        form: str | None = None,
         coarseness: Sequence[int] | int = 1,
     ) -> None:
         super().__init__()
@@ -258,15 +258,10 @@ class AFNet(nn.Module):
         dilated = reach(1 if pathways == 2 else 2)
         layers: list[list[tuple[int, ...]]] = [[reach(1)]] * 2 + [[dilated]] * (plain - 2) + [candidates] * (8 - plain)
 
+        options = {"branch_norm": branch_norm, "detach_attention": detach_attention, "form": form}
+
         def pathway() -> Pathway:
-            return Pathway(
-                input_channels,
-                layers,
-                dim,
-                projection=pathways == 1,
-                branch_norm=branch_norm,
-                detach_attention=detach_attention,
-            )
+            return Pathway(input_channels, layers, dim, options, projection=pathways == 1)
 
         self.aspp = aspp
         self.pathway = pathway()

@@ -19,7 +19,9 @@ dimension adapt to an nnU-Net plan (`FIRENet.from_plan`).
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +37,7 @@ from nnunet_plugins.networks.layers.blocks import (
     upsample,
 )
 from nnunet_plugins.networks.layers.ise import ISE
+from nnunet_plugins.networks.layers.recompute import recompute
 from nnunet_plugins.networks.layers.wrs import WRS
 from nnunet_plugins.networks.topology import extend_stages
 
@@ -125,7 +128,7 @@ class Decoder(nn.Module):
         self.deep_supervision = deep_supervision
         self.strides = [tuple(stride) for stride in strides]
         self.ise = ISE()
-        self.shortcuts = nn.ModuleList(
+        self.shortcuts: Any = nn.ModuleList(
             ConvBlock(width, width, kernel, dropout=dropout)
             for width, kernel in zip(features, kernel_sizes, strict=True)
         )
@@ -134,6 +137,7 @@ class Decoder(nn.Module):
             for fine, coarse in pairwise([*features, features[-1]])
         )
         self.wrs = nn.ModuleList(WRS(2) for _ in features)
+        self.random = dropout > 0
         self.stages = nn.ModuleList(
             ResidualUnit(width, width, kernel, dropout=dropout)
             for width, kernel in zip(features, kernel_sizes, strict=True)
@@ -144,11 +148,16 @@ class Decoder(nn.Module):
     def forward(self, skips: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Map the encoder's skips and the bottleneck's output to logits `(N, num_classes, *size)`."""
         for level in reversed(range(len(self.stages))):
-            skip = skips[level]
-            x = self.ise(upsample(self.project[level](x), self.strides[level]), skip.shape[2:])
-            x = self.stages[level](self.wrs[level]([x, self.shortcuts[level](skip)]))
+            shortcut = self.shortcuts[level]
+            merge = partial(self._merge, level)
+            x = self.stages[level](recompute(merge, x, shortcut[0](skips[level]), random=self.random))
         logits = self.seg_layers[0](x)
         return [logits] if self.deep_supervision else logits
+
+    def _merge(self, level: int, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """Sum the coarser map, brought up, and the shortcut, whose convolution has been done."""
+        x = self.ise(upsample(self.project[level](x), self.strides[level]), z.shape[2:])
+        return self.wrs[level]([x, self.shortcuts[level].finish(z)])
 
 
 class FIRENet(nn.Module):

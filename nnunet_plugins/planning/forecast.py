@@ -80,6 +80,32 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
+class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Count the bytes that autograd saves for the backward pass within the context; each storage counts once.
+
+    Args:
+        network: its parameters are there anyway, and do not count.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(self._note, lambda tensor: tensor)
+        self._own = {p.untyped_storage()._cdata for p in network.parameters()}
+        # The storages themselves: a number alone could come back after one is freed.
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def _note(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._own:
+            self._storages[storage._cdata] = storage
+        return tensor
+
+    def take(self) -> int:
+        """Return the bytes counted, and forget them with the tensors that were kept to count them."""
+        total = sum(storage.nbytes() for storage in self._storages.values())
+        self._storages.clear()
+        return total
+
+
 class _AsOnCUDA(TorchFunctionMode):
     """Makes CPU autocast keep the bytes that CUDA autocast keeps, where the two differ in our networks.
 
@@ -128,31 +154,20 @@ def measure_training(
             Adam, 3 with amsgrad.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    own = {p.untyped_storage()._cdata for p in parameters}
-    # The storages themselves: a number alone could come back after one is freed.
-    saved: dict[int, torch.UntypedStorage] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            saved[storage._cdata] = storage
-        return tensor
-
     with LiveBytes() as live:
         for tensor in [*network.parameters(), *network.buffers()]:
             live.add(tensor)
         image = torch.zeros(*shape)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            _precision(autocast=autocast),
-        ):
+        saved = SavedBytes(network)
+        with saved, _precision(autocast=autocast):
             outputs = network(image)
             outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
             targets = [torch.zeros(len(x), 1, *x.shape[2:], dtype=torch.int16) for x in outputs]
             loss = torch.stack([_dice_and_cross_entropy(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
-        saved_bytes = sum(storage.nbytes() for storage in saved.values())
-        saved.clear()
-        loss.backward()
+        saved_bytes = saved.take()
+        # What layers compute again in the backward pass keeps the types that it had.
+        with _AsOnCUDA() if autocast else contextlib.nullcontext():
+            loss.backward()
     optimizer_bytes = optimizer_copies * sum(p.nbytes for p in parameters)
     return Forecast(sum(p.numel() for p in parameters), saved_bytes, live.peak + optimizer_bytes)
 

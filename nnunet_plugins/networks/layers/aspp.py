@@ -6,11 +6,13 @@ branch of DeepLabv3 (Chen et al. 2017, arXiv:1706.05587, section 3.3), which tel
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from nnunet_plugins.networks.layers.blocks import Activation, ConvBlock, Rate, per_axis, pointwise
+from nnunet_plugins.networks.layers.recompute import recompute
 
 IMAGE_LEVEL = ("pooled", "pointwise")
 
@@ -68,14 +70,24 @@ class ASPP3D(nn.Module):
             raise ValueError(f"ASPP3D needs one dilation rate >= 1 per branch, got dilations={tuple(dilations)}")
         if image_level not in (None, *IMAGE_LEVEL):
             raise ValueError(f"image_level must be None or one of {IMAGE_LEVEL}, got {image_level!r}")
-        self.branches = nn.ModuleList(
+        self.branches: Any = nn.ModuleList(
             ConvBlock(in_channels, out_channels, kernel_size, dilation=rate, dropout=dropout) for rate in dilations
         )
         if image_level:
             pooled = image_level == "pooled"
             self.branches.append(ImageLevel(in_channels, out_channels, dim, pooled=pooled, dropout=dropout))
+        self.random = dropout > 0
         self.fuse = ConvBlock(len(self.branches) * out_channels, out_channels, (1,) * dim, dropout=dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, in, *size)` to `(N, out, *size)`."""
-        return self.fuse(torch.cat([branch(x) for branch in self.branches], dim=1))
+        convolved = [branch[0](x) for branch in self.branches if isinstance(branch, ConvBlock)]
+        z = recompute(self._finish_and_fuse, x, *convolved, random=self.random)
+        return recompute(self.fuse.finish, z, random=True) if self.random else self.fuse.finish(z)
+
+    def _finish_and_fuse(self, x: torch.Tensor, *convolved: torch.Tensor) -> torch.Tensor:
+        """Concatenate all branches, of which the convolutions have been done, and convolve once more."""
+        number = len(convolved)
+        maps = [branch.finish(z) for branch, z in zip(self.branches[:number], convolved, strict=True)]
+        maps += [image_level(x) for image_level in self.branches[number:]]
+        return self.fuse[0](torch.cat(maps, dim=1))

@@ -11,10 +11,14 @@ the authors' code is github.com/yaq007/Autofocus-Layer.
 Where the paper and the authors' code differ, both are options: the code normalises every branch on its own and has a
 bias in the first only (`branch_norm`), and keeps the gradient of the attention from flowing into the layer's input
 (`detach_attention`). Equation 3 has neither. Padding is "same", as nnU-Net's patches need; the code's is "valid".
+
+The rates need not cost a convolution each, nor their maps stay in memory until the backward pass; `FORMS` says how.
 """
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +27,7 @@ from torch.nn import functional
 
 from nnunet_plugins.networks.layers.blocks import (
     BATCH_NORM,
+    CHANNELS_LAST,
     NEGATIVE_SLOPE,
     Rate,
     convolution,
@@ -30,8 +35,23 @@ from nnunet_plugins.networks.layers.blocks import (
     pointwise,
     same_padding,
 )
+from nnunet_plugins.networks.layers.recompute import recompute
+from nnunet_plugins.networks.layers.shared_convolution import shared_convolution
 
 _CONVOLVE: dict[int, Any] = {2: functional.conv2d, 3: functional.conv3d}
+
+FORMS = ("plain", "shared", "fused")
+"""How the layer can be computed. All have the same weights and the same results, but for rounding.
+
+plain: a convolution per rate, everything kept for the backward pass. The reference.
+shared: the products of one convolution for all rates (`layers.shared_convolution`); nothing per rate is kept.
+fused: all in one kernel on a GPU (`layers.fused_autofocus`); needs Triton, and no norm per rate.
+"""
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class AutofocusConv(nn.Module):
@@ -48,9 +68,10 @@ class AutofocusConv(nn.Module):
         branch_norm: batch norm of its own for each rate, as in the authors' code. Otherwise norm, if any, comes after.
         detach_attention: let the attention's gradient stop at the layer's input, as in the authors' code.
         bias: whether the convolution has a bias.
+        form: one of `FORMS`; by default what suits the device of the input.
 
     Raises:
-        ValueError: if `rates` is empty or holds a rate below 1.
+        ValueError: if `rates` is empty or holds a rate below 1, or the form is unknown or cannot have a norm per rate.
     """
 
     def __init__(
@@ -63,8 +84,14 @@ class AutofocusConv(nn.Module):
         branch_norm: bool = False,
         detach_attention: bool = False,
         bias: bool = True,
+        form: str | None = None,
     ) -> None:
         super().__init__()
+        if form not in (None, *FORMS):
+            raise ValueError(f"form must be None or one of {FORMS}, got {form!r}")
+        if form == "fused" and branch_norm:
+            raise ValueError("the fused form has no norm per rate; give branch_norm=False or another form")
+        self.form = form
         dim = len(kernel_size)
         self.kernel_size = tuple(kernel_size)
         self.rates = tuple(per_axis(rate, dim) for rate in rates)
@@ -105,22 +132,70 @@ class AutofocusConv(nn.Module):
         last.bias.zero_()
         last.bias[0] = advantage
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map `(N, in, *size)` to `(N, out, *size)`."""
+    def forward(self, x: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
+        """Map `(N, in, *size)` to `(N, out, *size)`.
+
+        Args:
+            x: the input.
+            norm: batch norm to apply to the result. What is between the two then need not be kept for the backward
+                pass, as it must be for a norm that comes later.
+        """
         maps = self.attention(x.detach() if self.detach_attention else x)
-        convolve = _CONVOLVE[len(self.kernel_size)]
-        out: torch.Tensor | None = None
-        for k, rate in enumerate(self.rates):
-            # Because the attention sums to one, a bias in every branch is one bias after the sum.
-            bias = self.bias if k == 0 or not self.norms else None
-            y = convolve(x, self.weight, bias, padding=same_padding(self.kernel_size, rate), dilation=rate)
+        form = self._form(x)
+
+        def focus(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+            y = self._focus(x, maps, form)
+            return y if norm is None else norm(y)
+
+        # The fused form by itself keeps nothing that could be computed again.
+        if form == "plain" or (form == "fused" and norm is None):
+            return focus(x, maps)
+        return recompute(focus, x, maps, norms=[*self.norms, *([] if norm is None else [norm])])
+
+    def _form(self, x: torch.Tensor) -> str:
+        if self.form or len(self.rates) == 1:
+            return self.form or "plain"
+        if x.device.type == "cuda" and not self.norms and x.dtype != torch.float64 and _has_triton():
+            return "fused"
+        # Elsewhere nobody has measured.
+        return "shared" if x.device.type in ("cpu", "cuda", "meta") else "plain"
+
+    def _focus(self, x: torch.Tensor, maps: torch.Tensor, form: str) -> torch.Tensor:
+        """Sum the convolutions of all rates, weighted by the attention `(N, K, *size)`."""
+        if form == "fused":
+            from nnunet_plugins.networks.layers.fused_autofocus import fused_autofocus
+
+            out = fused_autofocus(x, self.weight, maps, self.rates)
+        else:
+            ys = self._convolve(x, form)
             if self.norms:
-                y = self.norms[k](y)
+                if self.bias is not None:
+                    ys[0] = ys[0] + self._bias_like(ys[0])
+                ys = [norm(y) for norm, y in zip(self.norms, ys, strict=True)]
             # Softmax leaves autocast in full precision; the features need not follow it there.
-            y = y * maps[:, k : k + 1].to(y.dtype)
-            out = y if out is None else out + y
-        assert out is not None
-        return out
+            shares = maps.to(ys[0].dtype).split(1, dim=1)
+            out = ys[0] * shares[0]
+            for y, share in zip(ys[1:], shares[1:], strict=True):
+                out = torch.addcmul(out, y, share)
+        # Because the attention sums to one, a bias in every branch is one bias after the sum.
+        if self.bias is not None and not self.norms:
+            out = out + self._bias_like(out)
+        # The other layers go on in the layout of the input.
+        layout = CHANNELS_LAST[x.dim() - 2]
+        return out if x.is_contiguous(memory_format=layout) else out.contiguous()
+
+    def _convolve(self, x: torch.Tensor, form: str) -> list[torch.Tensor]:
+        """Return `(N, out, *size)` for every rate, without bias."""
+        if form == "shared":
+            return shared_convolution(x, self.weight, self.rates)
+        convolve = _CONVOLVE[len(self.kernel_size)]
+        return [
+            convolve(x, self.weight, padding=same_padding(self.kernel_size, rate), dilation=rate) for rate in self.rates
+        ]
+
+    def _bias_like(self, y: torch.Tensor) -> torch.Tensor:
+        assert self.bias is not None
+        return self.bias.to(y.dtype).view(1, -1, *(1 for _ in self.kernel_size))
 
     def extra_repr(self) -> str:
         """Show what the printed module needs beyond its children."""

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from nnunet_plugins.networks.layers.recompute import recompute
+
 # By dimension. Typed as Any, because torch wants pairs and triples where these take any tuple of the right length.
 CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 INSTANCE_NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -76,6 +78,23 @@ def initialise_he(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+class Dropout(nn.Dropout):
+    """Elementwise dropout, twenty times faster on the CPU than PyTorch's, which draws one random number at a time.
+
+    There a random number of 64 bits serves eight elements, or four where 8 bits cannot express the probability exactly;
+    16 bits express it to 1 / 65536.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map any tensor to one of its shape."""
+        if not self.training or x.device.type != "cpu" or self.p in (0, 1) or torch.compiler.is_compiling():
+            return super().forward(x)
+        bits, dtype = (8, torch.int8) if (self.p * 2**8).is_integer() else (16, torch.int16)
+        words = torch.empty(-(-x.numel() * bits // 64), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        keep = words.view(dtype)[: x.numel()].view(x.shape) >= round(self.p * 2**bits) - 2 ** (bits - 1)
+        return x * keep * (1 / (1 - self.p))
+
+
 class Activation(nn.Sequential):
     """LeakyReLU(0.01), then elementwise dropout with probability `dropout` (FIRENet, section III-A4)."""
 
@@ -83,7 +102,7 @@ class Activation(nn.Sequential):
         super().__init__(nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True))
         # An identity dropout would still show up in every printed network, so it is left out.
         if dropout:
-            self.append(nn.Dropout(dropout))
+            self.append(Dropout(dropout))
 
 
 class ConvBlock(nn.Sequential):
@@ -104,6 +123,11 @@ class ConvBlock(nn.Sequential):
             INSTANCE_NORM[len(kernel_size)](out_channels, affine=True),
             Activation(dropout),
         )
+
+    def finish(self, z: torch.Tensor) -> torch.Tensor:
+        """Apply what follows the convolution; it costs little to compute it twice."""
+        _, norm, activation = self
+        return activation(norm(z))
 
 
 class ResidualUnit(nn.Module):
@@ -126,7 +150,15 @@ class ResidualUnit(nn.Module):
         if in_channels != out_channels:
             self.skip = pointwise(in_channels, out_channels, dim)
         self.activation = Activation(dropout)
+        self.random = dropout > 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, in, *size)` to `(N, out, *size)`."""
-        return self.activation(self.conv2(self.conv1(x)) + self.skip(x))
+        conv2, norm2 = self.conv2
+        z = recompute(lambda z: conv2(self.conv1.finish(z)), self.conv1[0](x), random=self.random)
+
+        def add(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return self.activation(norm2(z) + self.skip(x))
+
+        # Without dropout nothing but the result would be kept, which the next layer keeps anyway.
+        return recompute(add, z, x, random=True) if self.random else add(z, x)

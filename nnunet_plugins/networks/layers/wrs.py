@@ -36,7 +36,7 @@ class WRS(nn.Module):
         gates = self.weight.sigmoid().unbind()
         total = gates[0] * inputs[0]
         for gate, x in zip(gates[1:], inputs[1:], strict=True):
-            total = total + gate * x
+            total = torch.addcmul(total, gate, x)
         return total
 
     def extra_repr(self) -> str:

@@ -1,0 +1,115 @@
+"""The Triton kernels: on a GPU, or else run by Triton's interpreter, and compiled for a GPU that is not there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_shared_convolution import CASES, plain, tensors
+from torch.autograd import gradcheck
+from torch.testing import assert_close
+
+fused = pytest.importorskip("nnunet_plugins.networks.layers.fused_autofocus", exc_type=ImportError)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Only the interpreter is exact.
+DTYPE, TOLERANCE = (torch.float64, 1e-11) if DEVICE == "cpu" else (torch.float32, 1e-3)
+
+
+def layer(case, dtype=DTYPE, channels=(3, 5)):
+    """Image, kernel, attention and rates."""
+    x, weight, rates = tensors(case, dtype, channels)
+    maps = torch.randn(x.shape[0], len(rates), *x.shape[2:], dtype=dtype).softmax(dim=1)
+    return *(tensor.detach().to(DEVICE).requires_grad_() for tensor in (x, weight, maps)), rates
+
+
+def weighted(x, weight, maps, rates):
+    return sum(maps[:, k : k + 1] * y for k, y in enumerate(plain(x, weight, rates)))
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+# More channels than a block has, and numbers that no power of two divides.
+@pytest.mark.parametrize(("case", "channels"), [*((case, (3, 5)) for case in CASES), ("2d", (70, 133)), ("2d", (1, 1))])
+def test_is_the_weighted_sum_of_convolutions(case, channels):
+    *inputs, rates = layer(case, channels=channels)
+    found, expected = (function(*inputs, rates) for function in (fused.fused_autofocus, weighted))
+    assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    towards = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(y, inputs, towards) for y in (found, expected))
+    assert_close(*gradients, rtol=0, atol=10 * TOLERANCE)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="needs float64, exact in the interpreter alone")
+def test_gradients():
+    x, weight, maps, rates = layer("2d", channels=(1, 2))
+    small = (x[:1, :, :4, :3], weight, maps[:1, :, :4, :3])
+    assert gradcheck(lambda x, weight, maps: fused.fused_autofocus(x, weight, maps, rates), small, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_precision(dtype):
+    if dtype == torch.bfloat16 and DEVICE == "cpu":
+        pytest.skip("Triton's interpreter multiplies the bits of bfloat16 as whole numbers")
+    x, weight, maps, rates = layer("2d", torch.float32, channels=(20, 7))
+    found = fused.fused_autofocus(x.to(dtype), weight.to(dtype), maps, rates)
+    assert found.dtype == dtype
+    # Blends are rounded before they are multiplied.
+    rounding = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1.5e-1}[dtype]
+    expected = weighted(x.to(dtype).float(), weight.to(dtype).float(), maps, rates)
+    assert_close(found.float(), expected, rtol=0, atol=rounding)
+    found.float().sum().backward()
+    assert all(tensor.grad.dtype == torch.float32 for tensor in (x, weight, maps))
+
+
+def test_the_same_twice():
+    *inputs, rates = layer("2d", torch.float32)
+    first, second = (torch.autograd.grad(fused.fused_autofocus(*inputs, rates).sum(), inputs) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch looks for it itself
+def test_is_a_good_operator_for_pytorch():
+    *inputs, rates = layer("2d")
+    numbers = [n for rate in rates for n in rate]
+    torch.library.opcheck(torch.ops.nnunet_plugins.fused_autofocus.default, (*inputs, numbers))
+
+
+COMPILE = """
+import warnings
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton import language as tl
+from nnunet_plugins.networks.layers import fused_autofocus as fused
+
+common = {"K": 4, "KERNEL": (3, 3, 3), "RATES": (2, 2, 2, 6, 6, 6, 10, 10, 10, 14, 14, 14), "VOXELS": fused.BLOCK_V}
+common |= {"SUM": tl.float32, "PRECISION": "ieee", "CHANNELS": 32, "OUT_CHANNELS": 64}
+for kernel, own in (
+    (fused._blend_and_multiply, {"BACK": False}),
+    (fused._blend_and_multiply, {"BACK": True}),
+    (fused._attention_gradient, {"ALL_K": 4}),
+    (fused._weight_gradient, {}),
+):
+    constants = {**common, **own}
+    pointers = {name: "*bf16" for name in ("source", "x", "gradient", "weight")}
+    pointers |= {"maps": "*fp32", "out": "*bf16" if kernel is fused._blend_and_multiply else "*fp32"}
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
+    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+    warnings.simplefilter("ignore")
+    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
+    assert "mma.sync" in compiled.asm["ptx"], kernel
+print("compiled")
+"""
+
+
+@pytest.mark.slow
+def test_compiles_for_a_gpu_to_its_tensor_cores(tmp_path):
+    env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=False)
+    assert result.stdout == "compiled\n", result.stderr
