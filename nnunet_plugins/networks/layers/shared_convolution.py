@@ -17,7 +17,7 @@ because Y_t would not stay in any cache there.
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -131,15 +131,17 @@ _SINGLE: Any = torch.autocast("cpu", enabled=False)
 @_shared_convolution.register_kernel("cpu")
 @_SINGLE
 def _(x: torch.Tensor, weight: torch.Tensor, rates: list[int]) -> list[torch.Tensor]:
-    images, taps, shifts = _images(x), _taps(weight), _shifts(weight, rates)
-    outputs = [images.new_zeros(*images.shape[:-1], weight.shape[0]) for _ in shifts[0]]
+    images, taps = _images(x), _taps(weight)
+    moves = _moves(images.shape, weight, rates, back=False)
+    outputs = [images.new_zeros(*images.shape[:-1], weight.shape[0]) for _ in moves[0]]
     for image, *targets in zip(images, *outputs, strict=True):
         for begin, end in _slabs(image, weight.shape[0]):
             pixels = image[begin:end].flatten(0, 2)
-            for tap, at_rates in zip(taps, shifts, strict=True):
-                multiplied = torch.mm(pixels, tap).view(end - begin, *image.shape[1:3], -1)
-                for target, (depth, *others) in zip(targets, at_rates, strict=True):
-                    _add_shifted(target, multiplied, (depth - begin, *others))
+            multiplied = image.new_empty(end - begin, *image.shape[1:3], weight.shape[0])
+            for tap, at_rates in zip(taps, moves, strict=True):
+                torch.mm(pixels, tap, out=multiplied.view(-1, weight.shape[0]))
+                for target, move in zip(targets, at_rates, strict=True):
+                    move.add(target, multiplied, move.depth - begin)
     return [_features(output, x) for output in outputs]
 
 
@@ -148,33 +150,65 @@ def _(x: torch.Tensor, weight: torch.Tensor, rates: list[int]) -> list[torch.Ten
 def _(
     gradients: list[torch.Tensor], x: torch.Tensor, weight: torch.Tensor, rates: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    images, taps, shifts = _images(x), _taps(weight), _shifts(weight, rates)
+    images, taps = _images(x), _taps(weight)
+    moves = _moves(images.shape, weight, rates, back=True)
     transposed = taps.transpose(1, 2).contiguous()
     dimages, dtaps = torch.zeros_like(images), torch.zeros_like(taps)
     for image, dimage, *sources in zip(images, dimages, *map(_images, gradients), strict=True):
         for begin, end in _slabs(image, weight.shape[0]):
             pixels, dpixels = image[begin:end].flatten(0, 2), dimage[begin:end].flatten(0, 2)
             summed = image.new_empty(end - begin, *image.shape[1:3], weight.shape[0])
-            for tap, dtap, at_rates in zip(transposed, dtaps, shifts, strict=True):
+            rows = summed.flatten(0, 2)
+            for tap, dtap, at_rates in zip(transposed, dtaps, moves, strict=True):
                 summed.zero_()
-                for source, shift in zip(sources, at_rates, strict=True):
-                    depth, *others = (-n for n in shift)
-                    _add_shifted(summed, source, (depth + begin, *others))
-                dpixels.addmm_(summed.flatten(0, 2), tap)
-                dtap.addmm_(pixels.T, summed.flatten(0, 2))
+                for source, move in zip(sources, at_rates, strict=True):
+                    move.add(summed, source, move.depth + begin)
+                dpixels.addmm_(rows, tap)
+                dtap.addmm_(pixels.T, rows)
     dweight = dtaps.permute(2, 1, 0).reshape(weight.shape)
     return _features(dimages, x), dweight.to(weight.dtype)
 
 
-def _add_shifted(target: torch.Tensor, source: torch.Tensor, shift: Sequence[int]) -> None:
-    """Add `source(v + shift)` to `target(v)` wherever both exist."""
-    for axis, n in enumerate(shift):
-        begin, end = max(0, -n), min(target.shape[axis], source.shape[axis] - n)
-        if begin >= end:
+class _Move(NamedTuple):
+    """How maps `(any, H, W, C)` lie on each other when one is shifted; the overlap of two slices is `rows` x `run`.
+
+    There are tens of thousands of such additions in a training step, so everything is computed once, in elements of
+    memory. Beyond the overlap there is zero padding.
+    """
+
+    depth: int
+    rows: int
+    run: int
+    target: int
+    source: int
+
+    def add(self, target: torch.Tensor, source: torch.Tensor, depth: int) -> None:
+        """Add to each slice of `target` what lies on it of the slice of `source` that is `depth` further."""
+        begin, end = max(0, -depth), min(len(target), len(source) - depth)
+        if begin >= end or not self.rows or not self.run:
             return
-        target = target.narrow(axis, begin, end - begin)
-        source = source.narrow(axis, begin + n, end - begin)
-    target.add_(source)
+        plane, row, *_ = target.stride()
+        size, strides = (end - begin, self.rows, self.run), (plane, row, 1)
+        onto = target.as_strided(size, strides, target.storage_offset() + begin * plane + self.target)
+        onto += source.as_strided(size, strides, source.storage_offset() + (begin + depth) * plane + self.source)
+
+
+def _moves(images: Sequence[int], weight: torch.Tensor, rates: Sequence[int], *, back: bool) -> list[list[_Move]]:
+    """Return for every tap, in the kernel's order, and every rate where the tap looks, or whence it is seen."""
+    *_, height, width, _ = images
+    channels, kernel = weight.shape[0], weight.shape[2:]
+    missing = (0,) * (3 - len(kernel))
+
+    def move(tap: Sequence[int], rate: Sequence[int]) -> _Move:
+        shift = [-r * n if back else r * n for r, n in zip(rate, tap, strict=True)]
+        depth, down, right = (*shift, *missing)
+        row, column = max(0, -down), max(0, -right)
+        rows, columns = max(0, height - abs(down)), max(0, width - abs(right))
+        target = (row * width + column) * channels
+        return _Move(depth, rows, columns * channels, target, target + (down * width + right) * channels)
+
+    taps = product(*(range(-(k // 2), k // 2 + 1) for k in kernel))
+    return [[move(tap, rate) for rate in _per_rate(rates, len(kernel))] for tap in taps]
 
 
 def _per_rate(rates: Sequence[int], dim: int) -> list[tuple[int, ...]]:
@@ -198,16 +232,6 @@ def _taps(weight: torch.Tensor) -> torch.Tensor:
     """Return the kernel `(out, in, *kernel)` as one matrix per tap, `(taps, in, out)`."""
     weight = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
     return weight.flatten(2).permute(2, 1, 0).contiguous()
-
-
-def _shifts(weight: torch.Tensor, rates: Sequence[int]) -> list[list[tuple[int, ...]]]:
-    """Return for every tap, in the kernel's order, and every rate how far the tap looks along three axes."""
-    kernel = weight.shape[2:]
-    missing = (0,) * (3 - len(kernel))
-    return [
-        [tuple(rate * n for rate, n in zip(at, tap, strict=True)) + missing for at in _per_rate(rates, len(kernel))]
-        for tap in product(*(range(-(k // 2), k // 2 + 1) for k in kernel))
-    ]
 
 
 def _slabs(image: torch.Tensor, channels: int) -> Iterator[tuple[int, int]]:
