@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnunet_plugins.planning.forecast import SavedBytes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +24,16 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def saved_bytes(make: Callable[[], torch.nn.Module], shape: tuple[int, ...]) -> int:
+    """Bytes that a network keeps for the backward pass of an image, counted on fake tensors."""
+    with FakeTensorMode():
+        network = make().train()
+        saved = SavedBytes(network)
+        with saved:
+            network(torch.zeros(shape))
+        return saved.take()
 
 
 def script(name: str) -> str:

@@ -1,9 +1,11 @@
 """The autofocus family: the papers' parameter counts, and what "same" padding does to BASIC."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from conftest import saved_bytes
 from torch import nn
 from torch.testing import assert_close
 
@@ -167,3 +169,28 @@ def test_channels_last_reach_the_convolutions_and_change_nothing(channels):
     assert all(x.is_contiguous(memory_format=torch.channels_last_3d) for x in layouts)
     plain = network.decoder([torch.nn.Sequential.forward(network.pathway, image)])
     torch.testing.assert_close(output, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("branch_norm", [True, False])
+def test_autofocus_layers_keep_less_for_the_backward_pass_than_plain_ones(branch_norm):
+    """AFN-6 against BASIC, in which no layer is an autofocus layer; the plain form kept 3.6 and 2.6 times as much."""
+    shape = (1, 4, 48, 48, 48)
+    autofocus = saved_bytes(partial(AFNet, 4, 5, autofocus_layers=6, branch_norm=branch_norm), shape)
+    assert autofocus <= 0.85 * saved_bytes(partial(AFNet, 4, 5), shape)
+
+
+@pytest.mark.parametrize("branch_norm", [True, False])
+def test_a_trained_network_gives_the_same_in_every_form(branch_norm):
+    torch.manual_seed(0)
+    make = partial(AFNet, 1, 2, dim=2, autofocus_layers=4, branch_norm=branch_norm)
+    network = make()
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
+    for _ in range(5):
+        optimizer.zero_grad()
+        network(torch.randn(2, 1, 20, 20)).square().mean().backward()
+        optimizer.step()
+    x = torch.randn(1, 1, 20, 20)
+    plain = make(form="plain")
+    plain.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        assert_close(network.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)

@@ -3,15 +3,19 @@
 import doctest
 import itertools
 import random
+from functools import partial
 
 import pytest
 import torch
+from conftest import saved_bytes
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
+from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins.networks import firenet
 from nnunet_plugins.networks.firenet import FIRENet
-from nnunet_plugins.networks.layers import WRS
+from nnunet_plugins.networks.layers import WRS, aspp, blocks
 
 # Every size from 20 to 70 occurs on every axis of these triples; the named sizes come first.
 SIZES = list(range(20, 71))
@@ -173,3 +177,49 @@ def test_compiles_into_one_graph(narrow):
 
 def test_examples_in_docstrings():
     assert doctest.testmod(firenet, extraglobs={"torch": torch}).failed == 0
+
+
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+def test_keeps_less_for_the_backward_pass_than_the_unet(dropout):
+    """The U-Net for a patch of 64^3; without recomputation it was 1.5 times as much, and with dropout 2.3 times."""
+    unet = partial(
+        PlainConvUNet,
+        *(1, 5, [32, 64, 128, 256, 320], nn.Conv3d, 3, [1, 2, 2, 2, 2], 2, 3, 2),
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+    )
+    shape = (2, 1, 64, 64, 64)
+    assert saved_bytes(partial(FIRENet, 1, 3, dropout=dropout), shape) < 0.88 * saved_bytes(unet, shape)
+
+
+@pytest.mark.parametrize("dropout", [0.5, 0.0])
+def test_what_is_computed_twice_is_the_same_twice(dropout):
+    """Gradients against a network that keeps everything: recomputation has to meet the same random numbers."""
+    torch.manual_seed(0)
+    network = FIRENet(1, 2, dropout=dropout, strides=((2, 2),) * 4, kernel_sizes=((3, 3),) * 5).double().train()
+    x = torch.randn(2, 1, 20, 23, dtype=torch.float64)
+    gradients = []
+    for keep in (False, True):
+        network.zero_grad()
+        torch.manual_seed(1)
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (blocks, aspp, firenet) if keep else ():
+                patch.setattr(module, "recompute", lambda function, *inputs, **_: function(*inputs))
+            network(x).square().mean().backward()
+        gradients.append([p.grad for p in network.parameters()])
+    assert_close(*gradients, rtol=0, atol=1e-12)
+
+
+def test_one_compiled_network_serves_all_sizes():
+    """One graph for the first size, and one for all others, odd ones included."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    network = FIRENet(1, 2, dropout=0.0, strides=((2, 2),) * 4, kernel_sizes=((3, 3),) * 5).double()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    for size in ((32, 24), (36, 44), (33, 47), (37, 41), (70, 22)):
+        x = torch.randn(1, 1, *size, dtype=torch.float64)
+        assert_close(compiled(x), network(x), rtol=0, atol=1e-12)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2

@@ -77,6 +77,8 @@ def test_is_a_good_operator_for_pytorch():
     *inputs, rates = layer("2d")
     numbers = [n for rate in rates for n in rate]
     torch.library.opcheck(torch.ops.nnunet_plugins.fused_autofocus.default, (*inputs, numbers))
+    arguments = [tensor.detach() for tensor in (weighted(*inputs, rates), *inputs)]
+    torch.library.opcheck(torch.ops.nnunet_plugins.fused_autofocus_backward.default, (*arguments, numbers))
 
 
 COMPILE = """

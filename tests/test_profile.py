@@ -36,7 +36,8 @@ def test_counts_are_those_of_real_tensors(name, patch):
         assert dataclasses.astuple(memory) == (pytest.approx(real, rel=5e-3) if autocast else real)
         assert memory.peak_bytes_inference < memory.peak_bytes_training
     assert found.parameters == sum(p.numel() for p in build_network(trainer, setting).parameters())
-    assert 2.5 < found.step_flops / found.forward_flops < 3.1  # two gradients for each product
+    # Two gradients for each product, and in autofocus layers the product once more.
+    assert 2.5 < found.step_flops / found.forward_flops < (3.5 if "AFN" in name else 3.1)
 
 
 def test_the_unet_of_a_patch_is_the_one_that_nnunet_plans():

@@ -62,6 +62,8 @@ def test_is_a_good_operator_for_pytorch(case):
     x, weight, rates = tensors(case)
     numbers = [n for rate in rates for n in rate]
     torch.library.opcheck(torch.ops.nnunet_plugins.shared_convolution.default, (x, weight, numbers))
+    arguments = ([y.detach() for y in plain(x, weight, rates)], x.detach(), weight.detach(), numbers)
+    torch.library.opcheck(torch.ops.nnunet_plugins.shared_convolution_backward.default, arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -100,7 +100,8 @@ def _add_profile(commands: Any) -> None:
         help="show what a trainer's network costs, beside the standard U-Net",
         description="Count parameters, operations and memory of a trainer's network, beside those of nnU-Net's own "
         "U-Net on the same plan: either that of a dataset, or the one that nnU-Net would make for a patch with equal "
-        "spacing. Takes seconds, no GPU and hardly any memory. For example: nnunet-plugins profile -tr "
+        "spacing. Takes seconds, no GPU and hardly any memory; where there is a GPU, a few training steps are "
+        "taken and measured as well. For example: nnunet-plugins profile -tr "
         "nnUNetTrainerFIRENet -d 4, or: nnunet-plugins profile -tr nnUNetTrainerAFN4 --patch 64 64 64",
     )
     command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
@@ -133,8 +134,9 @@ def _profile(arguments: argparse.Namespace) -> int:
             setting = patch_setting(arguments.patch, *sizes)
         else:
             setting = plan_setting(arguments.dataset, arguments.configuration, arguments.plans)
-        found = profile_network(trainer, setting).as_dict()
-        stock = profile_network(find_trainer(STOCK_TRAINER), setting).as_dict()
+        found, stock = (
+            profile_network(network, setting).as_dict() for network in (trainer, find_trainer(STOCK_TRAINER))
+        )
     except (PlanError, OSError) as error:
         print(f"nnunet-plugins profile: {error}", file=sys.stderr)
         return 2
@@ -146,6 +148,8 @@ def _profile(arguments: argparse.Namespace) -> int:
     rows = [("", "this network", "U-Net", "ratio")]
     for name, unit, size, *keys in _ROWS:
         ours, theirs = (_pick(numbers, keys) for numbers in (found, stock))
+        if not ours or not theirs:
+            continue
         shown = [f"{number / size:.{1 if number >= 100 * size else 2}f} {unit}" for number in (ours, theirs)]
         rows.append((name, shown[0], shown[1], f"{ours / theirs:.2f}"))
     print(lay_out(rows))
@@ -166,15 +170,18 @@ _ROWS = (
     ("  in mixed precision", "GiB", _GIB, "autocast", "saved_bytes"),
     ("peak memory in training", "GiB", _GIB, "peak_bytes_training"),
     ("  in mixed precision", "GiB", _GIB, "autocast", "peak_bytes_training"),
+    ("    measured on this GPU", "GiB", _GIB, "measured", "peak_bytes_training"),
+    ("    all that the GPU lost", "GiB", _GIB, "measured", "device_bytes"),
+    ("    time, measured", "ms", 1e-3, "measured", "seconds_per_step"),
     ("peak memory at inference", "GiB", _GIB, "peak_bytes_inference"),
     ("  in mixed precision", "GiB", _GIB, "autocast", "peak_bytes_inference"),
 )
 
 
-def _pick(numbers: Any, keys: list[str]) -> float:
+def _pick(numbers: Any, keys: list[str]) -> float | None:
     for key in keys:
-        numbers = numbers[key]
-    return float(numbers)
+        numbers = numbers.get(key) or {}
+    return float(numbers) if numbers else None
 
 
 def _at_least_two(text: str) -> int:

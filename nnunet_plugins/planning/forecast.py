@@ -139,6 +139,13 @@ def _dice_and_cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch
     return functional.nll_loss(functional.log_softmax(logits, dim=1, dtype=torch.float32), labels[:, 0]) - dice
 
 
+def loss_as_in_training(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return a loss that costs what nnU-Net's does, for a network's logits or their list (deep supervision)."""
+    maps = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    targets = [torch.zeros(len(x), 1, *x.shape[2:], dtype=torch.int16, device=x.device) for x in maps]
+    return torch.stack([_dice_and_cross_entropy(*pair) for pair in zip(maps, targets, strict=True)]).sum()
+
+
 def measure_training(
     network: nn.Module, shape: Sequence[int], *, autocast: bool, optimizer_copies: int = 2
 ) -> Forecast:
@@ -160,10 +167,7 @@ def measure_training(
         image = torch.zeros(*shape)
         saved = SavedBytes(network)
         with saved, _precision(autocast=autocast):
-            outputs = network(image)
-            outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-            targets = [torch.zeros(len(x), 1, *x.shape[2:], dtype=torch.int16) for x in outputs]
-            loss = torch.stack([_dice_and_cross_entropy(*pair) for pair in zip(outputs, targets, strict=True)]).sum()
+            loss = loss_as_in_training(network(image))
         saved_bytes = saved.take()
         # What layers compute again in the backward pass keeps the types that it had.
         with _AsOnCUDA() if autocast else contextlib.nullcontext():

@@ -1,5 +1,11 @@
-"""`nnunet-plugins profile`: what a trainer's network costs, counted on fake tensors in seconds and without a GPU."""
+"""`nnunet-plugins profile`: what a trainer's network costs, counted on fake tensors in seconds and without a GPU.
 
+Where there is a GPU, some training steps are also taken and measured beside that.
+"""
+
+import contextlib
+import statistics
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins.planning.dataset import PlanError
-from nnunet_plugins.planning.forecast import forecast_inference, measure_training
+from nnunet_plugins.planning.forecast import forecast_inference, loss_as_in_training, measure_training
 from nnunet_plugins.planning.setting import Setting, build_network
 
 
@@ -30,6 +36,22 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What training steps took on the GPU, in nnU-Net's mixed precision; the first few do not count.
+
+    Attributes:
+        peak_bytes_training: the most that PyTorch had allocated for tensors at one time, which is what is forecast.
+        device_bytes: how much less memory the GPU had free in the end: what nvidia-smi shows. It has the CUDA context
+            and what PyTorch's allocator holds in reserve besides; what other programs took meanwhile is in it, too.
+        seconds_per_step: the median.
+    """
+
+    peak_bytes_training: int
+    device_bytes: int
+    seconds_per_step: float
+
+
+@dataclass(frozen=True)
 class Profile:
     """What a network costs.
 
@@ -40,6 +62,7 @@ class Profile:
         step_flops: those of a training step, forward and backward, deep supervision included.
         memory: in float32.
         autocast: in nnU-Net's mixed precision.
+        measured: on a GPU, where there is one with enough memory.
     """
 
     parameters: int
@@ -47,9 +70,10 @@ class Profile:
     step_flops: int
     memory: Memory
     autocast: Memory
+    measured: Measured | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all numbers, those of float32 on top and those of mixed precision under `autocast`."""
+        """Return all numbers: those of float32 on top, of mixed precision under `autocast`, of a GPU `measured`."""
         content = asdict(self)
         memory, autocast = content.pop("memory"), content.pop("autocast")
         return {**content, **memory, "autocast": autocast}
@@ -79,4 +103,54 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting) -> Profile:
                 measure_training(network, setting.shape, autocast=False)
     except Exception as error:  # whatever a foreign network does on fake tensors
         raise PlanError(f"{trainer.__name__} cannot be profiled with {setting}: {error}") from error
-    return Profile(training.parameters, forward.get_total_flops(), step.get_total_flops(), *memory)
+    measured = None
+    if torch.cuda.is_available():
+        # What does not fit has its forecast.
+        with contextlib.suppress(torch.OutOfMemoryError):
+            measured = measure_on_gpu(trainer, setting)
+    return Profile(
+        training.parameters, forward.get_total_flops(), step.get_total_flops(), memory[0], memory[1], measured
+    )
+
+
+def measure_on_gpu(
+    trainer: type[nnUNetTrainer], setting: Setting, *, steps: int = 5, compiled: bool = False
+) -> Measured:
+    """Take training steps as nnU-Net does, on random images, and measure them.
+
+    Args:
+        trainer: any that nnU-Net finds.
+        setting: what its network is for.
+        steps: how many are timed, after three that are not.
+        compiled: with torch.compile, as nnU-Net trains unless told otherwise.
+
+    Raises:
+        torch.OutOfMemoryError: if the GPU is too small.
+    """
+    device = torch.device("cuda")
+    torch.cuda.empty_cache()
+    free_before, _ = torch.cuda.mem_get_info()
+    network: Any = build_network(trainer, setting).to(device).train()
+    parameters = list(network.parameters())
+    optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.99, nesterov=True)
+    scaler = torch.amp.GradScaler("cuda")
+    run = torch.compile(network) if compiled else network
+    image = torch.randn(setting.shape, device=device)
+    torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(steps + 3):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda"):
+            loss = loss_as_in_training(run(image))
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, 12)
+        scaler.step(optimizer)
+        scaler.update()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+    free_after, _ = torch.cuda.mem_get_info()
+    peak = torch.cuda.max_memory_allocated()
+    return Measured(peak, free_before - free_after, statistics.median(seconds[3:]))

@@ -170,7 +170,7 @@ class AutofocusConv(nn.Module):
             ys = self._convolve(x, form)
             if self.norms:
                 if self.bias is not None:
-                    ys[0] = ys[0] + self._bias_like(ys[0])
+                    ys = [ys[0] + self._bias_like(ys[0]), *ys[1:]]
                 ys = [norm(y) for norm, y in zip(self.norms, ys, strict=True)]
             # Softmax leaves autocast in full precision; the features need not follow it there.
             shares = maps.to(ys[0].dtype).split(1, dim=1)

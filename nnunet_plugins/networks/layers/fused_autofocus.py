@@ -370,7 +370,7 @@ def _fused_autofocus_backward(
         **layer.constants,
         **blocks,
     )
-    dweight = partial.sum(dim=0).permute(2, 1, 0).reshape(weight.shape).to(weight.dtype)
+    dweight = partial.sum(dim=0).permute(2, 1, 0).reshape(weight.shape).to(weight.dtype).contiguous()
     return _first(dx), dweight, _first(dmaps)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 
 
@@ -23,6 +24,8 @@ class ISE(nn.Module):
             ValueError: if an axis differs from `size` by more than one voxel, which no pooling by two explains.
         """
         spatial = tuple(x.shape[2:])
+        if torch.compiler.is_compiling():
+            return self._any_size(x, size)
         if spatial == tuple(size):
             return x
         missing = [wanted - have for wanted, have in zip(size, spatial, strict=True)]
@@ -38,4 +41,12 @@ class ISE(nn.Module):
             x = functional.pad(x, padding, mode="replicate")
         for axis, wanted in enumerate(size):
             x = x.narrow(axis + 2, 0, wanted)
+        return x
+
+    def _any_size(self, x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Do the same without asking which sizes are odd, so that one compiled network serves all sizes."""
+        for axis, wanted in enumerate(size):
+            have = x.shape[axis + 2]
+            if not statically_known_true(have == wanted):
+                x = x.index_select(axis + 2, torch.arange(wanted, device=x.device).clamp(max=have - 1))
         return x

@@ -166,7 +166,7 @@ def _(
                 dpixels.addmm_(rows, tap)
                 dtap.addmm_(pixels.T, rows)
     dweight = dtaps.permute(2, 1, 0).reshape(weight.shape)
-    return _features(dimages, x), dweight.to(weight.dtype)
+    return _features(dimages, x), dweight.to(weight.dtype).contiguous()
 
 
 class _Move(NamedTuple):
