@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import nnunet_plugins
 from nnunet_plugins.networks.afnet import AFNet
 from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.networks.layers import AutofocusConv
@@ -161,6 +163,29 @@ def cpu_rows(afn_size: int, size: int, rounds: int) -> list[Row]:
     ]
 
 
+def start_rows(rounds: int) -> list[Row]:
+    """How long a user waits for the help, and every Python in the environment for our startup file."""
+
+    def median(command: Sequence[str]) -> float:
+        printed = [float(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(rounds + 1)]
+        return statistics.median(printed[1:])
+
+    timer = "import subprocess, sys, time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
+    command = str(Path(sys.executable).with_name("nnunet-plugins"))
+    run_help = f"subprocess.run([{command!r}, '--help'], stdout=subprocess.DEVNULL, check=True)"
+    package = Path(nnunet_plugins.__file__).parent
+    line = (package / "nnunet_plugins.pth").read_text().strip()
+    # Without `site` nothing is there yet that the line needs, just as when Python reads it.
+    alone = f"import sys, time; sys.path.append({str(package.parent)!r}); t = time.perf_counter(); {line}; "
+    alone += "print(time.perf_counter() - t)"
+    return [
+        Row(
+            "nnunet-plugins --help / 0.3 s", 1.0, lambda: [median([sys.executable, "-c", timer.format(run_help)]), 0.3]
+        ),
+        Row("startup file / 5 ms", 1.0, lambda: [median([sys.executable, "-S", "-c", alone]), 0.005]),
+    ]
+
+
 def gpu_rows(afn_size: int, size: int, rounds: int) -> list[Row]:
     def layers(voxels: int) -> list[float]:
         return seconds([prepare_layer(form, voxels) for form in ("fused", "plain")], rounds, "cuda")
@@ -198,7 +223,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds after one of warm-up")
-    parser.add_argument("--size", type=int, metavar="N", help="voxels per axis, default: 48 (AFN-6 bytes, CPU) and 64")
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="N",
+        help="voxels per axis, a multiple of 16; default: 48 for AFN-6 on the CPU, else 64",
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains this")
     parser.add_argument("--list", action="store_true", help="print the rows' names and stop")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, with versions and hardware")
@@ -206,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = arguments.size or 64
     afn_size = arguments.size or (48 if arguments.device == "cpu" else 64)
     steps = gpu_rows if arguments.device == "cuda" else cpu_rows
-    rows = bytes_rows(arguments.size or 48, size) + steps(afn_size, size, arguments.rounds)
+    rows = bytes_rows(arguments.size or 48, size) + start_rows(arguments.rounds)
+    rows += steps(afn_size, size, arguments.rounds)
     rows = [row for row in rows if arguments.only in row.name]
     if arguments.list:
         print("\n".join(row.name for row in rows))

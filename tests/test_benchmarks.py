@@ -1,5 +1,6 @@
 """The benchmark scripts run; what they measure depends on the machine."""
 
+import json
 import re
 import subprocess
 import sys
@@ -55,3 +56,19 @@ def test_makespan():
     assert ideal == 1
     assert taken >= ideal
     assert abs(ratio - taken / ideal) < 0.1
+
+
+def test_performance(tmp_path):
+    script = ROOT / "benchmarks" / "performance.py"
+    options = ["--device", "cpu", "--size", "32", "--rounds", "1", "--json", tmp_path / "rows.json"]
+    result = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True)
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert len(rows) == 10
+    for name, row in rows.items():
+        assert f"| {name} | " in result.stdout
+        assert row["ratio"] == row["ours"] / row["theirs"] > 0
+    result = subprocess.run(
+        [sys.executable, script, "--device", "cuda", "--list"], capture_output=True, text=True, check=True
+    )
+    assert "autofocus layer 64^3, fused / plain" in result.stdout
+    assert "peak memory of nnUNetTrainerAFN6, forecast / measured" in result.stdout

@@ -6,7 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.layers import ASPP3D, ISE, WRS, ConvBlock, ResidualUnit
-from nnunet_plugins.networks.layers.blocks import Activation, upsample
+from nnunet_plugins.networks.layers.blocks import Activation, Dropout, convolution, upsample
+from nnunet_plugins.networks.layers.recompute import recompute
 
 
 class TestWRS:
@@ -102,6 +103,66 @@ class TestBlocks:
         assert (out == 0).float().mean() == pytest.approx(0.5, abs=0.05)
         assert_close(Activation(0.5).eval()(torch.tensor([-1.0, 1.0])), torch.tensor([-0.01, 1.0]))
 
+    @pytest.mark.parametrize("p", [0.5, 0.25, 0.3])
+    def test_dropout_drops_its_share_and_keeps_the_mean(self, p):
+        torch.manual_seed(0)
+        x = torch.ones(3, 100, 101, requires_grad=True)
+        out = Dropout(p)(x)
+        assert out.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
+        assert (out == 0).float().mean() == pytest.approx(p, abs=0.02)
+        # Neighbours come from one random number; they are independent all the same.
+        kept = (out != 0).float().flatten()
+        assert abs(torch.corrcoef(torch.stack([kept[:-1], kept[1:]]))[0, 1]) < 0.02
+        out.sum().backward()
+        assert_close(x.grad, out)
+        torch.manual_seed(0)
+        assert_close(Dropout(p)(torch.ones(3, 100, 101)), out)
+
+    @pytest.mark.parametrize(("p", "kept"), [(0.0, 1.0), (1.0, 0.0)])
+    def test_dropout_of_nothing_or_all(self, p, kept):
+        assert_close(Dropout(p)(torch.ones(5)), torch.full((5,), kept))
+
+    def test_dilated_convolutions_are_pytorchs(self):
+        dilated = convolution(2, 3, (3, 3, 3), dilation=2)
+        stock = nn.Conv3d(2, 3, 3, padding=2, dilation=2)
+        stock.load_state_dict(dilated.state_dict())
+        x = torch.randn(1, 2, 5, 6, 7)
+        assert_close(dilated(x), stock(x))
+        assert type(convolution(2, 3, (3, 3, 3))) is nn.Conv3d
+
     def test_upsample_is_linear(self):
         line = upsample(torch.tensor([[[[0.0, 4.0]]]]), (1, 2))
         assert_close(line, torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))
+
+
+class TestRecompute:
+    def test_runs_twice_and_counts_a_batch_once(self):
+        norm, calls = nn.BatchNorm2d(3), []
+        expected = nn.BatchNorm2d(3)
+
+        def function(x):
+            calls.append(x)
+            return norm(x).sin()
+
+        x = torch.randn(4, 3, 5, 5, requires_grad=True)
+        y = recompute(function, x, norms=[norm])
+        assert len(calls) == 1
+        assert_close(y, expected(x).sin())
+        statistics = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+        y.sum().backward()
+        assert len(calls) == 2
+        assert statistics["num_batches_tracked"] == 1
+        assert_close(statistics, dict(expected.named_buffers()))
+        assert_close(dict(norm.named_buffers()), statistics)
+
+    def test_keeps_its_inputs_alone(self):
+        x, saved = torch.randn(10, requires_grad=True), []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+        ):
+            recompute(lambda x: x.sin().cos().exp(), x)
+        assert [tensor.data_ptr() for tensor in saved] == [x.data_ptr()]
+
+    def test_without_gradients_it_is_the_function(self):
+        with torch.no_grad():
+            assert_close(recompute(torch.sin, torch.ones(2)), torch.ones(2).sin())

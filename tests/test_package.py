@@ -100,7 +100,8 @@ def test_trainer_path_is_the_folder(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "doctor", "trainer-path", "plan", "split", "warm-start", "evaluate", "demo"]
+    "command",
+    ["list", "doctor", "trainer-path", "plan", "profile", "split", "warm-start", "evaluate", "benchmark", "demo"],
 )
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit, match="0"):

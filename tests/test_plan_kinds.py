@@ -1,9 +1,15 @@
 """The networks train, validate and predict on every kind of plan that nnU-Net makes."""
 
 import json
+import math
 
 import pytest
 from conftest import write_dataset
+
+from nnunet_plugins.planning.fit import fit_configuration, fit_plans
+from nnunet_plugins.planning.forecast import COMFORTABLE, GIB
+from nnunet_plugins.planning.setting import plan_setting
+from nnunet_plugins.trainers.compose import trainer_class
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +55,22 @@ def test_trains_and_predicts(small, backbone, configuration):
     output = small.root / f"{backbone}_{configuration}"
     predicted = small.predict(1, configuration, trainer, output)
     assert sorted(predicted) == sorted(path.name for path in (small.raw / "Dataset001_Small" / "labelsTs").iterdir())
+
+
+@pytest.mark.parametrize("backbone", ["FIRENet", "AFN6", "AutofocusUNet", "ASPP3DUNet"])
+def test_plans_made_to_fit_train(small, backbone, monkeypatch):
+    """What `nnunet-plugins plan` writes is smaller than before, and stock training takes it."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, small.env[name])
+    trainer, name = f"nnUNetTrainer{backbone}_1epochs_1iterations", f"fit_{backbone}"
+    setting = plan_setting("Dataset001_Small", "3d_fullres", "small")
+    before, _ = fit_configuration(trainer_class(trainer), setting, budget=math.inf, autocast=False)
+    memory = 0.97 * before.needed / GIB / COMFORTABLE
+    fitted = fit_plans("1", trainer, memory, configurations=["3d_fullres"], like="small", name=name, autocast=False)
+    _, after = fitted.sizes["3d_fullres"]
+    assert after.needed < before.needed
+    assert after.patch < before.patch
+    small.train("Dataset001_Small", "3d_fullres", trainer, plans=name)
 
 
 def test_the_autofocus_papers_recipe(small):

@@ -29,7 +29,7 @@ import triton
 from torch.utils.flop_counter import register_flop_formula
 from triton import language as tl
 
-from nnunet_plugins.networks.layers.shared_convolution import convolution_flops
+from nnunet_plugins.networks.layers.shared_convolution import as_under_autocast, convolution_flops
 
 BLOCK_V = 64
 """Voxels of a tile."""
@@ -52,9 +52,7 @@ def fused_autofocus(
     Returns:
         `(N, out, *size)`, with the channels last in memory.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
+    x, weight = as_under_autocast(x, weight)
     return _fused_autofocus(x, weight, maps.to(_sum_dtype(x)), [n for rate in rates for n in rate])
 
 

@@ -42,10 +42,15 @@ def shared_convolution(x: torch.Tensor, weight: torch.Tensor, rates: Sequence[Se
     Returns:
         One `(N, out, *size)` per rate, with the channels last in memory.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-    return _shared_convolution(x, weight, [n for rate in rates for n in rate])
+    return _shared_convolution(*as_under_autocast(x, weight), [n for rate in rates for n in rate])
+
+
+def as_under_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Cast tensors as PyTorch's own convolutions do: to half precision where autocast is on."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 @torch.library.custom_op("nnunet_plugins::shared_convolution", mutates_args=())
