@@ -90,22 +90,25 @@ from triton import language as tl
 from nnunet_plugins.networks.layers import fused_autofocus as fused
 
 common = {"K": 4, "KERNEL": (3, 3, 3), "RATES": (2, 2, 2, 6, 6, 6, 10, 10, 10, 14, 14, 14), "VOXELS": fused.BLOCK_V}
-common |= {"SUM": tl.float32, "PRECISION": "ieee", "CHANNELS": 32, "OUT_CHANNELS": 64}
+common |= {"SUM": tl.float32, "CHANNELS": 32, "OUT_CHANNELS": 64}
+warnings.simplefilter("ignore")
 for kernel, own in (
     (fused._blend_and_multiply, {"BACK": False}),
     (fused._blend_and_multiply, {"BACK": True}),
     (fused._attention_gradient, {"ALL_K": 4}),
     (fused._weight_gradient, {}),
 ):
-    constants = {**common, **own}
-    pointers = {name: "*bf16" for name in ("source", "x", "gradient", "weight")}
-    pointers |= {"maps": "*fp32", "out": "*bf16" if kernel is fused._blend_and_multiply else "*fp32"}
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    warnings.simplefilter("ignore")
-    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
-    assert "mma.sync" in compiled.asm["ptx"], kernel
+    for type_, precision, stages in (("*bf16", "ieee", 3), ("*fp32", "tf32", 1)):
+        constants = {**common, **own, "PRECISION": precision}
+        pointers = dict.fromkeys(("source", "x", "gradient", "weight"), type_)
+        pointers |= {"maps": "*fp32", "out": type_ if kernel is fused._blend_and_multiply else "*fp32"}
+        names = kernel.arg_names
+        signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
+        source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
+        compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_stages": stages})
+        assert "mma.sync" in compiled.asm["ptx"], kernel
+        # What every GPU since 2018 can hold.
+        assert compiled.metadata.shared <= 64 * 1024, (kernel, type_, compiled.metadata.shared)
 print("compiled")
 """
 

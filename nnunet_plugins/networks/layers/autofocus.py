@@ -15,10 +15,8 @@ bias in the first only (`branch_norm`), and keeps the gradient of the attention 
 The rates need not cost a convolution each, nor their maps stay in memory until the backward pass; `FORMS` says how.
 """
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -45,13 +43,9 @@ FORMS = ("plain", "shared", "fused")
 
 plain: a convolution per rate, everything kept for the backward pass. The reference.
 shared: the products of one convolution for all rates (`layers.shared_convolution`); nothing per rate is kept.
-fused: all in one kernel on a GPU (`layers.fused_autofocus`); needs Triton, and no norm per rate.
+fused: all in one kernel on a GPU (`layers.fused_autofocus`); needs Triton, and no norm per rate. On request only, until
+    it has been measured on a GPU.
 """
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 class AutofocusConv(nn.Module):
@@ -155,9 +149,7 @@ class AutofocusConv(nn.Module):
     def _form(self, x: torch.Tensor) -> str:
         if self.form or len(self.rates) == 1:
             return self.form or "plain"
-        if x.device.type == "cuda" and not self.norms and x.dtype != torch.float64 and _has_triton():
-            return "fused"
-        # Elsewhere nobody has measured.
+        # Other devices do not have all layouts.
         return "shared" if x.device.type in ("cpu", "cuda", "meta") else "plain"
 
     def _focus(self, x: torch.Tensor, maps: torch.Tensor, form: str) -> torch.Tensor:

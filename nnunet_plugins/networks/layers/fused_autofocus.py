@@ -301,6 +301,8 @@ class _Layer(NamedTuple):
                 # As PyTorch's own convolutions.
                 "PRECISION": "tf32" if single and torch.backends.cudnn.allow_tf32 else "ieee",
                 "VOXELS": BLOCK_V,
+                # Tiles of several steps at once, in full precision, are more than smaller GPUs can hold.
+                "num_stages": 1 if x.dtype.itemsize >= 4 else 3,
             },
         )
 
