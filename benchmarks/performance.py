@@ -197,9 +197,9 @@ def gpu_rows(afn_size: int, size: int, rounds: int) -> list[Row]:
     rows = [Row(f"autofocus layer {n}^3, fused / plain", 1 / 3, partial(layers, n)) for n in (size, 2 * size)]
     for compiled in (False, True):
         how = ", compiled" if compiled else ""
-        for norm, make in AFN6.items():
+        for norm, make in {**AFN6, "fused": partial(AFN6["one norm"], form="fused")}.items():
             measure = partial(compare, make, afn, *afn_shape, compiled=compiled)
-            rows.append(Row(f"AFN-6 step, {norm}{how} / BASIC{how}", 1.5, measure))
+            rows.append(Row(f"AFN-6 step, {norm}{how} / BASIC{how}", 1.5 if norm == "fused" else None, measure))
         measure = partial(compare, partial(firenet, 0.0), unet, *shape, compiled=compiled)
         rows.append(Row(f"FIRENet step, dropout 0{how} / U-Net{how}", 1.3 if compiled else None, measure))
     setting = patch_setting((size,) * 3, batch=2, channels=1, classes=CLASSES[1])
