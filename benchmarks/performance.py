@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -34,7 +33,7 @@ from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.networks.layers import AutofocusConv
 from nnunet_plugins.planning.forecast import SavedBytes
 from nnunet_plugins.planning.profile import measure_on_gpu, profile_network
-from nnunet_plugins.planning.setting import find_trainer, patch_setting
+from nnunet_plugins.planning.setting import build_network, find_trainer, patch_setting
 from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
 
 Make = Callable[[], nn.Module]
@@ -44,14 +43,8 @@ CLASSES = {1: 3, 4: 5}
 
 def unet() -> nn.Module:
     """nnU-Net's default for a patch of 64^3: five stages."""
-    return PlainConvUNet(
-        *(1, 5, [32, 64, 128, 256, 320], nn.Conv3d, 3, [1, 2, 2, 2, 2], 2, CLASSES[1], 2),
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    )
+    setting = patch_setting((64, 64, 64), batch=2, channels=1, classes=CLASSES[1])
+    return build_network(find_trainer(STOCK_TRAINER), setting, deep_supervision=False)
 
 
 def afn(**options: Any) -> nn.Module:
