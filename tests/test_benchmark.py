@@ -61,6 +61,19 @@ def test_twins_and_presets_join_once():
     ]
 
 
+def test_for_the_same_memory_each_network_has_plans_of_its_own():
+    question = protocol(
+        trainers=("nnUNetTrainer_5epochs", "nnUNetTrainerAFN4_5epochs"), gpu_memory=24, presets=("resenc-m",)
+    )
+    found = [(run.plans, question.is_made_to_fit(run)) for run in question.runs()]
+    assert found == [
+        ("nnUNetPlans_UNet_24GB", True),
+        ("nnUNetPlans_AFN4_24GB", True),
+        ("nnUNetResEncUNetMPlans", False),
+    ]
+    assert protocol().runs()[0].plans == "nnUNetPlans"
+
+
 def test_names_show_modifiers_only_where_they_differ():
     assert short_names(["nnUNetTrainer_9epochs", "nnUNetTrainerFIRENet_9epochs"]) == {
         "nnUNetTrainer_9epochs": "U-Net",
@@ -90,6 +103,36 @@ def test_every_need_stands_before_its_task(folders):
     trainings = [task for task in tasks if task.training]
     assert len(trainings) == 3 * 2
     assert all(task.slot == "train" and {"--npz", "--c"} <= set(task.command) for task in trainings)
+
+
+def test_plans_for_the_same_memory_are_made_before_anything_is_trained(folders):
+    question = protocol(trainers=("nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerFIRENet_DA5"), gpu_memory=1.5)
+    tasks = training_tasks(question, folders)
+    first, *plans = tasks[:3]
+    assert "nnUNetv2_plan_and_preprocess" in first.command
+    assert [task.command[1] for task in plans] == ["plan", "plan"]  # the third trainer has the second one's network
+    assert {"--cpu", "1.5", "nnUNetPlans_FIRENet_1.5GB"} <= set(plans[1].command)
+    split = next(task for task in tasks if task.command[1] == "split")
+    assert {task.name for task in (first, *plans)} <= set(split.needs)
+    trained = {task.training[0].trainer: task.command for task in tasks if task.training}
+    assert "nnUNetPlans_FIRENet_1.5GB" in trained["nnUNetTrainerFIRENet_DA5"]
+
+
+def test_plans_made_to_fit_are_known_by_what_they_are_made_from(folders):
+    configuration = {"patch_size": [8, 8], "batch_size": 3, "spacing": [1, 1]}
+    plans = {"plans_name": "nnUNetPlans", "configurations": {"2d": configuration}}
+    fit = next(task for task in training_tasks(protocol(gpu_memory=8), folders) if task.command[1] == "plan")
+    fitted = folders.preprocessed / DATASET / "nnUNetPlans_UNet_8GB.json"
+
+    def write(file, **changes):
+        write_text(file, json.dumps({**plans, "configurations": {"2d": {**configuration, **changes}}}))
+
+    write(fitted.with_name("nnUNetPlans.json"))
+    assert not fit.is_done()
+    write(fitted, patch_size=[4, 4], batch_size=2)
+    assert fit.is_done()
+    write(fitted, spacing=[2, 2])
+    assert not fit.is_done()
 
 
 LONG_PLANS = "nnUNetPlans_AutofocusUNet_24GB"
@@ -269,6 +312,13 @@ def test_a_baseline_on_its_own_plan_may_have_that_plan(folders):
     proof = prove(folders, protocol(presets=("resenc-m",)), {"U-Net (ResEnc M)": changed})
     assert {one["what"] for one in proof["differences"]} == {"plans", "data", "batch size"}
     assert equality.refused(proof) == []
+
+
+def test_for_the_same_memory_the_plans_may_differ_and_the_epochs_not(folders):
+    changed = {"hashes": {"plans": "own"}, "recipe": {"patch size": [4, 4], "epochs": 20}}
+    proof = prove(folders, protocol(gpu_memory=8), {"FIRENet": changed})
+    assert {one["what"] for one in proof["differences"]} == {"plans", "patch size", "epochs"}
+    assert [one["what"] for one in equality.refused(proof)] == ["epochs"]
 
 
 def test_a_training_that_went_on_under_other_conditions_is_not_equal(folders):

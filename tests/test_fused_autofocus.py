@@ -118,3 +118,24 @@ def test_compiles_for_a_gpu_to_its_tensor_cores(tmp_path):
     env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=False)
     assert result.stdout == "compiled\n", result.stderr
+
+
+REFUSED = """
+import torch
+from nnunet_plugins.networks.layers.autofocus import AutofocusConv
+
+layer = AutofocusConv(2, 2, form="fused")
+try:
+    layer(torch.zeros(1, 2, 5, 5, 5))
+except RuntimeError as error:
+    print(error)
+layer.form = None
+print(tuple(layer(torch.zeros(1, 2, 5, 5, 5)).shape))
+"""
+
+
+def test_a_processor_is_refused_by_name_and_with_a_way_out():
+    env = {**os.environ, "TRITON_INTERPRET": "0"}
+    result = subprocess.run([sys.executable, "-c", REFUSED], env=env, capture_output=True, text=True, check=False)
+    assert "its input is on the CPU; with form=None" in result.stdout, result.stderr
+    assert result.stdout.endswith("(1, 2, 5, 5, 5)\n")

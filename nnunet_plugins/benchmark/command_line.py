@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     question.add_argument("-p", dest="plans", default=DEFAULT_PLANS, metavar="PLANS", help="default: %(default)s")
     question.add_argument(
+        "--gpu-memory",
+        type=positive,
+        metavar="GB",
+        help="the same memory for all: train each network with its own copy of the plans, made to fit a GPU of this "
+        "size (see nnunet-plugins plan --help); default: the same plans for all",
+    )
+    question.add_argument(
         "-f", dest="folds", nargs="+", type=natural, default=[0, 1, 2, 3, 4], metavar="FOLD", help="default: all five"
     )
     question.add_argument(
@@ -106,6 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
             configurations=tuple(dict.fromkeys(arguments.configurations)),
             trainers=tuple(dict.fromkeys(arguments.trainers)),
             plans=arguments.plans,
+            gpu_memory=arguments.gpu_memory,
             folds=tuple(sorted(set(arguments.folds))),
             number_of_folds=arguments.number_of_folds,
             groups=str(Path(arguments.groups).absolute()) if arguments.groups else None,

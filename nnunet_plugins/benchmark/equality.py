@@ -18,7 +18,7 @@ MUST_BE_EQUAL = ("plans", "splits", "data", "epochs", "iterations per epoch", "b
 """Runs that differ in these are not compared unless the user says so; other differences are flagged."""
 
 OF_THE_PLAN = ("plans", "data", "batch size", "patch size")
-"""What a baseline on a plan of its own may have different."""
+"""What a run on a plan of its own may have different."""
 
 UNKNOWN = "unknown"
 
@@ -48,9 +48,11 @@ def prove(runs: Sequence[Run], folds: Sequence[int], folders: Folders, *, accept
         hashes["recipe"] = hashlib.sha256(json.dumps(recipes[run], sort_keys=True).encode()).hexdigest()[:16]
         entries.append({"algorithm": run.algorithm, "fold": fold, "hashes": hashes, "environment": versions})
         found = {**{name: hashes[name] for name in HASHES}, **versions}
-        differences += [_difference(run, name, value, reference.get(name)) for name, value in found.items()]
+        differences += [_difference(run, runs[0], name, value, reference.get(name)) for name, value in found.items()]
     for run in runs[1:]:
-        differences += [_difference(run, *parts) for parts in _different_settings(recipes[run], recipes[runs[0]])]
+        differences += [
+            _difference(run, runs[0], *parts) for parts in _different_settings(recipes[run], recipes[runs[0]])
+        ]
     # Once per algorithm, not per fold.
     unique = {json.dumps(found, sort_keys=True): found for found in differences if found["value"] != found["baseline"]}
     names = (*HASHES, "recipe")
@@ -82,8 +84,8 @@ def _summary(attempts: Sequence[Mapping[str, str]], names: Sequence[str] = ()) -
     return {name: ", then ".join(dict.fromkeys(found)) for name, found in values.items()}
 
 
-def _difference(run: Run, what: str, value: Any, baseline: Any) -> dict[str, Any]:
-    own = run.role == "own plan" and what in OF_THE_PLAN
+def _difference(run: Run, reference: Run, what: str, value: Any, baseline: Any) -> dict[str, Any]:
+    own = run.plans != reference.plans and what in OF_THE_PLAN
     # Trainings from before the benchmark have no record: that is said, and not taken for a difference.
     unknown = UNKNOWN in (value, baseline)
     return {

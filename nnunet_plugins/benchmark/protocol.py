@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nnunet_plugins.files import write_text
+from nnunet_plugins.planning.names import fitted_plans_name
 from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -59,7 +60,8 @@ class Protocol:
         datasets: full names.
         configurations: of every dataset.
         trainers: any that nnU-Net finds; the first stock one among them is the baseline, or else the first.
-        plans: plans that all networks share.
+        plans: plans that all networks share, or from which each one's own are made.
+        gpu_memory: in GiB, what every network may use, on plans of its own that are made to fit; None for shared plans.
         folds: folds to train.
         number_of_folds: folds that the splits have, where they are made here.
         groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
@@ -74,6 +76,7 @@ class Protocol:
     configurations: tuple[str, ...]
     trainers: tuple[str, ...]
     plans: str = DEFAULT_PLANS
+    gpu_memory: float | None = None
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     number_of_folds: int = 5
     groups: str | None = None
@@ -93,6 +96,16 @@ class Protocol:
         stock = [trainer for trainer in self.trainers if split_name(trainer)[0] == STOCK_TRAINER]
         return (stock or self.trainers)[0]
 
+    def plans_of(self, trainer: str) -> str:
+        """Return the name of the plans that a trainer is trained with."""
+        if self.gpu_memory is None:
+            return self.plans
+        return fitted_plans_name(self.plans, trainer, self.gpu_memory)
+
+    def is_made_to_fit(self, run: Run) -> bool:
+        """Tell whether a run has plans of its own that are made to fit the memory."""
+        return self.gpu_memory is not None and run.plans == self.plans_of(run.trainer)
+
     def _algorithms(self) -> list[Run]:
         baseline = self.baseline()
         roles = {baseline: "baseline", **{trainer: "method" for trainer in self.trainers if trainer != baseline}}
@@ -102,7 +115,7 @@ class Protocol:
                 if twin is not None:
                     roles.setdefault(twin, "twin")
         names = short_names(list(roles))
-        runs = [Run("", "", self.plans, trainer, names[trainer], role) for trainer, role in roles.items()]
+        runs = [Run("", "", self.plans_of(trainer), trainer, names[trainer], role) for trainer, role in roles.items()]
         for preset in self.presets:
             name = f"{names[baseline]} ({preset.replace('resenc-', 'ResEnc ').upper().replace('RESENC', 'ResEnc')})"
             runs.append(Run("", "", PRESETS[preset][1], baseline, name, "own plan"))

@@ -87,11 +87,13 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
     tasks: list[Task] = []
     for dataset in protocol.datasets:
         of_dataset = [run for run in runs if run.dataset == dataset]
-        preprocess: list[str] = []
-        for plans in dict.fromkeys(run.plans for run in of_dataset):
-            tasks.append(_preprocess(dataset, plans, protocol, folders, before=preprocess))
-            preprocess.append(tasks[-1].name)
-        tasks.append(_split(dataset, protocol, folders, needs=preprocess))
+        made_to_fit = {run.plans: run for run in of_dataset if protocol.is_made_to_fit(run)}
+        planned: list[str] = []
+        for plans in dict.fromkeys(protocol.plans if run.plans in made_to_fit else run.plans for run in of_dataset):
+            tasks.append(_preprocess(dataset, plans, protocol, folders, before=planned))
+            planned.append(tasks[-1].name)
+        fitted = [_fit(run, protocol, folders, needs=planned) for run in made_to_fit.values()]
+        tasks += [*fitted, _split(dataset, protocol, folders, needs=[*planned, *(task.name for task in fitted)])]
     tasks += [_describe(run, folders) for run in runs]
     # Fold by fold: a benchmark that is stopped early has whole folds to compare.
     return tasks + [_train(run, fold, runs, protocol, folders) for fold in protocol.folds for run in runs]
@@ -161,6 +163,33 @@ def _preprocess(dataset: str, plans: str, protocol: Protocol, folders: Folders, 
         # One after the other: they share the fingerprint.
         needs=tuple(before),
     )
+
+
+def _fit(run: Run, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:
+    folder = folders.preprocessed / run.dataset
+    command = ["nnunet-plugins", "plan", "-d", run.dataset, "-tr", run.trainer, "--like", protocol.plans]
+    command += ["--gpu-memory", f"{protocol.gpu_memory:g}", "--name", run.plans]
+    # All configurations: a later benchmark may ask for another one.
+    return Task(
+        name=task_name("plan", run.dataset, run.plans),
+        title=f"{run.dataset}: plans that fit {protocol.gpu_memory:g} GB with {run.algorithm}",
+        command=(*command, *([] if protocol.device == "cuda" else ["--cpu"])),
+        is_done=lambda: is_made_from(folder / f"{run.plans}.json", folder / f"{protocol.plans}.json"),
+        needs=tuple(needs),
+    )
+
+
+def is_made_from(fitted: Path, plans: Path) -> bool:
+    """Tell whether plans differ from others only in their name, and in the patch and batch sizes."""
+    found = []
+    for file in (fitted, plans):
+        if not is_json(file):
+            return False
+        content = {**json.loads(file.read_text()), "plans_name": None}
+        for configuration in content["configurations"].values():
+            configuration.update(patch_size=None, batch_size=None)
+        found.append(content)
+    return found[0] == found[1]
 
 
 def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:

@@ -25,7 +25,8 @@ def _add_plan(commands: Any) -> None:
         "existing plans, and write a copy of the plans that fits the GPU: first with a smaller batch, down to 2, then "
         "with a smaller patch. The copy uses the same preprocessed data, so you can train with it at once: "
         "nnUNetv2_train ... -p NAME. No GPU is needed here. For example: nnunet-plugins plan -d 4 -tr "
-        "nnUNetTrainerAFN6 --gpu-memory 24. To compare two networks fairly, train both with the same plans.",
+        "nnUNetTrainerAFN6 --gpu-memory 24. To compare networks fairly, train them with the same plans, or each with "
+        "plans for the same memory: nnunet-plugins benchmark does both.",
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
     command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
@@ -48,7 +49,9 @@ def _add_plan(commands: Any) -> None:
         "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from, default: %(default)s"
     )
     command.add_argument(
-        "--name", metavar="PLANS", help="name of the new plans; default like nnUNetPlans_AFN6_24GB, after the others"
+        "--name",
+        metavar="PLANS",
+        help="write plans of this name, even if nothing has to change; default like nnUNetPlans_AFN6_24GB",
     )
     command.add_argument(
         "--cpu", action="store_true", help="plan for training on a CPU, with its memory: without mixed precision"

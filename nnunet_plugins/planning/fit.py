@@ -16,11 +16,11 @@ from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_
 from nnunet_plugins.planning.forecast import (
     COMFORTABLE,
     GIB,
-    fitted_plans_name,
     forecast_training,
     format_bytes,
     format_size,
 )
+from nnunet_plugins.planning.names import fitted_plans_name
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, plan_setting
 
 SMALLEST_BATCH = 2  # as in nnU-Net's own planner
@@ -140,7 +140,7 @@ def fit_plans(
     autocast: bool = True,
     overwrite: bool = False,
 ) -> FittedPlans:
-    """Write a copy of a dataset's plans whose configurations fit a GPU, beside them, if they do not fit already.
+    """Write a copy of a dataset's plans whose configurations fit a GPU, beside them, unless they fit as they are.
 
     The copy names the same preprocessed data.
 
@@ -150,7 +150,8 @@ def fit_plans(
         gpu_memory: all of the GPU's memory in GiB; a part of it is left free (`COMFORTABLE`).
         configurations: those to adapt; all of the plans' if empty.
         like: name of the plans to start from.
-        name: name of the new plans; by default made from `like`, the trainer and the memory.
+        name: name of the new plans, which are then written in any case; by default made from `like`, the trainer and
+            the memory.
         autocast: mixed precision, as nnU-Net trains on CUDA.
         overwrite: whether to replace plans of that name that say something else.
 
@@ -169,7 +170,7 @@ def fit_plans(
             )
         except PlanError as error:
             raise PlanError(f"{configuration}: {error}") from error
-    if all(before == after for before, after in sizes.values()):
+    if name is None and all(before == after for before, after in sizes.values()):
         return FittedPlans(like, None, sizes)
 
     name = name or fitted_plans_name(like, trainer, gpu_memory)

@@ -2,6 +2,7 @@
 
 from nnunet_plugins.metrics.table import with_penalty
 from nnunet_plugins.report.comparison import Comparison, count
+from nnunet_plugins.report.record import UNRANKED
 from nnunet_plugins.report.statistics import LEVEL
 
 
@@ -9,6 +10,7 @@ def caveats(comparison: Comparison) -> list[str]:
     """Return what has to stand beside the numbers, the gravest first."""
     return [
         *_unequal(comparison),
+        *_own_plans(comparison),
         *_untrained(comparison),
         *_incomplete(comparison),
         *_empty_masks(comparison),
@@ -26,6 +28,17 @@ def _unequal(comparison: Comparison) -> list[str]:
         f"the baseline with {entry['baseline']}."
         for entry in comparison.equality["differences"]
         if not entry["allowed"]
+    ]
+
+
+def _own_plans(comparison: Comparison) -> list[str]:
+    compared = comparison.results[~comparison.results["role"].isin(["own plan", *UNRANKED])]
+    plans = compared["plans"].unique()
+    if len(plans) <= 1:
+        return []
+    return [
+        f"The networks are compared at the same memory, not on the same plans: each has its own ({', '.join(plans)}), "
+        "with the patch and batch size that fit. Differences come from these as well."
     ]
 
 

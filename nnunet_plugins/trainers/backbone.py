@@ -14,11 +14,11 @@ from torch import nn
 from nnunet_plugins.planning.forecast import (
     GIB,
     device_memory,
-    fitted_plans_name,
     forecast_training,
     format_bytes,
     format_size,
 )
+from nnunet_plugins.planning.names import fitted_plans_name
 from nnunet_plugins.registry import MODIFIERS, Backbone, locate
 
 MEMORY_CHECK = "nnUNet_plugins_memory_check"

@@ -51,7 +51,15 @@ def fused_autofocus(
 
     Returns:
         `(N, out, *size)`, with the channels last in memory.
+
+    Raises:
+        RuntimeError: if the image is on the CPU, for which Triton has no compiler.
     """
+    if x.device.type == "cpu" and isinstance(_blend_and_multiply, triton.JITFunction):
+        raise RuntimeError(
+            "the fused form of the autofocus layer runs on a GPU, and its input is on the CPU; "
+            "with form=None the layer takes a form that suits the device of its input"
+        )
     x, weight = as_under_autocast(x, weight)
     return _fused_autofocus(x, weight, maps.to(_sum_dtype(x)), [n for rate in rates for n in rate])
 
