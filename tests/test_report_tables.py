@@ -223,6 +223,15 @@ def test_flags_name_what_an_algorithm_has_of_its_own():
     assert flags[BASELINE] == ""
 
 
+def test_networks_on_plans_of_their_own_are_said_to_be_compared_at_the_same_memory():
+    record = make_record(algorithms=2, own_plan=True, ensemble=True)
+    assert "same memory" not in said(record)
+    own = record.results["trainer"].radd("nnUNetPlans_").where(record.results["role"].isin(["baseline", "method"]))
+    record = change(record, plans=own.fillna(record.results["plans"]))
+    baseline, method = record.results.loc[record.results["role"].isin(["baseline", "method"]), "plans"].unique()
+    assert f"at the same memory, not on the same plans: each has its own ({baseline}, {method})" in said(record)
+
+
 def test_the_gravest_caveats_come_first():
     record = make_record(algorithms=3, unequal=True, accepted=True)
     name = record.results["algorithm"].unique()[-1]
