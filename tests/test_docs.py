@@ -45,7 +45,7 @@ def shorten(code: str) -> str:
             line += " -p small"
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"
-            line += " --dry-run" if "--cluster" in line else ""
+            line += " --dry-run" if "--cluster" in line or "--gpu-memory" in line else ""
         if command == "pip":
             line += " --dry-run --no-deps --no-build-isolation -q"
         lines.append(line)
