@@ -55,11 +55,6 @@ def fused_autofocus(
     Raises:
         RuntimeError: if the image is on the CPU, for which Triton has no compiler.
     """
-    if x.device.type == "cpu" and isinstance(_blend_and_multiply, triton.JITFunction):
-        raise RuntimeError(
-            "the fused form of the autofocus layer runs on a GPU, and its input is on the CPU; "
-            "with form=None the layer takes a form that suits the device of its input"
-        )
     x, weight = as_under_autocast(x, weight)
     return _fused_autofocus(x, weight, maps.to(_sum_dtype(x)), [n for rate in rates for n in rate])
 
@@ -341,6 +336,12 @@ def _run_blend(layer: _Layer, source: torch.Tensor, matrices: torch.Tensor, *, b
 
 @torch.library.custom_op("nnunet_plugins::fused_autofocus", mutates_args=())
 def _fused_autofocus(x: torch.Tensor, weight: torch.Tensor, maps: torch.Tensor, rates: list[int]) -> torch.Tensor:
+    # Here and not before: fake tensors, by which memory is forecast, need no compiler.
+    if x.device.type == "cpu" and isinstance(_blend_and_multiply, triton.JITFunction):
+        raise RuntimeError(
+            "the fused form of the autofocus layer runs on a GPU, and its input is on the CPU; "
+            "with form=None the layer takes a form that suits the device of its input"
+        )
     layer = _Layer.of(x, weight, maps, rates)
     return _first(_run_blend(layer, layer.x, layer.taps, back=False))
 
