@@ -33,6 +33,7 @@ ORDER = [
     "registry",
     "networks.layers",
     "networks",
+    "planning.names",
     "planning.forecast",
     "trainers",
     "planning",
