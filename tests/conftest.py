@@ -1,9 +1,13 @@
 """Shared fixtures: a sandbox that runs nnU-Net's own commands, and small datasets in its raw format."""
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from preloaded import write_commands
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_plugins.planning.forecast import SavedBytes
@@ -36,8 +41,34 @@ def saved_bytes(make: Callable[[], torch.nn.Module], shape: tuple[int, ...]) -> 
         return saved.take()
 
 
+@functools.cache
+def commands() -> Path:
+    """Folder of commands that find nnU-Net's heavy libraries already loaded; see preloaded.py."""
+    real = Path(sys.executable).parent
+    if not hasattr(os, "pidfd_open"):
+        return real
+    folder = Path(tempfile.mkdtemp(prefix="preloaded"))
+    launcher = write_commands(folder, str(folder / "socket"))
+    # Several commands at a time share the cores: threads that wait for each other must not do so by spinning.
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "preloaded.py"), str(folder / "socket"), str(launcher)],
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,  # it ends when this closes
+        stdout=subprocess.PIPE,
+    )
+
+    def stop() -> None:
+        server.communicate()
+        shutil.rmtree(folder)
+
+    atexit.register(stop)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    return folder
+
+
 def script(name: str) -> str:
-    """Path of a console script of this environment."""
+    """Path of a console script of this environment, as a user starts it."""
     return str(Path(sys.executable).parent / name)
 
 
@@ -72,9 +103,10 @@ class Sandbox:
         return self.root / "nnUNet_results"
 
     def start(self, *command: object, **env: str) -> subprocess.Popen[str]:
+        """Start a command that finds the heavy libraries loaded, or any other by its path."""
         first, *rest = map(str, command)
         return subprocess.Popen(
-            [script(first), *rest],
+            [str(commands() / first), *rest],
             env={**self.env, **env},
             cwd=self.root,
             stdout=subprocess.PIPE,

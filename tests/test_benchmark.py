@@ -8,7 +8,7 @@ import time
 from itertools import chain
 
 import pytest
-from conftest import Sandbox, script, write_dataset
+from conftest import Sandbox, commands, write_dataset
 
 from nnunet_plugins.benchmark import conditions, equality, recipe
 from nnunet_plugins.benchmark.collect import read_log
@@ -473,7 +473,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     # kill -9, as soon as the first training is done.
     with (tmp_path / "first.log").open("w") as log:
         first = subprocess.Popen(
-            [script("nnunet-plugins"), *map(str, command)], env=sandbox.env, cwd=tmp_path, stdout=log, stderr=log
+            [commands() / "nnunet-plugins", *map(str, command)], env=sandbox.env, cwd=tmp_path, stdout=log, stderr=log
         )
         deadline = time.monotonic() + 600
         while "train U-Net, fold 0: done" not in (tmp_path / "first.log").read_text():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import script
+from conftest import commands, script
 from scipy import ndimage
 
 from nnunet_plugins.benchmark import command, progress
@@ -302,6 +302,7 @@ def test_interrupted_resumed_and_complete(tmp_path):
     assert not _commands_in(output)
 
     # The same command goes on and completes.
+    start[0] = str(commands() / "nnunet-plugins")
     result = subprocess.run(start, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "plan and preprocess, nnUNetPlans: done before" in result.stdout

@@ -1,0 +1,244 @@
+"""Run commands as processes of their own that find the heavy libraries already loaded.
+
+Most of the time of a tiny nnU-Net command goes into importing torch and the like, once for the command and once more
+for every worker process that it spawns. Here a server imports what nnU-Net needs (not nnU-Net itself, nor this package:
+both read their environment at import) and forks one process per command. A launcher stands for the interpreter, also
+in what the command itself starts: `LAUNCHER ARGUMENTS...` does what `python ARGUMENTS...` does, with the same
+environment, folder, open files, signals and exit code. Linux only, as it needs pidfds and /proc.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+# What nnU-Net's commands run; the rest of it (dataset conversions, tests) needs libraries of its own.
+PARTS = ["evaluation", "experiment_planning", "imageio", "inference", "postprocessing", "preprocessing", "run"]
+PARTS += ["training", "utilities"]
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def write_commands(folder: Path, address: str) -> Path:
+    """Write the environment's commands once more, for processes from the server at `address`; returns the launcher."""
+    launcher = folder / "python"
+    lines = [
+        f"#!{sys.executable} -SE",
+        "import sys",
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        "from preloaded import client",
+        f"client({address!r}, sys.argv[1:])",
+    ]
+    launcher.write_text("\n".join(lines) + "\n")
+    launcher.chmod(0o755)
+    for script in Path(sys.executable).parent.iterdir():
+        command = folder / script.name
+        if script.name.startswith(("nnUNetv2_", "nnunet-plugins", "process_worker_pool")):
+            command.write_text(f'#!/bin/sh\nexec {launcher} {script} "$@"\n')
+            command.chmod(0o755)
+        elif script.name == "interchange.py":  # Parsl's, which is also read as a module
+            command.symlink_to(script)
+    return launcher
+
+
+def client(address: str, arguments: list[str]) -> None:
+    """Have the server run `python ARGUMENTS`, and be its double: pass on signals, and end as it ends."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        files = [number for number in _open_files() if number != server.fileno()]
+        environment = dict(os.environ)
+        request = {"arguments": arguments, "folder": os.getcwd(), "environment": environment, "files": files}
+        message = json.dumps(request).encode()
+        server.sendall(len(message).to_bytes(8, "big"))
+        socket.send_fds(server, [b"f"], files)
+        server.sendall(message)
+        for number in files:  # a pipe ends only when everyone has closed it
+            if number > 2:
+                os.close(number)
+        for number in FORWARDED:
+            signal.signal(number, lambda number, _: server.sendall(bytes([number])))
+        status = int.from_bytes(server.recv(4), "big", signed=True)
+    if status < 0:
+        if -status != signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
+def _open_files() -> list[int]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.fstat(int(name))
+        except OSError:  # the one that listed the folder
+            continue
+        found.append(int(name))
+    return sorted(found)
+
+
+def serve(address: str, launcher: str) -> NoReturn:
+    """Fork a process for each request until stdin closes."""
+    import gc
+    import select
+
+    _preload()
+    gc.freeze()  # so that no forked process searches, and copies, what is loaded here
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        ready, _, _ = select.select([listener, 0], [], [])
+        if 0 in ready:
+            os._exit(0)
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            request, files = _receive(connection)
+            process = os.fork()
+            if process == 0:
+                connection.close()
+                _become(request, files)
+                _end(_run, request["arguments"], launcher)
+            for number in files:
+                os.close(number)
+            _watch(process, connection)
+            os._exit(0)
+        connection.close()
+
+
+def _preload() -> None:
+    """Import every library that nnU-Net's modules import at their top."""
+    import ast
+    import contextlib
+    import importlib
+    import importlib.util
+    import warnings
+
+    (root,) = importlib.util.find_spec("nnunetv2").submodule_search_locations
+    names = {"multiprocessing.pool", "multiprocessing.spawn", "multiprocessing.resource_tracker"}
+    for part in PARTS:
+        for file in Path(root, part).rglob("*.py"):
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.Import):
+                    names |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names.add(node.module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in sorted(names):
+            if name.split(".")[0] != "nnunetv2":
+                with contextlib.suppress(ImportError):  # optional, and missing
+                    importlib.import_module(name)
+
+
+def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    size = int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "big")
+    _, files, _, _ = socket.recv_fds(connection, 1, 253)
+    return json.loads(connection.recv(size, socket.MSG_WAITALL)), files
+
+
+def _become(request: dict, files: list[int]) -> None:
+    """Take over the client's open files, folder and environment, and what every new interpreter does for itself."""
+    import fcntl
+    import random
+    import site
+
+    import numpy as np
+
+    high = [fcntl.fcntl(number, fcntl.F_DUPFD, 500) for number in files]
+    os.closerange(0, 500)
+    for source, number in zip(high, request["files"], strict=True):
+        os.dup2(source, number)
+        os.close(source)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    random.seed()
+    np.random.seed()
+    # The startup files of the environment's packages; ours tells nnU-Net where our trainers are.
+    (packages,) = site.getsitepackages()
+    for file in Path(packages).glob("*.pth"):
+        if file.name.startswith("nnunet_plugins"):
+            site.addpackage(packages, file.name, set())
+
+
+def _watch(process: int, connection: socket.socket) -> None:
+    """Pass on the client's signals, kill the process if the client dies, and tell the client how it ended."""
+    import contextlib
+    import select
+
+    end = os.pidfd_open(process)
+    while True:
+        ready, _, _ = select.select([end, connection], [], [])
+        if end in ready:
+            status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            with contextlib.suppress(BrokenPipeError):
+                connection.sendall(status.to_bytes(4, "big", signed=True))
+            return
+        number = connection.recv(1)
+        os.kill(process, number[0] if number else signal.SIGKILL)
+        if not number:
+            return
+
+
+def _end(run: Callable[..., None], *arguments: object) -> NoReturn:
+    """Run, then end as an interpreter ends, without the seconds that it takes to unload libraries."""
+    import atexit
+    import threading
+    import traceback
+
+    code: object = 0
+    try:
+        run(*arguments)
+    except SystemExit as end:
+        code = end.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 128 + signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed:
+            stream.flush()
+    os._exit(code or 0)
+
+
+def _run(arguments: list[str], launcher: str) -> None:
+    """Do what `python ARGUMENTS` does, where the worker processes that are spawned come from the server, too."""
+    import multiprocessing
+    import runpy
+    import types
+
+    sys.executable = launcher
+    multiprocessing.set_executable(launcher)
+    while arguments[0].startswith("-") and arguments[0] not in ("-c", "-m"):
+        arguments = arguments[1:]  # options of the interpreter, which is the same anyway
+    if arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        sys.path[0] = ""
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(arguments[1], vars(sys.modules["__main__"]))
+    elif arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path[0] = os.path.dirname(arguments[0])
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
