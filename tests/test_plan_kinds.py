@@ -53,7 +53,7 @@ def test_trains_and_predicts(small, backbone, configuration):
     summary = small.train("Dataset001_Small", configuration, trainer)
     assert set(summary["mean"]) == {"1", "2"}
     output = small.root / f"{backbone}_{configuration}"
-    predicted = small.predict(1, configuration, trainer, output)
+    predicted = small.predict(1, configuration, trainer, output, "--disable_tta")
     assert sorted(predicted) == sorted(path.name for path in (small.raw / "Dataset001_Small" / "labelsTs").iterdir())
 
 
