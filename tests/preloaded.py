@@ -9,9 +9,11 @@ environment, folder, open files, signals and exit code. Linux only, as it needs 
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +21,8 @@ from typing import NoReturn
 # What nnU-Net's commands run; the rest of it (dataset conversions, tests) needs libraries of its own.
 PARTS = ["evaluation", "experiment_planning", "imageio", "inference", "postprocessing", "preprocessing", "run"]
 PARTS += ["training", "utilities"]
+PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
+ORPHANED = 255  # among the numbers of signals that a client sends
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -60,6 +64,12 @@ def client(address: str, arguments: list[str]) -> None:
                 os.close(number)
         for number in FORWARDED:
             signal.signal(number, lambda number, _: server.sendall(bytes([number])))
+        # Programs that end with their parent ask for it every now and then; theirs is this process's.
+        parent = os.getppid()
+        while not select.select([server], [], [], 0.2)[0]:
+            if os.getppid() != parent:
+                server.sendall(bytes([ORPHANED]))
+                break
         status = int.from_bytes(server.recv(4), "big", signed=True)
     if status < 0:
         if -status != signal.SIGKILL:
@@ -80,11 +90,12 @@ def _open_files() -> list[int]:
 
 
 def serve(address: str, launcher: str) -> NoReturn:
-    """Fork a process for each request until stdin closes."""
+    """Fork a process for each request until stdin closes, then end all that is left."""
+    import ctypes
     import gc
-    import select
 
     _preload()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # so that orphans stay among the descendants
     gc.freeze()  # so that no forked process searches, and copies, what is loaded here
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
@@ -94,6 +105,10 @@ def serve(address: str, launcher: str) -> NoReturn:
     while True:
         ready, _, _ = select.select([listener, 0], [], [])
         if 0 in ready:
+            while left := _children(os.getpid()):
+                for process in left:
+                    os.kill(process, signal.SIGKILL)
+                time.sleep(0.05)
             os._exit(0)
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -110,6 +125,10 @@ def serve(address: str, launcher: str) -> NoReturn:
             _watch(process, connection)
             os._exit(0)
         connection.close()
+
+
+def _children(process: int) -> list[int]:
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def _preload() -> None:
@@ -171,7 +190,6 @@ def _become(request: dict, files: list[int]) -> None:
 def _watch(process: int, connection: socket.socket) -> None:
     """Pass on the client's signals, kill the process if the client dies, and tell the client how it ended."""
     import contextlib
-    import select
 
     end = os.pidfd_open(process)
     while True:
@@ -182,6 +200,8 @@ def _watch(process: int, connection: socket.socket) -> None:
                 connection.sendall(status.to_bytes(4, "big", signed=True))
             return
         number = connection.recv(1)
+        if number == bytes([ORPHANED]):
+            return
         os.kill(process, number[0] if number else signal.SIGKILL)
         if not number:
             return

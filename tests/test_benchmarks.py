@@ -60,7 +60,7 @@ def test_makespan():
 
 def test_performance(tmp_path):
     script = ROOT / "benchmarks" / "performance.py"
-    options = ["--device", "cpu", "--size", "32", "--rounds", "1", "--json", tmp_path / "rows.json"]
+    options = ["--device", "cpu", "--size", "16", "--rounds", "1", "--json", tmp_path / "rows.json"]
     result = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True)
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert len(rows) == 10

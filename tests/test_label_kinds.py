@@ -36,7 +36,7 @@ def test_ignore_label(sandbox):
 def test_cascade(sandbox):
     """Low resolution first, then full resolution with the first stage's segmentation as extra input channels."""
     dataset = "Dataset006_Cascade"
-    write_dataset(sandbox.raw, dataset, shape=(28, 48, 44))
+    write_dataset(sandbox.raw, dataset, shape=(20, 34, 32))
     sandbox.prepare(6, "3d_fullres")
 
     def two_stages(configurations: dict) -> None:
@@ -44,8 +44,8 @@ def test_cascade(sandbox):
             "inherits_from": "3d_fullres",
             "data_identifier": "small_3d_lowres",
             "spacing": [s * 1.4 for s in configurations["3d_fullres"]["spacing"]],
-            "median_image_size_in_voxels": [20, 34, 31],
-            "patch_size": [20, 32, 32],
+            "median_image_size_in_voxels": [14, 24, 23],
+            "patch_size": [16, 24, 24],
             "next_stage": "3d_cascade_fullres",
         }
         configurations["3d_lowres"] = low
@@ -53,7 +53,6 @@ def test_cascade(sandbox):
 
     sandbox.edit_plans(dataset, "small", two_stages)
     sandbox.run("nnUNetv2_preprocess", "-d", 6, "-plans_name", "small", "-c", "3d_lowres", "-np", 1)
-    sandbox.train(dataset, "3d_lowres", TRAINER)
     # The second stage needs the first one's prediction for its own training cases as well: one run on all cases.
     sandbox.run("nnUNetv2_train", dataset, "3d_lowres", "all", "-tr", TRAINER, "-p", "small", "-device", "cpu")
     sandbox.train(dataset, "3d_cascade_fullres", TRAINER)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from conftest import Sandbox
 
 pytestmark = [pytest.mark.slow, pytest.mark.data]
@@ -38,10 +39,11 @@ def test_trains_and_predicts(hippocampus):
     common = ("-tr", TRAINER, "-p", "small", "-device", "cpu")
     hippocampus.run("nnUNetv2_train", 4, "3d_fullres", 0, *common)
     model = hippocampus.results / DATASET / f"{TRAINER}__small__3d_fullres"
-    dice = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
-    assert dice > 0.1, "20 steps are enough to find the hippocampus roughly"
+    first, last = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["logging"]["train_losses"]
+    assert last < first - 0.1, "20 steps are enough to learn something"
+    assert len(json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["metric_per_case"]) == 2
     images, output = hippocampus.raw / DATASET / "imagesTs", hippocampus.root / "predicted"
-    data = ("-i", images, "-o", output, "-d", 4, "-c", "3d_fullres", "-f", 0, "-npp", 1, "-nps", 1)
+    data = ("-i", images, "-o", output, "-d", 4, "-c", "3d_fullres", "-f", 0, "-npp", 1, "-nps", 1, "--disable_tta")
     hippocampus.run("nnUNetv2_predict", *data, *common)
     predicted = sorted(output.glob("*.nii.gz"))
     assert len(predicted) == HELD_OUT
