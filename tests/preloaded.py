@@ -70,7 +70,10 @@ def client(address: str, arguments: list[str]) -> None:
             if os.getppid() != parent:
                 server.sendall(bytes([ORPHANED]))
                 break
-        status = int.from_bytes(server.recv(4), "big", signed=True)
+        answer = server.recv(4)
+        if not answer:
+            sys.exit("the server of preloaded processes is gone, and with it the exit code")
+        status = int.from_bytes(answer, "big", signed=True)
     if status < 0:
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)

@@ -61,7 +61,7 @@ def test_makespan():
 def test_performance(tmp_path):
     script = ROOT / "benchmarks" / "performance.py"
     # The sizes are the smallest that these networks take.
-    for only, size, number in (("AFN-6", 16, 4), ("FIRENet", 32, 4), ("startup", 16, 1)):
+    for only, size, number in (("AFN-6", 16, 4), ("FIRENet", 32, 4), ("startup", 16, 1), ("help", 16, 1)):
         options = ["--device", "cpu", "--only", only, "--size", str(size), "--rounds", "1"]
         command = [sys.executable, script, *options, "--json", tmp_path / "rows.json"]
         result = subprocess.run(command, capture_output=True, text=True, check=True)

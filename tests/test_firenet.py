@@ -1,6 +1,7 @@
 """FIRENet: the reference form's exact numbers, sizes, and errors."""
 
 import doctest
+import itertools
 import random
 from functools import partial
 
@@ -169,7 +170,7 @@ def test_compiles_into_one_graph(narrow):
     """No graph break, also with the dynamic shapes that a second size brings; each size and mode costs a graph."""
     torch._dynamo.reset()
     compiled = torch.compile(narrow, backend="eager", fullgraph=True)
-    for size, training in (((21, 20, 22), True), ((33, 20, 20), False)):
+    for size, training in itertools.product([(21, 20, 22), (33, 20, 20)], [True, False]):
         narrow.train(training)
         assert compiled(torch.randn(2, 1, *size)).shape == (2, 2, *size)
 
