@@ -56,15 +56,23 @@ def _trainer_path(arguments: argparse.Namespace) -> int:
 def _warm_start(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError
     from nnunet_plugins.trainers.names import UnknownTrainerError
     from nnunet_plugins.trainers.warm_start import write_warm_start
 
     try:
         new = write_warm_start(
-            Path(arguments.checkpoint), arguments.trainer, Path(arguments.output), advantage=arguments.advantage
+            Path(arguments.checkpoint),
+            arguments.trainer,
+            Path(arguments.output),
+            advantage=arguments.advantage,
+            trusted=arguments.run_code_in_checkpoint,
         )
     except (UnknownTrainerError, ValueError, OSError) as error:
-        print(f"nnunet-plugins warm-start: {str(error).removeprefix('nnunet_plugins: ')}", file=sys.stderr)
+        text = str(error).removeprefix("nnunet_plugins: ")
+        if isinstance(error, UnsafeCheckpointError):
+            text += ". If you trust whoever made it as you trust a program, use --run-code-in-checkpoint"
+        print(f"nnunet-plugins warm-start: {text}", file=sys.stderr)
         return 2
     print(f"New weights, all others are the checkpoint's: {', '.join(new)}")
     print(f"Wrote {arguments.output}. Train with the same plans and fold:")
@@ -164,6 +172,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="LOGITS",
         help="attention to the first rate at the start, default %(default)g: the other rates share 2 per cent. With 20 "
         "the network starts as the U-Net to single precision, but its attention hardly learns",
+    )
+    command.add_argument(
+        "--run-code-in-checkpoint",
+        action="store_true",
+        help="read CHECKPOINT although it holds more than tensors, numbers and text, or names classes that are neither "
+        "PyTorch's nor nnU-Net's. Reading it can then run any program with your rights: only for files from people you "
+        "trust",
     )
     command.set_defaults(run=_warm_start)
 

@@ -2,12 +2,17 @@
 
 import os
 import pickle
+import re
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from nnunet_plugins.cli import main
-from nnunet_plugins.trainers.warm_start import load_checkpoint, warm_start
+from nnunet_plugins.trainers.checkpoints import load_checkpoint
+from nnunet_plugins.trainers.warm_start import warm_start
 
 STOCK = "nnUNetTrainer_1epochs_1iterations"
 
@@ -68,26 +73,89 @@ class Malicious:
         return os.system, ("touch owned",)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"no checkpoint", "no checkpoint of nnU-Net that can be read safely"),
-        (pickle.dumps(Malicious(), protocol=2), "no checkpoint of nnU-Net that can be read safely"),
-        ({"state_dict": {}}, "it has no init_args and no network_weights and no trainer_name"),
-        ({"network_weights": Malicious()}, "no checkpoint of nnU-Net that can be read safely"),
-    ],
-)
-def test_files_that_are_no_checkpoint(tmp_path, monkeypatch, capsys, content, message):
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "file.pth"
+def written(content: object, file: Path) -> Path:
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         torch.save(content, file)
+    return file
+
+
+HOLDS_CODE = r"can be read safely: it holds posix.system, which may run code.*--run-code-in-checkpoint$"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no checkpoint", "no checkpoint of nnU-Net that can be read safely: it is damaged"),
+        (b"", "no checkpoint of nnU-Net that can be read safely: it is damaged"),
+        (5, "it has no init_args and no network_weights and no trainer_name"),
+        (pickle.dumps(Malicious(), protocol=2), HOLDS_CODE),
+        ({"state_dict": {}}, "it has no init_args and no network_weights and no trainer_name"),
+        ({"network_weights": Malicious()}, HOLDS_CODE),
+    ],
+)
+def test_files_that_are_no_checkpoint(tmp_path, monkeypatch, capsys, content, message):
+    monkeypatch.chdir(tmp_path)
+    file = written(content, tmp_path / "file.pth")
     assert main(["warm-start", str(file), "-tr", "nnUNetTrainerAutofocusUNet", "-o", "out.pth"]) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert re.search(message, error)
     assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.pth"]
+
+
+def test_code_in_a_checkpoint_runs_if_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = written({"network_weights": Malicious()}, tmp_path / "file.pth")
+    command = ["warm-start", str(file), "-tr", "nnUNetTrainerAutofocusUNet", "-o", "out.pth"]
+    assert main([*command, "--run-code-in-checkpoint"]) == 2
+    assert "is no checkpoint of nnU-Net" in capsys.readouterr().err
+    assert (tmp_path / "owned").exists()
+
+
+def test_figures_of_other_numpy_versions_are_read(tmp_path):
+    """The function that makes a scalar has moved in numpy 2; checkpoints of either version hold its place."""
+    figure = np.float64(0.5)
+    content = {"network_weights": {}, "init_args": {}, "trainer_name": "nnUNetTrainer", "logging": {"dice": [figure]}}
+    for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
+        with (
+            zipfile.ZipFile(written(content, tmp_path / "new.pth")) as new,
+            zipfile.ZipFile(tmp_path / "file.pth", "w") as file,
+        ):
+            for name in new.namelist():
+                data = new.read(name)
+                if name.endswith("data.pkl"):
+                    data, changes = re.subn(rb"numpy\._?core\.multiarray", module, data)
+                    assert changes == 1
+                file.writestr(name, data)
+        assert load_checkpoint(tmp_path / "file.pth")["logging"] == {"dice": [figure]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("nonlin", "subprocess.Popen"),
+        ("nonlin", "torch.nn.parallel.distributed.os.system"),
+        ("network_class_name", "antigravity"),
+    ],
+)
+def test_plans_in_a_checkpoint_name_networks_alone(tmp_path, monkeypatch, checkpoint, capsys, key, place):
+    """nnU-Net calls whatever a plan names; with subprocess.Popen for the activation that is any program."""
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(checkpoint, weights_only=False)
+    plans = content["init_args"]["plans"]
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    if key == "nonlin":
+        architecture["arch_kwargs"] |= {"nonlin": place, "nonlin_kwargs": {"args": ["touch", "owned"]}}
+    else:
+        architecture[key] = place
+    file = written(content, tmp_path / "file.pth")
+    assert main(["warm-start", str(file), "-tr", "nnUNetTrainerAutofocusUNet", "-o", "out.pth"]) == 2
+    error = capsys.readouterr().err
+    assert f"its plans build the network with '{place}'" in error
+    assert "--run-code-in-checkpoint" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.pth"]
 
 

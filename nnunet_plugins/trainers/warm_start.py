@@ -5,48 +5,22 @@ has weights of its own besides. Here the new weights are added: autofocus layers
 convolutions they replace; everything else that is new begins as at the start of a training.
 """
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_plugins.files import unfinished
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
+from nnunet_plugins.trainers.checkpoints import load_checkpoint, require_known_architecture
 from nnunet_plugins.trainers.compose import trainer_class
 
-# What nnU-Net's checkpoints hold besides tensors and plain Python: the logged figures. The first is the function that
-# makes a scalar, whose place in numpy depends on the version.
-_NUMBERS = [
-    np.float32(0).__reduce__()[0],
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
-]
 
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint of nnU-Net without running any code it may contain.
-
-    Raises:
-        ValueError: if the file is no such checkpoint, or holds more than tensors, numbers and text.
-    """
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        # Torch explains at length how to load the file all the same.
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no checkpoint of nnU-Net that can be read safely: {reason}") from error
-    missing = {"network_weights", "init_args", "trainer_name"} - set(checkpoint)
-    if missing:
-        raise ValueError(f"{path} is no checkpoint of nnU-Net: it has no {' and no '.join(sorted(missing))}")
-    return checkpoint
-
-
-def warm_start(path: Path, trainer: str, *, advantage: float = 5.0) -> tuple[dict[str, Any], list[str]]:
+def warm_start(
+    path: Path, trainer: str, *, advantage: float = 5.0, trusted: bool = False
+) -> tuple[dict[str, Any], list[str]]:
     """Return a checkpoint for `-pretrained_weights`, and the names of the weights that are new.
 
     Args:
@@ -55,15 +29,19 @@ def warm_start(path: Path, trainer: str, *, advantage: float = 5.0) -> tuple[dic
         advantage: how much attention an autofocus layer pays to its first rate at the start, as a difference of logits:
             the other K - 1 rates together share less than K e^-advantage. At 20 the network starts as the stock
             U-Net to single precision, but then the attention hardly learns.
+        trusted: whether code that the checkpoint holds or names may run.
 
     Raises:
+        UnsafeCheckpointError: if it holds or names code and is not trusted.
         ValueError: if the checkpoint cannot be read, or its weights do not fit.
         UnknownTrainerError: if there is no such trainer.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, trusted=trusted)
     arguments = checkpoint["init_args"]
     plans = PlansManager(arguments["plans"])
     configuration = plans.get_configuration(arguments["configuration"])
+    if not trusted:
+        require_known_architecture(configuration, path)
     labels = plans.get_label_manager(arguments["dataset_json"])
     network = trainer_class(trainer).build_network_architecture(
         plans,
@@ -88,7 +66,9 @@ def warm_start(path: Path, trainer: str, *, advantage: float = 5.0) -> tuple[dic
     return {"network_weights": network.state_dict(), "init_args": arguments, "trainer_name": trainer}, new
 
 
-def write_warm_start(path: Path, trainer: str, output: Path, *, advantage: float = 5.0) -> list[str]:
+def write_warm_start(
+    path: Path, trainer: str, output: Path, *, advantage: float = 5.0, trusted: bool = False
+) -> list[str]:
     """Write the checkpoint that `warm_start` makes and return the names of the weights that are new.
 
     Raises:
@@ -96,7 +76,7 @@ def write_warm_start(path: Path, trainer: str, output: Path, *, advantage: float
     """
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another file or remove it")
-    start, new = warm_start(path, trainer, advantage=advantage)
+    start, new = warm_start(path, trainer, advantage=advantage, trusted=trusted)
     # Under its name there is a whole file or none.
     part = unfinished(output)
     try:

@@ -1,0 +1,89 @@
+"""Read checkpoints of nnU-Net without running code that they may hold.
+
+A checkpoint is a pickle, and a pickle can call any function as it is read. Its plans name the classes of the network by
+their import paths, so that whoever builds that network calls what they name. Neither happens here unless asked for.
+"""
+
+import pydoc
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import nn
+
+# What nnU-Net's checkpoints hold besides tensors and plain Python: the logged figures. The first is the function that
+# makes a scalar, whose place in numpy depends on the version that wrote the checkpoint.
+_SCALAR = np.float32(0).__reduce__()[0]
+_NUMBERS = [
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
+]
+_REQUIRED = {"network_weights": dict, "init_args": dict, "trainer_name": str}
+_PACKAGES = ("torch.nn.", "dynamic_network_architectures.")
+
+
+class UnsafeCheckpointError(ValueError):
+    """A checkpoint that could run code, or that cannot be read without running code."""
+
+
+def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
+    """Load a checkpoint of nnU-Net onto the CPU.
+
+    Args:
+        path: the file.
+        trusted: read whatever is in it, and thereby run any code that it holds. Otherwise it may hold tensors, numbers,
+            text and containers of these.
+
+    Raises:
+        UnsafeCheckpointError: if it holds something else, or is damaged.
+        ValueError: if it is no checkpoint of nnU-Net.
+        OSError: if there is no such file, or it cannot be read.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
+    except OSError:
+        raise
+    except Exception as error:  # a pickle that is damaged, or made for it, fails in every way there is
+        if trusted:
+            raise ValueError(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+        # Torch explains at length how to read the file all the same.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {found[1]}, which may run code" if found else "it is damaged or something else"
+        raise UnsafeCheckpointError(f"{path} is no checkpoint of nnU-Net that can be read safely: {reason}") from error
+    content = checkpoint if isinstance(checkpoint, dict) else {}
+    missing = sorted(name for name, kind in _REQUIRED.items() if not isinstance(content.get(name), kind))
+    if missing:
+        raise ValueError(f"{path} is no checkpoint of nnU-Net: it has no {' and no '.join(missing)}")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def require_known_architecture(configuration: ConfigurationManager, path: Path) -> None:
+    """Check that a checkpoint's plans name nothing but network modules of PyTorch and of nnU-Net's architectures.
+
+    Args:
+        configuration: of the plans in the checkpoint.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UnsafeCheckpointError: if they name anything else; building the network would call it.
+    """
+    arguments = configuration.network_arch_init_kwargs
+    named = [arguments.get(key) for key in configuration.network_arch_init_kwargs_req_import]
+    for name in [configuration.network_arch_class_name, *named]:
+        # A path below torch.nn can still lead out of it: its modules import others.
+        found = pydoc.locate(name) if isinstance(name, str) and name.startswith(_PACKAGES) else None
+        if name is not None and not (isinstance(found, type) and issubclass(found, nn.Module)):
+            raise UnsafeCheckpointError(
+                f"{path} cannot be used safely: its plans build the network with {name!r}, which is no module of "
+                "PyTorch or of nnU-Net's architectures and may run code"
+            )
