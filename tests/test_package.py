@@ -30,6 +30,7 @@ def imports(file: Path) -> set[str]:
 # Imports go one way: each part may import itself and what stands before it.
 ORDER = [
     "files",
+    "stop_request",
     "registry",
     "networks.layers",
     "networks",

@@ -1,5 +1,6 @@
 """Trainings that are interrupted, run out of space or meet bad numbers lose nothing, through nnU-Net's own commands."""
 
+import json
 import math
 import os
 import re
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from conftest import ROOT, Sandbox
+from conftest import ROOT, Sandbox, write_dataset
 from torch.testing import assert_close
 
+from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
-from nnunet_plugins.trainers.reliable import minutes_between_checkpoints, random_state, set_random_state
-from nnunet_plugins.trainers.stop_request import STOPPED, StopRequest
+from nnunet_plugins.trainers.reliable import SIGNALS, minutes_between_checkpoints, random_state, set_random_state
 
 pytestmark = pytest.mark.slow
 DATASET = "Dataset001_Small"
@@ -31,8 +33,8 @@ def faulty(small: Sandbox) -> Sandbox:
     return small
 
 
-def fold(sandbox: Sandbox, trainer: str = FAULTS) -> Path:
-    return sandbox.results / DATASET / f"{trainer}__small__3d_fullres" / "fold_0"
+def fold(sandbox: Sandbox, trainer: str = FAULTS, dataset: str = DATASET) -> Path:
+    return sandbox.results / dataset / f"{trainer}__small__3d_fullres" / "fold_0"
 
 
 def command(trainer: str, *options: str) -> tuple[object, ...]:
@@ -54,7 +56,7 @@ def interrupt(sandbox: Sandbox, hold: str, number: int, *options: str, trainer: 
         seen.append(line)
         if line == "holding\n":
             process.send_signal(number)
-            if number != signal.SIGKILL:
+            if number != signal.SIGKILL and hold != "whole images":
                 # The answer to the signal, before the training may go on.
                 seen.append(process.stdout.readline() + process.stdout.readline())
             go.touch()
@@ -63,8 +65,14 @@ def interrupt(sandbox: Sandbox, hold: str, number: int, *options: str, trainer: 
     return "".join(seen) + f"exit code {process.wait()}"
 
 
-def weights(sandbox: Sandbox, trainer: str = FAULTS, name: str = "final") -> dict[str, torch.Tensor]:
-    return load_checkpoint(fold(sandbox, trainer) / f"checkpoint_{name}.pth")["network_weights"]
+def weights(
+    sandbox: Sandbox, trainer: str = FAULTS, name: str = "final", dataset: str = DATASET
+) -> dict[str, torch.Tensor]:
+    return load_checkpoint(fold(sandbox, trainer, dataset) / f"checkpoint_{name}.pth")["network_weights"]
+
+
+def are_finite(values: dict[str, torch.Tensor]) -> bool:
+    return all(value.isfinite().all() for value in values.values() if value.is_floating_point())
 
 
 def fresh(sandbox: Sandbox, trainer: str = FAULTS) -> None:
@@ -122,7 +130,7 @@ def test_a_kill_costs_no_more_than_the_time_between_checkpoints(faulty, uninterr
     often = {"nnUNet_plugins_save_minutes": "0.00001"}
     output = interrupt(faulty, "train 1 2", signal.SIGKILL, **often)
     assert output.endswith(f"exit code {-signal.SIGKILL}")
-    output = interrupt(faulty, "write 1 3", signal.SIGKILL, "--c", **often)
+    output = interrupt(faulty, "write 1", signal.SIGKILL, "--c", **often)
     assert "Going on after iteration 2 of 4" in output
     torn = fold(faulty) / "checkpoint_latest.partial.pth"
     assert torn.exists()
@@ -134,17 +142,12 @@ def test_a_kill_costs_no_more_than_the_time_between_checkpoints(faulty, uninterr
 
 def test_stopped_during_the_last_validation(faulty, uninterrupted):
     """There is nothing to save: it ends at once, and `--c` validates again."""
-    process = faulty.start(*command(FAULTS, "--c"))
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("predicting"):
-            process.terminate()
-            break
-    process.stdout.read()
-    process.stdout.close()
-    assert process.wait() == STOPPED
+    output = interrupt(faulty, "whole images", signal.SIGTERM, "--c")
+    assert output.endswith(f"exit code {STOPPED}")
+    summary = fold(faulty) / "validation" / "summary.json"
+    summary.unlink(missing_ok=True)
     train(faulty, "--c")
-    assert (fold(faulty) / "validation" / "summary.json").exists()
+    assert summary.exists()
 
 
 def test_full_disk_spares_the_checkpoint_before(faulty, uninterrupted):
@@ -212,7 +215,7 @@ def test_bad_gradients_change_nothing_and_are_told(faulty):
     found = re.findall(r"WARNING: epoch 1, iteration (\d): the gradient is not finite \(cases: case_\d", output)
     assert found == ["2", "3"]
     assert "2 of 4 steps of this epoch were not finite" in output
-    assert all(value.isfinite().all() for value in weights(faulty).values() if value.is_floating_point())
+    assert are_finite(weights(faulty))
 
 
 def test_bad_gradients_without_end_stop_the_training(faulty):
@@ -221,37 +224,30 @@ def test_bad_gradients_without_end_stop_the_training(faulty):
     last = output.strip().splitlines()[-1]
     assert "4 steps in a row were not finite, the last one in epoch 1, iteration 4" in last
     assert "nnunet-plugins doctor -d Dataset001_Small" in last
-    best = weights(faulty, name="best")
-    assert all(value.isfinite().all() for value in best.values() if value.is_floating_point())
+    assert are_finite(weights(faulty, name="best"))
     assert re.findall(r": Epoch (\d)", train(faulty, "--c")) == ["1", "2"]
 
 
 def test_bad_images_are_named_and_reach_no_batch_norm(faulty):
-    """One case of five holds nan, which nnU-Net's normalisation spreads over the whole image."""
-    other = Sandbox(faulty.root / "bad")
-    (other.raw / DATASET).symlink_to(faulty.raw / DATASET)
-    (other.preprocessed / DATASET).mkdir()
-    for path in (faulty.preprocessed / DATASET).iterdir():
-        if path.name != "nnUNetPlans_3d_fullres":
-            (other.preprocessed / DATASET / path.name).symlink_to(path)
-    data = other.preprocessed / DATASET / "nnUNetPlans_3d_fullres"
-    data.mkdir()
-    for path in (faulty.preprocessed / DATASET / data.name).iterdir():
-        (data / path.name).symlink_to(path)
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-
-    dataset = nnUNetDatasetBlosc2(str(data))
-    image, truth, _, properties = dataset.load_case("case_1")
-    for path in data.glob("case_1*"):
-        path.unlink()
-    dataset.save_case(np.full_like(image, np.nan), np.asarray(truth), properties, str(data / "case_1"))
-    trainer = "nnUNetTrainerAFNBasic_1epochs_8iterations"
-    output = other.run(*command(trainer))
-    found = re.findall(r"iteration \d: the images hold values that are not finite \(cases: (.*)\)", output)
+    """One voxel of one case is nan; nnU-Net's normalisation spreads it over the whole image."""
+    folder = write_dataset(faulty.raw, "Dataset002_Bad")
+    path = folder / "imagesTr" / "case_1_0000.nii.gz"
+    image = sitk.ReadImage(str(path))
+    image[12, 12, 12] = math.nan
+    sitk.WriteImage(image, str(path))
+    # SimpleITK reads nan in NIfTI files as 0.
+    description = json.loads((folder / "dataset.json").read_text())
+    description["overwrite_image_reader_writer"] = "NibabelIO"
+    (folder / "dataset.json").write_text(json.dumps(description))
+    faulty.prepare(2, "3d_fullres")
+    faulty.edit_plans(folder.name, "small")
+    trainer = "nnUNetTrainerAFNBasic_1epochs_16iterations"
+    output = faulty.run("nnUNetv2_train", 2, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu")
+    found = re.findall(r"iteration \d+: the images hold values that are not finite \(cases: (.*)\)", output)
     assert found
     assert all("case_1" in cases for cases in found)
     assert not math.isnan(float(losses(output)[0]))
-    assert all(value.isfinite().all() for value in weights(other, trainer).values() if value.is_floating_point())
+    assert are_finite(weights(faulty, trainer, dataset=folder.name))
 
 
 def test_random_numbers_go_on():
@@ -273,22 +269,27 @@ def test_minutes_between_checkpoints(monkeypatch):
             minutes_between_checkpoints()
 
 
+def stop_request() -> StopRequest:
+    return StopRequest(SIGNALS, "in a moment")
+
+
 class TestStopRequest:
     def test_remembers_and_restores(self):
         before = signal.getsignal(signal.SIGTERM)
-        with StopRequest() as stop:
+        with stop_request() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.signal == "SIGTERM"
         assert signal.getsignal(signal.SIGTERM) is before
 
     def test_second_interrupt_ends_at_once(self):
-        with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+        with stop_request() as stop:
             os.kill(os.getpid(), signal.SIGINT)
             assert stop.signal == "SIGINT"
-            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
 
     def test_at_once(self):
-        with StopRequest() as stop:
+        with stop_request() as stop:
             stop.at_once = True
             with pytest.raises(SystemExit) as end:
                 os.kill(os.getpid(), signal.SIGUSR1)
@@ -298,8 +299,8 @@ class TestStopRequest:
         """nnU-Net forks the workers that load data, and ends them by SIGTERM."""
         code = (
             "import os, signal, sys, time\n"
-            "from nnunet_plugins.trainers.stop_request import StopRequest\n"
-            "with StopRequest() as stop:\n"
+            "from nnunet_plugins.stop_request import StopRequest\n"
+            "with StopRequest(['SIGTERM'], 'yes') as stop:\n"
             "    child = os.fork()\n"
             "    if child == 0:\n"
             "        time.sleep(60)\n"

@@ -17,6 +17,7 @@ from typing import Any
 from nnunet_plugins.benchmark.run_task import INTERRUPTED, Order
 from nnunet_plugins.benchmark.tasks import Task
 from nnunet_plugins.files import is_json, write_text
+from nnunet_plugins.stop_request import StopRequest
 
 SECONDS = 1.0  # between two looks at the running tasks
 
@@ -117,7 +118,9 @@ def run_tasks(
 
     running: dict[Future[None], Task] = {}
     failed, skipped = list(earlier.failed), dict(earlier.skipped)
-    with _log_of_parsl(folder / "parsl.log"), parsl.load(config) as kernel:
+    # An exception out of a signal could leave one of Parsl's locks held, for which its shutdown would wait for ever.
+    stop = StopRequest(("SIGINT", "SIGTERM", "SIGHUP"), "ending what is running.")
+    with stop, _log_of_parsl(folder / "parsl.log"), parsl.load(config) as kernel:
         apps = {
             slot: parsl.python_app(run_order, data_flow_kernel=kernel, executors=[slot])
             for slot in {task.slot for task in waiting.values()}
@@ -135,6 +138,8 @@ def run_tasks(
                     order.state.unlink(missing_ok=True)
                     running[apps[task.slot](str(order.file))] = waiting.pop(task.name)
             finished, _ = wait(running, timeout=SECONDS, return_when=FIRST_COMPLETED)
+            if stop.signal:
+                raise KeyboardInterrupt
             look(watcher.states(list(running.values())))
             for future in finished:
                 task = running.pop(future)

@@ -29,7 +29,7 @@ from nnunet_plugins.benchmark import command, conditions, progress
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import hold_lock, unfinished, write_text
-from nnunet_plugins.trainers.stop_request import STOPPED
+from nnunet_plugins.stop_request import STOPPED
 
 FAILED, INTERRUPTED = 1, 130
 _TAIL = 30

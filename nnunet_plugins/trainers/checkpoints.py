@@ -6,6 +6,7 @@ their import paths, so that whoever builds that network calls what they name. Ne
 
 import pydoc
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
         ValueError: if it is no checkpoint of nnU-Net.
         OSError: if there is no such file, or it cannot be read.
     """
+    if _is_damaged(path):
+        raise UnsafeCheckpointError(f"{path} is damaged: what it holds is not what was written")
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
@@ -61,6 +64,17 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} is no checkpoint of nnU-Net: it has no {' and no '.join(missing)}")
     return content
+
+
+def _is_damaged(path: Path) -> bool:
+    """Compare the checksums in a checkpoint, which torch writes but does not read."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+        return True
 
 
 def _first_line(error: Exception) -> str:

@@ -22,15 +22,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed
 
 from nnunet_plugins.files import unfinished, whole_file
+from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.checks import require_device, require_labels
-from nnunet_plugins.trainers.stop_request import STOPPED, StopRequest
 
 SAVE_MINUTES = "nnUNet_plugins_save_minutes"
 """Environment variable: minutes between two checkpoints within an epoch; 10 if it is not set, and 0 for none."""
 
 PROGRESS = "nnunet_plugins"
 """Key of the optimizer's state under which our part of a checkpoint stands."""
+
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+"""What asks a training to stop: `kill`, a scheduler's warning (Slurm's `--signal=USR1@120`), and Ctrl-C."""
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 _MOST_REPORTS = 10  # of bad steps, per epoch
@@ -79,7 +82,8 @@ class ReliableTrainer(nnUNetTrainer):
         self._continues = bool(plans["continue_training"])
         super().__init__(plans, configuration, fold, dataset_json, device)
         require_labels(self)
-        self._stop = StopRequest(second_ends=not self.is_ddp)
+        # Launchers of several processes send a second Ctrl-C of their own accord.
+        self._stop = StopRequest(SIGNALS, "saving a checkpoint at the end of this step.", second_ends=not self.is_ddp)
         self._saved_at = time.monotonic()
         self._losses: list[float] = []  # of the running epoch's steps
         self._resumed: dict[str, Any] = {}  # what the checkpoint knew of an epoch that had begun
@@ -287,6 +291,16 @@ class ReliableTrainer(nnUNetTrainer):
         """End the validation of an epoch; with it the epoch is over for a checkpoint."""
         super().on_validation_epoch_end(val_outputs)
         self._random, self._losses = None, []
+
+    def on_epoch_end(self) -> None:
+        """End the epoch; that its curves cannot be drawn, say on a full disk, ends no training."""
+        epoch = self.current_epoch
+        try:
+            super().on_epoch_end()
+        except OSError as error:
+            self.print_to_log_file(f"WARNING: nnunet_plugins: progress.png could not be written: {error}")
+            # What nnU-Net does after drawing.
+            self.current_epoch = epoch + 1
 
     def on_train_end(self) -> None:
         """End training with the final checkpoint."""

@@ -1,7 +1,8 @@
 """Trainers for nnU-Net to find (`nnUNet_extTrainer`), to which things happen that the environment names.
 
 - `HOLD="train 1 2"`: before training step 2 of epoch 1, say "holding" and wait until the file `$GO` is there; likewise
-  `validate`, and `write`, which waits in the middle of writing the checkpoint that is due there.
+  before a `validate` step after as many training steps. `HOLD="write 3"`: in the middle of writing the third
+  checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch.
 - `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
 - `POISON="1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two.
 - `JOURNAL`: file to which the epoch and step of each checkpoint are appended when it is complete.
@@ -36,21 +37,22 @@ class Faults:
     """In front of a trainer among the bases of a class."""
 
     most_bad_steps = 4
+    writes = 0
 
     def initialize(self):
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
         super().initialize()
-        self.optimizer.register_step_pre_hook(lambda *_: self.before_update())
+        next(self.network.parameters()).register_hook(self.poison)
 
     def is_due(self, what: str) -> bool:
         return os.environ.get("HOLD") == f"{what} {self.current_epoch} {len(self._losses)}"
 
-    def before_update(self) -> None:
+    def poison(self, gradient):
         epoch, step, number = map(int, os.environ.get("POISON", "-1 0 0").split())
-        if epoch == self.current_epoch and step <= len(self._losses) < step + number:
-            next(self.network.parameters()).grad.fill_(float("inf"))
+        is_due = epoch == self.current_epoch and step <= len(self._losses) < step + number
+        return gradient * float("inf") if is_due else gradient
 
     def on_epoch_start(self):
         epoch, size = map(int, os.environ.get("LIMIT", "-1 0").split())
@@ -68,8 +70,14 @@ class Faults:
             hold()
         return super().validation_step(batch)
 
+    def set_deep_supervision_enabled(self, enabled):
+        if not enabled and os.environ.get("HOLD") == "whole images":
+            hold()
+        super().set_deep_supervision_enabled(enabled)
+
     def save_checkpoint(self, filename):
-        torch.save = self.write_and_hold if self.is_due("write") else save
+        self.writes += 1
+        torch.save = self.write_and_hold if os.environ.get("HOLD") == f"write {self.writes}" else save
         super().save_checkpoint(filename)
         if "JOURNAL" in os.environ:
             # At the end of an epoch nnU-Net writes down the next one, in the middle our trainer the running one.

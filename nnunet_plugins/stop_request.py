@@ -1,41 +1,42 @@
-"""Turn the signals that end a program into a request that a training obeys between two steps."""
+"""Turn the signals that end a program into a request, which the program obeys where nothing is half done."""
 
 import os
 import signal
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
 STOPPED = 75
 """Exit code of a training that was asked to stop and can go on with `--c`: EX_TEMPFAIL of sysexits.h, "try again"."""
 
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
-"""What asks a training to stop: `kill`, a scheduler's warning (Slurm's `--signal=USR1@120`), and Ctrl-C."""
-
 
 class StopRequest:
-    """While it is entered as a context, signals are remembered instead of ending the process.
+    """While it is entered as a context, signals are remembered instead of ending the process or raising an exception.
 
-    Outside the main thread, where Python allows no handlers, nothing changes.
+    An exception out of a signal can come anywhere, also while a lock is held that someone then waits for. Outside the
+    main thread, where Python allows no handlers, nothing changes.
 
     Args:
-        second_ends: whether a second Ctrl-C ends the process without waiting for the step.
+        signals: names of the signals; those that do not exist here, or are ignored as under `nohup`, are left out.
+        answer: what to tell at once, on stderr.
+        second_ends: whether a second Ctrl-C ends the process where it is.
 
     Attributes:
         signal: name of the signal that came; None if none did.
         at_once: whether a signal ends the process with `STOPPED` where it is, because there is nothing to save.
     """
 
-    def __init__(self, *, second_ends: bool = True) -> None:
-        self._second_ends = second_ends
+    def __init__(self, signals: Sequence[str], answer: str, *, second_ends: bool = True) -> None:
+        self._signals, self._answer, self._second_ends = signals, answer, second_ends
         self.signal: str | None = None
         self.at_once = False
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for name in SIGNALS:
-            number = getattr(signal, name, None)  # Windows has no SIGUSR1
-            if number is not None:
+        for name in self._signals:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 try:
                     self._before[number] = signal.signal(number, self._remember)
                 except ValueError:
@@ -61,4 +62,4 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
         # Not print, which must not be entered a second time from within a handler.
-        os.write(2, f"\nnnunet_plugins: {self.signal}: saving a checkpoint at the end of this step.\n".encode())
+        os.write(2, f"\nnnunet_plugins: {self.signal}: {self._answer}\n".encode())
