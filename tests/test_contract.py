@@ -104,7 +104,8 @@ class TestTrainer:
         names = "my_init_kwargs plans_manager configuration_manager configuration_name dataset_json fold label_manager "
         names += "is_ddp local_rank device output_folder initial_lr weight_decay oversample_foreground_percent "
         names += "num_iterations_per_epoch num_val_iterations_per_epoch num_epochs current_epoch "
-        names += "enable_deep_supervision num_input_channels network optimizer lr_scheduler grad_scaler loss logger _best_ema save_every "
+        names += "enable_deep_supervision num_input_channels network optimizer lr_scheduler grad_scaler loss logger "
+        names += "_best_ema save_every "
         names += "inference_allowed_mirroring_axes disable_checkpointing was_initialized is_cascaded"
         relying = "trainers/backbone.py, trainers/compose.py, trainers/firenet.py, benchmark/recipe.py"
         found = nnUNetTrainer.__init__.__code__.co_names
