@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +24,33 @@ def short_name(name: str) -> str:
 def unfinished(path: Path) -> Path:
     """Return where to make something that is to be at `path` only when it is complete; the ending stays as it is."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that then is at `path` completely or not at all, also if the power fails.
+
+    Until it is complete, the file that was at `path` before stays there. Nothing is left of one that fails.
+    """
+    part = unfinished(path)
+    try:
+        yield part
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def is_json(path: Path) -> bool:

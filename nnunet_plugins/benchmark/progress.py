@@ -38,17 +38,19 @@ class Training:
     def __init__(self, epochs: int, labels: Sequence[str]) -> None:
         self.epochs, self.labels = epochs, labels
         self.epoch, self.loss, self.dice = 0, "", ""
+        self.done = 0.0  # epochs
         self.seconds: list[float] = []
 
     @property
     def fraction(self) -> float:
         """How much of the training is done, from 0 to 1."""
-        return self.epoch / self.epochs if self.dice else 0.0
+        return self.done / self.epochs
 
     def __call__(self, line: str) -> str | None:
         """Take one line of output; return what to tell the user, once per epoch and at the start of the validation."""
         line = STAMP.sub("", line)
         if found := re.fullmatch(r"Epoch (\d+)\s*", line):
+            self.done = int(found[1])
             self.epoch = int(found[1]) + 1
         elif line.startswith("train_loss "):
             self.loss = line.split()[1]
@@ -56,7 +58,11 @@ class Training:
             self.dice = self._pseudo_dice(line)
         elif found := re.match(r"Epoch time: ([\d.]+) s", line):
             self.seconds.append(float(found[1]))
+            self.done = self.epoch
             return self._epoch_line()
+        elif found := re.match(r"Stopped by .* in epoch (\d+) after iteration (\d+) of (\d+)", line):
+            self.done = int(found[1]) + int(found[2]) / int(found[3])
+            return "stopped from outside"
         elif line.startswith("Training done"):
             return "validating"
         return None

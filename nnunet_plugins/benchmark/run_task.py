@@ -29,6 +29,7 @@ from nnunet_plugins.benchmark import command, conditions, progress
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import hold_lock, unfinished, write_text
+from nnunet_plugins.trainers.stop_request import STOPPED
 
 FAILED, INTERRUPTED = 1, 130
 _TAIL = 30
@@ -110,12 +111,16 @@ def _do(order: Order, state: "_State") -> int:
             lines.append(line)
         told = training.follow(line) if training else progress.prediction(line)
         if told:
-            state.write("running", told=told, fraction=training.follow.fraction if training else None)
+            state.fraction = training.follow.fraction if training else None
+            state.write("running", told=told)
 
     with usage:
         code = command.run(order.command, variables, order.log, follow, started=usage.watch)
     if training:
         training.add_cost(usage)
+    if code == STOPPED:
+        # A signal that reached the training alone, say a scheduler's; it has saved what it had done.
+        raise KeyboardInterrupt
     if code:
         return code
     if part is not None and order.output:
@@ -161,6 +166,7 @@ class _State:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.started = time.time()
+        self.fraction: float | None = None
         self.tail: deque[str] = deque(maxlen=_TAIL)
 
     def write(self, status: str, **more: Any) -> None:
@@ -172,6 +178,7 @@ class _State:
             "now": time.time(),
             "command": self.order.command,
             "log": str(self.order.log),
+            "fraction": self.fraction,
             "tail": list(self.tail) if status == "failed" else [],
             **more,
         }

@@ -1,12 +1,10 @@
-"""What every backbone's trainer shares: build the network for the plan, early checks of device, labels and memory."""
+"""What every backbone's trainer shares: build the network for the plan, and an early check of its memory."""
 
 import os
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -19,49 +17,14 @@ from nnunet_plugins.planning.forecast import (
     format_size,
 )
 from nnunet_plugins.planning.names import fitted_plans_name
-from nnunet_plugins.registry import MODIFIERS, Backbone, locate
+from nnunet_plugins.registry import Backbone, locate
+from nnunet_plugins.trainers.reliable import ReliableTrainer
 
 MEMORY_CHECK = "nnUNet_plugins_memory_check"
 """Environment variable that, set to 0, lets training start whatever the forecast of its memory says."""
 
 
-def require_device(device: torch.device) -> None:
-    """Check that torch can use the device that training asks for.
-
-    Raises:
-        RuntimeError: if it cannot, with the remedy.
-    """
-    available: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if device.type in available and not available[device.type]():
-        raise RuntimeError(
-            f"nnunet_plugins: training on '-device {device.type}' was asked for, but torch {torch.__version__} sees no "
-            f"such device here. Train with '-device cpu', or run `nnunet-plugins doctor` to see what is missing."
-        )
-
-
-def require_labels(trainer: nnUNetTrainer) -> None:
-    """Check that a trainer's loss can handle the labels of its dataset.
-
-    Recipes and modifiers take their losses from the same pieces; of several, the first in the order of bases counts.
-
-    Raises:
-        NotImplementedError: if it cannot, naming the losses that can.
-    """
-    labels = trainer.label_manager
-    features = {"regions": labels.has_regions, "an ignore label": labels.has_ignore_label}
-    losses = [row for row in MODIFIERS if row.slot == "loss"]
-    holder = next(cls for cls in type(trainer).__mro__ if "_build_loss" in vars(cls))
-    for row in losses:
-        for feature in row.unsupported:
-            if features[feature] and row.piece and locate(row.piece) is holder:
-                able = [f"_{other.name}" for other in losses if feature not in other.unsupported]
-                raise NotImplementedError(
-                    f"{type(trainer).__name__}: its loss, {row.summary}, does not support datasets with {feature}; "
-                    f"use {' or '.join(able)}, or a trainer with nnU-Net's own loss"
-                )
-
-
-class BackboneTrainer(nnUNetTrainer):
+class BackboneTrainer(ReliableTrainer):
     """nnU-Net's trainer and recipe with the network of one registry row.
 
     Subclasses change the recipe; the registry row in `backbone` names the network and its options.
@@ -80,9 +43,7 @@ class BackboneTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
     ) -> None:
-        require_device(device)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        require_labels(self)
         self.enable_deep_supervision = self.deep_supervision
 
     @classmethod

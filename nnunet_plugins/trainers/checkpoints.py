@@ -17,7 +17,7 @@ from torch import nn
 # What nnU-Net's checkpoints hold besides tensors and plain Python: the logged figures. The first is the function that
 # makes a scalar, whose place in numpy depends on the version that wrote the checkpoint.
 _SCALAR = np.float32(0).__reduce__()[0]
-_NUMBERS = [
+_NUMBERS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,

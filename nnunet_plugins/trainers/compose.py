@@ -9,9 +9,9 @@ import functools
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_plugins.registry import MODIFIERS, Backbone, Modifier, locate
-from nnunet_plugins.trainers.backbone import require_device, require_labels
+from nnunet_plugins.registry import MODIFIERS, STOCK_TRAINER, Backbone, Modifier, locate
 from nnunet_plugins.trainers.names import parse
+from nnunet_plugins.trainers.reliable import ReliableTrainer
 
 # Where pickle and spawned workers look the classes up again; its module `__getattr__` comes back here.
 HOME = "nnunet_plugins.trainers"
@@ -26,7 +26,7 @@ def trainer_class(name: str) -> type[nnUNetTrainer]:
     """
     parsed = parse(name)
     if parsed.modifiers:
-        base = trainer_class(parsed.backbone.trainer) if parsed.backbone else nnUNetTrainer
+        base = trainer_class(parsed.backbone.trainer) if parsed.backbone else ReliableTrainer
         return _compose(name, base, parsed.modifiers)
     if parsed.backbone is None:
         return nnUNetTrainer
@@ -62,9 +62,7 @@ def _compose(
             dataset_json: dict,
             device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
         ) -> None:
-            require_device(device)
             super().__init__(plans, configuration, fold, dataset_json, device)
-            require_labels(self)
             for attribute, value in numbers.items():
                 setattr(self, attribute, value)
             # A run of 1000 epochs keeps nnU-Net's 50; a shorter one should not lose more than a twentieth either.
@@ -72,5 +70,6 @@ def _compose(
 
     Composed.__name__ = Composed.__qualname__ = name
     Composed.__module__ = HOME
-    Composed.__doc__ = f"{base.__name__} with: {'; '.join(row.summary for row in rows)}."
+    start = STOCK_TRAINER if base is ReliableTrainer else base.__name__
+    Composed.__doc__ = f"{start} with: {'; '.join(row.summary for row in rows)}."
     return Composed

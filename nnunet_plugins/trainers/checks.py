@@ -1,0 +1,44 @@
+"""What every trainer checks before anything else, so that a training that cannot work ends with one clear error."""
+
+from collections.abc import Callable
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_plugins.registry import MODIFIERS, locate
+
+
+def require_device(device: torch.device) -> None:
+    """Check that torch can use the device that training asks for.
+
+    Raises:
+        RuntimeError: if it cannot, with the remedy.
+    """
+    available: dict[str, Callable[[], bool]] = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device.type in available and not available[device.type]():
+        raise RuntimeError(
+            f"nnunet_plugins: training on '-device {device.type}' was asked for, but torch {torch.__version__} sees no "
+            f"such device here. Train with '-device cpu', or run `nnunet-plugins doctor` to see what is missing."
+        )
+
+
+def require_labels(trainer: nnUNetTrainer) -> None:
+    """Check that a trainer's loss can handle the labels of its dataset.
+
+    Recipes and modifiers take their losses from the same pieces; of several, the first in the order of bases counts.
+
+    Raises:
+        NotImplementedError: if it cannot, naming the losses that can.
+    """
+    labels = trainer.label_manager
+    features = {"regions": labels.has_regions, "an ignore label": labels.has_ignore_label}
+    losses = [row for row in MODIFIERS if row.slot == "loss"]
+    holder = next(cls for cls in type(trainer).__mro__ if "_build_loss" in vars(cls))
+    for row in losses:
+        for feature in row.unsupported:
+            if features[feature] and row.piece and locate(row.piece) is holder:
+                able = [f"_{other.name}" for other in losses if feature not in other.unsupported]
+                raise NotImplementedError(
+                    f"{type(trainer).__name__}: its loss, {row.summary}, does not support datasets with {feature}; "
+                    f"use {' or '.join(able)}, or a trainer with nnU-Net's own loss"
+                )

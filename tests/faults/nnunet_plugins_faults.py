@@ -1,0 +1,98 @@
+"""Trainers for nnU-Net to find (`nnUNet_extTrainer`), to which things happen that the environment names.
+
+- `HOLD="train 1 2"`: before training step 2 of epoch 1, say "holding" and wait until the file `$GO` is there; likewise
+  `validate`, and `write`, which waits in the middle of writing the checkpoint that is due there.
+- `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
+- `POISON="1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two.
+- `JOURNAL`: file to which the epoch and step of each checkpoint are appended when it is complete.
+"""
+
+import io
+import os
+import random
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnunet_plugins.trainers import (
+    nnUNetTrainer_3epochs_4iterations_NoMirroring,
+    nnUNetTrainer_40epochs_10iterations_NoMirroring,
+    nnUNetTrainerFIRENet_3epochs_3iterations,
+)
+
+save = torch.save
+
+
+def hold() -> None:
+    print("holding", flush=True)
+    while not Path(os.environ["GO"]).exists():
+        time.sleep(0.02)
+
+
+class Faults:
+    """In front of a trainer among the bases of a class."""
+
+    most_bad_steps = 4
+
+    def initialize(self):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        super().initialize()
+        self.optimizer.register_step_pre_hook(lambda *_: self.before_update())
+
+    def is_due(self, what: str) -> bool:
+        return os.environ.get("HOLD") == f"{what} {self.current_epoch} {len(self._losses)}"
+
+    def before_update(self) -> None:
+        epoch, step, number = map(int, os.environ.get("POISON", "-1 0 0").split())
+        if epoch == self.current_epoch and step <= len(self._losses) < step + number:
+            next(self.network.parameters()).grad.fill_(float("inf"))
+
+    def on_epoch_start(self):
+        epoch, size = map(int, os.environ.get("LIMIT", "-1 0").split())
+        if epoch == self.current_epoch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        super().on_epoch_start()
+
+    def train_step(self, batch):
+        if self.is_due("train"):
+            hold()
+        return super().train_step(batch)
+
+    def validation_step(self, batch):
+        if self.is_due("validate"):
+            hold()
+        return super().validation_step(batch)
+
+    def save_checkpoint(self, filename):
+        torch.save = self.write_and_hold if self.is_due("write") else save
+        super().save_checkpoint(filename)
+        if "JOURNAL" in os.environ:
+            # At the end of an epoch nnU-Net writes down the next one, in the middle our trainer the running one.
+            with open(os.environ["JOURNAL"], "a") as file:
+                file.write(f"{self.current_epoch + 1} {len(self._losses)}\n")
+
+    def write_and_hold(self, content, path):
+        whole = io.BytesIO()
+        save(content, whole)
+        with open(path, "wb") as file:
+            file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            file.flush()
+            hold()
+            file.write(whole.getvalue()[len(whole.getvalue()) // 2 :])
+
+
+class nnUNetTrainerFaults(Faults, nnUNetTrainer_3epochs_4iterations_NoMirroring):  # noqa: N801
+    pass
+
+
+class nnUNetTrainerFaultsFIRENet(Faults, nnUNetTrainerFIRENet_3epochs_3iterations):  # noqa: N801
+    pass
+
+
+class nnUNetTrainerFaultsLong(Faults, nnUNetTrainer_40epochs_10iterations_NoMirroring):  # noqa: N801
+    pass

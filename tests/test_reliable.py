@@ -1,0 +1,313 @@
+"""Trainings that are interrupted, run out of space or meet bad numbers lose nothing, through nnU-Net's own commands."""
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Sandbox
+from torch.testing import assert_close
+
+from nnunet_plugins.trainers.checkpoints import load_checkpoint
+from nnunet_plugins.trainers.reliable import minutes_between_checkpoints, random_state, set_random_state
+from nnunet_plugins.trainers.stop_request import STOPPED, StopRequest
+
+pytestmark = pytest.mark.slow
+DATASET = "Dataset001_Small"
+FAULTS = "nnUNetTrainerFaults"
+CHECKPOINTS = ("final", "latest", "best")
+
+
+@pytest.fixture(scope="module")
+def faulty(small: Sandbox) -> Sandbox:
+    small.env["nnUNet_extTrainer"] = str(ROOT / "tests" / "faults")
+    small.env["GO"] = str(small.root / "go")
+    return small
+
+
+def fold(sandbox: Sandbox, trainer: str = FAULTS) -> Path:
+    return sandbox.results / DATASET / f"{trainer}__small__3d_fullres" / "fold_0"
+
+
+def command(trainer: str, *options: str) -> tuple[object, ...]:
+    return ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu", *options)
+
+
+def train(sandbox: Sandbox, *options: str, trainer: str = FAULTS, ok: bool = True, **env: str) -> str:
+    return sandbox.run(*command(trainer, *options), ok=ok, **env)
+
+
+def interrupt(sandbox: Sandbox, hold: str, number: int, *options: str, trainer: str = FAULTS, **env: str) -> str:
+    """Train until it holds, send the signal, let it go on; returns the output, with the exit code in its last line."""
+    go = Path(sandbox.env["GO"])
+    go.unlink(missing_ok=True)
+    process = sandbox.start(*command(trainer, *options), HOLD=hold, **env)
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line == "holding\n":
+            process.send_signal(number)
+            if number != signal.SIGKILL:
+                # The answer to the signal, before the training may go on.
+                seen.append(process.stdout.readline() + process.stdout.readline())
+            go.touch()
+    process.stdout.close()
+    assert "holding\n" in seen, "".join(seen)[-3000:]
+    return "".join(seen) + f"exit code {process.wait()}"
+
+
+def weights(sandbox: Sandbox, trainer: str = FAULTS, name: str = "final") -> dict[str, torch.Tensor]:
+    return load_checkpoint(fold(sandbox, trainer) / f"checkpoint_{name}.pth")["network_weights"]
+
+
+def fresh(sandbox: Sandbox, trainer: str = FAULTS) -> None:
+    for path in fold(sandbox, trainer).glob("checkpoint_*"):
+        path.unlink()
+
+
+def losses(output: str) -> list[str]:
+    return re.findall(r"train_loss (\S+)", output)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(faulty: Sandbox) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]]:
+    """Final weights and logged losses of trainings to which nothing happened."""
+    found = {}
+    for trainer in (FAULTS, "nnUNetTrainerFaultsFIRENet"):
+        output = train(faulty, trainer=trainer)
+        found[trainer] = (weights(faulty, trainer), losses(output))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("hold", "name", "trainer"),
+    [
+        ("train 1 2", "SIGTERM", FAULTS),
+        ("train 2 0", "SIGINT", FAULTS),
+        ("validate 1 4", "SIGUSR1", FAULTS),
+        ("train 1 1", "SIGUSR1", "nnUNetTrainerFaultsFIRENet"),
+    ],
+)
+def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(faulty, uninterrupted, hold, name, trainer):
+    fresh(faulty, trainer)
+    output = interrupt(faulty, hold, getattr(signal, name), trainer=trainer)
+    assert output.endswith(f"exit code {STOPPED}")
+    assert f"{name}: saving a checkpoint" in output
+    kind, epoch, step = hold.split()
+    done = int(step) + (kind == "train")
+    assert re.search(rf"Stopped by {name} in epoch {epoch} after iteration {done} of \d. checkpoint_latest", output)
+    second = train(faulty, "--c", trainer=trainer)
+    assert re.findall(r": Epoch (\d)", second)[0] == epoch
+    assert f"Going on after iteration {done} of" in second
+    assert "logging issue" not in second
+    expected, logged = uninterrupted[trainer]
+    assert_close(weights(faulty, trainer), expected, rtol=0, atol=0)
+    assert losses(output) + losses(second) == logged
+    assert sorted(path.name for path in fold(faulty, trainer).glob("checkpoint_*")) == [
+        "checkpoint_best.pth",
+        "checkpoint_final.pth",
+    ]
+
+
+def test_a_kill_costs_no_more_than_the_time_between_checkpoints(faulty, uninterrupted):
+    """Also one that comes while a checkpoint is being written."""
+    fresh(faulty)
+    often = {"nnUNet_plugins_save_minutes": "0.00001"}
+    output = interrupt(faulty, "train 1 2", signal.SIGKILL, **often)
+    assert output.endswith(f"exit code {-signal.SIGKILL}")
+    output = interrupt(faulty, "write 1 3", signal.SIGKILL, "--c", **often)
+    assert "Going on after iteration 2 of 4" in output
+    torn = fold(faulty) / "checkpoint_latest.partial.pth"
+    assert torn.exists()
+    second = train(faulty, "--c")
+    assert "Going on after iteration 2 of 4" in second
+    assert not torn.exists()
+    assert_close(weights(faulty), uninterrupted[FAULTS][0], rtol=0, atol=0)
+
+
+def test_stopped_during_the_last_validation(faulty, uninterrupted):
+    """There is nothing to save: it ends at once, and `--c` validates again."""
+    process = faulty.start(*command(FAULTS, "--c"))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("predicting"):
+            process.terminate()
+            break
+    process.stdout.read()
+    process.stdout.close()
+    assert process.wait() == STOPPED
+    train(faulty, "--c")
+    assert (fold(faulty) / "validation" / "summary.json").exists()
+
+
+def test_full_disk_spares_the_checkpoint_before(faulty, uninterrupted):
+    fresh(faulty)
+    limited = {"nnUNet_plugins_save_minutes": "0.00001", "LIMIT": "1 400000"}
+    output = train(faulty, ok=False, **limited)
+    assert "WARNING: nnunet_plugins:" in output
+    assert re.search(r"checkpoint_latest.pth could not be written: .* MiB free\)", output)
+    assert output.strip().splitlines()[-1].endswith("Make room, then go on with --c.")
+    assert re.findall(r": Epoch (\d)", output) == ["0", "1", "2"]
+    assert not list(fold(faulty).glob("*.partial.*"))
+    # Whole, and of the time before the disk was full.
+    assert load_checkpoint(fold(faulty) / "checkpoint_latest.pth")["current_epoch"] in (0, 1)
+    second = train(faulty, "--c")
+    assert_close(weights(faulty), uninterrupted[FAULTS][0], rtol=0, atol=0)
+    assert re.findall(r": Epoch (\d)", second)[-1] == "2"
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    elif how == "flipped":
+        content[len(content) // 2] ^= 255
+    elif how == "empty":
+        content = bytearray()
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_unreadable_checkpoint_is_named_and_the_next_best_taken(faulty, how):
+    fresh(faulty)
+    interrupt(faulty, "train 1 2", signal.SIGTERM)
+    assert (fold(faulty) / "checkpoint_best.pth").exists()
+    damage(fold(faulty) / "checkpoint_latest.pth", how)
+    output = train(faulty, "--c")
+    assert re.search(r"WARNING: \S+checkpoint_latest.pth .*next best", output)
+    assert re.findall(r": Epoch (\d)", output) == ["1", "2"]
+    assert "Going on after" not in output
+
+
+def test_no_readable_checkpoint_starts_afresh(faulty, uninterrupted):
+    train(faulty, "--c")
+    for path in fold(faulty).glob("checkpoint_*"):
+        damage(path, "cut")
+    last = train(faulty, "--val", ok=False).strip().splitlines()[-1]
+    assert "checkpoint_final.pth" in last
+    assert "Train with --c" in last
+    output = train(faulty, "--c")
+    assert "can be read; training starts afresh" in output
+    assert losses(output) == uninterrupted[FAULTS][1]
+
+
+def test_disabled_checkpointing_says_that_nothing_is_saved(faulty):
+    fresh(faulty)
+    output = interrupt(faulty, "train 0 1", signal.SIGTERM, "--disable_checkpointing")
+    assert "Nothing is saved" in output
+    assert output.endswith(f"exit code {STOPPED}")
+    assert not list(fold(faulty).glob("checkpoint_*"))
+
+
+def test_bad_gradients_change_nothing_and_are_told(faulty):
+    fresh(faulty)
+    output = train(faulty, POISON="1 1 2")
+    found = re.findall(r"WARNING: epoch 1, iteration (\d): the gradient is not finite \(cases: case_\d", output)
+    assert found == ["2", "3"]
+    assert "2 of 4 steps of this epoch were not finite" in output
+    assert all(value.isfinite().all() for value in weights(faulty).values() if value.is_floating_point())
+
+
+def test_bad_gradients_without_end_stop_the_training(faulty):
+    fresh(faulty)
+    output = train(faulty, POISON="1 0 4", ok=False)
+    last = output.strip().splitlines()[-1]
+    assert "4 steps in a row were not finite, the last one in epoch 1, iteration 4" in last
+    assert "nnunet-plugins doctor -d Dataset001_Small" in last
+    best = weights(faulty, name="best")
+    assert all(value.isfinite().all() for value in best.values() if value.is_floating_point())
+    assert re.findall(r": Epoch (\d)", train(faulty, "--c")) == ["1", "2"]
+
+
+def test_bad_images_are_named_and_reach_no_batch_norm(faulty):
+    """One case of five holds nan, which nnU-Net's normalisation spreads over the whole image."""
+    other = Sandbox(faulty.root / "bad")
+    (other.raw / DATASET).symlink_to(faulty.raw / DATASET)
+    (other.preprocessed / DATASET).mkdir()
+    for path in (faulty.preprocessed / DATASET).iterdir():
+        if path.name != "nnUNetPlans_3d_fullres":
+            (other.preprocessed / DATASET / path.name).symlink_to(path)
+    data = other.preprocessed / DATASET / "nnUNetPlans_3d_fullres"
+    data.mkdir()
+    for path in (faulty.preprocessed / DATASET / data.name).iterdir():
+        (data / path.name).symlink_to(path)
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    dataset = nnUNetDatasetBlosc2(str(data))
+    image, truth, _, properties = dataset.load_case("case_1")
+    for path in data.glob("case_1*"):
+        path.unlink()
+    dataset.save_case(np.full_like(image, np.nan), np.asarray(truth), properties, str(data / "case_1"))
+    trainer = "nnUNetTrainerAFNBasic_1epochs_8iterations"
+    output = other.run(*command(trainer))
+    found = re.findall(r"iteration \d: the images hold values that are not finite \(cases: (.*)\)", output)
+    assert found
+    assert all("case_1" in cases for cases in found)
+    assert not math.isnan(float(losses(output)[0]))
+    assert all(value.isfinite().all() for value in weights(other, trainer).values() if value.is_floating_point())
+
+
+def test_random_numbers_go_on():
+    state = random_state()
+    first = (np.random.normal(), torch.rand(3), np.random.normal())
+    set_random_state(state)
+    assert_close((np.random.normal(), torch.rand(3), np.random.normal()), first, rtol=0, atol=0)
+
+
+def test_minutes_between_checkpoints(monkeypatch):
+    monkeypatch.delenv("nnUNet_plugins_save_minutes", raising=False)
+    assert minutes_between_checkpoints() == 10
+    for text, minutes in {"0": math.inf, "2.5": 2.5}.items():
+        monkeypatch.setenv("nnUNet_plugins_save_minutes", text)
+        assert minutes_between_checkpoints() == minutes
+    for text in ("-1", "soon", "nan"):
+        monkeypatch.setenv("nnUNet_plugins_save_minutes", text)
+        with pytest.raises(ValueError, match=f"nnUNet_plugins_save_minutes='{text}'"):
+            minutes_between_checkpoints()
+
+
+class TestStopRequest:
+    def test_remembers_and_restores(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_second_interrupt_ends_at_once(self):
+        with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal == "SIGINT"
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def test_at_once(self):
+        with StopRequest() as stop:
+            stop.at_once = True
+            with pytest.raises(SystemExit) as end:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        assert end.value.code == STOPPED
+
+    def test_forked_workers_end_as_ever(self):
+        """nnU-Net forks the workers that load data, and ends them by SIGTERM."""
+        code = (
+            "import os, signal, sys, time\n"
+            "from nnunet_plugins.trainers.stop_request import StopRequest\n"
+            "with StopRequest() as stop:\n"
+            "    child = os.fork()\n"
+            "    if child == 0:\n"
+            "        time.sleep(60)\n"
+            "        os._exit(0)\n"
+            "    time.sleep(0.2)\n"
+            "    os.kill(child, signal.SIGTERM)\n"
+            "    _, status = os.waitpid(child, 0)\n"
+            "    print(os.WTERMSIG(status), stop.signal)\n"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+        assert result.stdout.split() == [str(int(signal.SIGTERM)), "None"]
