@@ -52,7 +52,7 @@ class TestTrainer:
     def test_constructor(self):
         expected = ["plans", "configuration", "fold", "dataset_json", "device=device(type='cuda')"]
         found = [text.replace(" = ", "=") for text in parameters(nnUNetTrainer)]
-        expect(found, expected, "nnUNetTrainer.__init__", "trainers/backbone.py and trainers/compose.py")
+        expect(found, expected, "nnUNetTrainer.__init__", "trainers/reliable.py and trainers/compose.py")
 
     def test_build_network_architecture(self):
         found = [text.replace(" = ", "=") for text in parameters(nnUNetTrainer.build_network_architecture)]
@@ -74,18 +74,18 @@ class TestTrainer:
             ("set_deep_supervision_enabled", "self enabled", "trainers/backbone.py"),
             ("on_train_start", "self", "trainers/backbone.py"),
             ("on_train_end", "self", "trainers/firenet.py"),
-            ("on_train_epoch_start", "self", "trainers"),
-            ("on_train_epoch_end", "self train_outputs", "trainers"),
-            ("on_validation_epoch_start", "self", "trainers"),
-            ("on_validation_epoch_end", "self val_outputs", "trainers"),
-            ("on_epoch_start", "self", "trainers"),
+            ("on_train_epoch_start", "self", "trainers/reliable.py"),
+            ("on_train_epoch_end", "self train_outputs", "trainers/reliable.py"),
+            ("on_validation_epoch_start", "self", "trainers/reliable.py"),
+            ("on_validation_epoch_end", "self val_outputs", "trainers/reliable.py"),
+            ("on_epoch_start", "self", "trainers/reliable.py"),
             ("on_epoch_end", "self", "trainers/firenet.py"),
-            ("train_step", "self batch", "trainers"),
-            ("validation_step", "self batch", "trainers"),
-            ("save_checkpoint", "self filename", "trainers"),
-            ("load_checkpoint", "self filename_or_checkpoint", "trainers"),
-            ("perform_actual_validation", "self save_probabilities=False", "trainers"),
-            ("run_training", "self", "trainers"),
+            ("train_step", "self batch", "trainers/reliable.py"),
+            ("validation_step", "self batch", "trainers/reliable.py"),
+            ("save_checkpoint", "self filename", "trainers/reliable.py"),
+            ("load_checkpoint", "self filename_or_checkpoint", "trainers/reliable.py"),
+            ("perform_actual_validation", "self save_probabilities=False", "trainers/reliable.py"),
+            ("run_training", "self", "trainers/reliable.py"),
         ],
     )
     def test_method(self, name, expected, relying):
@@ -105,9 +105,9 @@ class TestTrainer:
         names += "is_ddp local_rank device output_folder initial_lr weight_decay oversample_foreground_percent "
         names += "num_iterations_per_epoch num_val_iterations_per_epoch num_epochs current_epoch "
         names += "enable_deep_supervision num_input_channels network optimizer lr_scheduler grad_scaler loss logger "
-        names += "_best_ema save_every "
+        names += "dataloader_train _best_ema save_every "
         names += "inference_allowed_mirroring_axes disable_checkpointing was_initialized is_cascaded"
-        relying = "trainers/backbone.py, trainers/compose.py, trainers/firenet.py, benchmark/recipe.py"
+        relying = "trainers/reliable.py, trainers/compose.py, trainers/firenet.py, benchmark/recipe.py"
         found = nnUNetTrainer.__init__.__code__.co_names
         expect_all(found, set(names.split()), "the attributes of nnUNetTrainer", relying)
 
@@ -158,7 +158,7 @@ class TestCheckpoint:
         made._best_ema, made.current_epoch, made.inference_allowed_mirroring_axes = np.float32(0.5), 0, (0, 1)
         made.my_init_kwargs = {"plans": plans, "configuration": "2d", "fold": 0, "dataset_json": description}
         (folder / "fold_0").mkdir()
-        made.save_checkpoint(str(folder / "fold_0" / "checkpoint_final.pth"))
+        nnUNetTrainer.save_checkpoint(made, str(folder / "fold_0" / "checkpoint_final.pth"))
         (folder / "plans.json").write_text(json.dumps(plans))
         (folder / "dataset.json").write_text(json.dumps(description))
         return description
@@ -264,9 +264,9 @@ def test_batches_of_the_data_loader():
     manager = PlansManager({"plans_name": "made", "configurations": {}, "label_manager": "LabelManager"})
     labels = manager.get_label_manager({"labels": {"background": 0, "a": 1}})
     batch = next(nnUNetDataLoader(Cases(), 2, (8, 8), (8, 8), labels))
-    expect_all(batch, {"data", "target", "keys"}, "a batch of nnUNetDataLoader", "train_step of the trainers")
-    expect(tuple(batch["data"].shape), (2, 1, 8, 8), "the shape of a batch", "train_step of the trainers")
-    expect(set(batch["keys"]) <= set(Cases.identifiers), True, "the keys of a batch", "train_step of the trainers")
+    expect_all(batch, {"data", "target", "keys"}, "a batch of nnUNetDataLoader", "trainers/reliable.py")
+    expect(tuple(batch["data"].shape), (2, 1, 8, 8), "the shape of a batch", "trainers/reliable.py")
+    expect(set(batch["keys"]) <= set(Cases.identifiers), True, "the keys of a batch", "trainers/reliable.py")
 
 
 @pytest.mark.slow
@@ -310,6 +310,17 @@ class TestTorch:
         weight.sum().backward()
         optimizer.step()
         expect(weight.item(), 1.0, "Optimizer.register_step_pre_hook", "trainers/firenet.py")
+
+    def test_optimizer_state_hooks(self):
+        """What a hook adds to the state is saved, and what another takes out is not loaded."""
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 1.0)
+        optimizer.register_state_dict_post_hook(lambda _, state: {**state, "ours": 7})
+        state = optimizer.state_dict()
+        expect(state.get("ours"), 7, "Optimizer.register_state_dict_post_hook", "trainers/reliable.py")
+        seen = []
+        optimizer.register_load_state_dict_pre_hook(lambda _, state: seen.append(state.pop("ours")) or state)
+        optimizer.load_state_dict(state)
+        expect(seen, [7], "Optimizer.register_load_state_dict_pre_hook", "trainers/reliable.py")
 
     def test_saved_tensors_hooks_see_each_tensor(self):
         kept = []
