@@ -2,6 +2,7 @@
 
 import copy
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import ROOT, commands
 from test_conformance import NETWORKS, build, image
 from test_trainers import EXPECTED, bare, gates, moved
 from torch import nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -34,7 +36,11 @@ FAMILY = [row for row in KINDS if row.network.endswith("AFNet")]
 def loss(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(1)  # for dropout
     outputs = network(x)
-    return sum(out.square().mean() for out in (outputs if isinstance(outputs, (list, tuple)) else [outputs]))
+    truth = torch.zeros(len(x), *x.shape[2:], dtype=torch.long)
+    return sum(
+        functional.cross_entropy(out, truth[:, : out.shape[2], : out.shape[3]])
+        for out in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
+    )
 
 
 def take_steps(row, rank: int) -> None:
@@ -69,8 +75,8 @@ def take_steps(row, rank: int) -> None:
     flat = torch.cat([tensor.detach().flatten() for tensor in network.parameters()])
     both = [torch.empty_like(flat) for _ in range(2)]
     dist.all_gather(both, flat)
-    assert torch.equal(both[0], both[1])
     assert torch.isfinite(flat).all()
+    assert torch.equal(both[0], both[1])
 
 
 class Idle(nn.Module):
@@ -102,7 +108,7 @@ def run_rank(rank: int, meeting: str) -> None:
 def test_every_kind_of_network_trains_in_two_processes(tmp_path):
     """All stages of FIRENet's schedule included. DDP itself raises if a parameter gets no gradient."""
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_distributed as t; t.run_rank"
-    command = [commands() / "python", "-W", "error", "-c"]
+    command = [commands() / "python", "-Werror", "-c"]
     processes = [
         subprocess.Popen(
             [*command, f"{code}({rank}, {str(tmp_path / 'meeting')!r})"],
@@ -112,11 +118,12 @@ def test_every_kind_of_network_trains_in_two_processes(tmp_path):
         )
         for rank in range(2)
     ]
+    # Both at once: each waits for the other, and for a reader of what it prints.
+    with ThreadPoolExecutor(2) as readers:
+        outputs = [output for output, _ in readers.map(lambda process: process.communicate(timeout=300), processes)]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     expected = [*(f"trained {row.trainer}" for row in KINDS), "refused"]
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-        assert output.splitlines() == expected
+    assert [output.splitlines() for output in outputs] == [expected, expected]
 
 
 def batch_norms(network: nn.Module) -> list[str]:
