@@ -62,7 +62,16 @@ def install(python: str, requirements: Sequence[str], folder: Path) -> None:
     """Make the environment."""
     for command in (
         [python, "-m", "venv", str(folder)],
-        [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements],
+        [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-compile",
+            "--disable-pip-version-check",
+            *requirements,
+        ],
     ):
         done, seconds, output = run(command, Path(tempfile.gettempdir()))
         if not done:

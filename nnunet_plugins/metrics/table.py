@@ -28,7 +28,7 @@ def write_table(path: Path, table: pd.DataFrame, **options: str) -> None:
         options: for pandas.
     """
     texts = _map_texts(table, _mark)
-    write_text(path, texts.to_csv(index=False, **options))  # type: ignore[call-overload]
+    write_text(path, texts.to_csv(index=False, **options))
 
 
 def read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
