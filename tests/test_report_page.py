@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import html.parser
 import io
 import itertools
@@ -137,6 +138,15 @@ def test_nothing_is_loaded_and_ids_are_unique(report):
     references = set(re.findall(r'(?:url\(|href=")#([^")]+)', report_text(report)))
     assert references <= set(page.ids())
     assert references, "clip paths and markers at least"
+
+
+def test_the_page_runs_no_script_but_its_own(report):
+    """Its policy names the hash of exactly what stands in the one script."""
+    page, _ = report
+    (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", report_text(report), flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
 def report_text(report):
