@@ -104,7 +104,7 @@ def image(plan, batch=2):
 
 
 # Rows that differ in their recipe alone share a network: it is tested once.
-NETWORKS = {(row.network, repr(sorted(row.options.items()))): row for row in reversed(BACKBONES)}.values()
+NETWORKS = list({(row.network, repr(sorted(row.options.items()))): row for row in reversed(BACKBONES)}.values())
 CASES = [
     (row, plan)
     for row in NETWORKS

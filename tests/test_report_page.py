@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import html.parser
 import io
 import itertools
@@ -139,6 +140,15 @@ def test_nothing_is_loaded_and_ids_are_unique(report):
     assert references, "clip paths and markers at least"
 
 
+def test_the_page_runs_no_script_but_its_own(report):
+    """Its policy names the hash of exactly what stands in the one script."""
+    page, _ = report
+    (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", report_text(report), flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
 def report_text(report):
     return (report[1] / "report" / "index.html").read_text(encoding="utf-8")
 
@@ -238,7 +248,14 @@ def test_complete_benchmarks_have_no_banner(report):
     assert not report[0].all("aside")
 
 
-HOSTILE = ["<script>alert(1)</script>", "R&D \"quoted\" 'name'", "costs $x_1$ and $y$", "<!-- -->]]>网络"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "R&D \"quoted\" 'name'",
+    "costs $x_1$ and $\\input{/etc/passwd}$",
+    "<!-- -->]]>网络",
+    "=cmd() | `id` {{ 7 * 7 }}",
+]
+CONTROLS = "\x00\x08\x1b[31m\u202egnp\ud800"
 
 
 def test_hostile_names_are_text(tmp_path):
@@ -247,11 +264,20 @@ def test_hostile_names_are_text(tmp_path):
     record.results["name"] = record.results["name"].str.replace("Anterior", "</td><b>")
     record.results["dataset"] = record.runs["dataset"] = record.curves["dataset"] = "Dataset001_<i>"
     record.equality[0]["dataset"] = "Dataset001_<i>"
-    failure = {"task": "<u>", "command": "a && <b>", "exit_code": 1, "log": "</pre>", "tail": "</pre><script>2"}
+    record.results["algorithm"] = record.results["algorithm"].replace(BASELINE, f"U{CONTROLS[:-1]}Net")
+    failure = {
+        "task": f"<u>{CONTROLS}",
+        "command": "a && <b>",
+        "exit_code": 1,
+        "log": "</pre>",
+        "tail": "</pre><script>2",
+    }
     about = {**record.about, "title": "</title><script>alert(3)</script>", "budget": "<s>"}
     page = build(tmp_path, dataclasses.replace(record, failures=[failure], about=about))
     assert len(page.all("script")) == 1
     assert not {"i", "u", "s", "b"} & {tag for tag, _ in page.tags}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert not set(CONTROLS) & set(page.text) - set("[31mgnp")
     for name in (*HOSTILE, "</td><b>", "Dataset001_<i>", "<u>", "</pre><script>2", "</title><script>alert(3)"):
         assert name in page.text
     for file in (tmp_path / "report" / "figures").iterdir():

@@ -1,16 +1,12 @@
 """The recipes: FIRENet's three stages, the paper's augmentation and checkpoint, the focal loss."""
 
 import math
-import os
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.firenet import FIRENet
@@ -99,31 +95,6 @@ def test_freezing_neither_recompiles_nor_breaks_the_graph():
     hold_frozen_gates(optimizer, bare(compiled), lambda: stage[0])
     take_steps(compiled, network, optimizer, stage)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
-def _two_ranks(rank: int, port: int) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    network, stage = small_firenet(), [1]
-    wrapped = DistributedDataParallel(network)
-    optimizer = torch.optim.SGD(wrapped.parameters(), 0.01, momentum=0.99)
-    hold_frozen_gates(optimizer, bare(wrapped, is_ddp=True), lambda: stage[0])
-    torch.manual_seed(rank)  # different images on the two ranks
-    take_steps(wrapped, network, optimizer, stage)
-    flat = torch.cat([p.detach().flatten() for p in network.parameters()])
-    both = [torch.empty_like(flat) for _ in range(2)]
-    dist.all_gather(both, flat)
-    assert torch.equal(both[0], both[1])
-    dist.destroy_process_group()
-
-
-def test_distributed_training_steps_through_all_stages():
-    """Two gloo ranks; DDP itself raises if a parameter gets no gradient."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_two_ranks, args=(port,), nprocs=2)
 
 
 def paper_transforms(**changes):

@@ -146,7 +146,7 @@ def read_cluster(file: Path) -> dict[str, Any]:
         raise BenchmarkError(_MISSING) from error
     try:
         content = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise BenchmarkError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, Mapping) or content.get("provider") not in PROVIDERS:
         raise BenchmarkError(f"{file} needs a line 'provider:' with one of {', '.join(PROVIDERS)}")

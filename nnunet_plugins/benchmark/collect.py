@@ -19,6 +19,7 @@ from nnunet_plugins.benchmark.protocol import Protocol, Run
 from nnunet_plugins.benchmark.results import ensemble_name, read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
+from nnunet_plugins.metrics.table import read_table
 from nnunet_plugins.report.comparison import count
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
 
@@ -80,7 +81,7 @@ def _identity(run: Run) -> dict[str, str]:
 def _metrics(file: Path, split: str, identity: Mapping[str, str]) -> pd.DataFrame:
     if not file.is_file():
         return pd.DataFrame(columns=RESULTS)
-    table = pd.read_csv(file, dtype={"case": str, "label": str, "name": str}, keep_default_na=False, na_values=[""])
+    table = read_table(file, {"case": str, "label": str, "name": str})
     return table.assign(split=split, **identity)[RESULTS]
 
 

@@ -20,8 +20,8 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
-from nnunet_plugins.files import write_text
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
+from nnunet_plugins.metrics.table import write_table
 
 Label = int | tuple[int, ...]
 Rows = list[dict[str, Any]]
@@ -221,5 +221,5 @@ def evaluate_folders(
     if not rows:
         raise EvaluationError(f"no case could be compared; {cases[0]}: {failures[cases[0]]}")
     table = pd.DataFrame(rows)
-    write_text(output, table.to_csv(index=False))
+    write_table(output, table)
     return Evaluation(table, failures)

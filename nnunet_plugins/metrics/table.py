@@ -1,12 +1,63 @@
 """The table of metrics that `evaluate` writes, one row per case and label: its columns, and means that drop nothing."""
 
+import re
+from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from nnunet_plugins.files import write_text
+
 METRICS = ("Dice", "ASSD_mm", "HD95_mm", "NSD", "volume_error_ml")
 DISTANCES = ("ASSD_mm", "HD95_mm")
+
+# Texts that a spreadsheet takes for formulas, and those that are marked already; see `write_table`.
+_FORMULA = re.compile(r"'*[=+\-@\t]")
+
+
+def write_table(path: Path, table: pd.DataFrame, **options: str) -> None:
+    """Write a table as CSV, with an apostrophe before texts that a spreadsheet would take for formulas and run.
+
+    Names of cases and labels come with the data, whoever made it. `read_table` takes the apostrophes away.
+
+    Args:
+        path: CSV file.
+        table: to write, without its index.
+        options: for pandas.
+    """
+    texts = _map_texts(table, _mark)
+    write_text(path, texts.to_csv(index=False, **options))
+
+
+def read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
+    """Read a table that `write_table` wrote; empty cells alone are missing values.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no CSV file.
+    """
+    table = pd.read_csv(file, dtype=dict(types), keep_default_na=False, na_values=[""])
+    return _map_texts(table, _unmark)
+
+
+def _map_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    texts = {
+        str(name): column.map(lambda value: change(value) if isinstance(value, str) else value)
+        for name, column in table.items()
+        if not pd.api.types.is_numeric_dtype(column)
+    }
+    return table.assign(**texts)
+
+
+def _mark(text: str) -> str:
+    text = text.replace("\r", " ")  # pandas does not quote it, and spreadsheets begin a row there
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _unmark(text: str) -> str:
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def with_penalty(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """The page of a report: one HTML file that holds its figures, pictures, styles and script, and loads nothing."""
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -124,6 +126,7 @@ def make_page(record: Record, panels: Path) -> tuple[str, list[Figure]]:
         undefined=StrictUndefined,
     )
     environment.filters["breakable"] = _breakable
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     page = environment.get_template("page.html.j2").render(
         about={**_UNSAID, **record.about},
         chapters=chapters,
@@ -133,6 +136,8 @@ def make_page(record: Record, panels: Path) -> tuple[str, list[Figure]]:
         overview=overview,
         environment=_environment(record),
         colours=len(COLOURS),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return page, [*overview, *(figure for chapter in chapters for figure in chapter.figures)]
 

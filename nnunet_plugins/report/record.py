@@ -12,6 +12,7 @@ a trainer, with its plans where they are not the comparison's own, or an ensembl
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from nnunet_plugins.files import write_text
-from nnunet_plugins.metrics.table import METRICS
+from nnunet_plugins.metrics.table import METRICS, read_table, write_table
 
 COMPARISON = ["split", "dataset", "configuration"]
 ALGORITHM = ["plans", "trainer", "algorithm", "role"]
@@ -79,6 +80,13 @@ UNRANKED = ("ensemble", "choice")
 """Roles that take no part in ranks and tests: they share the errors of others."""
 
 
+# Control characters but for tab and newline, those that turn the direction of text, and what is no character at all.
+# They break XML and LaTeX, and let a name look like another one.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff]"
+)
+
+
 class ReportError(Exception):
     """Something the user has to know or to change; the message says what, without a traceback."""
 
@@ -106,7 +114,7 @@ class Record:
     def write(self, folder: Path) -> None:
         """Write the record's files, each of which is there completely or not at all."""
         for name, table in (("results", self.results), ("runs", self.runs), ("curves", self.curves)):
-            write_text(folder / f"{name}.csv", table.to_csv(index=False))
+            write_table(folder / f"{name}.csv", table)
         for name, content in (("equality", self.equality), ("failures", self.failures), ("about", self.about)):
             write_text(folder / f"{name}.json", json.dumps(content, indent=2))
 
@@ -127,20 +135,32 @@ def read_record(folder: Path) -> Record:
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
     texts = {name: str for name in ("case", "label", "name", "patch_size", "memory_kind", "device", *ALGORITHM)}
     try:
-        table = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
+        table = read_table(file, texts)
     except FileNotFoundError:
         raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
     except (ValueError, OSError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
     if missing := [column for column in columns if column not in table]:
         raise ReportError(f"{file} lacks the columns {', '.join(missing)}")
-    return table
+    names = [name for name in texts if name in table]
+    return table.assign(**{name: table[name].map(_printable) for name in names})
 
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return _printable(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
     except (ValueError, OSError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
+
+
+def _printable(content: Any) -> Any:
+    """Return texts, also those inside lists and dictionaries, with a replacement for what cannot be printed."""
+    if isinstance(content, str):
+        return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", content)
+    if isinstance(content, list):
+        return [_printable(item) for item in content]
+    if isinstance(content, dict):
+        return {_printable(name): _printable(item) for name, item in content.items()}
+    return content

@@ -3,6 +3,7 @@
 Numbers are rounded here, once for all kinds of files: Dice and NSD to three decimals, distances and volumes to two.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from nnunet_plugins.files import write_text
-from nnunet_plugins.metrics.table import METRICS
+from nnunet_plugins.metrics.table import METRICS, write_table
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.comparison import (
     Comparison,
@@ -215,8 +216,8 @@ def show_inequalities(entry: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def write_csv(record: Record, path: Path) -> None:
-    """Write the results as they are: columns `record.RESULTS`, exact numbers, all cases."""
-    write_text(path, record.results.to_csv(index=False))
+    """Write the results as they are: columns `record.RESULTS`, exact numbers, all cases; see `write_table`."""
+    write_table(path, record.results)
 
 
 def write_challenger(record: Record, path: Path) -> None:
@@ -238,29 +239,31 @@ def write_challenger(record: Record, path: Path) -> None:
         ]
     columns = ["task", "algorithm", "case", "metric", "value"]
     table = pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
-    write_text(path, table.to_csv(index=False, na_rep="NA"))
+    write_table(path, table, na_rep="NA")
 
 
 def write_markdown(record: Record, path: Path) -> None:
     """Write all tables with their caveats, the proof of equality, the failures and the environment as Markdown."""
     about, found = record.about, comparisons(record)
-    parts = [f"# {about.get('title', 'Benchmark')}", *_overview(record)]
+    parts = [f"# {_markdown(about.get('title', 'Benchmark'))}", *_overview(record)]
     for comparison in found:
-        parts += [f"## {comparison.title}", _bullets(caveats(comparison))]
+        parts += [f"## {_markdown(comparison.title)}", _bullets(caveats(comparison))]
         for section in sections(comparison):
-            parts += [f"### {section.caption}", _markdown_table(section.table)]
+            parts += [f"### {_markdown(section.caption)}", _markdown_table(section.table)]
     for title, result in across_datasets(found).items():
         section = _show_across(result)
-        parts += [f"## All datasets, {title}", section.caption, _markdown_table(section.table)]
+        parts += [f"## All datasets, {_markdown(title)}", _markdown(section.caption), _markdown_table(section.table)]
     for entry in record.equality:
-        parts += [f"## Equality: {entry['dataset']}, {entry['configuration']}", _equal(entry)]
+        title = f"Equality: {entry['dataset']}, {entry['configuration']}"
+        parts += [f"## {_markdown(title)}", _markdown(_equal(entry))]
         if entry["differences"]:
             parts.append(_markdown_table(show_inequalities(entry)))
     if record.failures:
         parts.append("## Failures")
         for failure in record.failures:
             tail = "\n".join(f"    {line}" for line in str(failure["tail"]).splitlines())
-            parts += [f"{failure['task']}: exit code {failure['exit_code']}, log {failure['log']}", tail]
+            line = f"{failure['task']}: exit code {failure['exit_code']}, log {failure['log']}"
+            parts += [_markdown(line), tail]
     if lines := about.get("ensembles"):
         parts += ["## Ensembles", _bullets(lines)]
     versions = [f"{name} {version}" for name, version in about.get("versions", {}).items()]
@@ -289,7 +292,7 @@ def _equal(entry: Mapping[str, Any]) -> str:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {_markdown(line)}" for line in lines)
 
 
 def _markdown_table(table: pd.DataFrame) -> str:
@@ -300,7 +303,16 @@ def _markdown_table(table: pd.DataFrame) -> str:
 
 
 def _markdown_cells(values: Sequence[Any]) -> list[str]:
-    return [" ".join(str(value).split()).replace("|", r"\|") for value in values]
+    return [_markdown(str(value)) for value in values]
+
+
+# What begins markup in Markdown. Where the same characters cannot, they stay as they are: reports are read raw as well.
+_MARKUP = re.compile(r"[\\`*|$~]|^[#>+=-]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
+
+
+def _markdown(text: str) -> str:
+    """Return text, on one line, that Markdown shows as it is."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def write_latex(record: Record, path: Path) -> None:
@@ -347,11 +359,11 @@ _LATEX = str.maketrans(
         "|": r"\textbar{}",
         "−": "$-$",  # noqa: RUF001 - a minus sign
         "–": "--",  # noqa: RUF001 - a dash
-        "\n": " ",
+        "\N{REPLACEMENT CHARACTER}": "?",
     }
 )
 
 
 def _latex(text: str) -> str:
-    """Return text that LaTeX prints as it is."""
-    return text.translate(_LATEX)
+    """Return text, on one line, that LaTeX prints as it is."""
+    return " ".join(text.split()).translate(_LATEX)
