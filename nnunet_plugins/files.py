@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all, and locks."""
+"""Files that are there completely or not at all, JSON files of others, and locks."""
 
 import contextlib
 import hashlib
@@ -7,6 +7,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.errors import InputError
 
 LONGEST_NAME = 180
 """Bytes; most file systems take 255, and `unfinished` and the endings need some."""
@@ -29,9 +32,73 @@ def is_json(path: Path) -> bool:
     """Tell whether the file is there and was written to its end."""
     try:
         json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return True
+
+
+def read_json(file: Path, shape: Any = None) -> Any:
+    """Read a JSON file that others may have written or edited.
+
+    Args:
+        file: to read.
+        shape: what its content has to look like: a type, or a tuple of them; `[shape]` for a list; `{type: shape}` for
+            an object with any keys; `{"key": shape, "other?": shape}` for one with these keys, the other one if it is
+            there, and perhaps more. None for anything.
+
+    Raises:
+        InputError: naming the file, and what in it is not as it has to be.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON that can be read: {error}") from error
+    if fault := find_fault(content, shape):
+        raise InputError(f"{file}: {fault}")
+    return content
+
+
+def find_fault(value: Any, shape: Any, place: str = "the content") -> str | None:
+    """Return the first place where a value does not have the shape (see `read_json`), and what it should be there."""
+    if shape is None:
+        return None
+    if isinstance(shape, (type, tuple)):
+        types = shape if isinstance(shape, tuple) else (shape,)
+        # JSON's true is no number, Python's is.
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        names = " or ".join(_NAMES.get(kind, f"a {kind.__name__}") for kind in types)
+        return None if fits else f"{place} has to be {names}, not {_shorten(value)}"
+    if not isinstance(value, type(shape)):
+        return f"{place} has to be {_NAMES[type(shape)]}, not {_shorten(value)}"
+    if isinstance(shape, list):
+        parts = [(f"{place}[{number}]", part, shape[0]) for number, part in enumerate(value)]
+    elif str in shape:
+        parts = [(f"{place}[{key!r}]", part, shape[str]) for key, part in value.items()]
+    else:
+        if missing := [key for key in shape if not key.endswith("?") and key not in value]:
+            return f"{place} has no {missing[0]!r}"
+        parts = [(repr(key), value[key], shape[name]) for name in shape if (key := name.rstrip("?")) in value]
+    return next((fault for name, part, wanted in parts if (fault := find_fault(part, wanted, name))), None)
+
+
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,11 +29,14 @@ def imports(file: Path) -> set[str]:
 
 # Imports go one way: each part may import itself and what stands before it.
 ORDER = [
+    "errors",
     "files",
+    "workers",
     "registry",
     "networks.layers",
     "networks",
     "planning.names",
+    "planning.preprocessed",
     "planning.forecast",
     "trainers",
     "planning",

@@ -2,13 +2,27 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json
+from nnunet_plugins.planning.preprocessed import PLANS
+
+DATASET = {
+    "file_ending": str,
+    "labels": {str: (int, list)},
+    "regions_class_order?": (list, type(None)),
+    "channel_names?": {str: str},
+    "modality?": {str: str},
+}
+"""What a dataset.json has to look like; see `files.read_json`."""
 
 
-class PlanError(Exception):
-    """Something the user has to know or to change; the message says what, without a traceback."""
+class PlanError(InputError):
+    """Plans, splits or a dataset cannot be used as they are."""
 
 
 def dataset_name(dataset: str) -> str:
@@ -39,14 +53,42 @@ def preprocessed_folder(dataset: str) -> Path:
     return folder
 
 
-def load_plans(folder: Path, name: str) -> dict:
-    """Load plans, or the `dataset.json`, of a preprocessed folder.
+def load_plans(folder: Path, name: str) -> dict[str, Any]:
+    """Load plans of a preprocessed folder.
 
     Raises:
-        PlanError: if they are missing, naming the plans that are there.
+        InputError: if they cannot be read, or are missing, naming the plans that are there.
     """
     file = folder / f"{name}.json"
     if not file.is_file():
         there = sorted(path.stem for path in folder.glob("*.json") if "lans" in path.stem)
         raise PlanError(f"{file} is missing; plans that are there: {', '.join(there) or 'none'}")
-    return load_json(str(file))
+    return read_json(file, PLANS)
+
+
+def read_dataset_json(file: Path) -> dict[str, Any]:
+    """Read a dataset.json whose labels nnU-Net can use.
+
+    Raises:
+        InputError: if it cannot be read.
+        PlanError: if its labels are not as nnU-Net wants them.
+    """
+    content = read_json(file, DATASET)
+    label_manager(content, file)
+    return content
+
+
+def label_manager(description: dict[str, Any], file: Path) -> LabelManager:
+    """Return nnU-Net's manager of the labels that a dataset.json declares.
+
+    Args:
+        description: what it says, in the shape `DATASET`.
+        file: where it was read, for the message.
+
+    Raises:
+        PlanError: if the labels are not as nnU-Net wants them.
+    """
+    try:
+        return LabelManager(description["labels"], description.get("regions_class_order"))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise PlanError(f"{file}: the labels are not as nnU-Net wants them: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -18,7 +19,7 @@ from nnunet_plugins.planning.forecast import (
     format_bytes,
     format_size,
 )
-from nnunet_plugins.planning.names import fitted_plans_name
+from nnunet_plugins.planning.names import fitting_commands
 from nnunet_plugins.registry import MODIFIERS, Backbone, locate
 
 MEMORY_CHECK = "nnUNet_plugins_memory_check"
@@ -39,7 +40,7 @@ def require_device(device: torch.device) -> None:
         )
 
 
-def require_labels(trainer: nnUNetTrainer) -> None:
+def require_labels(trainer: type[nnUNetTrainer], labels: LabelManager) -> None:
     """Check that a trainer's loss can handle the labels of its dataset.
 
     Recipes and modifiers take their losses from the same pieces; of several, the first in the order of bases counts.
@@ -47,16 +48,15 @@ def require_labels(trainer: nnUNetTrainer) -> None:
     Raises:
         NotImplementedError: if it cannot, naming the losses that can.
     """
-    labels = trainer.label_manager
     features = {"regions": labels.has_regions, "an ignore label": labels.has_ignore_label}
     losses = [row for row in MODIFIERS if row.slot == "loss"]
-    holder = next(cls for cls in type(trainer).__mro__ if "_build_loss" in vars(cls))
+    holder = next(cls for cls in trainer.__mro__ if "_build_loss" in vars(cls))
     for row in losses:
         for feature in row.unsupported:
             if features[feature] and row.piece and locate(row.piece) is holder:
                 able = [f"_{other.name}" for other in losses if feature not in other.unsupported]
                 raise NotImplementedError(
-                    f"{type(trainer).__name__}: its loss, {row.summary}, does not support datasets with {feature}; "
+                    f"{trainer.__name__}: its loss, {row.summary}, does not support datasets with {feature}; "
                     f"use {' or '.join(able)}, or a trainer with nnU-Net's own loss"
                 )
 
@@ -82,7 +82,7 @@ class BackboneTrainer(nnUNetTrainer):
     ) -> None:
         require_device(device)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        require_labels(self)
+        require_labels(type(self), self.label_manager)
         self.enable_deep_supervision = self.deep_supervision
 
     @classmethod
@@ -178,17 +178,17 @@ class BackboneTrainer(nnUNetTrainer):
         self.print_to_log_file(text)
 
     def _memory_remedy(self, available: int) -> str:
-        trainer, plans = type(self).__name__, self.plans_manager.plans_name
         dataset = convert_dataset_name_to_id(self.plans_manager.dataset_name)
-        memory = f"{available / GIB:.3g}"
-        on_cpu, device = (" --cpu", " -device cpu") if self.device.type == "cpu" else ("", "")
-        return (
-            "Make plans that fit, and train with them:\n"
-            f"  nnunet-plugins plan -d {dataset} -c {self.configuration_name} -tr {trainer} --gpu-memory {memory} "
-            f"--like {plans}{on_cpu}\n"
-            f"  nnUNetv2_train {dataset} {self.configuration_name} {self.fold} -tr {trainer} "
-            f"-p {fitted_plans_name(plans, trainer, float(memory))}{device}"
+        commands = fitting_commands(
+            str(dataset),
+            self.configuration_name,
+            type(self).__name__,
+            self.plans_manager.plans_name,
+            available / GIB,
+            fold=str(self.fold),
+            on_cpu=self.device.type == "cpu",
         )
+        return "\n  ".join(["Make plans that fit, and train with them:", *commands])
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Leave deep supervision off where the recipe has none; nnU-Net switches it on again after validation."""

@@ -64,7 +64,7 @@ def _compose(
         ) -> None:
             require_device(device)
             super().__init__(plans, configuration, fold, dataset_json, device)
-            require_labels(self)
+            require_labels(type(self), self.label_manager)
             for attribute, value in numbers.items():
                 setattr(self, attribute, value)
             # A run of 1000 epochs keeps nnU-Net's 50; a shorter one should not lose more than a twentieth either.

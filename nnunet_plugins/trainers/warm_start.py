@@ -5,19 +5,26 @@ has weights of its own besides. Here the new weights are added: autofocus layers
 convolutions they replace; everything else that is new begins as at the start of a training.
 """
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
-from nnunet_plugins.files import unfinished
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import find_fault, unfinished
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.trainers.compose import trainer_class
 
+_CHECKPOINT = {
+    "network_weights": {str: torch.Tensor},
+    "init_args": {"plans": {"configurations": {str: dict}}, "configuration": str, "dataset_json": dict},
+    "trainer_name": str,
+}
 # What nnU-Net's checkpoints hold besides tensors and plain Python: the logged figures. The first is the function that
 # makes a scalar, whose place in numpy depends on the version.
 _NUMBERS = [
@@ -27,22 +34,27 @@ _NUMBERS = [
 ]
 
 
+class CheckpointError(InputError, ValueError):
+    """A checkpoint cannot be used."""
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint of nnU-Net without running any code it may contain.
 
     Raises:
-        ValueError: if the file is no such checkpoint, or holds more than tensors, numbers and text.
+        CheckpointError: if the file is no such checkpoint, or holds more than tensors, numbers and text.
     """
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a broken file can make a pickle raise anything
         # Torch explains at length how to load the file all the same.
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no checkpoint of nnU-Net that can be read safely: {reason}") from error
-    missing = {"network_weights", "init_args", "trainer_name"} - set(checkpoint)
-    if missing:
-        raise ValueError(f"{path} is no checkpoint of nnU-Net: it has no {' and no '.join(sorted(missing))}")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is no checkpoint of nnU-Net that can be read safely: {reason}") from error
+    if fault := find_fault(checkpoint, _CHECKPOINT):
+        raise CheckpointError(f"{path} is no checkpoint of nnU-Net: {fault}")
     return checkpoint
 
 
@@ -57,25 +69,21 @@ def warm_start(path: Path, trainer: str, *, advantage: float = 5.0) -> tuple[dic
             U-Net to single precision, but then the attention hardly learns.
 
     Raises:
-        ValueError: if the checkpoint cannot be read, or its weights do not fit.
+        CheckpointError: if the checkpoint cannot be read, or its weights do not fit.
         UnknownTrainerError: if there is no such trainer.
     """
+    network_trainer = trainer_class(trainer)
     checkpoint = load_checkpoint(path)
     arguments = checkpoint["init_args"]
-    plans = PlansManager(arguments["plans"])
-    configuration = plans.get_configuration(arguments["configuration"])
-    labels = plans.get_label_manager(arguments["dataset_json"])
-    network = trainer_class(trainer).build_network_architecture(
-        plans,
-        configuration,
-        determine_num_input_channels(plans, configuration, arguments["dataset_json"]),
-        labels.num_segmentation_heads,
-        enable_deep_supervision=True,
-    )
+    try:
+        network = _build(network_trainer, arguments)
+    except Exception as error:  # whatever a network raises for plans that do not fit it, or make no sense
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{trainer} cannot be built with the plans in {path}: {reason}") from error
     ours, theirs = network.state_dict(), checkpoint["network_weights"]
     foreign = [key for key, value in theirs.items() if key not in ours or ours[key].shape != value.shape]
     if foreign:
-        raise ValueError(
+        raise CheckpointError(
             f"{trainer} does not contain the network of {path} ({checkpoint['trainer_name']}): "
             f"{len(foreign)} of its {len(theirs)} weights have no place there, first of all {foreign[0]}"
         )
@@ -86,6 +94,18 @@ def warm_start(path: Path, trainer: str, *, advantage: float = 5.0) -> tuple[dic
     # Named parameters, because nnU-Net's modules list theirs in the state dict under several names.
     new = [name for name, _ in network.named_parameters() if name not in theirs]
     return {"network_weights": network.state_dict(), "init_args": arguments, "trainer_name": trainer}, new
+
+
+def _build(trainer: type[nnUNetTrainer], arguments: dict[str, Any]) -> nn.Module:
+    plans = PlansManager(arguments["plans"])
+    configuration = plans.get_configuration(arguments["configuration"])
+    return trainer.build_network_architecture(
+        plans,
+        configuration,
+        determine_num_input_channels(plans, configuration, arguments["dataset_json"]),
+        plans.get_label_manager(arguments["dataset_json"]).num_segmentation_heads,
+        enable_deep_supervision=True,
+    )
 
 
 def write_warm_start(path: Path, trainer: str, output: Path, *, advantage: float = 5.0) -> list[str]:
