@@ -1,4 +1,4 @@
-"""What a check says: that something is well, a warning, or a problem, the last two with a remedy. Loads nothing heavy."""
+"""What a check says: all is well, a warning, or a problem, the last two with a remedy. Loads nothing heavy."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def of_cases(level: str, what: str, found: Mapping[str, str], remedy: str, noun:
     number = f"{len(found)} {noun}{'s' * (len(found) > 1)}"
     shown = [f"{case} ({detail})" if detail else case for case, detail in list(found.items())[:_SHOWN]]
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    yield Finding(level, f"{what.format(number)}: {', '.join(shown)}{more}", remedy, tuple(found))
+    yield Finding(level, f"{what.replace('{}', number)}: {', '.join(shown)}{more}", remedy, tuple(found))
 
 
 def examine(sections: Mapping[str, Check], *, as_json: bool) -> int:

@@ -13,7 +13,6 @@ from nnunet_plugins.doctor.images import CaseFacts, read_cases
 from nnunet_plugins.doctor.installation import check_folders
 from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
-from nnunet_plugins.doctor.training import Training, check_training
 from nnunet_plugins.planning.dataset import PlanError, dataset_name
 from nnunet_plugins.planning.preprocessed import truth_cases
 
@@ -68,14 +67,13 @@ def preflight(question: Question) -> dict[str, Check]:
         checks["Cases"] = read_and_check
         checks["Cases side by side"] = lambda: compare_cases(dataset, facts)
     else:
-        checks["Files"] = lambda: iter(
-            [
-                warning(
-                    f"{name} is not in nnUNet_raw, so its images are not checked", "copy it there, or check nnUNet_raw"
-                )
-            ]
-        )
-    training = Training(name, question.trainer, question.configuration, question.plans, question.gpu_memory)
+        unknown = warning(f"{name} is not in nnUNet_raw, so its images are not checked", "put it there to check them")
+        checks["Files"] = lambda: iter([unknown])
+    training = None
+    if question.of_training:
+        from nnunet_plugins.doctor.training import Training, check_training  # which loads much
+
+        training = Training(name, question.trainer, question.configuration, question.plans, question.gpu_memory)
     # What is not there yet stands beside what is.
     root = os.environ.get("nnUNet_preprocessed", "")  # noqa: SIM112 - nnU-Net's own spelling
     folder = Path(root, name)
@@ -86,13 +84,14 @@ def preflight(question: Question) -> dict[str, Check]:
 
     def check_its_space() -> Iterator[Finding]:
         configuration = question.configuration if question.of_training else None
-        parameters = training.forecast.parameters if training.forecast else None
+        forecast = training.forecast if training else None
+        parameters = forecast.parameters if forecast else None
         return check_space(folder, question.plans, configuration, facts, parameters)
 
     if not Path(root).is_dir() or not root:
         return checks  # which "Folders" tells
     checks["Splits"] = check_its_splits
-    if question.of_training:
+    if training:
         checks["Training"] = lambda: check_training(training, folder, list(dataset.cases))
     elif not preprocessed:
         checks["Preprocessed data"] = lambda: iter([ok("none yet: nnUNetv2_plan_and_preprocess makes it")])

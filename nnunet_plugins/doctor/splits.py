@@ -1,5 +1,6 @@
 """Checks of a dataset's splits: cases that exist, and nothing that is trained on and validated on."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -69,20 +70,13 @@ def _check_folds(
     remedy = f"remove {file} and let nnU-Net make it anew, or correct it"
     both = {case: f"fold {number}" for number, fold in enumerate(splits) for case in {*fold["train"]} & {*fold["val"]}}
     yield from of_cases("problem", "{} in training and in validation of one fold", both, remedy)
-    yield from of_cases(
-        "problem", f"{file} names {{}} that the dataset does not have", _plain(named - set(cases)), remedy
-    )
-    yield from of_cases("warning", f"{file} leaves {{}} out of all folds", _plain(set(cases) - named), remedy)
+    unknown, left_out = (dict.fromkeys(sorted(names), "") for names in (named - set(cases), set(cases) - named))
+    yield from of_cases("problem", f"{file} names {{}} that the dataset does not have", unknown, remedy)
+    yield from of_cases("warning", f"{file} leaves {{}} out of all folds", left_out, remedy)
     for number, fold in enumerate(splits):
         for part in ("train", "val"):
             if not fold[part]:
                 yield problem(f"{file}: fold {number} has no case in {part!r}", remedy)
-    seen: dict[str, str] = {}
-    again = {
-        case: "" for fold in splits for case in fold["val"] if seen.setdefault(case, str(id(fold))) != str(id(fold))
-    }
+    counts = Counter(case for fold in splits for case in set(fold["val"]))
+    again = {case: "" for case, count in counts.items() if count > 1}
     yield from of_cases("warning", "{} validated in several folds", again, "nnU-Net wants each case validated once")
-
-
-def _plain(names: set[str]) -> dict[str, str]:
-    return dict.fromkeys(sorted(names), "")
