@@ -1,5 +1,6 @@
 """Find a dataset's preprocessed folder, where its plans and splits lie."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,12 @@ def dataset_name(dataset: str) -> str:
     Raises:
         PlanError: if there is no such dataset, raw, preprocessed or trained on, or more than one.
     """
-    try:
-        return maybe_convert_to_dataset_name(dataset)
-    except (RuntimeError, ValueError):
-        places = ", ".join(os.environ.get(name, f"{name} (not set)") for name in ("nnUNet_raw", "nnUNet_preprocessed"))
-        raise PlanError(f"{dataset!r} is not the number or name of exactly one dataset; looked in {places}") from None
+    with contextlib.suppress(RuntimeError, ValueError):
+        name = str(maybe_convert_to_dataset_name(dataset))
+        if Path(name).name == name and name[7:10].isdigit():
+            return name
+    places = ", ".join(os.environ.get(name, f"{name} (not set)") for name in ("nnUNet_raw", "nnUNet_preprocessed"))
+    raise PlanError(f"{dataset!r} is not the number or name of exactly one dataset; looked in {places}")
 
 
 def preprocessed_folder(dataset: str) -> Path:
