@@ -248,18 +248,7 @@ def spoil_checkpoint(file: Path, draw: random.Random) -> None:
 
 def spoil_cluster(file: Path, draw: random.Random) -> None:
     lines = file.read_text().splitlines()
-    wrong = [
-        "train: 3",
-        "train: [1]",
-        "light: x",
-        "provider: 3",
-        "- a",
-        "gpus: x",
-        "\tqueue: x",
-        "&a *a",
-        "x: {",
-        "!!p/x",
-    ]
+    wrong = ["train: 3", "train: [1]", "light: x", "provider: 3", "- a", "gpus: x", "\tqueue: x", "&a *a", "x: {"]
     lines[draw.randrange(len(lines))] = draw.choice(wrong)
     file.write_text("\n".join(lines))
     if draw.random() < 0.3:

@@ -62,27 +62,35 @@ def read_json(file: Path, shape: Any = None) -> Any:
     return content
 
 
-def find_fault(value: Any, shape: Any, place: str = "the content") -> str | None:
-    """Return the first place where a value does not have the shape (see `read_json`), and what it should be there."""
+def find_fault(value: Any, shape: Any, place: str = "") -> str | None:
+    """Return the first place where a value does not have the shape (see `read_json`), and what it should be there.
+
+    Args:
+        value: to look at.
+        shape: what it has to look like.
+        place: what to call the value; nothing for the whole of it.
+    """
     if shape is None:
         return None
+    whole = place or "the content"
     if isinstance(shape, (type, tuple)):
         types = shape if isinstance(shape, tuple) else (shape,)
         # JSON's true is no number, Python's is.
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         names = " or ".join(_NAMES.get(kind, f"a {kind.__name__}") for kind in types)
-        return None if fits else f"{place} has to be {names}, not {_shorten(value)}"
+        return None if fits else f"{whole} has to be {names}, not {_shorten(value)}"
     if not isinstance(value, type(shape)):
-        return f"{place} has to be {_NAMES[type(shape)]}, not {_shorten(value)}"
+        return f"{whole} has to be {_NAMES[type(shape)]}, not {_shorten(value)}"
     if isinstance(shape, list):
         parts = [(f"{place}[{number}]", part, shape[0]) for number, part in enumerate(value)]
     elif str in shape:
-        parts = [(f"{place}[{key!r}]", part, shape[str]) for key, part in value.items()]
+        parts = [(_inside(place, key), part, shape[str]) for key, part in value.items()]
     else:
         if missing := [key for key in shape if not key.endswith("?") and key not in value]:
-            return f"{place} has no {missing[0]!r}"
-        parts = [(repr(key), value[key], shape[name]) for name in shape if (key := name.rstrip("?")) in value]
-    return next((fault for name, part, wanted in parts if (fault := find_fault(part, wanted, name))), None)
+            return f"{whole} has no {missing[0]!r}"
+        known = {key: wanted for name, wanted in shape.items() if (key := name.rstrip("?")) in value}
+        parts = [(_inside(place, key), value[key], wanted) for key, wanted in known.items()]
+    return next((fault for name, part, kind in parts if (fault := find_fault(part, kind, name))), None)
 
 
 _NAMES = {
@@ -94,6 +102,10 @@ _NAMES = {
     bool: "true or false",
     type(None): "null",
 }
+
+
+def _inside(place: str, key: str) -> str:
+    return f"{place}[{key!r}]" if place else repr(key)
 
 
 def _shorten(value: Any) -> str:

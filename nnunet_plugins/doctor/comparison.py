@@ -49,8 +49,8 @@ def _check_scales(dataset: RawDataset, facts: Facts) -> Iterator[Finding]:
         yield from of_cases(
             "warning",
             f"channel {index:04d}, {channel}: {{}} on another scale. 99% of the voxels of the median image lie within "
-            f"{math.exp(centre):.3g}, theirs within over {math.exp(limit):.3g} times more or less; the highest voxel is "
-            f"{max((images[name].highest for name in outliers), default=0):.3g}",
+            f"{math.exp(centre):.3g}, theirs within over {math.exp(limit):.3g} times more or less; the highest voxel "
+            f"is {max((images[name].highest for name in outliers), default=0):.3g}",
             details,
             "look where they come from and whether their values mean the same. nnU-Net's ZScoreNormalization evens "
             "the scale of each image out; CTNormalization and NoNormalization do not",

@@ -175,6 +175,8 @@ def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise ReportError(f"{file}, row {row + 2}: {values[row]!r} cannot be a {column}")
+    # An empty cell is an empty text there, not a missing number.
+    table[["plans", "trainer"]] = table[["plans", "trainer"]].fillna("")
     if unknown := set(table["role"]) - set(ROLES):
         raise ReportError(f"{file} has the role {sorted(unknown)[0]!r}; the roles are {', '.join(ROLES)}")
     return table
