@@ -17,7 +17,11 @@ def check_cases(dataset: RawDataset, facts: Facts) -> Iterator[Finding]:
     """Check every case by itself."""
     broken = {file: reason for case in facts.values() for file, reason in case.broken.items()}
     yield from of_cases(
-        "problem", "{} cannot be read by nnU-Net", broken, "get them anew, or move these cases away", noun="file"
+        "problem",
+        "{} cannot be read or is damaged",
+        broken,
+        "get them anew, or move these cases away",
+        noun="file",
     )
     if not broken:
         yield ok(f"all files of {len(facts)} cases can be read")
@@ -93,6 +97,16 @@ def _check_intensities(dataset: RawDataset, facts: Facts) -> Iterator[Finding]:
         "problem",
         "{} with NaN or infinite intensities",
         _where(facts, not_finite),
+        "replace these voxels by a value that makes sense, such as that of the background",
+    )
+
+    def read_as_zero(case: CaseFacts) -> str | None:
+        return next((f"{one.read_as_zero} voxels of {one.file}" for one in case.channels if one.read_as_zero), None)
+
+    yield from of_cases(
+        "warning",
+        "{} with NaN or infinite intensities that SimpleITK, and so nnU-Net, reads as 0",
+        _where(facts, read_as_zero),
         "replace these voxels by a value that makes sense, such as that of the background",
     )
 

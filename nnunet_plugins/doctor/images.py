@@ -1,14 +1,16 @@
 """Read every image and segmentation of a raw dataset once, with nnU-Net's reader, and keep what the checks ask."""
 
 import hashlib
+import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_plugins.doctor.dataset import Case
+from nnunet_plugins.files import decompress
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _SAMPLE = 1_000_000  # voxels are enough for percentiles
@@ -54,6 +57,7 @@ class Channel:
         low: 0.5th percentile.
         middle: median.
         high: 99.5th percentile.
+        read_as_zero: number of voxels that are NaN or infinite in the file, where the reader gives 0.
     """
 
     file: str
@@ -66,6 +70,7 @@ class Channel:
     low: float
     middle: float
     high: float
+    read_as_zero: int = 0
 
     @property
     def spread(self) -> float:
@@ -120,33 +125,50 @@ def read_cases(
 
 def read_case(case: Case, reader: type[BaseReaderWriter]) -> CaseFacts:
     """Read one case's files."""
-    facts, io = CaseFacts(), reader()
+    facts, own = CaseFacts(), reader()
     for file in case.images:
         # Whatever a reader, or the libraries below it, raise for a broken file.
         try:
-            facts.channels += _read_image(io, file)
+            facts.channels += _read_image(own, file)
         except Exception as error:
             facts.broken[file] = _reason(error)
     try:
-        facts.segmentation = _read_segmentation(io, case.label)
+        facts.segmentation = _read_segmentation(own, case.label)
     except Exception as error:
         facts.broken[case.label] = _reason(error)
     return facts
 
 
 def _read_image(reader: BaseReaderWriter, file: str) -> list[Channel]:
+    hidden = _count_not_finite(decompress(Path(file)))
     with np.errstate(over="ignore"):  # what is too large for nnU-Net's float32 becomes infinite
         array, properties = reader.read_images((file,))
     kind = _stored_as(file)
-    return [_describe(channel, Path(file).name, _grid(channel, properties), kind) for channel in array]
+    found = [_describe(channel, Path(file).name, _grid(channel, properties), kind) for channel in array]
+    return [replace(channel, read_as_zero=hidden if not channel.not_finite else 0) for channel in found]
 
 
 def _read_segmentation(reader: BaseReaderWriter, file: str) -> Segmentation:
+    decompress(Path(file))
     array, properties = reader.read_seg(file)
     if len(array) != 1:
         raise ValueError(f"a segmentation has one channel, not {len(array)}")
     values = sorted(float(value) for value in pd.unique(array.ravel()))
     return Segmentation(Path(file).name, _grid(array[0], properties), _stored_as(file), tuple(values))
+
+
+def _count_not_finite(content: bytes) -> int:
+    """Return how many voxels of a NIfTI file are NaN or infinite; SimpleITK reads them as 0."""
+    kinds = {b"n+1": nibabel.Nifti1Header, b"n+2": nibabel.Nifti2Header}
+    kind = kinds.get(content[344:347]) or kinds.get(content[4:7])
+    if kind is None:
+        return 0
+    header = kind.from_fileobj(io.BytesIO(content))
+    if header.get_data_dtype().kind != "f":
+        return 0
+    number = prod(header.get_data_shape())
+    values = np.frombuffer(content, header.get_data_dtype(), number, header.get_data_offset())
+    return number - int(np.count_nonzero(np.isfinite(values)))
 
 
 def _describe(array: NDArray[Any], file: str, grid: Grid, kind: str) -> Channel:

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
 
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
@@ -18,6 +23,7 @@ from nnunet_plugins.planning.preprocessed import PLANS, data_folder, missing_cas
 from nnunet_plugins.planning.setting import Setting, find_trainer, forecast_setting, plan_setting
 from nnunet_plugins.trainers.backbone import BackboneTrainer, require_labels
 
+_NOT_FAKE = (UnsupportedFakeTensorException, DataDependentOutputException, DynamicOutputShapeException)
 _TOO_MUCH, _TIGHT = 1.1, 0.9  # of the device's memory; as `BackboneTrainer.check_memory` has it
 
 
@@ -121,17 +127,19 @@ def _check_labels(trainer: type[nnUNetTrainer], setting: Setting, description: d
 
 
 def _check_network(training: Training, trainer: type[nnUNetTrainer], setting: Setting) -> Iterator[Finding]:
+    try:
+        # In float32 first: what fails there fails in training.
+        forecast_setting(trainer, setting, autocast=False)
+    except (ValueError, InputError) as error:
+        if not isinstance(error.__cause__, _NOT_FAKE):
+            text = str(error) if training.trainer in str(error) else f"{training.trainer} cannot take the plan: {error}"
+            yield problem(text, "use another configuration, other plans, or another trainer")
+            return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda" or training.gpu_memory is not None
     try:
         training.forecast = forecast_setting(trainer, setting, autocast=on_gpu)
-    except ValueError as error:
-        yield problem(
-            f"{training.trainer} cannot take the plan: {error}",
-            "use another configuration, other plans, or another trainer",
-        )
-        return
-    except InputError as error:
+    except (ValueError, InputError) as error:
         yield warning(f"the memory of a step could not be forecast: {error}", "try one epoch: -tr ..._1epochs")
         return
     needed = training.forecast.peak_bytes_training

@@ -16,7 +16,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from tqdm import tqdm
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import read_json, write_text
+from nnunet_plugins.files import decompress, read_json, write_text
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
 from nnunet_plugins.planning.dataset import DATASET, label_manager
 from nnunet_plugins.workers import FailedJobError, finish_jobs
@@ -96,8 +96,10 @@ def evaluate_case(
     """Compare one segmentation with its truth; returns a row per label or region.
 
     Raises:
-        ValueError: if the files differ in shape or spacing.
+        ValueError: if a file is cut off, or the files differ in shape or spacing.
     """
+    for file in (prediction_file, truth_file):
+        decompress(file)  # which finds what the reader overlooks
     (prediction, of_prediction), (truth, of_truth) = (reader.read_seg(str(f)) for f in (prediction_file, truth_file))
     prediction, truth = prediction[0], truth[0]
     spacing, other = ([float(s) for s in properties["spacing"]] for properties in (of_truth, of_prediction))
