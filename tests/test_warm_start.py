@@ -73,7 +73,7 @@ class Malicious:
     [
         (b"no checkpoint", "no checkpoint of nnU-Net that can be read safely"),
         (pickle.dumps(Malicious(), protocol=2), "no checkpoint of nnU-Net that can be read safely"),
-        ({"state_dict": {}}, "it has no init_args and no network_weights and no trainer_name"),
+        ({"state_dict": {}}, "file.pth is no checkpoint of nnU-Net: the content has no 'network_weights'"),
         ({"network_weights": Malicious()}, "no checkpoint of nnU-Net that can be read safely"),
     ],
 )

@@ -204,7 +204,7 @@ def _precision(*, autocast: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Let new tensors have a shape and a type, but no memory. Torch does not log what fails then: the error tells it."""
+    """Let new tensors have a shape and a type, but no memory. Torch does not log what fails: the error tells it."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
