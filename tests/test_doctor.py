@@ -300,6 +300,22 @@ def test_several_processes_find_the_same(dataset, capsys):
     assert examine(capsys, "-np", 2) == examine(capsys, "-np", 1)
 
 
+def test_files_that_dataset_json_lists(dataset, capsys):
+    """nnU-Net's other way to say where a dataset's files lie."""
+    listed = {
+        case: {"images": [f"pictures/{case}_{n:04d}.nii.gz" for n in range(2)], "label": f"truth/{case}.nii.gz"}
+        for case in CASES
+    }
+    (dataset / "imagesTr").rename(dataset / "pictures")
+    (dataset / "labelsTr").rename(dataset / "truth")
+    describe(dataset, dataset=listed)
+    assert examine(capsys) == (0, [])
+    (dataset / "truth" / "case_2.nii.gz").unlink()
+    _, found = examine(capsys)
+    assert found[0]["text"].startswith("dataset.json lists files that are not there for 1 case: case_2 (")
+    assert found[0]["cases"] == ["case_2"]
+
+
 def test_findings_name_three_cases_and_json_all(dataset, capsys):
     for case in CASES:
         label(dataset, case).unlink()
