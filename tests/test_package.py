@@ -36,6 +36,7 @@ ORDER = [
     "networks.layers",
     "networks",
     "planning.names",
+    "planning.architecture",
     "planning.preprocessed",
     "planning.forecast",
     "trainers",

@@ -12,7 +12,7 @@ from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_plugins.files import read_json
+from nnunet_plugins.files import find_fault, read_json
 from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder
 from nnunet_plugins.planning.forecast import (
     COMFORTABLE,
@@ -121,6 +121,9 @@ def fit_configuration(
     strides = manager.network_arch_init_kwargs.get("strides")
     if not strides:
         raise PlanError("the plans describe no U-Net, so nobody knows which patch sizes are allowed")
+    fault = find_fault(strides, [[int]], "'strides'")
+    if fault or {len(axes) for axes in strides} != {len(patch)} or any(min(axes) < 1 for axes in strides):
+        raise PlanError(f"the plans' strides make no sense for a patch of {format_size(patch)}: {fault or strides}")
     multiple = [prod(axis) for axis in zip(*strides, strict=True)]
     try:
         before = Size(patch, batch, needed(patch, batch))

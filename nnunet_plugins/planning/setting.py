@@ -17,6 +17,7 @@ from torch import nn
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
+from nnunet_plugins.planning.architecture import check_numbers
 from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, read_dataset_json
 from nnunet_plugins.planning.forecast import Forecast, forecast_training, format_size
 from nnunet_plugins.trainers.compose import trainer_class
@@ -108,6 +109,7 @@ def plan_setting(dataset: str, configuration: str, plans: str) -> Setting:
     if len(chosen.patch_size) not in _MOST_FEATURES or min(*chosen.patch_size, chosen.batch_size) < 1:
         sizes = f"patch {format_size(chosen.patch_size)} and batch {chosen.batch_size}"
         raise PlanError(f"{where} has {sizes}; a patch has two or three axes, and all of them are positive")
+    check_numbers(chosen.network_arch_init_kwargs, where)
     return Setting(manager, chosen, determine_num_input_channels(manager, chosen, dataset_json), heads)
 
 

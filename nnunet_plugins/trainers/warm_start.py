@@ -18,6 +18,7 @@ from torch import nn
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, unfinished
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
+from nnunet_plugins.planning.architecture import check_numbers
 from nnunet_plugins.trainers.compose import trainer_class
 
 _CHECKPOINT = {
@@ -99,6 +100,7 @@ def warm_start(path: Path, trainer: str, *, advantage: float = 5.0) -> tuple[dic
 def _build(trainer: type[nnUNetTrainer], arguments: dict[str, Any]) -> nn.Module:
     plans = PlansManager(arguments["plans"])
     configuration = plans.get_configuration(arguments["configuration"])
+    check_numbers(configuration.network_arch_init_kwargs, "the plan")
     return trainer.build_network_architecture(
         plans,
         configuration,
