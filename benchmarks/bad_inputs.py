@@ -106,8 +106,11 @@ def with_bad_options(command: str, *replaces: str) -> Kind:
         found = arguments(world, command)
         for _ in range(draw.randint(1, 2)):
             # Not the command itself, nor what keeps a benchmark or a demo from running.
-            places = [n for n, part in enumerate(found) if n and part not in ("--dry-run", "--epochs", "--output")]
-            place = draw.choice([n for n in places if found[n - 1] not in ("--epochs", "--output")])
+            kept = [n for n, part in enumerate(found) if part in ("--dry-run", "--epochs", "--output")]
+            kept += [n + 1 for n in kept if found[n] != "--dry-run"]
+            place = draw.choice([n for n in range(1, len(found)) if n not in kept] or [len(found)])
+            if place == len(found):
+                found.append("")
             way = draw.random()
             if way < 0.7:
                 found[place] = draw.choice(NASTY)

@@ -54,13 +54,13 @@ def _try(job: Callable[[], T]) -> T | FailedJobError:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C, which a terminal sends to all: it is for this process to end them."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not in the main thread, where Python allows no handlers
+    """Start processes that do not see Ctrl-C, which a terminal sends to all: it is for this process to end them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    # Processes inherit it; here, an interrupt comes when it is over.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
