@@ -1,7 +1,5 @@
 """Checks of a raw dataset's dataset.json, and of which files there are."""
 
-import contextlib
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
 from nnunet_plugins.files import find_fault, read_json
-from nnunet_plugins.planning.dataset import PlanError, label_manager
+from nnunet_plugins.planning.dataset import PlanError, find_reader, label_manager
 
 _FORMAT = "see nnU-Net's documentation/dataset_format.md"
 _REQUIRED = {"channel_names": {str: str}, "labels": {str: (int, list)}, "numTraining": int, "file_ending": str}
@@ -216,17 +213,11 @@ def _check_folders(dataset: RawDataset, found: dict[str, Case]) -> Iterator[Find
 
 def _find_reader(dataset: RawDataset) -> Iterator[Finding]:
     example = next(iter(dataset.cases.values())).images[0]
-    for file in (example, None):  # if the example is broken, the others may not be
-        with contextlib.suppress(RuntimeError), contextlib.redirect_stderr(io.StringIO()):
-            dataset.reader = determine_reader_writer_from_dataset_json(dataset.description, file, verbose=False)
-            break
-    if dataset.reader is None:
-        yield problem(
-            f"nnU-Net has no reader for files {dataset.description['file_ending']!r}",
-            "convert the images, for example to .nii.gz, and correct 'file_ending' in dataset.json",
-        )
-    else:
+    try:
+        dataset.reader = find_reader(dataset.description, example)
         yield ok(f"nnU-Net reads them with {dataset.reader.__name__}")
+    except PlanError as error:
+        yield problem(str(error), "convert the images, for example to .nii.gz, and correct 'file_ending'")
 
 
 def label_values(dataset: RawDataset) -> dict[int, str]:

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from tqdm import tqdm
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import decompress, read_json, write_text
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
-from nnunet_plugins.planning.dataset import DATASET, label_manager
+from nnunet_plugins.planning.dataset import DATASET, find_reader, label_manager
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 Label = int | tuple[int, ...]
@@ -173,7 +172,7 @@ def evaluate_folders(
     example = str(truth / f"{cases[0]}{ending}")
     evaluate = partial(
         evaluate_case,
-        reader=determine_reader_writer_from_dataset_json(description, example, verbose=False)(),
+        reader=find_reader(description, example)(),
         labels=labels,
         names=[known.get(label, "") for label in labels],
         ignore_label=manager.ignore_label,

@@ -1,10 +1,13 @@
 """Find a dataset's preprocessed folder, where its plans and splits lie."""
 
 import contextlib
+import io
 import os
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -94,3 +97,22 @@ def label_manager(description: dict[str, Any], file: Path) -> LabelManager:
         return LabelManager(description["labels"], description.get("regions_class_order"))
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise PlanError(f"{file}: the labels are not as nnU-Net wants them: {error}") from error
+
+
+def find_reader(description: dict[str, Any], example: str) -> type[BaseReaderWriter]:
+    """Return nnU-Net's class that reads a dataset's files, chosen as it does by one of them.
+
+    If that one cannot be read, the others may: then the ending decides.
+
+    Args:
+        description: what dataset.json says.
+        example: one of the files.
+
+    Raises:
+        PlanError: if there is no reader for their ending.
+    """
+    for file in (example, None):
+        # nnU-Net shows a traceback for what it cannot read.
+        with contextlib.suppress(RuntimeError), contextlib.redirect_stderr(io.StringIO()):
+            return determine_reader_writer_from_dataset_json(description, file, verbose=False)
+    raise PlanError(f"nnU-Net has no reader for files {description['file_ending']!r}")
