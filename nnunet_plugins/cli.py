@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from nnunet_plugins._startup import trainer_folder
 from nnunet_plugins.arguments import lay_out, positive, whole
 from nnunet_plugins.benchmark import command_line as benchmark
 from nnunet_plugins.demo import command_line as demo
+from nnunet_plugins.doctor import command_line as doctor
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.registry import BACKBONES, MODIFIERS, STOCK_TRAINER
 
@@ -42,12 +45,6 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    from nnunet_plugins.doctor import examine
-
-    return examine()
-
-
 def _trainer_path(arguments: argparse.Namespace) -> int:
     print(trainer_folder())
     return 0
@@ -57,7 +54,6 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError
-    from nnunet_plugins.trainers.names import UnknownTrainerError
     from nnunet_plugins.trainers.warm_start import write_warm_start
 
     try:
@@ -68,12 +64,9 @@ def _warm_start(arguments: argparse.Namespace) -> int:
             advantage=arguments.advantage,
             trusted=arguments.run_code_in_checkpoint,
         )
-    except (UnknownTrainerError, ValueError, OSError) as error:
-        text = str(error).removeprefix("nnunet_plugins: ")
-        if isinstance(error, UnsafeCheckpointError):
-            text += ". If you trust whoever made it as you trust a program, use --run-code-in-checkpoint"
-        print(f"nnunet-plugins warm-start: {text}", file=sys.stderr)
-        return 2
+    except UnsafeCheckpointError as error:
+        hint = "If you trust whoever made it as you trust a program, use --run-code-in-checkpoint"
+        raise InputError(f"{error}. {hint}") from error
     print(f"New weights, all others are the checkpoint's: {', '.join(new)}")
     print(f"Wrote {arguments.output}. Train with the same plans and fold:")
     print(f"  nnUNetv2_train ... -tr {arguments.trainer} -pretrained_weights {arguments.output}")
@@ -87,20 +80,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.metrics.table import describe
 
     output = Path(arguments.output)
-    try:
-        found = folders.evaluate_folders(
-            Path(arguments.predictions),
-            Path(arguments.truth),
-            output,
-            dataset_json=Path(arguments.dataset_json) if arguments.dataset_json else None,
-            tolerance=arguments.tolerance,
-            processes=arguments.processes,
-            chill=arguments.chill,
-            overwrite=arguments.overwrite,
-        )
-    except (folders.EvaluationError, ModuleNotFoundError, OSError) as error:
-        print(f"nnunet-plugins evaluate: {error}", file=sys.stderr)
-        return 2
+    found = folders.evaluate_folders(
+        Path(arguments.predictions),
+        Path(arguments.truth),
+        output,
+        dataset_json=Path(arguments.dataset_json) if arguments.dataset_json else None,
+        tolerance=arguments.tolerance,
+        processes=arguments.processes,
+        chill=arguments.chill,
+        overwrite=arguments.overwrite,
+    )
     print(describe(found.table))
     print(f"Wrote {output}")
     for case, reason in found.failures.items():
@@ -112,14 +101,8 @@ def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from nnunet_plugins.report.build import build_report
-    from nnunet_plugins.report.record import ReportError
 
-    try:
-        page = build_report(Path(arguments.benchmark))
-    except (ReportError, OSError) as error:
-        print(f"nnunet-plugins report: {error}", file=sys.stderr)
-        return 2
-    print(f"Wrote {page}")
+    print(f"Wrote {build_report(Path(arguments.benchmark))}")
     return 0
 
 
@@ -139,11 +122,11 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "doctor",
-        help="check the installation and say what to do about each problem",
-        description="Show what is installed where, whether nnU-Net finds our trainers, and which devices torch sees. "
-        "The exit code is 1 if something needs mending.",
+        help="check the installation, or a dataset before a job is queued, and say what to do about each problem",
+        description=doctor.DESCRIPTION,
     )
-    command.set_defaults(run=_doctor)
+    doctor.add_arguments(command)
+    command.set_defaults(run=doctor.run)
 
     command = commands.add_parser(
         "trainer-path",
@@ -167,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("-o", dest="output", required=True, metavar="FILE", help="file to write")
     command.add_argument(
         "--advantage",
-        type=float,
+        type=positive,
         default=5.0,
         metavar="LOGITS",
         help="attention to the first rate at the start, default %(default)g: the other rates share 2 per cent. With 20 "
@@ -247,10 +230,39 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+INTERRUPTED, READER_GONE = 130, 141  # as a shell tells the signals INT and PIPE
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; returns the exit code.
+
+    What the user has to know or to change is one message and code 2. After Ctrl-C it is 130, and 141 if whoever reads
+    the output wants no more of it, as `head`.
+    """
     arguments = parser().parse_args(argv)
-    return arguments.run(arguments)
+    try:
+        code: int = arguments.run(arguments)
+        if sys.stdout:
+            sys.stdout.flush()  # as long as its errors can be told
+    except KeyboardInterrupt:
+        print(f"\nnnunet-plugins {arguments.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return READER_GONE
+    except (InputError, OSError) as error:
+        print(f"nnunet-plugins {arguments.command}: {str(error).removeprefix('nnunet_plugins: ')}", file=sys.stderr)
+        _drop_output()
+        return 2
+    return code
+
+
+def _drop_output() -> None:
+    """Print what is left; if that is not possible, let Python not try it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

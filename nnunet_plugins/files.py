@@ -1,13 +1,18 @@
-"""Files that are there completely or not at all, and locks."""
+"""Files that are there completely or not at all, JSON files of others, and locks."""
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.errors import InputError
 
 LONGEST_NAME = 180
 """Bytes; most file systems take 255, and `unfinished` and the endings need some."""
@@ -57,9 +62,101 @@ def is_json(path: Path) -> bool:
     """Tell whether the file is there and was written to its end."""
     try:
         json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return True
+
+
+def read_json(file: Path, shape: Any = None) -> Any:
+    """Read a JSON file that others may have written or edited.
+
+    Args:
+        file: to read.
+        shape: what its content has to look like: a type, or a tuple of them; `[shape]` for a list; `{type: shape}` for
+            an object with any keys; `{"key": shape, "other?": shape}` for one with these keys, the other one if it is
+            there, and perhaps more. None for anything.
+
+    Raises:
+        InputError: naming the file, and what in it is not as it has to be.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing") from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON that can be read: {error}") from error
+    if fault := find_fault(content, shape):
+        raise InputError(f"{file}: {fault}")
+    return content
+
+
+def find_fault(value: Any, shape: Any, place: str = "") -> str | None:
+    """Return the first place where a value does not have the shape (see `read_json`), and what it should be there.
+
+    Args:
+        value: to look at.
+        shape: what it has to look like.
+        place: what to call the value; nothing for the whole of it.
+    """
+    if shape is None:
+        return None
+    whole = place or "the content"
+    if isinstance(shape, (type, tuple)):
+        types = shape if isinstance(shape, tuple) else (shape,)
+        # JSON's true is no number, Python's is.
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        names = " or ".join(_NAMES.get(kind, f"a {kind.__name__}") for kind in types)
+        return None if fits else f"{whole} has to be {names}, not {_shorten(value)}"
+    if not isinstance(value, type(shape)):
+        return f"{whole} has to be {_NAMES[type(shape)]}, not {_shorten(value)}"
+    if isinstance(shape, list):
+        parts = [(f"{place}[{number}]", part, shape[0]) for number, part in enumerate(value)]
+    elif str in shape:
+        parts = [(_inside(place, key), part, shape[str]) for key, part in value.items()]
+    else:
+        if missing := [key for key in shape if not key.endswith("?") and key not in value]:
+            return f"{whole} has no {missing[0]!r}"
+        known = {key: wanted for name, wanted in shape.items() if (key := name.rstrip("?")) in value}
+        parts = [(_inside(place, key), value[key], wanted) for key, wanted in known.items()]
+    return next((fault for name, part, kind in parts if (fault := find_fault(part, kind, name))), None)
+
+
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _inside(place: str, key: str) -> str:
+    return f"{place}[{key!r}]" if place else repr(key)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def decompress(path: Path) -> bytes:
+    """Return what is in a .gz file, checked to its end; nothing for other files.
+
+    SimpleITK, and nnU-Net with it, reads a .nii.gz that was cut off as if zeros stood where it ends.
+
+    Raises:
+        ValueError: if it is cut off or damaged.
+    """
+    if path.suffix != ".gz":
+        return b""
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is cut off or damaged: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 
@@ -75,3 +76,12 @@ def test_performance(tmp_path):
     )
     assert "autofocus layer 64^3, fused / plain" in result.stdout
     assert "peak memory of nnUNetTrainerAFN6, forecast / measured" in result.stdout
+
+
+def test_bad_inputs(monkeypatch):
+    """One input of every kind: an answer, in time, and all files as they were."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "bad_inputs.py"))
+    outcomes = script["give_all"](range(len(script["KINDS"])))
+    assert {number: outcome for number, outcome in outcomes.items() if outcome.violations} == {}
+    assert {outcome.code for outcome in outcomes.values()} == {0, 1, 2}

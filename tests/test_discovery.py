@@ -3,6 +3,7 @@
 The environments share this environment's third-party packages through links, so that nothing large is installed.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -168,11 +169,11 @@ def test_opting_out(environment):
 
 def test_doctor_in_a_sound_installation(environment, tmp_path):
     folders = dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), str(tmp_path))
-    result = environment.run(environment.bin / "nnunet-plugins", "doctor", **folders)
+    result = environment.run(environment.bin / "nnunet-plugins", "doctor", "--json", **folders)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads(result.stdout)["summary"]["problem"] == 0
     assert "nnU-Net finds nnUNetTrainerFIRENet" in result.stdout
     assert f"nnunetv2 {metadata.version('nnunetv2')} in" in result.stdout
-    assert "All is well." in result.stdout
 
 
 def test_doctor_names_problems_and_remedies(environment, tmp_path):

@@ -47,6 +47,7 @@ def shorten(code: str) -> str:
             line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"
             line += " --dry-run" if "--cluster" in line or "--gpu-memory" in line else ""
         if line.startswith("nnunet-plugins doctor"):
+            line += " -p small" if "-tr" in line.split() else ""
             line = f"PATH=${{PATH#*:}} {line}"  # it finds fault with any but the environment's own commands
         if command == "pip":
             line += " --dry-run --no-deps --no-build-isolation -q"

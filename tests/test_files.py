@@ -1,10 +1,12 @@
 """Files that are whole, by several writers at a time."""
 
+import gzip
 import threading
 
 import pytest
 
-from nnunet_plugins.files import is_json, short_name, unfinished, write_text
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import decompress, is_json, read_json, short_name, unfinished, write_text
 
 
 def test_several_writers_leave_one_whole_file(tmp_path):
@@ -55,3 +57,51 @@ def test_a_name_that_is_too_long_keeps_its_beginning_and_stays_unique(tmp_path):
     for name, whole in zip(names, long, strict=True):
         assert whole.startswith(name.rpartition("-")[0])
         write_text(unfinished(tmp_path / f"{name}.csv"), "")
+
+
+SHAPE = {"name": str, "sizes": [int], "parts": {str: {"length?": (int, float)}}, "more?": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "a", "sizes": [1], "parts": {"b": {"length": 1.5}}, "other": {}}', None),
+        ('{"name": "a", "sizes": [], "parts": {}, "more": [1]}', None),
+        ('{"name": "a", "sizes": [1, "2"], "parts": {}}', r"file.json: 'sizes'\[1\] has to be a whole number, not '2'"),
+        ('{"name": "a", "sizes": [true], "parts": {}}', r"'sizes'\[0\] has to be a whole number, not True"),
+        ('{"name": "a", "sizes": [1]}', "file.json: the content has no 'parts'"),
+        ('{"name": "a", "sizes": 1, "parts": {}}', "'sizes' has to be a list, not 1"),
+        (
+            '{"name": "a", "sizes": [], "parts": {"b": {"length": "x"}}}',
+            r"'parts'\['b'\]\['length'\] has to be a whole number or a number, not 'x'",
+        ),
+        ("[]", r"the content has to be an object, not \[\]"),
+        ('{"name', "file.json is no JSON that can be read"),
+        ("[" * 100_000, "file.json is no JSON that can be read"),
+    ],
+)
+def test_json_of_others_is_as_it_has_to_be_or_the_place_is_named(tmp_path, text, message):
+    (tmp_path / "file.json").write_text(text)
+    if message is None:
+        read_json(tmp_path / "file.json", SHAPE)
+        return
+    with pytest.raises(InputError, match=message):
+        read_json(tmp_path / "file.json", SHAPE)
+
+
+def test_json_that_is_missing_or_a_folder(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.json is missing"):
+        read_json(tmp_path / "gone.json")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
+
+
+def test_a_compressed_file_is_checked_to_its_end(tmp_path):
+    whole = gzip.compress(b"content" * 1000)
+    file = tmp_path / "file.gz"
+    file.write_bytes(whole)
+    assert decompress(file) == b"content" * 1000
+    for content in (whole[:-1], whole[:20], whole[:-8] + b"12345678", b"no gzip"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"file\.gz is cut off or damaged"):
+            decompress(file)

@@ -29,12 +29,16 @@ def imports(file: Path) -> set[str]:
 
 # Imports go one way: each part may import itself and what stands before it.
 ORDER = [
+    "errors",
     "files",
     "stop_request",
+    "workers",
     "registry",
     "networks.layers",
     "networks",
     "planning.names",
+    "planning.architecture",
+    "planning.preprocessed",
     "planning.forecast",
     "trainers",
     "planning",

@@ -295,11 +295,12 @@ def test_a_cascade_has_a_channel_more_per_label_and_keeps_its_own_size(folders, 
     (folders.preprocessed / DATASET / "cascade.json").write_text(json.dumps(plans))
     shapes = []
 
-    def count(build, shape, *, autocast):
+    def count(trainer, setting, *, autocast):
+        shape = setting.shape
         shapes.append(shape)
         return forecast.Forecast(0, 0, shape[0] * math.prod(shape[2:]) if shape[1] == 3 else 1)
 
-    monkeypatch.setattr(fit, "forecast_training", count)
+    monkeypatch.setattr(fit, "forecast_setting", count)
     patch = plans["configurations"]["3d_fullres"]["patch_size"]
     memory = math.prod(patch) / GIB
     fitted = fit.fit_plans("1", "nnUNetTrainerFIRENet", memory, like="cascade", name="cascade_fit")

@@ -86,7 +86,7 @@ def test_a_trainer_of_an_older_nnunet_is_profiled_too():
 
 def test_a_network_that_cannot_be_profiled_is_one_clear_error():
     setting = patch_setting((16, 16), batch=2, channels=1, classes=2)
-    with pytest.raises(PlanError, match=r"BrokenTrainer cannot be profiled with patch 16x16, .*not today"):
+    with pytest.raises(PlanError, match=r"BrokenTrainer cannot build its network for patch 16x16, .*not today"):
         profile_network(BrokenTrainer, setting)
 
 

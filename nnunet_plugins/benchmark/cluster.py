@@ -146,7 +146,7 @@ def read_cluster(file: Path) -> dict[str, Any]:
         raise BenchmarkError(_MISSING) from error
     try:
         content = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BenchmarkError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, Mapping) or content.get("provider") not in PROVIDERS:
         raise BenchmarkError(f"{file} needs a line 'provider:' with one of {', '.join(PROVIDERS)}")
@@ -157,6 +157,8 @@ def read_cluster(file: Path) -> dict[str, Any]:
             continue
         if section not in SECTIONS:
             raise BenchmarkError(f"{file} has an unknown section {section!r}; there are {', '.join(SECTIONS)}")
+        if not isinstance(values or {}, Mapping):
+            raise BenchmarkError(f"{file}: {section!r} has to hold lines 'key: value', not {values!r}")
         for key, value in (values or {}).items():
             if key not in _KEYS:
                 raise BenchmarkError(f"{file}: unknown key {key!r} in {section!r}; known are {', '.join(_KEYS)}")

@@ -1,12 +1,11 @@
 """The options of `nnunet-plugins benchmark`. Loads nothing heavy before it runs."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from nnunet_plugins.arguments import natural, positive, whole
 from nnunet_plugins.benchmark import command
-from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol, split_name
+from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, split_name
 from nnunet_plugins.registry import STOCK_TRAINER
 
 DESCRIPTION = (
@@ -90,12 +89,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the benchmark; returns 0 if all is done, 1 if a task failed, 2 after an error, 130 if interrupted."""
+    """Run the benchmark; returns 0 if all is done, 1 if a task failed, 130 if interrupted."""
     try:
         with command.interruptible():
             return _run(arguments)
-    except (BenchmarkError, OSError) as error:
-        return _fail(error)
     except KeyboardInterrupt:
         print("\nInterrupted. Give the same command again to go on from here; nothing finished is lost.", flush=True)
         return 130
@@ -103,40 +100,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.benchmark import driver
-    from nnunet_plugins.planning.dataset import PlanError, dataset_name
-    from nnunet_plugins.report.record import ReportError
+    from nnunet_plugins.planning.dataset import dataset_name
 
     folders = driver.nnunet_folders(arguments.output)
-    try:
-        protocol = Protocol(
-            datasets=tuple(dict.fromkeys(dataset_name(dataset) for dataset in arguments.datasets)),
-            configurations=tuple(dict.fromkeys(arguments.configurations)),
-            trainers=tuple(dict.fromkeys(arguments.trainers)),
-            plans=arguments.plans,
-            gpu_memory=arguments.gpu_memory,
-            folds=tuple(sorted(set(arguments.folds))),
-            number_of_folds=arguments.number_of_folds,
-            groups=str(Path(arguments.groups).absolute()) if arguments.groups else None,
-            with_twins=arguments.with_twins,
-            presets=tuple(dict.fromkeys(arguments.presets)),
-            test=arguments.test,
-            tolerance=arguments.tolerance,
-            device=arguments.device,
-        )
-        if not any(split_name(trainer)[0] == STOCK_TRAINER for trainer in protocol.trainers):
-            print(f"No {STOCK_TRAINER} among the trainers: {protocol.baseline()} is the baseline.", flush=True)
-        slots = (arguments.gpus if arguments.device == "cuda" else arguments.workers) or 1
-        place = driver.Place(slots, arguments.retries, arguments.cluster, arguments.allow_unequal)
-        driver.check(protocol, folders, place)
-        if arguments.dry_run:
-            print(driver.show_commands(protocol, folders))
-            return 0
-        complete = driver.run_benchmark(protocol, folders, place)
-    except (PlanError, ReportError) as error:
-        return _fail(error)
+    protocol = Protocol(
+        datasets=tuple(dict.fromkeys(dataset_name(dataset) for dataset in arguments.datasets)),
+        configurations=tuple(dict.fromkeys(arguments.configurations)),
+        trainers=tuple(dict.fromkeys(arguments.trainers)),
+        plans=arguments.plans,
+        gpu_memory=arguments.gpu_memory,
+        folds=tuple(sorted(set(arguments.folds))),
+        number_of_folds=arguments.number_of_folds,
+        groups=str(Path(arguments.groups).absolute()) if arguments.groups else None,
+        with_twins=arguments.with_twins,
+        presets=tuple(dict.fromkeys(arguments.presets)),
+        test=arguments.test,
+        tolerance=arguments.tolerance,
+        device=arguments.device,
+    )
+    if not any(split_name(trainer)[0] == STOCK_TRAINER for trainer in protocol.trainers):
+        print(f"No {STOCK_TRAINER} among the trainers: {protocol.baseline()} is the baseline.", flush=True)
+    slots = (arguments.gpus if arguments.device == "cuda" else arguments.workers) or 1
+    place = driver.Place(slots, arguments.retries, arguments.cluster, arguments.allow_unequal)
+    driver.check(protocol, folders, place)
+    if arguments.dry_run:
+        print(driver.show_commands(protocol, folders))
+        return 0
+    complete = driver.run_benchmark(protocol, folders, place)
     return 0 if complete else 1
-
-
-def _fail(error: Exception) -> int:
-    print(f"nnunet-plugins benchmark: {error}", file=sys.stderr, flush=True)
-    return 2

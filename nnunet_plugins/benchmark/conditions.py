@@ -17,8 +17,9 @@ from typing import Any
 
 from nnunet_plugins.benchmark.command import usable_cores
 from nnunet_plugins.benchmark.protocol import Run
-from nnunet_plugins.benchmark.tasks import Folders, data_folder
+from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import is_json, write_text
+from nnunet_plugins.planning.preprocessed import data_folder
 
 HASHES = ("plans", "splits", "data")
 """What is hashed."""

@@ -1,6 +1,5 @@
 """`nnunet-plugins benchmark`: from the question to the report, as far as it is not done yet."""
 
-import json
 import os
 import shlex
 import sys
@@ -19,7 +18,8 @@ from nnunet_plugins.benchmark.progress import duration
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
-from nnunet_plugins.files import hold_lock, unfinished
+from nnunet_plugins.files import hold_lock, read_json, unfinished
+from nnunet_plugins.planning.preprocessed import PLANS
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems
 
@@ -66,6 +66,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
     import torch
 
     from nnunet_plugins.planning.setting import find_trainer
+    from nnunet_plugins.planning.splits import read_splits
 
     for trainer in dict.fromkeys(run.trainer for run in protocol.runs()):
         find_trainer(trainer)
@@ -85,11 +86,11 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
         if protocol.plans not in made_here and not plans.is_file():
             raise BenchmarkError(f"{plans} is missing; plans of that name are not nnU-Net's own, so make them first")
         if plans.is_file():
-            known = json.loads(plans.read_text())["configurations"]
+            known = read_json(plans, PLANS)["configurations"]
             if missing := [name for name in protocol.configurations if name not in known]:
                 raise BenchmarkError(f"{plans} has no configuration {missing[0]}; it has {', '.join(known)}")
         splits = folder / "splits_final.json"
-        number = len(json.loads(splits.read_text())) if splits.is_file() else protocol.number_of_folds
+        number = len(read_splits(splits)) if splits.is_file() else protocol.number_of_folds
         # nnU-Net would not complain, but take a random split.
         if max(protocol.folds) >= number:
             raise BenchmarkError(f"fold {max(protocol.folds)} does not exist: {dataset} is split into {number} folds")

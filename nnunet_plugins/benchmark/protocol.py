@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
 from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
@@ -17,8 +18,8 @@ PRESETS = {
 }
 
 
-class BenchmarkError(Exception):
-    """Something the user has to know or to change; the message says what, without a traceback."""
+class BenchmarkError(InputError):
+    """A benchmark cannot begin or go on."""
 
 
 @dataclass(frozen=True)

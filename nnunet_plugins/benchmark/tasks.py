@@ -3,14 +3,14 @@
 Every command is nnU-Net's own, or this package's on nnU-Net's files.
 """
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
-from nnunet_plugins.files import is_json, short_name, unfinished
+from nnunet_plugins.files import is_json, read_json, short_name, unfinished
+from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed
 
 
 @dataclass(frozen=True)
@@ -109,31 +109,6 @@ def is_trained(fold: Path) -> bool:
     return whole and bool(segmented) and segmented <= probabilities
 
 
-def is_preprocessed(folder: Path, plans: str, configurations: Iterable[str]) -> bool:
-    """Tell whether every case of a dataset has been preprocessed for the configurations that the plans have."""
-    file = folder / f"{plans}.json"
-    truths = folder / "gt_segmentations"
-    if not is_json(file) or not is_json(folder / "dataset.json") or not truths.is_dir():
-        return False
-    ending = json.loads((folder / "dataset.json").read_text())["file_ending"]
-    cases = [path.name.removesuffix(ending) for path in truths.glob(f"*{ending}")]
-    for name in configurations:
-        data = data_folder(folder, plans, name)
-        # Of each case's files the properties are written last.
-        if not cases or not all((data / f"{case}.pkl").is_file() for case in cases):
-            return False
-    return True
-
-
-def data_folder(folder: Path, plans: str, configuration: str) -> Path:
-    """Return where the preprocessed cases of a configuration lie, as the plans in a dataset's folder say."""
-    configurations = json.loads((folder / f"{plans}.json").read_text())["configurations"]
-    found = configurations.get(configuration, {})
-    while "data_identifier" not in found and "inherits_from" in found:
-        found = configurations[found["inherits_from"]]
-    return folder / found.get("data_identifier", f"{plans}_{configuration}")
-
-
 def task_name(*parts: object) -> str:
     """Return a name, unique and fit for a file name, of unique parts."""
     return short_name("__".join(map(str, parts)))
@@ -185,7 +160,7 @@ def is_made_from(fitted: Path, plans: Path) -> bool:
     for file in (fitted, plans):
         if not is_json(file):
             return False
-        content = {**json.loads(file.read_text()), "plans_name": None}
+        content = {**read_json(file, PLANS), "plans_name": None}
         for configuration in content["configurations"].values():
             configuration.update(patch_size=None, batch_size=None)
         found.append(content)

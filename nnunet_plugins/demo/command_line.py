@@ -14,7 +14,8 @@ from pathlib import Path
 from nnunet_plugins.arguments import natural, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
-from nnunet_plugins.files import hold_lock, is_json, unfinished, write_text
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock, read_json, unfinished, write_text
 
 NETWORKS = ("", "FIRENet", "AutofocusUNet", "ASPP3DUNet")
 CONFIGURATION = "3d_fullres"
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if not held:
                     raise BenchmarkError(f"another demo is running in {folder}; wait for it or choose another --output")
                 complete = _run(folder, settings, arguments.device)
-    except (BenchmarkError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"nnunet-plugins demo: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
@@ -165,9 +166,10 @@ def _take_folder(folder: Path, settings: Settings) -> None:
 
 
 def _check_settings(record: Path, settings: Settings) -> None:
-    if not is_json(record):
-        raise BenchmarkError(f"{record} cannot be read; remove the folder {record.parent} or choose another --output")
-    stored = json.loads(record.read_text())
+    try:
+        stored = read_json(record, dict)
+    except InputError as error:
+        raise BenchmarkError(f"{error}; remove the folder {record.parent} or choose another --output") from None
     for name, value in asdict(settings).items():
         if stored.get(name) != value:
             raise BenchmarkError(

@@ -1,10 +1,7 @@
 """`nnunet-plugins evaluate`: the metrics of a folder of segmentations, one row per case and label, in parallel."""
 
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -13,22 +10,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import decompress, read_json
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
 from nnunet_plugins.metrics.table import write_table
+from nnunet_plugins.planning.dataset import DATASET, find_reader, label_manager
+from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 Label = int | tuple[int, ...]
 Rows = list[dict[str, Any]]
 
 
-class EvaluationError(Exception):
-    """Something the user has to know or to change; the message says what, without a traceback."""
+class EvaluationError(InputError):
+    """Segmentations cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,10 @@ def evaluate_case(
     """Compare one segmentation with its truth; returns a row per label or region.
 
     Raises:
-        ValueError: if the files differ in shape or spacing.
+        ValueError: if a file is cut off, or the files differ in shape or spacing.
     """
+    for file in (prediction_file, truth_file):
+        decompress(file)  # which finds what the reader overlooks
     (prediction, of_prediction), (truth, of_truth) = (reader.read_seg(str(f)) for f in (prediction_file, truth_file))
     prediction, truth = prediction[0], truth[0]
     spacing, other = ([float(s) for s in properties["spacing"]] for properties in (of_truth, of_prediction))
@@ -130,29 +130,6 @@ def evaluate_case(
     return rows
 
 
-def _try(job: Callable[[], Rows]) -> Rows | str:
-    """Return the rows of a case, or why there are none."""
-    try:
-        return job()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def _finish(jobs: Mapping[str, Callable[[], Rows]], processes: int) -> Iterator[tuple[str, Rows | str]]:
-    """Yield every case with its result, as they are finished."""
-    processes = min(processes, len(jobs))
-    if processes == 1:
-        yield from ((case, _try(job)) for case, job in jobs.items())
-        return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_try, job): case for case, job in jobs.items()}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except BrokenProcessPool:
-                yield futures[future], "a process was killed, perhaps for lack of memory; use fewer with -np"
-
-
 def evaluate_folders(
     prediction: Path,
     truth: Path,
@@ -179,29 +156,24 @@ def evaluate_folders(
         overwrite: replace `output`.
 
     Raises:
-        EvaluationError: if folders, files or labels are missing, `output` exists, or no case can be compared.
-        ModuleNotFoundError: if MONAI is not installed.
+        InputError: if folders, files, labels or MONAI are missing, `output` exists, or no case can be compared.
     """
     if output.exists() and not overwrite:
         raise EvaluationError(f"{output} exists already; choose another file, or give --overwrite")
     if not output.absolute().parent.is_dir():
         raise EvaluationError(f"{output} cannot be written: {output.absolute().parent} is no folder")
     if find_spec("monai") is None:
-        raise ModuleNotFoundError(MISSING)
+        raise EvaluationError(MISSING)
     file = dataset_json or find_dataset_json(prediction, truth)
-    try:
-        description = load_json(str(file))
-        ending, values = description["file_ending"], description["labels"]
-        manager = LabelManager(values, description.get("regions_class_order"))
-    except (ValueError, KeyError, AssertionError) as error:
-        raise EvaluationError(f"{file} is not a dataset.json as nnU-Net wants it: {error!r}") from error
+    description = read_json(file, DATASET)
+    manager, ending, values = label_manager(description, file), description["file_ending"], description["labels"]
     labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     known = {tuple(value) if isinstance(value, list) else value: name for name, value in values.items()}
     cases = _cases(prediction, truth, ending, chill)
     example = str(truth / f"{cases[0]}{ending}")
     evaluate = partial(
         evaluate_case,
-        reader=determine_reader_writer_from_dataset_json(description, example, verbose=False)(),
+        reader=find_reader(description, example)(),
         labels=labels,
         names=[known.get(label, "") for label in labels],
         ignore_label=manager.ignore_label,
@@ -210,14 +182,19 @@ def evaluate_folders(
     jobs = {case: partial(evaluate, prediction / f"{case}{ending}", truth / f"{case}{ending}") for case in cases}
     found = dict(
         tqdm(
-            _finish(jobs, processes or min(default_num_processes, os.cpu_count() or 1)),
+            finish_jobs(jobs, processes or min(default_num_processes, os.cpu_count() or 1)),
             total=len(jobs),
             unit="case",
             disable=None,
         )
     )
-    rows = [{"case": case, **row} for case in cases if not isinstance(found[case], str) for row in found[case]]
-    failures = {case: str(found[case]) for case in cases if isinstance(found[case], str)}
+    rows, failures = [], {}
+    for case in cases:
+        result = found[case]
+        if isinstance(result, FailedJobError):
+            failures[case] = str(result)
+        else:
+            rows += [{"case": case, **row} for row in result]
     if not rows:
         raise EvaluationError(f"no case could be compared; {cases[0]}: {failures[cases[0]]}")
     table = pd.DataFrame(rows)

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.arguments import lay_out, positive, whole
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.registry import STOCK_TRAINER
 
 
@@ -61,24 +61,19 @@ def _add_plan(commands: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from nnunet_plugins.planning.dataset import PlanError
     from nnunet_plugins.planning.fit import fit_plans
     from nnunet_plugins.planning.forecast import COMFORTABLE
 
-    try:
-        fitted = fit_plans(
-            arguments.dataset,
-            arguments.trainer,
-            arguments.gpu_memory,
-            configurations=arguments.configurations,
-            like=arguments.like,
-            name=arguments.name,
-            autocast=not arguments.cpu,
-            overwrite=arguments.overwrite,
-        )
-    except (PlanError, OSError) as error:
-        print(f"nnunet-plugins plan: {error}", file=sys.stderr)
-        return 2
+    fitted = fit_plans(
+        arguments.dataset,
+        arguments.trainer,
+        arguments.gpu_memory,
+        configurations=arguments.configurations,
+        like=arguments.like,
+        name=arguments.name,
+        autocast=not arguments.cpu,
+        overwrite=arguments.overwrite,
+    )
     rows = [("configuration", "in the plans", "fits")]
     for configuration, (before, after) in fitted.sizes.items():
         rows.append((configuration, str(before), "as it is" if after == before else str(after)))
@@ -124,25 +119,18 @@ def _add_profile(commands: Any) -> None:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    from nnunet_plugins.planning.dataset import PlanError
     from nnunet_plugins.planning.profile import profile_network
     from nnunet_plugins.planning.setting import find_trainer, patch_setting, plan_setting
 
-    try:
-        trainer = find_trainer(arguments.trainer)
-        if (arguments.dataset is None) == (arguments.patch is None):
-            raise PlanError("give either a dataset with -d or a patch with --patch")
-        if arguments.patch:
-            sizes = (arguments.batch, arguments.in_channels, arguments.classes)
-            setting = patch_setting(arguments.patch, *sizes)
-        else:
-            setting = plan_setting(arguments.dataset, arguments.configuration, arguments.plans)
-        found, stock = (
-            profile_network(network, setting).as_dict() for network in (trainer, find_trainer(STOCK_TRAINER))
-        )
-    except (PlanError, OSError) as error:
-        print(f"nnunet-plugins profile: {error}", file=sys.stderr)
-        return 2
+    trainer = find_trainer(arguments.trainer)
+    if (arguments.dataset is None) == (arguments.patch is None):
+        raise InputError("give either a dataset with -d or a patch with --patch")
+    if arguments.patch:
+        sizes = (arguments.batch, arguments.in_channels, arguments.classes)
+        setting = patch_setting(arguments.patch, *sizes)
+    else:
+        setting = plan_setting(arguments.dataset, arguments.configuration, arguments.plans)
+    found, stock = (profile_network(network, setting).as_dict() for network in (trainer, find_trainer(STOCK_TRAINER)))
     if arguments.json:
         about = {"trainer": arguments.trainer, "shape": setting.shape, "classes": setting.classes}
         print(json.dumps({**about, **found, STOCK_TRAINER: stock}, indent=2))
@@ -217,21 +205,15 @@ def _add_split(commands: Any) -> None:
 
 def _split(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.planning import splits
-    from nnunet_plugins.planning.dataset import PlanError
 
     groups = Path(arguments.groups) if arguments.groups else None
     torn: list[list[str]] = []
-    if arguments.leakage_check and groups is None:
-        print("nnunet-plugins split: --leakage-check needs --groups FILE", file=sys.stderr)
-        return 2
-    try:
-        if arguments.leakage_check and groups:
-            file, folds, torn = splits.check_splits(arguments.dataset, groups)
-        else:
-            file, folds = splits.write_splits(arguments.dataset, groups, arguments.folds, overwrite=arguments.overwrite)
-    except (PlanError, OSError) as error:
-        print(f"nnunet-plugins split: {error}", file=sys.stderr)
-        return 2
+    if not arguments.leakage_check:
+        file, folds = splits.write_splits(arguments.dataset, groups, arguments.folds, overwrite=arguments.overwrite)
+    elif groups:
+        file, folds, torn = splits.check_splits(arguments.dataset, groups)
+    else:
+        raise InputError("--leakage-check needs --groups FILE")
     rows = [("fold", "train", "val", *(["groups in both, the first ten"] if arguments.leakage_check else []))]
     for number, fold in enumerate(folds):
         row = [str(number), str(len(fold["train"])), str(len(fold["val"]))]

@@ -1,14 +1,32 @@
 """Find a dataset's preprocessed folder, where its plans and splits lie."""
 
+import contextlib
+import io
 import os
 from pathlib import Path
+from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json
+from nnunet_plugins.planning.preprocessed import PLANS
+
+DATASET = {
+    "file_ending": str,
+    "labels": {str: (int, list)},
+    "regions_class_order?": (list, type(None)),
+    "channel_names?": {str: str},
+    "modality?": {str: str},
+}
+"""What a dataset.json has to look like; see `files.read_json`."""
 
 
-class PlanError(Exception):
-    """Something the user has to know or to change; the message says what, without a traceback."""
+class PlanError(InputError):
+    """Plans, splits or a dataset cannot be used as they are."""
 
 
 def dataset_name(dataset: str) -> str:
@@ -17,11 +35,12 @@ def dataset_name(dataset: str) -> str:
     Raises:
         PlanError: if there is no such dataset, raw, preprocessed or trained on, or more than one.
     """
-    try:
-        return maybe_convert_to_dataset_name(dataset)
-    except (RuntimeError, ValueError):
-        places = ", ".join(os.environ.get(name, f"{name} (not set)") for name in ("nnUNet_raw", "nnUNet_preprocessed"))
-        raise PlanError(f"{dataset!r} is not the number or name of exactly one dataset; looked in {places}") from None
+    with contextlib.suppress(RuntimeError, ValueError):
+        name = str(maybe_convert_to_dataset_name(dataset))
+        if Path(name).name == name and name[7:10].isdigit():
+            return name
+    places = ", ".join(os.environ.get(name, f"{name} (not set)") for name in ("nnUNet_raw", "nnUNet_preprocessed"))
+    raise PlanError(f"{dataset!r} is not the number or name of exactly one dataset; looked in {places}")
 
 
 def preprocessed_folder(dataset: str) -> Path:
@@ -39,14 +58,61 @@ def preprocessed_folder(dataset: str) -> Path:
     return folder
 
 
-def load_plans(folder: Path, name: str) -> dict:
-    """Load plans, or the `dataset.json`, of a preprocessed folder.
+def load_plans(folder: Path, name: str) -> dict[str, Any]:
+    """Load plans of a preprocessed folder.
 
     Raises:
-        PlanError: if they are missing, naming the plans that are there.
+        InputError: if they cannot be read, or are missing, naming the plans that are there.
     """
     file = folder / f"{name}.json"
     if not file.is_file():
         there = sorted(path.stem for path in folder.glob("*.json") if "lans" in path.stem)
         raise PlanError(f"{file} is missing; plans that are there: {', '.join(there) or 'none'}")
-    return load_json(str(file))
+    return read_json(file, PLANS)
+
+
+def read_dataset_json(file: Path) -> dict[str, Any]:
+    """Read a dataset.json whose labels nnU-Net can use.
+
+    Raises:
+        InputError: if it cannot be read.
+        PlanError: if its labels are not as nnU-Net wants them.
+    """
+    content = read_json(file, DATASET)
+    label_manager(content, file)
+    return content
+
+
+def label_manager(description: dict[str, Any], file: Path) -> LabelManager:
+    """Return nnU-Net's manager of the labels that a dataset.json declares.
+
+    Args:
+        description: what it says, in the shape `DATASET`.
+        file: where it was read, for the message.
+
+    Raises:
+        PlanError: if the labels are not as nnU-Net wants them.
+    """
+    try:
+        return LabelManager(description["labels"], description.get("regions_class_order"))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise PlanError(f"{file}: the labels are not as nnU-Net wants them: {error}") from error
+
+
+def find_reader(description: dict[str, Any], example: str) -> type[BaseReaderWriter]:
+    """Return nnU-Net's class that reads a dataset's files, chosen as it does by one of them.
+
+    If that one cannot be read, the others may: then the ending decides.
+
+    Args:
+        description: what dataset.json says.
+        example: one of the files.
+
+    Raises:
+        PlanError: if there is no reader for their ending.
+    """
+    for file in (example, None):
+        # nnU-Net shows a traceback for what it cannot read.
+        with contextlib.suppress(RuntimeError), contextlib.redirect_stderr(io.StringIO()):
+            return determine_reader_writer_from_dataset_json(description, file, verbose=False)
+    raise PlanError(f"nnU-Net has no reader for files {description['file_ending']!r}")

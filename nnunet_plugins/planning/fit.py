@@ -4,24 +4,24 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from math import prod
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_plugins.files import find_fault, read_json
 from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder
 from nnunet_plugins.planning.forecast import (
     COMFORTABLE,
     GIB,
-    forecast_training,
     format_bytes,
     format_size,
 )
 from nnunet_plugins.planning.names import fitted_plans_name
-from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, plan_setting
+from nnunet_plugins.planning.setting import Setting, find_trainer, forecast_setting, plan_setting
 
 SMALLEST_BATCH = 2  # as in nnU-Net's own planner
 
@@ -113,14 +113,17 @@ def fit_configuration(
 
     @cache
     def needed(patch: tuple[int, ...], batch: int) -> int:
-        changed = ConfigurationManager({**manager.configuration, "patch_size": list(patch)})
-        build = partial(build_network, trainer, replace(setting, configuration=changed))
-        return forecast_training(build, (batch, setting.channels, *patch), autocast=autocast).peak_bytes_training
+        changed = ConfigurationManager({**manager.configuration, "patch_size": list(patch), "batch_size": batch})
+        sized = replace(setting, configuration=changed)
+        return forecast_setting(trainer, sized, autocast=autocast).peak_bytes_training
 
     patch, batch = tuple(manager.patch_size), manager.batch_size
     strides = manager.network_arch_init_kwargs.get("strides")
     if not strides:
         raise PlanError("the plans describe no U-Net, so nobody knows which patch sizes are allowed")
+    fault = find_fault(strides, [[int]], "'strides'")
+    if fault or {len(axes) for axes in strides} != {len(patch)} or any(min(axes) < 1 for axes in strides):
+        raise PlanError(f"the plans' strides make no sense for a patch of {format_size(patch)}: {fault or strides}")
     multiple = [prod(axis) for axis in zip(*strides, strict=True)]
     try:
         before = Size(patch, batch, needed(patch, batch))
@@ -183,7 +186,7 @@ def fit_plans(
     for configuration, (_, after) in sizes.items():
         new["configurations"][configuration].update(patch_size=list(after.patch), batch_size=after.batch)
     file = folder / f"{name}.json"
-    if file.exists() and not overwrite and load_json(str(file)) != new:
+    if file.exists() and not overwrite and read_json(file) != new:
         raise PlanError(f"{file} is there already and says something else; choose a --name, or give --overwrite")
     save_json(new, str(file), sort_keys=False)
     return FittedPlans(name, file, sizes)

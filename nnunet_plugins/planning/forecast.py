@@ -9,6 +9,7 @@ torch.compile changes by fusing operations is not foreseen.
 """
 
 import contextlib
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -201,6 +202,18 @@ def _precision(*, autocast: bool) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Let new tensors have a shape and a type, but no memory. Torch does not log what fails: the error tells it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        log.disabled = before
+
+
 def forecast_training(
     build: Callable[[], nn.Module], shape: Sequence[int], *, autocast: bool, optimizer_copies: int = 2
 ) -> Forecast:
@@ -219,7 +232,7 @@ def forecast_training(
         >>> forecast_training(lambda: nn.Conv3d(1, 2, 3), (2, 1, 16, 16, 16), autocast=False).parameters
         56
     """
-    with FakeTensorMode():
+    with fake_tensors():
         return measure_training(build(), shape, autocast=autocast, optimizer_copies=optimizer_copies)
 
 

@@ -13,3 +13,24 @@ def fitted_plans_name(like: str, trainer: str, gpu_memory: float) -> str:
     """
     network = trainer.split("_")[0].removeprefix(STOCK_TRAINER) or "UNet"
     return f"{like}_{network}_{gpu_memory:g}GB"
+
+
+def fitting_commands(
+    dataset: str, configuration: str, trainer: str, plans: str, memory: float, *, fold: str = "0", on_cpu: bool = False
+) -> list[str]:
+    """Return the commands that make plans for a device with less memory than these need, and train with them.
+
+    Args:
+        dataset: number or name.
+        configuration: nnU-Net's, such as 3d_fullres.
+        trainer: its name.
+        plans: those that do not fit.
+        memory: of the device, in GiB.
+        fold: to train.
+        on_cpu: whether the device is the CPU.
+    """
+    size = f"{memory:.3g}"
+    fitted = fitted_plans_name(plans, trainer, float(size))
+    plan = f"nnunet-plugins plan -d {dataset} -c {configuration} -tr {trainer} --gpu-memory {size} --like {plans}"
+    train = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {trainer} -p {fitted}"
+    return [plan + " --cpu" * on_cpu, train + " -device cpu" * on_cpu]

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.dataset import PlanError
-from nnunet_plugins.planning.forecast import forecast_inference, loss_as_in_training, measure_training
+from nnunet_plugins.planning.forecast import fake_tensors, forecast_inference, loss_as_in_training, measure_training
 from nnunet_plugins.planning.setting import Setting, build_network
 
 
@@ -86,7 +86,7 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting) -> Profile:
         PlanError: if it cannot be built for the setting, or cannot run on fake tensors.
     """
     try:
-        with FakeTensorMode():
+        with fake_tensors():
             network = build_network(trainer, setting, deep_supervision=False).eval()
             with torch.no_grad(), FlopCounterMode(display=False) as forward:
                 network(torch.zeros(setting.shape))
@@ -101,6 +101,8 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting) -> Profile:
             network = build_network(trainer, setting).train()
             with FlopCounterMode(display=False) as step:
                 measure_training(network, setting.shape, autocast=False)
+    except InputError:
+        raise
     except Exception as error:  # whatever a foreign network does on fake tensors
         raise PlanError(f"{trainer.__name__} cannot be profiled with {setting}: {error}") from error
     measured = None

@@ -5,6 +5,7 @@ import inspect
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
@@ -14,13 +15,24 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder
-from nnunet_plugins.planning.forecast import format_size
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import find_fault
+from nnunet_plugins.planning.architecture import check_numbers
+from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, read_dataset_json
+from nnunet_plugins.planning.forecast import Forecast, forecast_training, format_size
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError
 
 # What nnU-Net's ExperimentPlanner has, in attributes of its objects only.
 _SMALLEST_MAP, _FEATURES, _MOST_FEATURES, _CONVOLUTIONS = 4, 32, {2: 512, 3: 320}, 2
+_CONFIGURATION = {
+    "patch_size": [int],
+    "batch_size": int,
+    "architecture": {"network_class_name": str, "arch_kwargs": dict, "_kw_requires_import": [str]},
+    "data_identifier?": str,
+    "spacing?": [(int, float)],
+    "previous_stage?": (str, type(None)),
+}
 _MANY = 999999  # poolings: as many as fit
 
 
@@ -76,21 +88,29 @@ def plan_setting(dataset: str, configuration: str, plans: str) -> Setting:
         plans: their name.
 
     Raises:
-        PlanError: if something is missing.
+        InputError: if something is missing, or the plans or the dataset.json cannot be used.
     """
     folder = preprocessed_folder(dataset)
     manager = PlansManager(load_plans(folder, plans))
-    dataset_json = load_plans(folder, "dataset")
+    dataset_json = read_dataset_json(folder / "dataset.json")
+    if "channel_names" not in dataset_json and "modality" not in dataset_json:
+        raise PlanError(f"{folder / 'dataset.json'}: the content has no 'channel_names'")
     if configuration not in manager.available_configurations:
         known = ", ".join(manager.available_configurations)
         raise PlanError(f"{plans} has no configuration {configuration!r}, but {known}")
-    chosen = manager.get_configuration(configuration)
-    return Setting(
-        manager,
-        chosen,
-        determine_num_input_channels(manager, chosen, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-    )
+    where = f"{folder / plans}.json: the configuration {configuration}"
+    try:
+        chosen = manager.get_configuration(configuration)
+        heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"{where} cannot be used: {type(error).__name__}: {error}") from error
+    if fault := find_fault(chosen.configuration, _CONFIGURATION):
+        raise PlanError(f"{where} is not as nnU-Net plans it: {fault}")
+    if len(chosen.patch_size) not in _MOST_FEATURES or min(*chosen.patch_size, chosen.batch_size) < 1:
+        sizes = f"patch {format_size(chosen.patch_size)} and batch {chosen.batch_size}"
+        raise PlanError(f"{where} has {sizes}; a patch has two or three axes, and all of them are positive")
+    check_numbers(chosen.network_arch_init_kwargs, where)
+    return Setting(manager, chosen, determine_num_input_channels(manager, chosen, dataset_json), heads)
 
 
 def patch_setting(patch: Sequence[int], batch: int, channels: int, classes: int) -> Setting:
@@ -147,6 +167,7 @@ def build_network(trainer: type[nnUNetTrainer], setting: Setting, *, deep_superv
 
     Raises:
         ValueError: whatever the network raises for a size that it cannot take.
+        PlanError: if it cannot be built for another reason.
     """
     if deep_supervision is None:
         # Ours say so; the stock trainer has no such attribute, and has deep supervision.
@@ -157,4 +178,33 @@ def build_network(trainer: type[nnUNetTrainer], setting: Setting, *, deep_superv
         chosen = setting.configuration
         kwargs, imported = chosen.network_arch_init_kwargs, chosen.network_arch_init_kwargs_req_import
         plan = (chosen.network_arch_class_name, kwargs, imported)
-    return build(*plan, setting.channels, setting.classes, deep_supervision)
+    try:
+        return build(*plan, setting.channels, setting.classes, deep_supervision)
+    except (ValueError, InputError):
+        raise
+    except Exception as error:  # whatever a foreign network raises, or nnU-Net's for plans that make no sense
+        raise PlanError(f"{trainer.__name__} cannot build its network for {setting}: {_tell(error)}") from error
+
+
+def forecast_setting(trainer: type[nnUNetTrainer], setting: Setting, *, autocast: bool) -> Forecast:
+    """Forecast a training step of a trainer's network without allocating it.
+
+    Args:
+        trainer: any that nnU-Net finds.
+        setting: what its network is for.
+        autocast: as in `forecast.measure_training`.
+
+    Raises:
+        ValueError: whatever the network raises for a size that it cannot take.
+        PlanError: if it cannot be built, or cannot run on fake tensors.
+    """
+    try:
+        return forecast_training(partial(build_network, trainer, setting), setting.shape, autocast=autocast)
+    except (ValueError, InputError):
+        raise
+    except Exception as error:  # as above, or what fake tensors cannot do
+        raise PlanError(f"{trainer.__name__} cannot take a step with {setting}: {_tell(error)}") from error
+
+
+def _tell(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import GroupKFold
 
-from nnunet_plugins.files import write_text
+from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
+from nnunet_plugins.planning.preprocessed import truth_cases
 
 Split = dict[str, list[str]]
 """One fold: the cases to train on, `train`, and to validate on, `val`."""
@@ -46,6 +46,15 @@ def read_groups(file: Path) -> dict[str, str]:
             row = int(rows.to_numpy().argmax())
             raise PlanError(f"{file} has {problem} in row {row + 2}: {table['case'][row]}, {table['group'][row]}")
     return dict(zip(table["case"], table["group"], strict=True))
+
+
+def read_splits(file: Path) -> list[Split]:
+    """Return the splits that a file holds.
+
+    Raises:
+        InputError: if it cannot be read, or holds something else.
+    """
+    return read_json(file, [{"train": [str], "val": [str]}])
 
 
 def group_splits(groups: Mapping[str, str], folds: int) -> list[Split]:
@@ -91,8 +100,7 @@ def _cases(folder: Path) -> list[str]:
     truths = folder / "gt_segmentations"
     if not description.is_file() or not truths.is_dir():
         raise PlanError(f"{folder} is not complete; preprocess the dataset first: nnUNetv2_plan_and_preprocess")
-    ending = load_json(str(description))["file_ending"]
-    return sorted(path.name.removesuffix(ending) for path in truths.iterdir() if path.name.endswith(ending))
+    return truth_cases(folder)
 
 
 def _groups_of(folder: Path, file: Path) -> dict[str, str]:
@@ -130,7 +138,7 @@ def write_splits(
     else:
         splits = group_splits(_groups_of(folder, groups_file), folds)
     file = folder / "splits_final.json"
-    if file.exists() and load_json(str(file)) != splits:
+    if file.exists() and read_json(file) != splits:
         if trained := _trained(folder.name):
             raise PlanError(
                 f"{file} holds other splits, and {len(trained)} trainings used them, first of all {trained[0]}. With "
@@ -152,7 +160,7 @@ def check_splits(dataset: str, groups_file: Path) -> tuple[Path, list[Split], li
     file = folder / "splits_final.json"
     if not file.is_file():
         raise PlanError(f"{file} is missing: nnU-Net makes its splits when the first training begins")
-    splits, groups = load_json(str(file)), _groups_of(folder, groups_file)
+    splits, groups = read_splits(file), _groups_of(folder, groups_file)
     if unknown := sorted({case for split in splits for part in split.values() for case in part} - set(groups)):
         raise PlanError(f"{file} holds {unknown[0]}, which is no case of {folder.name}")
     return file, splits, torn_groups(splits, groups)

@@ -19,7 +19,8 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_plugins.files import write_text
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.metrics.table import METRICS, read_table, write_table
 
 COMPARISON = ["split", "dataset", "configuration"]
@@ -87,8 +88,8 @@ _UNPRINTABLE = re.compile(
 )
 
 
-class ReportError(Exception):
-    """Something the user has to know or to change; the message says what, without a traceback."""
+class ReportError(InputError):
+    """A report cannot be made of this record."""
 
 
 @dataclass(frozen=True)
@@ -123,36 +124,71 @@ def read_record(folder: Path) -> Record:
     """Read the record's files.
 
     Raises:
-        ReportError: if one is missing, cannot be read or lacks a column.
+        InputError: if one is missing, cannot be read, or is not as the benchmark writes it; the message names it.
     """
+    if not folder.is_dir():
+        raise ReportError(f"{folder} is no folder; it is written by nnunet-plugins benchmark")
     tables = [
         _read_table(folder / f"{name}.csv", columns)
         for name, columns in (("results", RESULTS), ("runs", RUNS), ("curves", CURVES))
     ]
-    return Record(*tables, *(_read_json(folder / f"{name}.json") for name in ("equality", "failures", "about")))
+    contents = [_printable(read_json(folder / f"{name}.json", shape)) for name, shape in _SHAPES.items()]
+    return Record(*tables, *contents)
+
+
+_TEXTS = {*COMPARISON, *ALGORITHM, "case", "label", "name", "patch_size", "memory_kind", "device"}
+_KEYS = {*COMPARISON, "algorithm", "role", "case", "label"}
+"""Columns that say what a row is about; without them it means nothing."""
+
+# See `files.read_json`; the values of settings are whatever they are.
+_SHAPES: dict[str, Any] = {
+    "equality": [
+        {
+            "dataset": str,
+            "configuration": str,
+            "runs": [{"algorithm": str, "fold": int, "hashes": dict, "environment": dict}],
+            "same": [str],
+            "differences": [{"algorithm": str, "what": str, "value": None, "baseline": None, "allowed": bool}],
+            "accepted": bool,
+        }
+    ],
+    "failures": [{"task": str, "exit_code": None, "log": str, "tail": str}],
+    "about": {
+        "title?": str,
+        "command?": str,
+        "budget?": str,
+        "created?": str,
+        "hardware?": [str],
+        "versions?": {str: str},
+        "images?": {str: {"images": str, "truth": str, "ending": str, "labels": {str: str}, "predictions": {str: str}}},
+        "ensembles?": [str],
+        "complete?": bool,
+    },
+}
 
 
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
-    texts = {name: str for name in ("case", "label", "name", "patch_size", "memory_kind", "device", *ALGORITHM)}
     try:
-        table = read_table(file, texts)
+        table = read_table(file, dict.fromkeys(_TEXTS, str))
     except FileNotFoundError:
         raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
     except (ValueError, OSError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
     if missing := [column for column in columns if column not in table]:
         raise ReportError(f"{file} lacks the columns {', '.join(missing)}")
-    names = [name for name in texts if name in table]
-    return table.assign(**{name: table[name].map(_printable) for name in names})
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return _printable(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
-    except (ValueError, OSError) as error:
-        raise ReportError(f"{file} cannot be read: {error}") from error
+    for column in columns:
+        values = table[column]
+        wrong = values.isna() if column in _KEYS else pd.Series(False, table.index)
+        if column not in _TEXTS:
+            wrong = values.notna() & pd.to_numeric(values, errors="coerce").isna()
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise ReportError(f"{file}, row {row + 2}: {values[row]!r} cannot be a {column}")
+    # An empty cell is an empty text there, not a missing number.
+    table[["plans", "trainer"]] = table[["plans", "trainer"]].fillna("")
+    if unknown := set(table["role"]) - set(ROLES):
+        raise ReportError(f"{file} has the role {sorted(unknown)[0]!r}; the roles are {', '.join(ROLES)}")
+    return table.assign(**{name: table[name].map(_printable) for name in table if name in _TEXTS})
 
 
 def _printable(content: Any) -> Any:

@@ -16,7 +16,7 @@ from nnunet_plugins.planning.forecast import (
     format_bytes,
     format_size,
 )
-from nnunet_plugins.planning.names import fitted_plans_name
+from nnunet_plugins.planning.names import fitting_commands
 from nnunet_plugins.registry import Backbone, locate
 from nnunet_plugins.trainers.reliable import ReliableTrainer
 
@@ -139,17 +139,17 @@ class BackboneTrainer(ReliableTrainer):
         self.print_to_log_file(text)
 
     def _memory_remedy(self, available: int) -> str:
-        trainer, plans = type(self).__name__, self.plans_manager.plans_name
         dataset = convert_dataset_name_to_id(self.plans_manager.dataset_name)
-        memory = f"{available / GIB:.3g}"
-        on_cpu, device = (" --cpu", " -device cpu") if self.device.type == "cpu" else ("", "")
-        return (
-            "Make plans that fit, and train with them:\n"
-            f"  nnunet-plugins plan -d {dataset} -c {self.configuration_name} -tr {trainer} --gpu-memory {memory} "
-            f"--like {plans}{on_cpu}\n"
-            f"  nnUNetv2_train {dataset} {self.configuration_name} {self.fold} -tr {trainer} "
-            f"-p {fitted_plans_name(plans, trainer, float(memory))}{device}"
+        commands = fitting_commands(
+            str(dataset),
+            self.configuration_name,
+            type(self).__name__,
+            self.plans_manager.plans_name,
+            available / GIB,
+            fold=str(self.fold),
+            on_cpu=self.device.type == "cpu",
         )
+        return "\n  ".join(["Make plans that fit, and train with them:", *commands])
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Leave deep supervision off where the recipe has none; nnU-Net switches it on again after validation."""

@@ -15,6 +15,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import find_fault
+
 # What nnU-Net's checkpoints hold besides tensors and plain Python: the logged figures. The first is the function that
 # makes a scalar, whose place in numpy depends on the version that wrote the checkpoint.
 _SCALAR = np.float32(0).__reduce__()[0]
@@ -24,11 +27,19 @@ _NUMBERS: list[Any] = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
 ]
-_REQUIRED = {"network_weights": dict, "init_args": dict, "trainer_name": str}
+_SHAPE = {
+    "network_weights": {str: torch.Tensor},
+    "init_args": {"plans": {"configurations": {str: dict}}, "configuration": str, "dataset_json": dict},
+    "trainer_name": str,
+}
 _PACKAGES = ("torch.nn.", "dynamic_network_architectures.")
 
 
-class UnsafeCheckpointError(ValueError):
+class CheckpointError(InputError, ValueError):
+    """A checkpoint cannot be written, read or used."""
+
+
+class UnsafeCheckpointError(CheckpointError):
     """A checkpoint that could run code, or that cannot be read without running code."""
 
 
@@ -41,12 +52,12 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
             text and containers of these.
 
     Raises:
-        UnsafeCheckpointError: if it holds something else, or is damaged.
-        ValueError: if it is no checkpoint of nnU-Net.
+        UnsafeCheckpointError: if it holds something else.
+        CheckpointError: if it is no checkpoint of nnU-Net, or is damaged.
         OSError: if there is no such file, or it cannot be read.
     """
     if _is_damaged(path):
-        raise UnsafeCheckpointError(f"{path} is damaged: what it holds is not what was written")
+        raise CheckpointError(f"{path} is damaged: what it holds is not what was written")
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
@@ -54,16 +65,14 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
         raise
     except Exception as error:  # a pickle that is damaged, or made for it, fails in every way there is
         if trusted:
-            raise ValueError(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+            raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
         # Torch explains at length how to read the file all the same.
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {found[1]}, which may run code" if found else "it is damaged or something else"
         raise UnsafeCheckpointError(f"{path} is no checkpoint of nnU-Net that can be read safely: {reason}") from error
-    content = checkpoint if isinstance(checkpoint, dict) else {}
-    missing = sorted(name for name, kind in _REQUIRED.items() if not isinstance(content.get(name), kind))
-    if missing:
-        raise ValueError(f"{path} is no checkpoint of nnU-Net: it has no {' and no '.join(missing)}")
-    return content
+    if fault := find_fault(checkpoint, _SHAPE):
+        raise CheckpointError(f"{path} is no checkpoint of nnU-Net: {fault}")
+    return checkpoint
 
 
 def _is_damaged(path: Path) -> bool:

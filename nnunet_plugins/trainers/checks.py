@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_plugins.registry import MODIFIERS, locate
 
@@ -22,7 +23,7 @@ def require_device(device: torch.device) -> None:
         )
 
 
-def require_labels(trainer: nnUNetTrainer) -> None:
+def require_labels(trainer: type[nnUNetTrainer], labels: LabelManager) -> None:
     """Check that a trainer's loss can handle the labels of its dataset.
 
     Recipes and modifiers take their losses from the same pieces; of several, the first in the order of bases counts.
@@ -30,15 +31,14 @@ def require_labels(trainer: nnUNetTrainer) -> None:
     Raises:
         NotImplementedError: if it cannot, naming the losses that can.
     """
-    labels = trainer.label_manager
     features = {"regions": labels.has_regions, "an ignore label": labels.has_ignore_label}
     losses = [row for row in MODIFIERS if row.slot == "loss"]
-    holder = next(cls for cls in type(trainer).__mro__ if "_build_loss" in vars(cls))
+    holder = next(cls for cls in trainer.__mro__ if "_build_loss" in vars(cls))
     for row in losses:
         for feature in row.unsupported:
             if features[feature] and row.piece and locate(row.piece) is holder:
                 able = [f"_{other.name}" for other in losses if feature not in other.unsupported]
                 raise NotImplementedError(
-                    f"{type(trainer).__name__}: its loss, {row.summary}, does not support datasets with {feature}; "
+                    f"{trainer.__name__}: its loss, {row.summary}, does not support datasets with {feature}; "
                     f"use {' or '.join(able)}, or a trainer with nnU-Net's own loss"
                 )

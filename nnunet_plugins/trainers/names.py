@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.registry import BACKBONES, MODIFIERS, STOCK_TRAINER, Backbone, Modifier
 
 _BACKBONES: Mapping[str, Backbone | None] = {STOCK_TRAINER: None, **{row.trainer: row for row in BACKBONES}}
 
 
-class UnknownTrainerError(AttributeError):
+class UnknownTrainerError(InputError, AttributeError):
     """No trainer goes by this name. An AttributeError, so that `hasattr` in nnU-Net's search sees a plain "no"."""
 
 

@@ -23,7 +23,7 @@ from torch import distributed
 
 from nnunet_plugins.files import unfinished, whole_file
 from nnunet_plugins.stop_request import STOPPED, StopRequest
-from nnunet_plugins.trainers.checkpoints import load_checkpoint
+from nnunet_plugins.trainers.checkpoints import CheckpointError, load_checkpoint
 from nnunet_plugins.trainers.checks import require_device, require_labels
 
 SAVE_MINUTES = "nnUNet_plugins_save_minutes"
@@ -37,10 +37,6 @@ SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 _MOST_REPORTS = 10  # of bad steps, per epoch
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message names it and the remedy."""
 
 
 class BadNumbersError(RuntimeError):
@@ -81,7 +77,7 @@ class ReliableTrainer(nnUNetTrainer):
         self._save_seconds = 60 * minutes_between_checkpoints()
         self._continues = bool(plans["continue_training"])
         super().__init__(plans, configuration, fold, dataset_json, device)
-        require_labels(self)
+        require_labels(type(self), self.label_manager)
         # Launchers of several processes send a second Ctrl-C of their own accord.
         self._stop = StopRequest(SIGNALS, "saving a checkpoint at the end of this step.", second_ends=not self.is_ddp)
         self._saved_at = time.monotonic()
@@ -170,7 +166,7 @@ class ReliableTrainer(nnUNetTrainer):
         else:
             try:
                 load_checkpoint(path)
-            except (OSError, ValueError) as error:
+            except (OSError, CheckpointError) as error:
                 raise CheckpointError(
                     f"nnunet_plugins: {error}. Train with --c to go on from another checkpoint of {path.parent}"
                 ) from error
@@ -187,7 +183,7 @@ class ReliableTrainer(nnUNetTrainer):
                 continue
             try:
                 checkpoint = load_checkpoint(path)
-            except (OSError, ValueError) as error:
+            except (OSError, CheckpointError) as error:
                 self.print_to_log_file(f"WARNING: {error}. It is left out; the next best checkpoint is taken.")
                 continue
             steps = len(checkpoint["optimizer_state"].get(PROGRESS, {}).get("losses", ()))
@@ -294,7 +290,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """End the epoch; that its curves cannot be drawn, say on a full disk, ends no training."""
-        epoch = self.current_epoch
+        epoch: int = self.current_epoch
         try:
             super().on_epoch_end()
         except OSError as error:

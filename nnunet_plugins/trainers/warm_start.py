@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
 
-from nnunet_plugins.files import unfinished
+from nnunet_plugins.files import whole_file
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
-from nnunet_plugins.trainers.checkpoints import load_checkpoint, require_known_architecture
+from nnunet_plugins.planning.architecture import check_numbers
+from nnunet_plugins.trainers.checkpoints import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    load_checkpoint,
+    require_known_architecture,
+)
 from nnunet_plugins.trainers.compose import trainer_class
 
 
@@ -33,27 +41,27 @@ def warm_start(
 
     Raises:
         UnsafeCheckpointError: if it holds or names code and is not trusted.
-        ValueError: if the checkpoint cannot be read, or its weights do not fit.
+        CheckpointError: if the checkpoint cannot be read, or its weights do not fit.
         UnknownTrainerError: if there is no such trainer.
     """
+    network_trainer = trainer_class(trainer)
     checkpoint = load_checkpoint(path, trusted=trusted)
     arguments = checkpoint["init_args"]
-    plans = PlansManager(arguments["plans"])
-    configuration = plans.get_configuration(arguments["configuration"])
-    if not trusted:
-        require_known_architecture(configuration, path)
-    labels = plans.get_label_manager(arguments["dataset_json"])
-    network = trainer_class(trainer).build_network_architecture(
-        plans,
-        configuration,
-        determine_num_input_channels(plans, configuration, arguments["dataset_json"]),
-        labels.num_segmentation_heads,
-        enable_deep_supervision=True,
-    )
+    try:
+        plans = PlansManager(arguments["plans"])
+        configuration = plans.get_configuration(arguments["configuration"])
+        if not trusted:
+            require_known_architecture(configuration, path)
+        network = _build(network_trainer, plans, configuration, arguments["dataset_json"])
+    except UnsafeCheckpointError:
+        raise
+    except Exception as error:  # whatever a network raises for plans that do not fit it, or make no sense
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{trainer} cannot be built with the plans in {path}: {reason}") from error
     ours, theirs = network.state_dict(), checkpoint["network_weights"]
     foreign = [key for key, value in theirs.items() if key not in ours or ours[key].shape != value.shape]
     if foreign:
-        raise ValueError(
+        raise CheckpointError(
             f"{trainer} does not contain the network of {path} ({checkpoint['trainer_name']}): "
             f"{len(foreign)} of its {len(theirs)} weights have no place there, first of all {foreign[0]}"
         )
@@ -64,6 +72,19 @@ def warm_start(
     # Named parameters, because nnU-Net's modules list theirs in the state dict under several names.
     new = [name for name, _ in network.named_parameters() if name not in theirs]
     return {"network_weights": network.state_dict(), "init_args": arguments, "trainer_name": trainer}, new
+
+
+def _build(
+    trainer: type[nnUNetTrainer], plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict
+) -> nn.Module:
+    check_numbers(configuration.network_arch_init_kwargs, "the plan")
+    return trainer.build_network_architecture(
+        plans,
+        configuration,
+        determine_num_input_channels(plans, configuration, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=True,
+    )
 
 
 def write_warm_start(
@@ -77,11 +98,6 @@ def write_warm_start(
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another file or remove it")
     start, new = warm_start(path, trainer, advantage=advantage, trusted=trusted)
-    # Under its name there is a whole file or none.
-    part = unfinished(output)
-    try:
+    with whole_file(output) as part:
         torch.save(start, part)
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
     return new

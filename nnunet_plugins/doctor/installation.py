@@ -1,7 +1,4 @@
-"""`nnunet-plugins doctor`: what is installed where, whether nnU-Net finds our trainers, and what to do about problems.
-
-Every check is a function that yields findings. Nothing is changed.
-"""
+"""Checks of the installation: what is installed where, and whether nnU-Net finds our trainers."""
 
 import os
 import re
@@ -10,13 +7,13 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
 from nnunet_plugins import __version__
 from nnunet_plugins._startup import OPT_OUT, VARIABLE, listed, opted_out, trainer_folder
 from nnunet_plugins.benchmark.command import FOLDERS
+from nnunet_plugins.doctor.findings import Check, Finding, ok, problem, warning
 from nnunet_plugins.registry import BACKBONES
 
 MINIMUM_NNUNET = (2, 8)
@@ -25,14 +22,6 @@ LOOKUP = (
     "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
     f"print('found', find({BACKBONES[0].trainer!r}).__module__)"
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report; a problem comes with its remedy."""
-
-    text: str
-    remedy: str | None = None
 
 
 def _location(package: str) -> str:
@@ -46,50 +35,50 @@ def _nnunet_version() -> tuple[int, int]:
 
 
 def _check_packages() -> Iterator[Finding]:
-    yield Finding(f"Python {sys.version.split()[0]} at {sys.executable}")
-    yield Finding(f"nnunet-plugins {__version__} in {_location('nnunet_plugins')}")
+    yield ok(f"Python {sys.version.split()[0]} at {sys.executable}")
+    yield ok(f"nnunet-plugins {__version__} in {_location('nnunet_plugins')}")
     try:
         found = _nnunet_version()
     except metadata.PackageNotFoundError:
-        yield Finding("nnunetv2 is not installed for this Python", "pip install 'nnunetv2>=2.8'")
+        yield problem("nnunetv2 is not installed for this Python", "pip install 'nnunetv2>=2.8'")
         return
-    yield Finding(f"nnunetv2 {metadata.version('nnunetv2')} in {_location('nnunetv2')}")
+    yield ok(f"nnunetv2 {metadata.version('nnunetv2')} in {_location('nnunetv2')}")
     wanted = ".".join(map(str, MINIMUM_NNUNET))
     if found < MINIMUM_NNUNET:
-        yield Finding(
+        yield problem(
             f"nnunetv2 before {wanted} cannot load trainers from outside its own folder",
             f"pip install --upgrade 'nnunetv2>={wanted}'",
         )
     spec = util.find_spec("nnunetv2")
     if spec is None or spec.origin is None:
-        yield Finding(
+        yield problem(
             "nnunetv2 is there as an empty folder only (a namespace package), left over by another installation",
             "remove that folder, then pip install --force-reinstall --no-deps nnunetv2",
         )
     for package in PACKAGES:
         try:
-            yield Finding(f"{package} {metadata.version(package)}")
+            yield ok(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
-            yield Finding(f"{package} is not installed", f"pip install {package}")
+            yield problem(f"{package} is not installed", f"pip install {package}")
 
 
 def _check_devices() -> Iterator[Finding]:
     try:
         import torch
     except ImportError as error:
-        yield Finding(f"torch does not import: {error}", "reinstall torch for this machine, see pytorch.org")
+        yield problem(f"torch does not import: {error}", "reinstall torch for this machine, see pytorch.org")
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        yield Finding(f"device cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        yield ok(f"device cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if torch.backends.mps.is_available():
-        yield Finding("device mps")
-    yield Finding(f"device cpu: {torch.get_num_threads()} threads")
+        yield ok("device mps")
+    yield ok(f"device cpu: {torch.get_num_threads()} threads")
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
-        yield Finding(
-            f"no GPU for torch, which is {build}: training needs '-device cpu' here and is slow. With a GPU in this "
-            "machine, install its driver and a torch built for it"
+        yield warning(
+            f"no GPU for torch, which is {build}: training needs '-device cpu' here and is slow",
+            "with a GPU in this machine, install its driver and a torch built for it",
         )
 
 
@@ -103,72 +92,63 @@ def _check_discovery() -> Iterator[Finding]:
     folder = trainer_folder()
     files = [Path(site) / f"nnunet_plugins.{end}" for site in _installed("purelib") for end in ("pth", "start")]
     startup = [file for file in files if file.is_file()]
-    yield Finding(f"startup files: {', '.join(map(str, startup)) or 'none beside the other packages'}")
+    yield ok(f"startup files: {', '.join(map(str, startup)) or 'none beside the other packages'}")
     by_hand = f"export {VARIABLE}=$(nnunet-plugins trainer-path)"
     entries = listed()
-    yield Finding(f"{VARIABLE} = {os.pathsep.join(entries) or '(not set)'}")
+    yield ok(f"{VARIABLE} = {os.pathsep.join(entries) or '(not set)'}")
     for entry in entries:
         if not os.path.isdir(entry):
-            yield Finding(f"{VARIABLE} lists {entry}, which is no folder", f"correct {VARIABLE} where you set it")
+            yield problem(f"{VARIABLE} lists {entry}, which is no folder", f"correct {VARIABLE} where you set it")
     if folder not in entries:
         if opted_out():
-            yield Finding(f"discovery is switched off by {OPT_OUT}", f"unset {OPT_OUT}, or {by_hand}")
+            yield problem(f"discovery is switched off by {OPT_OUT}", f"unset {OPT_OUT}, or {by_hand}")
         else:
-            yield Finding(
+            yield problem(
                 "the startup file did not run, so nnU-Net does not know our trainers",
                 f"install nnunet-plugins again (pip install --force-reinstall --no-deps, as at first), or {by_hand}",
             )
     # The proof is nnU-Net's own search in a fresh interpreter, as a user's command would start it.
     search = subprocess.run([sys.executable, "-c", LOOKUP], capture_output=True, text=True, check=False)
     if search.returncode == 0 and "found nnunet_plugins.trainers" in search.stdout:
-        yield Finding(f"nnU-Net finds {BACKBONES[0].trainer}")
+        yield ok(f"nnU-Net finds {BACKBONES[0].trainer}")
     else:
         last = (search.stderr.strip().splitlines() or ["it found another class of that name"])[-1]
-        yield Finding(f"nnU-Net does not find {BACKBONES[0].trainer}: {last}", f"mend the points above, or {by_hand}")
+        yield problem(f"nnU-Net does not find {BACKBONES[0].trainer}: {last}", f"mend the points above, or {by_hand}")
 
 
 def _check_commands() -> Iterator[Finding]:
     command = shutil.which("nnUNetv2_train")
     if command is None:
-        yield Finding("nnUNetv2_train is not on PATH", f"activate the environment of {sys.executable}")
+        yield problem("nnUNetv2_train is not on PATH", f"activate the environment of {sys.executable}")
     elif str(Path(command).parent.resolve()) not in _installed("scripts"):
-        yield Finding(
+        yield problem(
             f"the first nnUNetv2_train on PATH is {command}, which belongs to another Python than {sys.executable}",
             "activate this environment, or install nnunet-plugins into that one",
         )
     else:
-        yield Finding(f"nnUNetv2_train at {command}")
+        yield ok(f"nnUNetv2_train at {command}")
 
 
-def _check_folders() -> Iterator[Finding]:
+def check_folders() -> Iterator[Finding]:
+    """Check nnU-Net's three folders."""
     for name in FOLDERS:
         value = os.environ.get(name)
         if value is None:
-            yield Finding(f"{name} is not set", f"export {name}=/path/to/{name}")
+            yield problem(f"{name} is not set", f"export {name}=/path/to/{name}")
         elif not os.path.isdir(value):
-            yield Finding(f"{name} = {value}, which is no folder", f"mkdir -p {value}, or correct {name}")
+            yield problem(f"{name} = {value}, which is no folder", f"mkdir -p {value}, or correct {name}")
         elif not os.access(value, os.W_OK):
-            yield Finding(f"{name} = {value}, which you may not write to", "choose another folder or ask for access")
+            yield problem(f"{name} = {value}, which you may not write to", "choose another folder or ask for access")
         else:
-            yield Finding(f"{name} = {value} ({shutil.disk_usage(value).free / 2**30:.0f} GiB free)")
+            yield ok(f"{name} = {value} ({shutil.disk_usage(value).free / 2**30:.0f} GiB free)")
 
 
-def examine() -> int:
-    """Run all checks and print the report; returns 1 if anything needs mending, else 0."""
-    sections = {
+def sections() -> dict[str, Check]:
+    """Return all checks of the installation."""
+    return {
         "Packages": _check_packages,
         "Devices": _check_devices,
         "Discovery": _check_discovery,
         "Commands": _check_commands,
-        "Folders": _check_folders,
+        "Folders": check_folders,
     }
-    problems = 0
-    for title, check in sections.items():
-        print(title)
-        for finding in check():
-            print(f"  {'ok ' if finding.remedy is None else '!! '} {finding.text}")
-            if finding.remedy:
-                problems += 1
-                print(f"       remedy: {finding.remedy}")
-    print(f"{problems} problem{'s' * (problems != 1)} found." if problems else "All is well.")
-    return 1 if problems else 0

@@ -1,0 +1,106 @@
+"""`nnunet-plugins doctor -d`: all checks of a dataset, and of a training on it, in their order."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_plugins.doctor.cases import check_cases
+from nnunet_plugins.doctor.comparison import compare_cases, duplicates
+from nnunet_plugins.doctor.dataset import RawDataset, check_description, check_files
+from nnunet_plugins.doctor.findings import Check, Finding, ok, warning
+from nnunet_plugins.doctor.images import CaseFacts, read_cases
+from nnunet_plugins.doctor.installation import check_folders
+from nnunet_plugins.doctor.space import check_space
+from nnunet_plugins.doctor.splits import check_splits
+from nnunet_plugins.planning.dataset import PlanError, dataset_name
+from nnunet_plugins.planning.preprocessed import truth_cases
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be checked.
+
+    Attributes:
+        dataset: number or name.
+        trainer: its name, like the next two.
+        configuration: nnU-Net's.
+        plans: their name.
+        gpu_memory: of the GPU that a training will run on, in GiB; None for this machine's.
+        of_training: whether to check a training as well.
+        groups: table of the cases' groups, which splits are to keep together.
+        processes: cases to read at a time; None for nnU-Net's default.
+    """
+
+    dataset: str
+    trainer: str
+    configuration: str
+    plans: str
+    gpu_memory: float | None
+    of_training: bool
+    groups: Path | None
+    processes: int | None
+
+
+def preflight(question: Question) -> dict[str, Check]:
+    """Return all checks, by title, to be run in this order: each one uses what those before it have found.
+
+    Raises:
+        PlanError: if there is no such dataset.
+    """
+    name = dataset_name(question.dataset)
+    raw, preprocessed = (_folder(variable, name) for variable in ("nnUNet_raw", "nnUNet_preprocessed"))
+    if raw is None and preprocessed is None:
+        raise PlanError(f"{name} is neither in nnUNet_raw nor in nnUNet_preprocessed")
+    checks: dict[str, Check] = {"Folders": check_folders}
+    dataset = RawDataset(raw or Path())
+    facts: dict[str, CaseFacts] = {}
+    if raw:
+
+        def read_and_check() -> Iterator[Finding]:
+            if dataset.reader:
+                facts.update(read_cases(dataset.cases, dataset.reader, question.processes))
+                yield from check_cases(dataset, facts)
+
+        checks["dataset.json"] = lambda: check_description(dataset)
+        checks["Files"] = lambda: check_files(dataset)
+        checks["Cases"] = read_and_check
+        checks["Cases side by side"] = lambda: compare_cases(dataset, facts)
+    else:
+        unknown = warning(f"{name} is not in nnUNet_raw, so its images are not checked", "put it there to check them")
+        checks["Files"] = lambda: iter([unknown])
+    training = None
+    if question.of_training:
+        from nnunet_plugins.doctor.training import Training, check_training  # which loads much
+
+        training = Training(name, question.trainer, question.configuration, question.plans, question.gpu_memory)
+    # What is not there yet stands beside what is.
+    root = os.environ.get("nnUNet_preprocessed", "")  # noqa: SIM112 - nnU-Net's own spelling
+    folder = Path(root, name)
+
+    def check_its_splits() -> Iterator[Finding]:
+        cases = list(dataset.cases) or (truth_cases(folder) if preprocessed else [])
+        return check_splits(folder / "splits_final.json", cases, duplicates(facts), question.groups)
+
+    def check_its_space() -> Iterator[Finding]:
+        configuration = question.configuration if question.of_training else None
+        forecast = training.forecast if training else None
+        parameters = forecast.parameters if forecast else None
+        return check_space(folder, question.plans, configuration, facts, parameters)
+
+    if not Path(root).is_dir() or not root:
+        return checks  # which "Folders" tells
+    checks["Splits"] = check_its_splits
+    if training:
+        checks["Training"] = lambda: check_training(training, folder, list(dataset.cases))
+    elif not preprocessed:
+        checks["Preprocessed data"] = lambda: iter([ok("none yet: nnUNetv2_plan_and_preprocess makes it")])
+    checks["Space"] = check_its_space
+    return checks
+
+
+def _folder(variable: str, dataset: str) -> Path | None:
+    """Return a dataset's folder in one of nnU-Net's; None if it is not there."""
+    root = os.environ.get(variable)
+    folder = Path(root, dataset) if root else None
+    return folder if folder and folder.is_dir() else None

@@ -1,0 +1,82 @@
+"""Checks of a dataset's splits: cases that exist, and nothing that is trained on and validated on."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
+from nnunet_plugins.planning.splits import read_groups, read_splits, torn_groups
+
+
+def check_splits(
+    file: Path, cases: Collection[str], twins: Sequence[Sequence[str]], groups_file: Path | None
+) -> Iterator[Finding]:
+    """Check the splits of a dataset.
+
+    Args:
+        file: where nnU-Net reads them.
+        cases: of the dataset.
+        twins: groups of cases with the same images.
+        groups_file: table of the cases' groups, which splits are to keep together.
+    """
+    groups = read_groups(groups_file) if groups_file else {}
+    without = {case: "" for case in sorted(cases) if groups_file and case not in groups}
+    yield from of_cases("problem", f"{groups_file} names no group for {{}}", without, "add them")
+    if not file.is_file():
+        text = f"no splits yet ({file}): nnU-Net makes random ones when the first training begins"
+        if groups_file or twins:
+            yield warning(text, "make splits that keep groups together: nnunet-plugins split --groups")
+        else:
+            yield ok(text)
+        return
+    splits = read_splits(file)
+    if not splits:
+        yield problem(f"{file} holds no fold", "remove it; nnU-Net makes new splits")
+        return
+    named = {case for split in splits for part in split.values() for case in part}
+    sound = True
+    for finding in _check_folds(file, splits, cases, named):
+        sound = False
+        yield finding
+    for twin in twins:
+        torn = torn_groups(splits, {**dict.fromkeys(named, ""), **dict.fromkeys(twin, "same")})
+        folds = [str(number) for number, names in enumerate(torn) if "same" in names]
+        if folds:
+            sound = False
+            yield Finding(
+                "problem",
+                f"{', '.join(twin)} have the same images, and fold {', '.join(folds)} trains on one of them and "
+                "validates on another",
+                "remove the copies, or keep them in one fold: nnunet-plugins split --groups",
+                tuple(twin),
+            )
+    if groups and named <= set(groups):
+        torn = torn_groups(splits, groups)
+        if number := len({name for names in torn for name in names}):
+            sound = False
+            first = next(name for names in torn for name in names)
+            yield problem(
+                f"{number} group{'s are' if number > 1 else ' is'} in training and in validation of a fold, first of "
+                f"all {first}",
+                f"nnunet-plugins split -d {file.parent.name} --groups {groups_file} --overwrite",
+            )
+    if sound:
+        yield ok(f"{len(splits)} folds, {len(named)} cases, none of them trained on and validated on")
+
+
+def _check_folds(
+    file: Path, splits: Sequence[dict[str, list[str]]], cases: Collection[str], named: set[str]
+) -> Iterator[Finding]:
+    remedy = f"remove {file} and let nnU-Net make it anew, or correct it"
+    both = {case: f"fold {number}" for number, fold in enumerate(splits) for case in {*fold["train"]} & {*fold["val"]}}
+    yield from of_cases("problem", "{} in training and in validation of one fold", both, remedy)
+    unknown, left_out = (dict.fromkeys(sorted(names), "") for names in (named - set(cases), set(cases) - named))
+    yield from of_cases("problem", f"{file} names {{}} that the dataset does not have", unknown, remedy)
+    yield from of_cases("warning", f"{file} leaves {{}} out of all folds", left_out, remedy)
+    for number, fold in enumerate(splits):
+        for part in ("train", "val"):
+            if not fold[part]:
+                yield problem(f"{file}: fold {number} has no case in {part!r}", remedy)
+    counts = Counter(case for fold in splits for case in set(fold["val"]))
+    again = {case: "" for case, count in counts.items() if count > 1}
+    yield from of_cases("warning", "{} validated in several folds", again, "nnU-Net wants each case validated once")

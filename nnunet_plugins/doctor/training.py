@@ -1,0 +1,168 @@
+"""Checks of one training: trainer, plans, preprocessed data, network, labels, memory."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+)
+
+from nnunet_plugins._startup import listed, trainer_folder
+from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json
+from nnunet_plugins.planning.forecast import GIB, Forecast, device_memory, format_bytes
+from nnunet_plugins.planning.names import fitting_commands
+from nnunet_plugins.planning.preprocessed import PLANS, data_folder, missing_cases, truth_cases
+from nnunet_plugins.planning.setting import Setting, find_trainer, forecast_setting, plan_setting
+from nnunet_plugins.trainers.backbone import BackboneTrainer
+from nnunet_plugins.trainers.checks import require_labels
+
+_NOT_FAKE = (UnsupportedFakeTensorException, DataDependentOutputException, DynamicOutputShapeException)
+_TOO_MUCH, _TIGHT = 1.1, 0.9  # of the device's memory; as `BackboneTrainer.check_memory` has it
+
+
+@dataclass
+class Training:
+    """A training to check; `forecast` is filled in when it is known.
+
+    Attributes:
+        dataset: full name.
+        trainer: its name, like the next two.
+        configuration: nnU-Net's.
+        plans: their name.
+        gpu_memory: of the GPU that it will run on, in GiB; None for this machine's.
+        forecast: what a step costs.
+    """
+
+    dataset: str
+    trainer: str
+    configuration: str
+    plans: str
+    gpu_memory: float | None
+    forecast: Forecast | None = None
+
+
+def check_training(training: Training, folder: Path, cases: Collection[str]) -> Iterator[Finding]:
+    """Check whether a training would run.
+
+    Args:
+        training: which.
+        folder: of the dataset, in nnUNet_preprocessed.
+        cases: of the raw dataset, if that is known.
+    """
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("nnunet-plugins", "nnunetv2", "torch"))
+    yield ok(versions)
+    trainer = None
+    try:
+        trainer = find_trainer(training.trainer)
+        yield ok(f"trainer {training.trainer}")
+    except InputError as error:
+        yield problem(str(error), "correct -tr; `nnunet-plugins list` shows our trainers")
+    if trainer and issubclass(trainer, BackboneTrainer) and trainer_folder() not in listed():
+        yield problem("nnU-Net's own commands do not find our trainers here", "run `nnunet-plugins doctor`")
+    preprocess = f"nnUNetv2_plan_and_preprocess -d {training.dataset.removeprefix('Dataset')[:3].lstrip('0') or 0}"
+    file = folder / f"{training.plans}.json"
+    if not file.is_file():
+        there = sorted(path.stem for path in folder.glob("*.json") if "lans" in path.stem)
+        yield problem(
+            f"{file} is missing; plans that are there: {', '.join(there) or 'none'}",
+            f"plan and preprocess the dataset: {preprocess}, or correct -p",
+        )
+        return
+    configurations = read_json(file, PLANS)["configurations"]
+    if training.configuration not in configurations:
+        yield problem(
+            f"{file} has no configuration {training.configuration!r}; it has {', '.join(configurations)}",
+            "correct -c; nnU-Net plans 3d_lowres and its cascade only for large images",
+        )
+        return
+    yield from _check_data(training, folder, cases, preprocess)
+    try:
+        setting = plan_setting(training.dataset, training.configuration, training.plans)
+    except InputError as error:
+        yield problem(str(error), f"make the plans anew: {preprocess}")
+        return
+    yield ok(f"plans {training.plans}: {setting}")
+    if trainer:
+        yield from _check_labels(trainer, setting, read_json(folder / "dataset.json", dict))
+        yield from _check_network(training, trainer, setting)
+
+
+def _check_data(training: Training, folder: Path, cases: Collection[str], preprocess: str) -> Iterator[Finding]:
+    data = data_folder(folder, training.plans, training.configuration)
+    known = truth_cases(folder)
+    missing = dict.fromkeys(missing_cases(folder, training.plans, training.configuration), "")
+    again = f"{preprocess} -c {training.configuration}"
+    if training.plans != "nnUNetPlans":
+        again = again.replace("plan_and_preprocess", "preprocess") + f" -plans_name {training.plans}"
+    if not known:
+        yield problem(f"{folder} has no preprocessed case", again)
+        return
+    yield from of_cases("problem", f"{{}} not preprocessed in {data}", missing, again)
+    broken = {
+        case: ""
+        for case in known
+        if case not in missing
+        and not any(file.is_file() and file.stat().st_size for file in (data / f"{case}.b2nd", data / f"{case}.npz"))
+    }
+    yield from of_cases("problem", f"{{}} without data, or with an empty file, in {data}", broken, again)
+    changed = {case: "" for case in sorted(set(cases) ^ set(known))} if cases else {}
+    yield from of_cases("warning", "{} only among the raw or only among the preprocessed ones", changed, again)
+    if not missing and not broken:
+        yield ok(f"{len(known)} preprocessed cases in {data}")
+
+
+def _check_labels(trainer: type[nnUNetTrainer], setting: Setting, description: dict) -> Iterator[Finding]:
+    try:
+        require_labels(trainer, setting.plans.get_label_manager(description))
+        yield ok("the trainer's loss supports these labels")
+    except NotImplementedError as error:
+        yield problem(str(error), "choose one of these trainers")
+
+
+def _check_network(training: Training, trainer: type[nnUNetTrainer], setting: Setting) -> Iterator[Finding]:
+    try:
+        # In float32 first: what fails there fails in training.
+        forecast_setting(trainer, setting, autocast=False)
+    except (ValueError, InputError) as error:
+        if not isinstance(error.__cause__, _NOT_FAKE):
+            text = str(error) if training.trainer in str(error) else f"{training.trainer} cannot take the plan: {error}"
+            yield problem(text, "use another configuration, other plans, or another trainer")
+            return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda" or training.gpu_memory is not None
+    try:
+        training.forecast = forecast_setting(trainer, setting, autocast=on_gpu)
+    except (ValueError, InputError) as error:
+        yield warning(f"the memory of a step could not be forecast: {error}", "try one epoch: -tr ..._1epochs")
+        return
+    needed = training.forecast.peak_bytes_training
+    available = training.gpu_memory * GIB if training.gpu_memory else device_memory(device)
+    text = f"a training step needs about {format_bytes(needed)} of memory"
+    if not on_gpu:
+        yield warning(
+            f"{text}; there is no GPU here to compare it with",
+            "give the memory of the one it will run on, --gpu-memory GB; on a CPU train with '-device cpu'",
+        )
+        return
+    if available is None:
+        yield ok(text)
+        return
+    text += f"; the GPU has {format_bytes(available)}"
+    commands = fitting_commands(
+        training.dataset, training.configuration, training.trainer, training.plans, available / GIB
+    )
+    remedy = "make plans that fit, and train with them: " + "; ".join(commands)
+    if needed > _TOO_MUCH * available:
+        yield problem(text, remedy)
+    elif needed > _TIGHT * available:
+        yield warning(f"{text}. That is tight", remedy)
+    else:
+        yield ok(text)

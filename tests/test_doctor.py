@@ -1,0 +1,472 @@
+"""The doctor's checks of a dataset and of a training: each spoils one thing and looks for it in the findings."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import write_dataset
+
+from nnunet_plugins.cli import main
+from nnunet_plugins.planning.setting import patch_setting
+
+NAME = "Dataset001_Small"
+CASES = [f"case_{number}" for number in range(5)]
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch) -> Path:
+    """A sound raw dataset with two channels."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return write_dataset(tmp_path / "nnUNet_raw", NAME, shape=(8, 10, 9), channels=2)
+
+
+@pytest.fixture
+def preprocessed(dataset) -> Path:
+    """The folder that preprocessing leaves, with the plans of a small U-Net, as far as the doctor reads it."""
+    folder = dataset.parents[1] / "nnUNet_preprocessed" / NAME
+    shutil.copytree(dataset / "labelsTr", folder / "gt_segmentations")
+    shutil.copy(dataset / "dataset.json", folder)
+    setting = patch_setting((16, 16, 16), 2, 2, 3)
+    configuration = {**setting.configuration.configuration, "data_identifier": "data", "spacing": [1.0, 1.0, 1.0]}
+    plans = {"plans_name": "nnUNetPlans", "dataset_name": NAME, "configurations": {"3d_fullres": configuration}}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "data").mkdir()
+    for case in CASES:
+        for ending in ("b2nd", "pkl"):
+            (folder / "data" / f"{case}.{ending}").write_bytes(b"x")
+    return folder
+
+
+def examine(capsys, *options: object) -> tuple[int, list[dict]]:
+    """Run the doctor; returns its exit code and what is not well."""
+    code = main(["doctor", "-d", "1", "--json", *map(str, options)])
+    content = json.loads(capsys.readouterr().out)
+    assert sum(content["summary"].values()) == len(content["findings"])
+    for finding in content["findings"]:
+        assert set(finding) == {"section", "level", "text", "remedy", "cases"}
+        assert (finding["remedy"] is None) == (finding["level"] == "ok")
+    found = [finding for finding in content["findings"] if finding["level"] != "ok"]
+    assert code == any(finding["level"] == "problem" for finding in found)
+    return code, found
+
+
+def image(folder: Path, case: str = "case_1", channel: int = 0) -> Path:
+    return folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz"
+
+
+def label(folder: Path, case: str = "case_1") -> Path:
+    return folder / "labelsTr" / f"{case}.nii.gz"
+
+
+def change(file: Path, how: Callable[[np.ndarray], np.ndarray], grid: Callable[[sitk.Image], object] = id) -> None:
+    before = sitk.ReadImage(str(file))
+    after = sitk.GetImageFromArray(how(sitk.GetArrayFromImage(before)))
+    grid(after)
+    sitk.WriteImage(after, str(file))
+
+
+def put(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def how(array: np.ndarray) -> np.ndarray:
+        array.flat[0] = value
+        return array
+
+    return how
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+def describe(folder: Path, **changes: object) -> None:
+    file = folder / "dataset.json"
+    content = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+def to_nrrd(folder: Path) -> None:
+    for file in folder.glob("*Tr/*.nii.gz"):
+        sitk.WriteImage(sitk.ReadImage(str(file)), str(file).replace(".nii.gz", ".nrrd"))
+        file.unlink()
+    describe(folder, file_ending=".nrrd")
+
+
+def same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str, str, list[str]]] = {
+    "truncated image": (
+        lambda d: image(d).write_bytes(image(d).read_bytes()[:500]),
+        *("problem", "1 file cannot be read or is damaged: "),
+        ["imagesTr/case_1_0000.nii.gz"],
+    ),
+    "one byte off": (
+        lambda d: image(d).write_bytes(flipped(image(d).read_bytes())),
+        *("problem", "1 file cannot be read or is damaged: "),
+        ["imagesTr/case_1_0000.nii.gz"],
+    ),
+    "text for a segmentation": (
+        lambda d: label(d).write_text("no image"),
+        *("problem", "1 file cannot be read or is damaged: "),
+        ["labelsTr/case_1.nii.gz"],
+    ),
+    "channel missing": (
+        lambda d: image(d, channel=1).unlink(),
+        *("problem", "without exactly the channels 0000, 0001: case_1 (has 0000)"),
+        ["case_1"],
+    ),
+    "segmentation missing": (
+        lambda d: label(d).unlink(),
+        *("problem", "without a segmentation CASE.nii.gz in labelsTr: case_1"),
+        ["case_1"],
+    ),
+    "name without channel": (
+        lambda d: shutil.copy(image(d), d / "imagesTr" / "other.nii.gz"),
+        *("problem", "1 file whose names are not CASE_0000.nii.gz"),
+        ["other.nii.gz"],
+    ),
+    "other size": (
+        lambda d: change(label(d), lambda array: array[:-1]),
+        *("problem", "whose files differ in size: case_1 (8 10 9 in case_1_0000.nii.gz, 7 10 9 in case_1.nii.gz)"),
+        ["case_1"],
+    ),
+    "other spacing": (
+        lambda d: change(image(d, channel=1), same, lambda new: new.SetSpacing((1, 1, 1.01))),
+        *("problem", "whose files differ in spacing: case_1"),
+        ["case_1"],
+    ),
+    "other origin": (
+        lambda d: change(label(d), same, lambda new: new.SetOrigin((0, 0, 5))),
+        *("warning", "differ in origin or direction, which nnU-Net overlooks: case_1"),
+        ["case_1"],
+    ),
+    "other direction": (
+        lambda d: change(label(d), same, lambda new: new.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))),
+        *("warning", "differ in origin or direction, which nnU-Net overlooks: case_1"),
+        ["case_1"],
+    ),
+    "NaN": (
+        lambda d: change(image(d), put(np.nan)),
+        *("warning", "that SimpleITK, and so nnU-Net, reads as 0: case_1 (1 voxels of case_1_0000.nii.gz)"),
+        ["case_1"],
+    ),
+    "infinite": (
+        lambda d: change(image(d), put(-np.inf)),
+        *("warning", "that SimpleITK, and so nnU-Net, reads as 0: case_1 (1 voxels of case_1_0000.nii.gz)"),
+        ["case_1"],
+    ),
+    "NaN that nnU-Net sees": (
+        lambda d: (to_nrrd(d), change(d / "imagesTr" / "case_1_0000.nrrd", put(np.nan))),
+        *("problem", "with NaN or infinite intensities: case_1 (1 voxels of case_1_0000.nrrd)"),
+        ["case_1"],
+    ),
+    "constant": (
+        lambda d: change(image(d), np.zeros_like),
+        *("warning", "with a constant image: case_1 (case_1_0000.nii.gz)"),
+        ["case_1"],
+    ),
+    "one channel twice": (
+        lambda d: shutil.copy(image(d), image(d, channel=1)),
+        *("warning", "with the same image in two channels: case_1 (case_1_0000.nii.gz and case_1_0001.nii.gz)"),
+        ["case_1"],
+    ),
+    "a voxel far out": (
+        lambda d: change(image(d), put(1e6)),
+        *("warning", "over 100 times the spread of the others away from them: case_1"),
+        ["case_1"],
+    ),
+    "undeclared label": (
+        lambda d: change(label(d), put(7)),
+        *("problem", "that dataset.json does not declare (0, 1, 2): case_1 (7)"),
+        ["case_1"],
+    ),
+    "fraction": (
+        lambda d: change(label(d), lambda array: put(0.5)(array.astype(np.float32))),
+        *("problem", "holds values that are no whole numbers: case_1 (0.5)"),
+        ["case_1"],
+    ),
+    "real numbers": (
+        lambda d: change(label(d), lambda array: array.astype(np.float32)),
+        *("warning", "whose segmentation is stored as real numbers: case_1 (32-bit float)"),
+        ["case_1"],
+    ),
+    "empty": (
+        lambda d: change(label(d), np.zeros_like),
+        *("warning", "without any foreground in the segmentation: case_1"),
+        ["case_1"],
+    ),
+    "other scale": (
+        lambda d: change(image(d), lambda array: array * 1000),
+        *("warning", "channel 0000, MRI: 1 case on another scale"),
+        ["case_1"],
+    ),
+    "other type": (
+        lambda d: change(image(d), lambda array: (array - array.min()).astype(np.float64)),
+        *("warning", "stored as 32-bit float (4 cases), 64-bit float (1 case)"),
+        ["case_1"],
+    ),
+    "spacing far out": (
+        lambda d: [
+            change(f, same, lambda new: new.SetSpacing((1, 1, 4))) for f in (image(d), image(d, "case_1", 1), label(d))
+        ],
+        *("warning", "with a spacing over 3 times larger or smaller than the median 1 x 1 x 1 mm: case_1 (4 x 1 x 1)"),
+        ["case_1"],
+    ),
+    "case twice": (
+        lambda d: [shutil.copy(image(d, "case_1", n), image(d, "case_3", n)) for n in range(2)],
+        *("warning", "whose images come again under other names: case_1 (the same as case_3)"),
+        ["case_1"],
+    ),
+    "label in no segmentation": (
+        lambda d: describe(d, labels={"background": 0, "outer": 1, "inner": 2, "rare": 3}),
+        *("warning", "label 3, rare, is in no segmentation"),
+        [],
+    ),
+    "no channel names": (lambda d: describe(d, channel_names=...), "problem", "has no 'channel_names'", []),
+    "labels of version 1": (
+        lambda d: describe(d, labels={"0": "background", "1": "outer"}),
+        *("problem", "Values come first there as in nnU-Net version 1"),
+        [],
+    ),
+    "labels with a gap": (
+        lambda d: describe(d, labels={"background": 0, "outer": 1, "inner": 3}),
+        *("problem", "the labels are 0, 1, 3, and not 0, 1, 2, ..."),
+        [],
+    ),
+    "no background": (
+        lambda d: describe(d, labels={"outer": 1, "inner": 2}),
+        *("problem", "labels are not as nnU-Net wants them: Background label not declared"),
+        [],
+    ),
+    "regions without order": (
+        lambda d: describe(d, labels={"background": 0, "whole": [1, 2], "inner": 2}),
+        *("problem", "labels are not as nnU-Net wants them"),
+        [],
+    ),
+    "order with a stranger": (
+        lambda d: describe(d, labels={"background": 0, "whole": [1, 2], "inner": 2}, regions_class_order=[1, 9]),
+        *("problem", "'regions_class_order' holds 9, which is no label"),
+        [],
+    ),
+    "other number": (lambda d: describe(d, numTraining=9), "problem", "numTraining 9, there are 5 training cases", []),
+    "half a dataset.json": (
+        lambda d: (d / "dataset.json").write_text('{"labels": {'),
+        *("problem", "dataset.json is no JSON that can be read"),
+        [],
+    ),
+    "unknown ending": (lambda d: describe(d, file_ending=".xyz"), "problem", "has no complete training case", []),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(dataset, capsys, fault):
+    spoil, level, text, cases = FAULTS[fault]
+    spoil(dataset)
+    _, found = examine(capsys)
+    fitting = [finding for finding in found if text in finding["text"]]
+    assert len(fitting) == 1, found
+    assert fitting[0]["level"] == level
+    assert len(fitting[0]["cases"]) == len(cases)
+    for name, case in zip(fitting[0]["cases"], cases, strict=True):
+        assert name.endswith(case)
+
+
+def test_a_sound_dataset_has_no_findings_and_stays_as_it_is(dataset, preprocessed, capsys):
+    before = {path: path.read_bytes() for path in dataset.parents[1].rglob("*") if path.is_file()}
+    options = ("-tr", "nnUNetTrainerASPP3DUNet", "--gpu-memory", 24)
+    assert examine(capsys, *options) == (0, [])
+    assert before == {path: path.read_bytes() for path in dataset.parents[1].rglob("*") if path.is_file()}
+
+
+def test_a_broken_case_does_not_hide_the_others(dataset, capsys):
+    image(dataset, "case_0").write_text("no image")
+    change(label(dataset, "case_3"), put(7))
+    assert main(["doctor", "-d", NAME]) == 1
+    text = capsys.readouterr().out
+    assert f"!! 1 file cannot be read or is damaged: {image(dataset, 'case_0')}" in text
+    assert "case_3 (7)\n       remedy: declare them in 'labels', or correct the segmentations" in text
+    assert "2 problems, 0 warnings." in text
+
+
+def test_several_processes_find_the_same(dataset, capsys):
+    image(dataset, "case_0").write_text("no image")
+    assert examine(capsys, "-np", 2) == examine(capsys, "-np", 1)
+
+
+def test_files_that_dataset_json_lists(dataset, capsys):
+    """nnU-Net's other way to say where a dataset's files lie."""
+    listed = {
+        case: {"images": [f"pictures/{case}_{n:04d}.nii.gz" for n in range(2)], "label": f"truth/{case}.nii.gz"}
+        for case in CASES
+    }
+    (dataset / "imagesTr").rename(dataset / "pictures")
+    (dataset / "labelsTr").rename(dataset / "truth")
+    describe(dataset, dataset=listed)
+    assert examine(capsys) == (0, [])
+    (dataset / "truth" / "case_2.nii.gz").unlink()
+    _, found = examine(capsys)
+    assert found[0]["text"].startswith("dataset.json lists files that are not there for 1 case: case_2 (")
+    assert found[0]["cases"] == ["case_2"]
+
+
+def test_findings_name_three_cases_and_json_all(dataset, capsys):
+    for case in CASES:
+        label(dataset, case).unlink()
+    _, (first, *_) = examine(capsys)
+    assert first["text"].endswith("case_0, case_1, case_2 and 2 more")
+    assert first["cases"] == CASES
+
+
+SPLITS = [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:2], "val": CASES[2:]}]
+
+
+@pytest.mark.parametrize(
+    ("splits", "level", "text"),
+    [
+        ([{"train": CASES[1:], "val": CASES[:2]}, SPLITS[1]], "problem", "1 case in training and in validation of one"),
+        (
+            [{"train": [*CASES[2:], "gone"], "val": CASES[:2]}],
+            "problem",
+            "1 case that the dataset does not have: gone",
+        ),
+        ([{"train": CASES[3:], "val": CASES[:2]}], "warning", "leaves 1 case out of all folds: case_2"),
+        ([SPLITS[0], {"train": [], "val": CASES}], "problem", "fold 1 has no case in 'train'"),
+        ([SPLITS[0], SPLITS[0]], "warning", "2 cases validated in several folds"),
+        ([], "problem", "holds no fold"),
+        ([{"train": CASES}], "problem", "splits_final.json: [0] has no 'val'"),
+    ],
+)
+def test_splits(preprocessed, capsys, splits, level, text):
+    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    _, found = examine(capsys)
+    assert [finding["level"] for finding in found if text in finding["text"]] == [level], found
+
+
+def test_the_same_image_and_groups_may_not_be_torn(dataset, preprocessed, tmp_path, capsys):
+    (preprocessed / "splits_final.json").write_text(json.dumps(SPLITS))
+    (tmp_path / "groups.csv").write_text("case,group\n" + "\n".join(f"{case},{case[-1]}" for case in CASES))
+    assert examine(capsys, "--groups", tmp_path / "groups.csv") == (0, [])
+    for channel in range(2):
+        shutil.copy(image(dataset, "case_1", channel), image(dataset, "case_3", channel))
+    (tmp_path / "groups.csv").write_text("case,group\n" + "\n".join(f"{case},{case == 'case_0'}" for case in CASES))
+    code, found = examine(capsys, "--groups", tmp_path / "groups.csv")
+    assert code == 1
+    texts = [finding["text"] for finding in found if finding["level"] == "problem"]
+    assert texts == [
+        "case_1, case_3 have the same images, and fold 0, 1 trains on one of them and validates on another",
+        "1 group is in training and in validation of a fold, first of all False",
+    ]
+
+
+def edit_plans(folder: Path, **changes: object) -> None:
+    file = folder / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"].update(changes)
+    file.write_text(json.dumps(plans))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "level", "text"),
+    [
+        (
+            lambda d: (d / "nnUNetPlans.json").unlink(),
+            [],
+            "problem",
+            "is missing; plans that are there: none",
+        ),
+        (lambda _: None, ["-p", "Other"], "problem", "plans that are there: nnUNetPlans"),
+        (lambda _: None, ["-c", "2d"], "problem", "has no configuration '2d'; it has 3d_fullres"),
+        (
+            lambda _: None,
+            ["-tr", "nnUNetTrainerFIREnet"],
+            "problem",
+            "nearest valid name is 'nnUNetTrainerFIRENet'",
+        ),
+        (lambda _: None, ["--gpu-memory", "0.01"], "problem", "a training step needs about"),
+        (lambda d: (d / "data" / "case_2.pkl").unlink(), [], "problem", "1 case not preprocessed in"),
+        (lambda d: (d / "data" / "case_2.b2nd").write_bytes(b""), [], "problem", "with an empty file, in"),
+        (lambda d: (d / "gt_segmentations" / "case_4.nii.gz").unlink(), [], "warning", "only among the raw"),
+        (
+            lambda d: edit_plans(d, patch_size=[10, 16, 16]),
+            [],
+            "problem",
+            "nnUNetTrainer cannot take a step with patch 10x16x16",
+        ),
+        (lambda d: edit_plans(d, patch_size="big"), [], "problem", "'patch_size' has to be a list, not 'big'"),
+        (lambda d: edit_plans(d, inherits_from="3d_fullres"), [], "problem", "Circular dependency"),
+        (lambda d: (d / "nnUNetPlans.json").write_text("{"), [], "problem", "nnUNetPlans.json is no JSON"),
+        (
+            lambda d: describe(d, labels={"background": 0, "whole": [1, 2], "inner": 2}, regions_class_order=[1, 2]),
+            ["-tr", "nnUNetTrainerFIRENetPaper"],
+            "problem",
+            "does not support datasets with regions; use _",
+        ),
+    ],
+)
+def test_a_training_that_would_not_run(preprocessed, capsys, spoil, options, level, text):
+    spoil(preprocessed)
+    _, found = examine(capsys, "--gpu-memory", "24", *options)
+    assert [finding["level"] for finding in found if text in finding["text"]] == [level], found
+
+
+def test_too_little_memory_comes_with_the_commands_that_mend_it(preprocessed, capsys):
+    _, (found,) = examine(capsys, "-tr", "nnUNetTrainerFIRENet", "--gpu-memory", "0.05")
+    assert found["remedy"] == (
+        "make plans that fit, and train with them: nnunet-plugins plan -d Dataset001_Small -c 3d_fullres -tr "
+        "nnUNetTrainerFIRENet --gpu-memory 0.05 --like nnUNetPlans; nnUNetv2_train Dataset001_Small 3d_fullres 0 -tr "
+        "nnUNetTrainerFIRENet -p nnUNetPlans_FIRENet_0.05GB"
+    )
+
+
+def test_too_little_space(dataset, capsys, monkeypatch):
+    full = shutil.disk_usage(dataset)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    code, found = examine(capsys)
+    assert code == 1
+    assert [finding["text"].split(",")[0] for finding in found] == [
+        "preprocessing one configuration at the median spacing",
+        "checkpoints of one training of nnU-Net's U-Net",
+    ]
+
+
+def test_without_the_raw_images_the_rest_is_checked(dataset, preprocessed, capsys):
+    shutil.rmtree(dataset)
+    code, found = examine(capsys, "-tr", "nnUNetTrainer", "--gpu-memory", 24)
+    assert code == 0
+    assert [finding["text"] for finding in found] == [f"{NAME} is not in nnUNet_raw, so its images are not checked"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-tr", "nnUNetTrainer"], "are about a dataset; give it with -d"),
+        (["-d", "9"], "'9' is not the number or name of exactly one dataset"),
+        (["-d", "Dataset009_Gone"], "Dataset009_Gone is neither in nnUNet_raw nor in nnUNet_preprocessed"),
+    ],
+)
+def test_wrong_usage(dataset, capsys, options, message):
+    assert main(["doctor", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_the_quirks_of_a_real_dataset(shared_data, tmp_path, monkeypatch, capsys):
+    """Hippocampus mixes types of numbers, and has images whose intensities go up to 1.7 million."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "nnUNet_raw" / "Dataset001_Hippocampus").symlink_to(shared_data / "Dataset004_Hippocampus")
+    code, (scale, kinds, real) = examine(capsys)
+    assert code == 0
+    assert "33 cases on another scale" in scale["text"]
+    assert "the highest voxel is 1.7e+06" in scale["text"]
+    assert "hippocampus_210" in scale["cases"]
+    assert "32-bit float (173 cases), 8-bit unsigned integer (36 cases)" in kinds["text"]
+    assert real["cases"] == ["hippocampus_003", "hippocampus_243"]
