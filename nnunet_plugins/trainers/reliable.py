@@ -62,6 +62,9 @@ def minutes_between_checkpoints() -> float:
 class ReliableTrainer(nnUNetTrainer):
     """nnU-Net's trainer, which survives signals, full disks and bad numbers; nothing else about it differs."""
 
+    current_epoch: int
+    num_iterations_per_epoch: int
+
     most_bad_steps = 50
     """So many steps in a row with a loss or a gradient that is not finite end the training."""
 
@@ -290,7 +293,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """End the epoch; that its curves cannot be drawn, say on a full disk, ends no training."""
-        epoch: int = self.current_epoch
+        epoch = self.current_epoch
         try:
             super().on_epoch_end()
         except OSError as error:
