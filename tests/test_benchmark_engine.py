@@ -15,11 +15,14 @@ import psutil
 import pytest
 
 from nnunet_plugins.benchmark.cluster import accelerators, configure, read_cluster
+from nnunet_plugins.benchmark.driver import _Progress
 from nnunet_plugins.benchmark.engine import Event, Outcome, read_state, run_tasks
+from nnunet_plugins.benchmark.progress import Training
 from nnunet_plugins.benchmark.protocol import BenchmarkError
-from nnunet_plugins.benchmark.run_task import Order
+from nnunet_plugins.benchmark.run_task import INTERRUPTED, Order
 from nnunet_plugins.benchmark.tasks import Task
 from nnunet_plugins.files import hold_lock
+from nnunet_plugins.stop_request import STOPPED
 
 
 def task(folder: Path, name: str, code: str = "", *, needs: tuple[str, ...] = (), slot: str = "light") -> Task:
@@ -237,6 +240,26 @@ def test_a_lock_is_held_by_one(tmp_path):
         assert (first, second) == (True, False)
     with hold_lock(tmp_path / "lock") as again:
         assert again
+
+
+def test_a_training_that_asks_to_go_on_was_interrupted_and_costs_no_retry(tmp_path):
+    """Exit code 75, as after a scheduler's warning."""
+    assert run_order(order(tmp_path, f"import sys; sys.exit({STOPPED})")) == INTERRUPTED
+    assert read_state(tmp_path, "job")["status"] == "interrupted"
+    follow, goes_on = Training(10, ["tumour"]), _Progress(tmp_path)
+    state = tmp_path / "states" / "job.json"
+
+    def is_free(*lines: str) -> bool:
+        for line in lines:
+            follow(f"2026-11-26 12:00:00.000001: {line}")
+        state.write_text(json.dumps({"status": "interrupted", "fraction": follow.fraction}))
+        return goes_on("tasks/job.json")
+
+    stop = "Stopped by SIGUSR1 in epoch {} after iteration {} of 250. checkpoint_latest.pth is saved"
+    assert is_free("Epoch 0 ", stop.format(0, 100))
+    assert follow.fraction == pytest.approx(0.04)
+    assert is_free("Epoch 0 ", "Epoch time: 5.0 s", "Epoch 1 ", stop.format(1, 1))
+    assert not is_free("Epoch 1 ", stop.format(1, 1))
 
 
 # Descriptions of clusters

@@ -171,7 +171,7 @@ def _end(process: subprocess.Popen[str]) -> None:
         if process.poll() is None:
             _signal_group(process, "SIGTERM")
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
+                process.wait(timeout=30)  # a training saves at the end of its step
     finally:  # also at a second Ctrl-C
         _signal_group(process, "SIGKILL")
         process.wait()
