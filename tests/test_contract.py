@@ -366,7 +366,6 @@ class TestTorch:
         with torch.autocast("cpu", torch.bfloat16):
             expect(torch.is_autocast_enabled("cpu"), True, "torch.is_autocast_enabled", relying)
             expect(torch.get_autocast_dtype("cpu"), torch.bfloat16, "torch.get_autocast_dtype", relying)
-        expect(torch.amp.is_autocast_available("cpu"), True, "torch.amp.is_autocast_available", relying)
         expect(torch.compiler.is_compiling(), False, "torch.compiler.is_compiling", relying)
 
     def test_safe_types_of_checkpoints_can_be_named(self, tmp_path):

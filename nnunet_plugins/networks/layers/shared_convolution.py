@@ -48,7 +48,8 @@ def shared_convolution(x: torch.Tensor, weight: torch.Tensor, rates: Sequence[Se
 def as_under_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Cast tensors as PyTorch's own convolutions do: to half precision where autocast is on."""
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # Not `is_autocast_available`: torch.compile could not follow it in PyTorch 2.8.
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return tensors
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
