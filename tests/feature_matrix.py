@@ -94,7 +94,6 @@ def add_cascade(configurations: dict) -> None:
         "data_identifier": "small_3d_lowres",
         "spacing": [1.4 * spacing for spacing in configurations["3d_fullres"]["spacing"]],
         "median_image_size_in_voxels": [round(size / 1.4) for size in SHAPE],
-        "patch_size": [12, 12, 12],
         "next_stage": "3d_cascade_fullres",
     }
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
