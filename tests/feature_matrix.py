@@ -78,6 +78,12 @@ class Datasets(Sandbox):
             self.run("nnUNetv2_plan_experiment", "-d", 1, "-pl", "nnUNetPlannerResEncM", nnUNet_n_proc_DA="1")
             self.edit_plans(dataset, "resenc", like="nnUNetResEncUNetMPlans")
         else:
+            if "shape" not in DATASETS[dataset] and "channels" not in DATASETS[dataset]:
+                # The same images have the same fingerprint, for which nnU-Net draws 10^8 voxels.
+                self.require(PLAIN.dataset)
+                (self.preprocessed / dataset).mkdir(exist_ok=True)
+                fingerprint = self.preprocessed / PLAIN.dataset / "dataset_fingerprint.json"
+                shutil.copy(fingerprint, self.preprocessed / dataset)
             self.prepare(int(dataset[7:10]), "3d_fullres")
             self.edit_plans(dataset, "small")
         self.ready.add(dataset)

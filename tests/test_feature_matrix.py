@@ -110,7 +110,8 @@ def test_whole_matrix(model: Model, feature: str, request: pytest.FixtureRequest
         reason = run(model, feature)
     except BaseException as error:
         if isinstance(error, Exception):
-            record(trainer, feature, {"outcome": FAILED, "reason": str(error).strip()[-200:], **cell})
+            reason = (str(error).strip() or repr(error)).splitlines()[-1]
+            record(trainer, feature, {"outcome": FAILED, "reason": reason[-200:], **cell})
         raise
     cell["seconds"] = round(time.monotonic() - start, 1)
     outcome = {"outcome": NOT_SUPPORTED, "reason": reason} if reason else {"outcome": WORKS}
@@ -153,6 +154,8 @@ def test_the_record_is_complete():
     cells, command = recorded(), "run: pytest -m matrix tests/test_feature_matrix.py"
     missing = [f"{row}: {name}" for row in TRAINERS for name in CHECKS if name not in cells.get(row, {})]
     assert not missing, f"not recorded; {command}"
+    groups = {group: list(checks) for group, checks in FEATURES.items()}
+    assert (json.loads(RECORD.read_text())["features"], set(cells)) == (groups, set(TRAINERS)), command
     for row in TRAINERS:
         for name in CHECKS:
             cell, expected = cells[row][name], NOT_SUPPORTED if name in unsupported(row) else WORKS
