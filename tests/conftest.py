@@ -4,10 +4,13 @@ import atexit
 import functools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +32,10 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix-again", action="store_true", help="run also those cells of the matrix that are recorded")
 
 
 def saved_bytes(make: Callable[[], torch.nn.Module], shape: tuple[int, ...]) -> int:
@@ -139,15 +146,35 @@ class Sandbox:
         self.run("nnUNetv2_predict", "-i", folder / "imagesTs", "-o", output, *model, *options)
         return {path.name: path.read_bytes() for path in sorted(output.glob("*.nii.gz"))}
 
-    def edit_plans(self, dataset: str, name: str, change: Callable[[dict], object] = lambda _: None) -> None:
-        """Write a copy of the default plans with a batch of two, and with what `change` does to its configurations."""
+    def edit_plans(
+        self, dataset: str, name: str, change: Callable[[dict], object] = lambda _: None, like: str = "nnUNetPlans"
+    ) -> None:
+        """Write a copy of some plans with a batch of two, and with what `change` does to its configurations."""
         folder = self.preprocessed / dataset
-        plans = json.loads((folder / "nnUNetPlans.json").read_text())
+        plans = json.loads((folder / f"{like}.json").read_text())
         plans["plans_name"] = name
         for configuration in plans["configurations"].values():
             configuration["batch_size"] = 2
         change(plans["configurations"])
         (folder / f"{name}.json").write_text(json.dumps(plans))
+
+
+def kill_when(sandbox: Sandbox, pattern: str, *command: object) -> str:
+    """Start a command, kill it as soon as a line matches, and return what it had printed."""
+    process = sandbox.start(*command)
+    deadline, seen = time.monotonic() + 300, []
+    assert process.stdout is not None
+    for line in process.stdout:
+        seen.append(line)
+        if re.search(pattern, line):
+            break
+        assert time.monotonic() < deadline, "".join(seen)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    output = "".join(seen)
+    assert re.search(pattern, output), output[-3000:]
+    return output
 
 
 def write_dataset(

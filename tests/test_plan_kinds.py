@@ -1,10 +1,8 @@
 """The networks train, validate and predict on every kind of plan that nnU-Net makes."""
 
-import json
 import math
 
 import pytest
-from conftest import write_dataset
 
 from nnunet_plugins.planning.fit import fit_configuration, fit_plans
 from nnunet_plugins.planning.forecast import COMFORTABLE, GIB
@@ -14,47 +12,6 @@ from nnunet_plugins.trainers.compose import trainer_class
 pytestmark = pytest.mark.slow
 
 TRAINER = "nnUNetTrainerFIRENet_2epochs_2iterations"
-
-
-def test_2d(small):
-    summary = small.train("Dataset001_Small", "2d", TRAINER)
-    assert set(summary["mean"]) == {"1", "2"}
-
-
-def test_2d_without_the_fabric(small):
-    small.train("Dataset001_Small", "2d", "nnUNetTrainerFIRENetNoFabric_1epochs_1iterations")
-
-
-def test_the_papers_recipe(small):
-    small.train("Dataset001_Small", "3d_fullres", "nnUNetTrainerFIRENetPaper_2epochs_2iterations")
-
-
-@pytest.fixture(scope="module")
-def resenc(small) -> str:
-    """The name of residual encoder plans for the small dataset, batch size 2."""
-    small.run("nnUNetv2_plan_experiment", "-d", 1, "-pl", "nnUNetPlannerResEncM", nnUNet_n_proc_DA="1")
-    plans = json.loads((small.preprocessed / "Dataset001_Small" / "nnUNetResEncUNetMPlans.json").read_text())
-    plans["plans_name"] = "resenc"
-    plans["configurations"]["3d_fullres"]["batch_size"] = 2
-    (small.preprocessed / "Dataset001_Small" / "resenc.json").write_text(json.dumps(plans))
-    assert "ResidualEncoderUNet" in plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"]
-    return "resenc"
-
-
-@pytest.mark.parametrize("backbone", ["FIRENet", "AutofocusUNet", "ASPP3DUNet"])
-def test_residual_encoder_plans(small, resenc, backbone):
-    small.train("Dataset001_Small", "3d_fullres", f"nnUNetTrainer{backbone}_1epochs_2iterations", plans=resenc)
-
-
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-@pytest.mark.parametrize("backbone", ["AFN4", "AutofocusUNet", "ASPP3DUNet"])
-def test_trains_and_predicts(small, backbone, configuration):
-    trainer = f"nnUNetTrainer{backbone}_1epochs_2iterations"
-    summary = small.train("Dataset001_Small", configuration, trainer)
-    assert set(summary["mean"]) == {"1", "2"}
-    output = small.root / f"{backbone}_{configuration}"
-    predicted = small.predict(1, configuration, trainer, output, "--disable_tta")
-    assert sorted(predicted) == sorted(path.name for path in (small.raw / "Dataset001_Small" / "labelsTs").iterdir())
 
 
 @pytest.mark.parametrize("backbone", ["FIRENet", "AFN6", "AutofocusUNet", "ASPP3DUNet"])
@@ -71,24 +28,6 @@ def test_plans_made_to_fit_train(small, backbone, monkeypatch):
     assert after.needed < before.needed
     assert after.patch < before.patch
     small.train("Dataset001_Small", "3d_fullres", trainer, plans=name)
-
-
-def test_the_autofocus_papers_recipe(small):
-    small.train("Dataset001_Small", "3d_fullres", "nnUNetTrainerAFN2Paper_2epochs_2iterations")
-
-
-def test_anisotropic_plan(sandbox):
-    dataset = "Dataset002_Anisotropic"
-    write_dataset(sandbox.raw, dataset, shape=(8, 40, 36), spacing=(5.0, 1.0, 1.0), channels=2)
-    sandbox.prepare(2, "3d_fullres")
-
-    def check(configurations: dict) -> None:
-        arch = configurations["3d_fullres"]["architecture"]["arch_kwargs"]
-        assert arch["strides"][1] == [1, 2, 2]
-        assert arch["kernel_sizes"][0] == [1, 3, 3]
-
-    sandbox.edit_plans(dataset, "small", check)
-    sandbox.train(dataset, "3d_fullres", TRAINER)
 
 
 def test_patch_too_small_fails_before_training(small):

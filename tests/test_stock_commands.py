@@ -2,13 +2,11 @@
 
 import json
 import re
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Sandbox
+from conftest import Sandbox, kill_when
 
 pytestmark = pytest.mark.slow
 
@@ -82,41 +80,6 @@ def test_ensembles_and_evaluates(trained, predicted):
     assert set(summary["mean"]) == {"1", "2"}
 
 
-def test_an_exported_model_predicts_the_same_elsewhere(trained, predicted, tmp_path):
-    archive = tmp_path / "model.zip"
-    trained.run(
-        *("nnUNetv2_export_model_to_zip", "-d", 1, "-o", archive, "-c", "3d_fullres", "-f", 0),
-        *("-tr", FIRENET, "-p", "small"),
-    )
-    elsewhere = Sandbox(tmp_path / "elsewhere")
-    (elsewhere.raw / DATASET).symlink_to(trained.raw / DATASET)
-    elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", archive)
-    assert predict(elsewhere, FIRENET, tmp_path / "out") == predicted[FIRENET]
-
-
-def test_find_best_configuration_takes_both_and_their_ensemble(trained):
-    output = trained.run(
-        *("nnUNetv2_find_best_configuration", 1, "-c", "3d_fullres", "-tr", *TRAINERS, "-p", "small"),
-        *("-f", 0, "-np", 1),
-    )
-    information = json.loads((trained.results / DATASET / "inference_information.json").read_text())
-    results = information["all_results"]
-    assert sum(name.startswith("ensemble___") for name in results) == 1
-    assert {name.split("__")[0] for name in results if not name.startswith("ensemble")} == set(TRAINERS)
-    assert "All results:" in output
-
-
-def test_fine_tunes_from_its_own_weights(trained):
-    output = train(
-        trained,
-        "nnUNetTrainerFIRENet_1epochs_1iterations",
-        *("-pretrained_weights", fold(trained, FIRENET) / "checkpoint_final.pth", "--disable_checkpointing"),
-    )
-    assert "Loading pretrained weights" in output
-    assert "encoder.stages.0.conv1.0.weight shape" in output
-    assert "seg_layers.0.weight shape" not in output
-
-
 def test_unknown_trainer_fails_as_nnunet_fails_plus_one_line(small):
     output = train(small, "nnUNetTrainerFIRENet_5epoch", ok=False)
     assert "Could not find requested nnunet trainer nnUNetTrainerFIRENet_5epoch" in output
@@ -131,24 +94,6 @@ def test_missing_gpu_is_one_clear_error(small):
     last = small.run(*command, ok=False).strip().splitlines()[-1]
     assert "'-device cuda' was asked for" in last
     assert "'-device cpu'" in last
-
-
-def kill_when(sandbox: Sandbox, pattern: str, *command: object) -> str:
-    """Start a command, kill it as soon as a line matches, and return what it had printed."""
-    process = sandbox.start(*command)
-    deadline, seen = time.monotonic() + 300, []
-    assert process.stdout is not None
-    for line in process.stdout:
-        seen.append(line)
-        if re.search(pattern, line):
-            break
-        assert time.monotonic() < deadline, "".join(seen)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    output = "".join(seen)
-    assert re.search(pattern, output), output[-3000:]
-    return output
 
 
 def test_killed_training_goes_on_in_the_right_stage(small):
