@@ -141,6 +141,8 @@ class Logger:
     ("target", "history", "best"),
     [
         (None, [[0.1, 0.3]], True),
+        (None, [[math.nan, math.nan]], True),
+        (None, [[math.nan, math.nan], [math.nan, math.nan]], False),
         (None, [[0.1, 0.3], [0.3, 0.2]], True),
         (None, [[0.1, 0.3], [0.2, 0.1]], False),
         (2, [[0.1, 0.3], [0.9, 0.2]], False),

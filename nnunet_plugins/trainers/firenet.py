@@ -148,7 +148,8 @@ class FIRENetPaperTrainer(nnUNetTrainerNoMirroring, nnUNetTrainerCELoss, nnUNetT
         """End the epoch; `checkpoint_best` follows the raw validation Dice, where nnU-Net smooths it over epochs."""
         history = [self._target_dice(dice) for dice in self.logger.get_value("dice_per_class_or_region", step=None)]
         previous = [dice for dice in history[:-1] if not math.isnan(dice)]
-        is_best = not math.isnan(history[-1]) and (not previous or history[-1] > max(previous))
+        # As nnU-Net's, the first epoch's is written whatever it is worth: `--val_best` has to find one.
+        is_best = len(history) == 1 or (not math.isnan(history[-1]) and history[-1] > max(previous, default=-1))
         # nnU-Net writes checkpoint_best whenever its smoothed Dice exceeds this value.
         self._best_ema = None if is_best else math.inf
         super().on_epoch_end()

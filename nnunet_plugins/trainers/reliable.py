@@ -168,7 +168,7 @@ class ReliableTrainer(nnUNetTrainer):
             path = furthest
         else:
             try:
-                load_checkpoint(path)
+                load_checkpoint(path, trusted=True)  # see `_furthest`
             except (OSError, CheckpointError) as error:
                 raise CheckpointError(
                     f"nnunet_plugins: {error}. Train with --c to go on from another checkpoint of {path.parent}"
@@ -185,7 +185,8 @@ class ReliableTrainer(nnUNetTrainer):
             if not path.exists():
                 continue
             try:
-                checkpoint = load_checkpoint(path)
+                # nnU-Net reads it in the same way, right after this. To refuse here would be to start afresh.
+                checkpoint = load_checkpoint(path, trusted=True)
             except (OSError, CheckpointError) as error:
                 self.print_to_log_file(f"WARNING: {error}. It is left out; the next best checkpoint is taken.")
                 continue
