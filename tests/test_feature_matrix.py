@@ -149,6 +149,9 @@ def test_the_sample_has_every_feature_and_family():
     assert {families[row] for row in SAMPLE} == set(families.values())
 
 
+@pytest.mark.xfail(
+    strict=True, reason="the whole matrix has not been run to its end yet; docs/feature-matrix.md says so"
+)
 def test_the_record_is_complete():
     """Every registry row with every feature: it works, or it is refused where it has to be."""
     cells, command = recorded(), "run: pytest -m matrix tests/test_feature_matrix.py"
