@@ -24,6 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_plugins.planning.forecast import SavedBytes
 
+# A shell that starts the tests in the background has Ctrl-C ignored, and so would have all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Two test workers share two cores; threads on top of that only get into each other's way.

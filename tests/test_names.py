@@ -18,6 +18,7 @@ from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.losses import FocalLoss
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
+from nnunet_plugins.trainers.reliable import ReliableTrainer
 
 NAMES = [row.trainer for row in BACKBONES]
 
@@ -106,6 +107,7 @@ def test_upstream_classes_are_the_pieces():
         nnUNetTrainerDA5,
         nnUNetTrainerDiceLoss,
         nnUNetTrainerAdam,
+        ReliableTrainer,
         nnUNetTrainer,
         object,
     ]

@@ -89,9 +89,9 @@ HOLDS_CODE = r"can be read safely: it holds posix.system, which may run code.*--
     [
         (b"no checkpoint", "no checkpoint of nnU-Net that can be read safely: it is damaged"),
         (b"", "no checkpoint of nnU-Net that can be read safely: it is damaged"),
-        (5, "it has no init_args and no network_weights and no trainer_name"),
+        (5, "the content has to be an object, not 5"),
         (pickle.dumps(Malicious(), protocol=2), HOLDS_CODE),
-        ({"state_dict": {}}, "it has no init_args and no network_weights and no trainer_name"),
+        ({"state_dict": {}}, "file.pth is no checkpoint of nnU-Net: the content has no 'network_weights'"),
         ({"network_weights": Malicious()}, HOLDS_CODE),
     ],
 )
@@ -117,7 +117,9 @@ def test_code_in_a_checkpoint_runs_if_that_is_asked_for(tmp_path, monkeypatch, c
 def test_figures_of_other_numpy_versions_are_read(tmp_path):
     """The function that makes a scalar has moved in numpy 2; checkpoints of either version hold its place."""
     figure = np.float64(0.5)
-    content = {"network_weights": {}, "init_args": {}, "trainer_name": "nnUNetTrainer", "logging": {"dice": [figure]}}
+    arguments = {"plans": {"configurations": {}}, "configuration": "2d", "dataset_json": {}}
+    content = {"network_weights": {}, "init_args": arguments, "trainer_name": "nnUNetTrainer"}
+    content["logging"] = {"dice": [figure]}
     for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
         with (
             zipfile.ZipFile(written(content, tmp_path / "new.pth")) as new,
