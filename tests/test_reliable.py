@@ -229,13 +229,13 @@ def test_bad_gradients_without_end_stop_the_training(faulty):
 
 
 def test_bad_images_are_named_and_reach_no_batch_norm(faulty):
-    """One voxel of one case is nan; nnU-Net's normalisation spreads it over the whole image."""
+    """One voxel of one case is infinite; nnU-Net's normalisation makes the whole image nan of it."""
     folder = write_dataset(faulty.raw, "Dataset002_Bad")
     path = folder / "imagesTr" / "case_1_0000.nii.gz"
     image = sitk.ReadImage(str(path))
-    image[12, 12, 12] = math.nan
+    image[12, 12, 12] = math.inf
     sitk.WriteImage(image, str(path))
-    # SimpleITK reads nan in NIfTI files as 0.
+    # SimpleITK reads infinity in NIfTI files as 0.
     description = json.loads((folder / "dataset.json").read_text())
     description["overwrite_image_reader_writer"] = "NibabelIO"
     (folder / "dataset.json").write_text(json.dumps(description))
