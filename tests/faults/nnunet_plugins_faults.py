@@ -20,7 +20,7 @@ import torch
 
 from nnunet_plugins.trainers import (
     nnUNetTrainer_3epochs_4iterations_NoMirroring,
-    nnUNetTrainer_40epochs_10iterations_NoMirroring,
+    nnUNetTrainer_14epochs_10iterations_NoMirroring,
     nnUNetTrainerFIRENet_3epochs_3iterations,
 )
 
@@ -102,5 +102,5 @@ class nnUNetTrainerFaultsFIRENet(Faults, nnUNetTrainerFIRENet_3epochs_3iteration
     pass
 
 
-class nnUNetTrainerFaultsLong(Faults, nnUNetTrainer_40epochs_10iterations_NoMirroring):  # noqa: N801
+class nnUNetTrainerFaultsLong(Faults, nnUNetTrainer_14epochs_10iterations_NoMirroring):  # noqa: N801
     pass
