@@ -15,6 +15,7 @@ from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.registry import BACKBONES, MODIFIERS, STOCK_TRAINER
+from nnunet_plugins.submission import command_line as submission
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -217,6 +218,14 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("benchmark", metavar="DIR", help="folder that was given to benchmark with -o")
     command.set_defaults(run=_report)
+
+    command = commands.add_parser(
+        "export-submission",
+        help="make a challenge submission, or any folder that predicts by itself, of trained networks",
+        description=submission.DESCRIPTION,
+    )
+    submission.add_arguments(command)
+    command.set_defaults(run=submission.run)
 
     command = commands.add_parser(
         "demo",

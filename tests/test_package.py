@@ -47,6 +47,7 @@ ORDER = [
     "benchmark",
     "demo",
     "doctor",
+    "submission",
     "cli",
 ]
 
@@ -107,7 +108,7 @@ def test_trainer_path_is_the_folder(capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["list", "doctor", "trainer-path", "plan", "profile", "split", "warm-start", "evaluate", "benchmark", "demo"],
+    ["list", "doctor", "trainer-path", "plan", "profile", "split", "warm-start", "evaluate", "benchmark", "export-submission", "demo"],
 )
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit, match="0"):

@@ -4,7 +4,7 @@ Numbers are rounded here, once for all kinds of files: Dice and NSD to three dec
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -245,25 +245,25 @@ def write_challenger(record: Record, path: Path) -> None:
 def write_markdown(record: Record, path: Path) -> None:
     """Write all tables with their caveats, the proof of equality, the failures and the environment as Markdown."""
     about, found = record.about, comparisons(record)
-    parts = [f"# {_markdown(about.get('title', 'Benchmark'))}", *_overview(record)]
+    parts = [f"# {markdown(about.get('title', 'Benchmark'))}", *_overview(record)]
     for comparison in found:
-        parts += [f"## {_markdown(comparison.title)}", _bullets(caveats(comparison))]
+        parts += [f"## {markdown(comparison.title)}", _bullets(caveats(comparison))]
         for section in sections(comparison):
-            parts += [f"### {_markdown(section.caption)}", _markdown_table(section.table)]
+            parts += [f"### {markdown(section.caption)}", markdown_table(section.table)]
     for title, result in across_datasets(found).items():
         section = _show_across(result)
-        parts += [f"## All datasets, {_markdown(title)}", _markdown(section.caption), _markdown_table(section.table)]
+        parts += [f"## All datasets, {markdown(title)}", markdown(section.caption), markdown_table(section.table)]
     for entry in record.equality:
         title = f"Equality: {entry['dataset']}, {entry['configuration']}"
-        parts += [f"## {_markdown(title)}", _markdown(_equal(entry))]
+        parts += [f"## {markdown(title)}", markdown(_equal(entry))]
         if entry["differences"]:
-            parts.append(_markdown_table(show_inequalities(entry)))
+            parts.append(markdown_table(show_inequalities(entry)))
     if record.failures:
         parts.append("## Failures")
         for failure in record.failures:
             tail = "\n".join(f"    {line}" for line in str(failure["tail"]).splitlines())
             line = f"{failure['task']}: exit code {failure['exit_code']}, log {failure['log']}"
-            parts += [_markdown(line), tail]
+            parts += [markdown(line), tail]
     if lines := about.get("ensembles"):
         parts += ["## Ensembles", _bullets(lines)]
     versions = [f"{name} {version}" for name, version in about.get("versions", {}).items()]
@@ -292,25 +292,25 @@ def _equal(entry: Mapping[str, Any]) -> str:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {_markdown(line)}" for line in lines)
+    return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
-def _markdown_table(table: pd.DataFrame) -> str:
-    """Write a table with pipes; texts to the left, numbers to the right."""
-    rules = [":---" if name in _TEXTS else "---:" for name in table.columns]
+def markdown_table(table: pd.DataFrame, texts: Collection[str] = _TEXTS) -> str:
+    """Write a table with pipes; columns of texts to the left, those of numbers to the right."""
+    rules = [":---" if name in texts else "---:" for name in table.columns]
     rows = [_markdown_cells(table.columns), rules, *(_markdown_cells(row) for row in table.itertuples(index=False))]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _markdown_cells(values: Sequence[Any]) -> list[str]:
-    return [_markdown(str(value)) for value in values]
+    return [markdown(str(value)) for value in values]
 
 
 # What begins markup in Markdown. Where the same characters cannot, they stay as they are: reports are read raw as well.
 _MARKUP = re.compile(r"[\\`*|$~]|^[#>+=-]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Return text, on one line, that Markdown shows as it is."""
     return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
 

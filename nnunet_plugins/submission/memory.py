@@ -1,0 +1,90 @@
+"""Let a process that needs too much memory end in an error of its own, not in a kill that leaves no word."""
+
+import contextlib
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 2**60  # what the first version of cgroups says instead of "max"
+_PHRASES = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "failed to allocate", "new thread")
+
+
+def container_limit(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Return the bytes that the container may use; None if nothing limits it, or nobody tells.
+
+    Args:
+        root: where the control groups lie.
+        own: file that names this process's group.
+    """
+    files = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            if kinds in ("", "memory"):
+                base = root / "memory" if kinds else root
+                name = "memory.limit_in_bytes" if kinds else "memory.max"
+                # A limit of any group around it holds as well.
+                files += [base / part / name for part in (Path(group.lstrip("/")), *Path(group.lstrip("/")).parents)]
+    limits = []
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(file.read_text()))
+    return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
+
+
+def keep_within(limit: int) -> None:
+    """Let allocations of this process fail that would take it beyond a container's limit.
+
+    Without that, the kernel kills the process as soon as it touches what it was given. For processes on the CPU only:
+    a GPU's driver reserves more than it uses.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    sizes = _sizes()
+    if "VmData" not in sizes:  # no Linux
+        return
+    # What counts for the process's own limit was reserved, what counts for the container's was touched.
+    untouched = max(0, sizes["VmData"] - sizes["RssAnon"])
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = limit + untouched
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
+def peak_bytes() -> int | None:
+    """Return the most main memory that this process has used so far; None where nobody tells."""
+    return _sizes().get("VmHWM")
+
+
+def _sizes() -> dict[str, int]:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines)
+    return {parts[0].rstrip(":"): 1024 * int(parts[1]) for parts in fields if parts[2:] == ["kB"]}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error, whichever library raised it, means that there was no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(phrase in text for phrase in _PHRASES)
+
+
+def describe_limit() -> str:
+    """Return what limits the memory, in words."""
+    limit = container_limit()
+    if limit:
+        return f"the container's limit is {limit / 2**30:.1f} GiB"
+    with contextlib.suppress(ImportError):
+        import resource
+
+        soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        if set_ := [size for size in soft if size >= 0]:
+            return f"the limit that was set for the process (ulimit) is {min(set_) / 2**30:.1f} GiB"
+    if hasattr(os, "sysconf"):
+        return f"the machine has {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    return "its size is not known"

@@ -1,0 +1,222 @@
+"""Find the trained networks that a submission is made of, and prove that they belong together and can be used.
+
+They lie where nnU-Net puts them: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_0/checkpoint_final.pth.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json
+from nnunet_plugins.planning.dataset import DATASET, dataset_name
+from nnunet_plugins.planning.preprocessed import PLANS
+from nnunet_plugins.planning.setting import find_trainer
+from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError, load_checkpoint, require_known_architecture
+
+KEPT = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")
+"""What inference reads of a checkpoint; the rest is the optimizer's state and the log."""
+
+
+class SubmissionError(InputError):
+    """Networks cannot be exported as they are."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A trained configuration by nnU-Net's names."""
+
+    trainer: str
+    configuration: str
+    plans: str
+
+    def __str__(self) -> str:
+        return f"{self.trainer}__{self.plans}__{self.configuration}"
+
+
+def parse_choice(text: str, first: Choice) -> Choice:
+    """Read TRAINER, TRAINER:CONFIGURATION or TRAINER:CONFIGURATION:PLANS; what is left out is the first network's.
+
+    Raises:
+        SubmissionError: if it is none of these.
+    """
+    parts = text.split(":")
+    if len(parts) > 3 or not all(parts):
+        raise SubmissionError(f"{text!r} is not TRAINER, TRAINER:CONFIGURATION or TRAINER:CONFIGURATION:PLANS")
+    return Choice(*parts, *(first.configuration, first.plans)[len(parts) - 1 :])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained configuration that can be exported.
+
+    Attributes:
+        choice: its names.
+        folder: in nnU-Net's results.
+        folds: to export.
+        checkpoint: file in each of them.
+        plans: as in the folder.
+        dataset_json: likewise.
+        trainer: the class.
+        previous: the first stage of a cascade.
+    """
+
+    choice: Choice
+    folder: Path
+    folds: tuple[str, ...]
+    checkpoint: str
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    trainer: type[nnUNetTrainer]
+    previous: "Source | None" = None
+    trusted: bool = field(default=False, repr=False)
+
+    @cached_property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the image's channels, in their order."""
+        names = self.dataset_json.get("channel_names") or self.dataset_json.get("modality") or {}
+        return tuple(names[key] for key in sorted(names, key=int))
+
+    def weights(self, fold: str) -> dict[str, Any]:
+        """Return a fold's checkpoint without what only training needs.
+
+        Raises:
+            SubmissionError: if it is of another trainer or other plans, or its weights do not fit the network.
+            CheckpointError: if it cannot be read.
+        """
+        path = self.folder / f"fold_{fold}" / self.checkpoint
+        checkpoint = load_checkpoint(path, trusted=self.trusted)
+        if checkpoint["trainer_name"] != self.choice.trainer:
+            raise SubmissionError(f"{path} is of {checkpoint['trainer_name']}, not of {self.choice.trainer}")
+        arguments = checkpoint["init_args"]
+        trained = arguments["plans"]["configurations"].get(arguments["configuration"])
+        if arguments["configuration"] != self.choice.configuration or trained != self._planned:
+            raise SubmissionError(
+                f"{path} was trained with other plans than {self.folder / 'plans.json'}: "
+                f"{_first_difference(trained, self._planned)}. Export folds that were trained with the same plans"
+            )
+        try:
+            self._network.load_state_dict(checkpoint["network_weights"])
+        except RuntimeError as error:
+            raise SubmissionError(f"the weights in {path} do not fit the network of its plans: {error}") from error
+        return {name: checkpoint[name] for name in KEPT if name in checkpoint}
+
+    @property
+    def _planned(self) -> Any:
+        return self.plans["configurations"].get(self.choice.configuration)
+
+    @cached_property
+    def _network(self) -> torch.nn.Module:
+        return _build(self)
+
+
+def find_source(
+    dataset: str,
+    choice: Choice,
+    folds: Sequence[str],
+    checkpoint: str = "checkpoint_final.pth",
+    *,
+    trusted: bool = False,
+) -> Source:
+    """Find a trained configuration, and its first stage if it is a cascade's second.
+
+    Args:
+        dataset: number or name.
+        choice: trainer, configuration and plans.
+        folds: numbers, or "all".
+        checkpoint: file in each fold.
+        trusted: read checkpoints that may run code.
+
+    Raises:
+        SubmissionError: if something is missing, naming what, and what is there.
+        InputError: if a file is not as nnU-Net writes it.
+    """
+    results = os.environ.get("nnUNet_results")  # noqa: SIM112 - nnU-Net's own spelling
+    if results is None:
+        raise SubmissionError("nnUNet_results is not set; export nnUNet_results=/path/to/nnUNet_results")
+    folder = Path(results, dataset_name(dataset), str(choice))
+    if not folder.is_dir():
+        there = sorted(path.name for path in folder.parent.glob("*__*__*"))
+        raise SubmissionError(f"{folder} is missing; trained for this dataset: {', '.join(there) or 'nothing'}")
+    missing = [fold for fold in folds if not (folder / f"fold_{fold}" / checkpoint).is_file()]
+    if missing:
+        there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
+        command = f"nnUNetv2_train {dataset} {choice.configuration} FOLD -tr {choice.trainer} -p {choice.plans} --npz"
+        raise SubmissionError(
+            f"{choice} has no {checkpoint} in fold {', '.join(missing)}; folds that have one: "
+            f"{', '.join(there) or 'none'}. Export those with -f, or train the others: {command}"
+        )
+    plans = read_json(folder / "plans.json", PLANS)
+    source = Source(
+        choice,
+        folder,
+        tuple(folds),
+        checkpoint,
+        plans,
+        read_json(folder / "dataset.json", DATASET),
+        find_trainer(choice.trainer),
+        trusted=trusted,
+    )
+    if source._planned is None:
+        raise SubmissionError(f"{folder / 'plans.json'} has no configuration {choice.configuration}")
+    stage = PlansManager(plans).get_configuration(choice.configuration).previous_stage_name
+    if stage is None:
+        return source
+    first = find_source(dataset, Choice(choice.trainer, stage, choice.plans), folds, checkpoint, trusted=trusted)
+    return replace(source, previous=first)
+
+
+def require_one_task(sources: Sequence[Source]) -> None:
+    """Check that all members of an ensemble segment the same labels in the same channels.
+
+    Raises:
+        SubmissionError: naming two that do not, and where they differ.
+    """
+    first, *others = sources
+    for source in others:
+        for key in ("labels", "regions_class_order", "channel_names", "file_ending"):
+            ours, theirs = (part.dataset_json.get(key) for part in (first, source))
+            if ours != theirs:
+                raise SubmissionError(
+                    f"{first.choice} and {source.choice} cannot be one ensemble: {key} is {ours} in one, {theirs} in "
+                    "the other"
+                )
+
+
+def _build(source: Source) -> torch.nn.Module:
+    manager = PlansManager(source.plans)
+    configuration = manager.get_configuration(source.choice.configuration)
+    if not source.trusted:
+        try:
+            require_known_architecture(configuration, source.folder / "plans.json")
+        except UnsafeCheckpointError as error:
+            raise SubmissionError(f"{error}. If you trust these plans, use --run-code-in-checkpoint") from error
+    try:
+        return source.trainer.build_network_architecture(
+            manager,
+            configuration,
+            determine_num_input_channels(manager, configuration, source.dataset_json),
+            manager.get_label_manager(source.dataset_json).num_segmentation_heads,
+            enable_deep_supervision=False,
+        )
+    except Exception as error:  # whatever a network raises for plans that do not fit it, or make no sense
+        raise SubmissionError(
+            f"the network of {source.choice} cannot be built: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _first_difference(one: Any, other: Any) -> str:
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return "the configuration is another one"
+    for key in sorted({*one, *other}):
+        if one.get(key) != other.get(key):
+            return f"{key} is {one.get(key)} in the checkpoint, {other.get(key)} in the plans"
+    return "none"
