@@ -149,10 +149,22 @@ def _readable(path: Path, reader: BaseReaderWriter, other: Path) -> Path:
     if path.name.lower().endswith(tuple(reader.supported_file_endings)):
         return path
     try:
-        sitk.WriteImage(sitk.ReadImage(str(path)), str(other))
+        convert_image(path, other)
     except RuntimeError as error:
         raise ImageError(f"{path.name} cannot be read: {_last_line(error)}") from error
     return other
+
+
+def convert_image(file: Path, other: Path) -> None:
+    """Write an image in another format, without the notes that only its own format has.
+
+    Raises:
+        RuntimeError: if SimpleITK cannot read or write it.
+    """
+    image = sitk.ReadImage(str(file))
+    for key in image.GetMetaDataKeys():
+        image.EraseMetaData(key)
+    sitk.WriteImage(image, str(other))
 
 
 def _convert(file: Path, case: Case, output_type: str) -> Path:
@@ -176,6 +188,8 @@ def _convert(file: Path, case: Case, output_type: str) -> Path:
     # To the last digit as the image has it.
     for what in ("Spacing", "Origin", "Direction"):
         getattr(converted, f"Set{what}")(getattr(header, f"Get{what}")())
+    for key in converted.GetMetaDataKeys():  # they are the other format's
+        converted.EraseMetaData(key)
     result = file.with_name(f"converted{_ending(case.output)}")
     sitk.WriteImage(converted, str(result), True)
     return result

@@ -23,6 +23,7 @@ from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.submission.cases import Case, find_cases
+from nnunet_plugins.submission.images import convert_image
 from nnunet_plugins.submission.settings import TRAINERS, Member, Settings
 from nnunet_plugins.submission.wheels import OWN, REQUIREMENTS
 
@@ -277,7 +278,7 @@ def _lay_out(given: Path, settings: Settings, inputs: Path) -> None:
             if target.name.endswith(settings.ending):
                 shutil.copy(image, target)
             else:
-                sitk.WriteImage(sitk.ReadImage(str(image)), str(target), True)
+                convert_image(image, target)
 
 
 def _contents(folder: Path) -> dict[str, tuple[int, int]]:
