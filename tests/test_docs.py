@@ -4,6 +4,7 @@ import re
 import runpy
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -49,10 +50,25 @@ def shorten(code: str) -> str:
         if line.startswith("nnunet-plugins doctor"):
             line += " -p small" if "-tr" in line.split() else ""
             line = f"PATH=${{PATH#*:}} {line}"  # it finds fault with any but the environment's own commands
+        if line.startswith("nnunet-plugins export-submission -d"):
+            line = re.sub(r" -f [\d ]+", " -f 0 ", line) + " -p small --no-wheels"
+        if command == "nnUNetv2_find_best_configuration":
+            line = re.sub(r" -f [\d ]+", " -f 0 ", line)
+        if command.endswith("predict.sh"):
+            line = f"VENV=$READY {line} --device cpu"  # what is not shipped without wheels need not be downloaded
         if command == "pip":
             line += " --dry-run --no-deps --no-build-isolation -q"
         lines.append(line)
     return "\n".join(lines)
+
+
+def ready_environment(folder: Path) -> Path:
+    """Make an environment as predict.sh does from wheels, with what is installed here."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    library = next((folder / "lib").glob("python*/site-packages"))
+    (library / "borrowed.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n")
+    (folder / "ready").touch()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +85,7 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     groups = [f"case_{number},patient_{number}" for number in range(5)]
     (sandbox.root / "groups.csv").write_text("\n".join(["case,group", *groups]))
     sandbox.env["SMALL_PLANS"] = str(other.preprocessed / "Dataset004_Hippocampus" / "small.json")
+    sandbox.env["READY"] = str(ready_environment(sandbox.root / "ready"))
     sandbox.env["PATH"] = f"{commands()}:{Path(sys.executable).parent}:{sandbox.env['PATH']}"
     return sandbox
 

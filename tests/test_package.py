@@ -108,7 +108,19 @@ def test_trainer_path_is_the_folder(capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["list", "doctor", "trainer-path", "plan", "profile", "split", "warm-start", "evaluate", "benchmark", "export-submission", "demo"],
+    [
+        "list",
+        "doctor",
+        "trainer-path",
+        "plan",
+        "profile",
+        "split",
+        "warm-start",
+        "evaluate",
+        "benchmark",
+        "export-submission",
+        "demo",
+    ],
 )
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit, match="0"):

@@ -140,7 +140,7 @@ def read_case(case: Case, reader: type[BaseReaderWriter]) -> CaseFacts:
 
 
 def _read_image(reader: BaseReaderWriter, file: str) -> list[Channel]:
-    hidden = _count_not_finite(decompress(Path(file)))
+    hidden = count_not_finite(decompress(Path(file)))
     with np.errstate(over="ignore"):  # what is too large for nnU-Net's float32 becomes infinite
         array, properties = reader.read_images((file,))
     kind = _stored_as(file)
@@ -157,7 +157,7 @@ def _read_segmentation(reader: BaseReaderWriter, file: str) -> Segmentation:
     return Segmentation(Path(file).name, _grid(array[0], properties), _stored_as(file), tuple(values))
 
 
-def _count_not_finite(content: bytes) -> int:
+def count_not_finite(content: bytes) -> int:
     """Return how many voxels of a NIfTI file are NaN or infinite; SimpleITK reads them as 0."""
     kinds = {b"n+1": nibabel.Nifti1Header, b"n+2": nibabel.Nifti2Header}
     kind = kinds.get(content[344:347]) or kinds.get(content[4:7])

@@ -40,7 +40,7 @@ def check_submission(folder: Path, images: Path | None, cases: int) -> int:
     platform = PLATFORMS[manifest["platform"]]
     with tempfile.TemporaryDirectory(prefix="submission-check-") as scratch:
         trial = Trial(folder, manifest, read_settings(folder / "model"), Path(scratch), images, cases)
-        sections: dict[str, Check] = {"Files": lambda: _check_files(folder, manifest["files"])}
+        sections: dict[str, Check] = {"Files": lambda: check_files(folder, manifest["files"])}
         if platform.container:
             sections["Dockerfile"] = lambda: _check_dockerfile(folder)
         sections["Packages, in an environment of their own"] = trial.check_packages
@@ -52,7 +52,8 @@ def check_submission(folder: Path, images: Path | None, cases: int) -> int:
     return code
 
 
-def _check_files(folder: Path, files: dict[str, Any]) -> Iterator[Finding]:
+def check_files(folder: Path, files: dict[str, Any]) -> Iterator[Finding]:
+    """Check that a folder holds the files of its manifest, as they were exported, and nothing else."""
     again = "export the submission again"
     missing = [name for name in files if not (folder / name).is_file()]
     changed = [name for name in files if name not in missing and sha256(folder / name) != files[name]]

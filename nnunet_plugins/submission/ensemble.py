@@ -82,6 +82,7 @@ class Network:
         item = next(adapter)
         return item["data"], item["data_properties"]
 
+    @torch.inference_mode()
     def _logits(self, data: torch.Tensor, effort: Effort, clock: Clock, log: Log) -> torch.Tensor:
         """Return the mean of the folds' logits, `(labels, z, y, x)`, in nnU-Net's precision and order of sums."""
         p = self.predictor

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
+from nnunet_plugins.doctor.images import count_not_finite
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import decompress, whole_file
 from nnunet_plugins.submission.cases import Case
@@ -51,7 +52,7 @@ def read_image(
         ImageError: if a file is damaged, the channels do not lie on one grid, or the image has other channels than the
             model, a spacing that is none, or numbers that are not finite.
     """
-    _check_files(case)
+    hidden = _check_files(case)
     with tempfile.TemporaryDirectory() as temporary:
         files = [str(_readable(path, reader, Path(temporary, f"{n}{ending}"))) for n, path in enumerate(case.images)]
         try:
@@ -67,7 +68,7 @@ def read_image(
     spacing = np.asarray(properties["spacing"], dtype=float)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise ImageError(f"the spacing is {spacing.tolist()}")
-    if wrong := int(image.size - np.count_nonzero(np.isfinite(image))):
+    if wrong := hidden or int(image.size - np.count_nonzero(np.isfinite(image))):
         raise ImageError(f"{wrong} of {image.size} voxels are not finite (NaN or infinite)")
     return image, dict(properties)
 
@@ -103,20 +104,23 @@ def write_segmentation(
             shutil.copyfile(file, part)
 
 
-def _check_files(case: Case) -> None:
+def _check_files(case: Case) -> int:
+    """Check what a reader would not tell; returns how many voxels are not finite that SimpleITK reads as 0."""
     if case.fault:
         raise ImageError(case.fault)
+    hidden = 0
     for path in case.images:
         try:
             if path.stat().st_size == 0:
                 raise ImageError(f"{path} is empty")
-            decompress(path)
+            hidden += count_not_finite(decompress(path))
         except ValueError as error:
             raise ImageError(str(error)) from error
     first, *others = [_header(path) for path in case.images]
     for path, other in zip(case.images[1:], others, strict=True):
         if fault := _difference(first, other):
             raise ImageError(f"{path.name} does not lie on the grid of {case.images[0].name}: {fault}")
+    return hidden
 
 
 def _header(path: Path) -> sitk.ImageFileReader | None:

@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,6 @@ UPLOADED_MODEL = Path("/opt/ml/model")
 """Where Grand Challenge puts a model that was uploaded beside the image."""
 
 DONE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
-_FAILURES = (InputError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AssertionError)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, *, models: Path | None = None) -> in
             cases = _without_finished(cases)
         log(f"{settings.name}: {len(cases)} cases")
         ensemble = _load(settings, folder, arguments.device)
-    except (MemoryError, *_FAILURES, ImportError) as error:
+    except Exception as error:  # the log has to have a last word, whatever it is
         log(f"Nothing could be begun: {_tell(error)}")
         return NOTHING_DONE
     failed = [case for number, case in enumerate(cases, 1) if not _segment(case, f"{number}/{len(cases)}", ensemble)]
@@ -150,7 +150,7 @@ def _segment(case: Case, number: str, ensemble: "Ensemble") -> bool:
         segmentation = ensemble.predict(image, properties, clock, log)
         del image
         write_segmentation(segmentation, properties, case, ensemble.reader, ensemble.ending, settings.output_type)
-    except (MemoryError, *_FAILURES) as error:
+    except Exception as error:  # it must not cost the other cases, whatever it is
         log(f"{number} {case.name} FAILED after {clock.elapsed:.1f} s: {_tell(error)}")
         return False
     log(f"{number} {case.name}: done in {clock.elapsed:.1f} s")
@@ -165,8 +165,10 @@ def _tell(error: BaseException) -> str:
             f"out of memory: {used}{memory.describe_limit()}. Give it more memory, or export it with fewer networks or "
             f"--fast ({type(error).__name__})"
         )
-    text = str(error) or type(error).__name__
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, InputError):
+        return str(error)
+    traceback.print_exception(error)  # nobody has foreseen it, and somebody will have to find it
+    return f"{type(error).__name__}: {error}"
 
 
 def _gib(size: float) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +168,29 @@ def find_source(
     )
     if source._planned is None:
         raise SubmissionError(f"{folder / 'plans.json'} has no configuration {choice.configuration}")
+    require_released(source.trainer)
     stage = PlansManager(plans).get_configuration(choice.configuration).previous_stage_name
     if stage is None:
         return source
     first = find_source(dataset, Choice(choice.trainer, stage, choice.plans), folds, checkpoint, trusted=trusted)
     return replace(source, previous=first)
+
+
+def require_released(trainer: type[nnUNetTrainer]) -> None:
+    """Check that a trainer in nnU-Net's own folder came with nnU-Net; a copy put there is in no other installation.
+
+    Raises:
+        SubmissionError: if it was copied there.
+    """
+    package = metadata.distribution("nnunetv2")
+    file = f"{trainer.__module__.replace('.', '/')}.py"
+    from_index = package.read_text("direct_url.json") is None
+    known = {str(path) for path in package.files or ()}
+    if file.startswith("nnunetv2/") and from_index and known and file not in known:
+        raise SubmissionError(
+            f"{trainer.__name__} was copied into nnU-Net's own folder ({file}), which is not shipped. Put it into a "
+            "folder of its own, and that folder into nnUNet_extTrainer"
+        )
 
 
 def require_one_task(sources: Sequence[Source]) -> None:
