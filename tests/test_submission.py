@@ -17,6 +17,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import ROOT, Sandbox, write_dataset
+from feature_matrix import Datasets, Model, Setting
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.submission import memory, wheels
@@ -27,6 +29,7 @@ from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
 from nnunet_plugins.submission.inference import main as predict
 from nnunet_plugins.submission.platforms import PLATFORMS
 from nnunet_plugins.submission.settings import FILE, Member, Settings, read_settings
+from nnunet_plugins.submission.sources import SubmissionError, require_released
 
 pytestmark = pytest.mark.slow
 
@@ -444,7 +447,7 @@ def test_the_pairs_own_postprocessing_is_taken(trained, tmp_path):
         (["-tr", FIRENET, "--platform", "grand-challenge", *SOCKETS[:3]], "needs --output-socket"),
         (["-tr", FIRENET, "--platform", "docker", *SOCKETS], "has no sockets"),
         (["-tr", FIRENET, "--separate-model"], "no image to leave the model out of"),
-        (["-tr", FIRENET, "--platform", "mlcube", "--input-suffix", "t1"], "one suffix per channel"),
+        (["-tr", FIRENET, "--platform", "mlcube", "--input-suffix", "t1"], "one suffix for each channel"),
         (["-tr", FIRENET, "--name", "a'b"], "cannot be a name"),
         (["-tr", FIRENET, "--package", "no-such-package"], "no-such-package is needed, but not installed"),
         (["-tr", FIRENET, "--benchmark", "nowhere"], "nowhere"),
@@ -627,3 +630,57 @@ def test_check_needs_a_submission(tmp_path, capsys):
     assert "manifest.json is missing" in capsys.readouterr().err
     assert main(["export-submission", "-d", "1"]) == 2
     assert "the folder to write with -o" in capsys.readouterr().err
+
+
+# What else can be exported.
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(Datasets(tmp_path_factory.mktemp("stages")), "nnUNetTrainer")
+
+
+@pytest.mark.parametrize("configuration", ["3d_cascade_fullres", "2d"])
+def test_other_configurations(configuration, stages, tmp_path):
+    setting = Setting(configuration=configuration)
+    before = ("-prev_stage_predictions", stages.predicted_low) if configuration == "3d_cascade_fullres" else ()
+    stages.train(setting, fold="all")
+    expected = stages.predict(f"submission {configuration}", *before, setting=setting, folds=["all"])
+    output = tmp_path / "submission"
+    command = ("export-submission", "-d", 1, "-tr", stages.trainer, "-c", configuration, "-p", "small", "-f", "all")
+    stages.data.run("nnunet-plugins", *command, "--no-wheels", "-o", output)
+    previous = read_settings(output / "model").members[0].previous
+    assert (previous is not None) == bool(before)
+    assert previous is None or previous.folder.endswith("__3d_lowres")
+    options = ["-i", str(stages.images()), "-o", str(tmp_path / "out"), "--seconds-per-case", "10000"]
+    assert predict(options, models=output / "model") == 0
+    for file in sorted(expected.glob("*.nii.gz")):
+        assert np.array_equal(read(tmp_path / "out" / file.name), read(file))
+
+
+def test_users_own_trainers_are_shipped(trained, images, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "constants.txt").touch()
+    (own / "my_trainers.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n"
+        "class nnUNetTrainerMine(nnUNetTrainer):\n"
+        "    def __init__(self, plans, configuration, fold, dataset_json, device):\n"
+        "        super().__init__(plans, configuration, fold, dataset_json, device)\n"
+        "        self.num_epochs = self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1\n"
+    )
+    command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", "nnUNetTrainerMine", "-p", "small", "-device", "cpu")
+    trained.run(*command, nnUNet_extTrainer=str(own))
+    output = tmp_path / "submission"
+    command = ("export-submission", "-d", 1, "-tr", "nnUNetTrainerMine", "-p", "small", "-f", 0, "--no-wheels")
+    trained.run("nnunet-plugins", *command, "-o", output, nnUNet_extTrainer=str(own))
+    assert [path.name for path in (output / "model" / "trainers" / "0").iterdir()] == ["my_trainers.py"]
+    shutil.rmtree(own)
+    assert predict(["-i", str(images), "-o", str(tmp_path / "out")], models=output / "model") == 0
+
+
+def test_trainers_copied_into_nnunet_are_refused():
+    copied = type("nnUNetTrainerCopied", (), {"__module__": "nnunetv2.training.nnUNetTrainer.variants.copied"})
+    with pytest.raises(SubmissionError, match="was copied into nnU-Net's own folder"):
+        require_released(copied)
+    require_released(nnUNetTrainer)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 _NO_LIMIT = 2**60  # what the first version of cgroups says instead of "max"
-_PHRASES = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "failed to allocate", "new thread")
+_PHRASES = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "failed to allocate",
+    "new thread",
+    "failed to map segment",  # of a library
+)
 
 
 def container_limit(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
@@ -71,7 +79,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError | OSError) and any(phrase in text for phrase in _PHRASES)
+    return isinstance(error, RuntimeError | OSError | ImportError) and any(phrase in text for phrase in _PHRASES)
 
 
 def describe_limit() -> str:
