@@ -84,6 +84,10 @@ OPTIONS: dict[str, list[str]] = {
         *("benchmark", "--dry-run", "-d", "1", "-tr", "nnUNetTrainer", "-f", "0", "-o", "{root}/new"),
         *("--cluster", "{root}/cluster.yaml"),
     ],
+    "export-submission": [
+        *("export-submission", "-d", "1", "-tr", "nnUNetTrainer", "-f", "0", "--no-wheels", "--platform", "mlcube"),
+        *("--input-suffix", "mri", "ct", "-o", "{root}/submission"),
+    ],
     # Another number of epochs than that of the demo that is there: without a mistake it would be refused as well.
     "demo": ["demo", "--output", "{root}/demo", "--device", "cpu", "--epochs", "5"],
 }
@@ -158,6 +162,12 @@ KINDS = [
     spoiling("plan", "dataset.json", lambda w, d: spoil_json(w.preprocessed / "dataset.json", d)),
     spoiling("demo", "demo.json", lambda w, d: spoil_json(w.root / "demo" / "demo.json", d)),
     with_bad_options("demo"),
+    spoiling("export-submission", "plans", lambda w, d: spoil_json(w.model / "plans.json", d)),
+    spoiling("export-submission", "dataset.json", lambda w, d: spoil_json(w.model / "dataset.json", d)),
+    spoiling(
+        "export-submission", "checkpoint", lambda w, d: spoil_checkpoint(w.model / "fold_0" / "checkpoint_final.pth", d)
+    ),
+    with_bad_options("export-submission"),
 ]
 
 

@@ -39,6 +39,11 @@ class World:
         """The dataset in nnUNet_preprocessed."""
         return self.root / "nnUNet_preprocessed" / NAME
 
+    @property
+    def model(self) -> Path:
+        """A trained network."""
+        return self.root / "nnUNet_results" / NAME / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+
     def files(self) -> dict[Path, str]:
         """Return a hash of every file."""
         files = (path for path in self.root.rglob("*") if path.is_file())
@@ -61,6 +66,7 @@ def make_world(root: Path) -> World:
     setting = patch_setting((16, 16, 16), 2, 2, 3)
     plans = copy.deepcopy(setting.plans.plans)
     configuration = {**plans["configurations"].pop("profile"), "spacing": [1.0, 1.0, 1.0], "data_identifier": "data"}
+    configuration["normalization_schemes"] = ["ZScoreNormalization"] * 2
     plans["configurations"] = {"3d_fullres": configuration, "3d_lowres": {"inherits_from": "3d_fullres"}}
     plans.update(plans_name="nnUNetPlans", dataset_name=NAME)
     data, predicted = world.preprocessed / "data", root / "predicted"
@@ -84,6 +90,8 @@ def make_world(root: Path) -> World:
         world.preprocessed / "nnUNetPlans.json": plans,
         world.preprocessed / "splits_final.json": splits,
         predicted / "dataset.json": description,
+        world.model / "plans.json": plans,
+        world.model / "dataset.json": description,
         root / "demo" / "demo.json": {"epochs": 4, "iterations": 15, "seed": 0},
     }.items():
         write_json(file, content)
@@ -93,7 +101,9 @@ def make_world(root: Path) -> World:
     network = build_network(find_trainer("nnUNetTrainer"), setting)
     arguments = {"plans": plans, "configuration": "3d_fullres", "dataset_json": description, "fold": 0}
     weights = {"network_weights": network.state_dict(), "init_args": arguments, "trainer_name": "nnUNetTrainer"}
-    torch.save(weights, root / "checkpoint.pth")
+    (world.model / "fold_0").mkdir()
+    for file in (root / "checkpoint.pth", world.model / "fold_0" / "checkpoint_final.pth"):
+        torch.save(weights, file)
     make_record(root / "benchmark" / "record", cases)
     return world
 

@@ -684,3 +684,12 @@ def test_trainers_copied_into_nnunet_are_refused():
     with pytest.raises(SubmissionError, match="was copied into nnU-Net's own folder"):
         require_released(copied)
     require_released(nnUNetTrainer)
+
+
+def test_the_benchmark_of_fast_inference(cheap, images):
+    script = [sys.executable, ROOT / "benchmarks" / "fast_inference.py"]
+    command = [*script, cheap, cheap, images, images.with_name("labelsTs")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| 2 |") == 2
+    assert "times as fast, Dice +0.0000 (cpu" in result.stdout

@@ -108,8 +108,7 @@ def _describe_data(source: Source) -> pd.DataFrame:
 
 def _describe(source: Source) -> tuple[str, list[str]]:
     """Return a network's name and what stands in `_ROWS`."""
-    plans = PlansManager(source.plans)
-    configuration = plans.get_configuration(source.choice.configuration)
+    plans, configuration = PlansManager(source.plans), source.configuration
     labels = plans.get_label_manager(source.dataset_json)
     channels = determine_num_input_channels(plans, configuration, source.dataset_json)
     setting = Setting(plans, configuration, channels, labels.num_segmentation_heads)

@@ -3,6 +3,7 @@
 They lie where nnU-Net puts them: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_0/checkpoint_final.pth.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,15 +15,23 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import read_json
+from nnunet_plugins.files import find_fault, read_json
 from nnunet_plugins.planning.dataset import DATASET, dataset_name
 from nnunet_plugins.planning.preprocessed import PLANS
 from nnunet_plugins.planning.setting import find_trainer
 from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError, load_checkpoint, require_known_architecture
 
+_CONFIGURATION = {
+    "patch_size": [int],
+    "batch_size": int,
+    "spacing": [(int, float)],
+    "normalization_schemes": [str],
+    "architecture": {"network_class_name": str, "arch_kwargs": dict, "_kw_requires_import": [str]},
+    "previous_stage?": (str, type(None)),
+}
 KEPT = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")
 """What inference reads of a checkpoint; the rest is the optimizer's state and the log."""
 
@@ -98,11 +107,13 @@ class Source:
         if checkpoint["trainer_name"] != self.choice.trainer:
             raise SubmissionError(f"{path} is of {checkpoint['trainer_name']}, not of {self.choice.trainer}")
         arguments = checkpoint["init_args"]
-        trained = arguments["plans"]["configurations"].get(arguments["configuration"])
-        if arguments["configuration"] != self.choice.configuration or trained != self._planned:
+        if arguments["configuration"] != self.choice.configuration:
+            raise SubmissionError(f"{path} is of {arguments['configuration']}, not of {self.choice.configuration}")
+        trained = read_configuration(arguments["plans"], self.choice.configuration, path)
+        if found := _difference(_as_json(trained.configuration), _as_json(self.configuration.configuration)):
             raise SubmissionError(
-                f"{path} was trained with other plans than {self.folder / 'plans.json'}: "
-                f"{_first_difference(trained, self._planned)}. Export folds that were trained with the same plans"
+                f"{path} was trained with other plans than {self.folder / 'plans.json'}: {found}. Export folds that "
+                "were trained with the same plans"
             )
         try:
             self._network.load_state_dict(checkpoint["network_weights"])
@@ -110,9 +121,10 @@ class Source:
             raise SubmissionError(f"the weights in {path} do not fit the network of its plans: {error}") from error
         return {name: checkpoint[name] for name in KEPT if name in checkpoint}
 
-    @property
-    def _planned(self) -> Any:
-        return self.plans["configurations"].get(self.choice.configuration)
+    @cached_property
+    def configuration(self) -> ConfigurationManager:
+        """The plans' part that holds."""
+        return read_configuration(self.plans, self.choice.configuration, self.folder / "plans.json")
 
     @cached_property
     def _network(self) -> torch.nn.Module:
@@ -166,14 +178,35 @@ def find_source(
         find_trainer(choice.trainer),
         trusted=trusted,
     )
-    if source._planned is None:
-        raise SubmissionError(f"{folder / 'plans.json'} has no configuration {choice.configuration}")
     require_released(source.trainer)
-    stage = PlansManager(plans).get_configuration(choice.configuration).previous_stage_name
+    stage = source.configuration.previous_stage_name
     if stage is None:
         return source
     first = find_source(dataset, Choice(choice.trainer, stage, choice.plans), folds, checkpoint, trusted=trusted)
     return replace(source, previous=first)
+
+
+def read_configuration(plans: dict[str, Any], name: str, file: Path) -> ConfigurationManager:
+    """Return a configuration of some plans, with what it inherits from others.
+
+    Args:
+        plans: in the shape `PLANS`.
+        name: of the configuration.
+        file: where they were read, for the message.
+
+    Raises:
+        SubmissionError: if there is no such configuration, or it is not as nnU-Net plans it.
+    """
+    if name not in plans["configurations"]:
+        raise SubmissionError(f"{file} has no configuration {name}")
+    try:
+        found = PlansManager(plans).get_configuration(name)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SubmissionError(f"{file}: the configuration {name} cannot be used: {reason}") from error
+    if fault := find_fault(_as_json(found.configuration), _CONFIGURATION):
+        raise SubmissionError(f"{file}: the configuration {name} is not as nnU-Net plans it: {fault}")
+    return found
 
 
 def require_released(trainer: type[nnUNetTrainer]) -> None:
@@ -211,8 +244,7 @@ def require_one_task(sources: Sequence[Source]) -> None:
 
 
 def _build(source: Source) -> torch.nn.Module:
-    manager = PlansManager(source.plans)
-    configuration = manager.get_configuration(source.choice.configuration)
+    manager, configuration = PlansManager(source.plans), source.configuration
     if not source.trusted:
         try:
             require_known_architecture(configuration, source.folder / "plans.json")
@@ -232,10 +264,14 @@ def _build(source: Source) -> torch.nn.Module:
         ) from error
 
 
-def _first_difference(one: Any, other: Any) -> str:
-    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return "the configuration is another one"
-    for key in sorted({*one, *other}):
-        if one.get(key) != other.get(key):
-            return f"{key} is {one.get(key)} in the checkpoint, {other.get(key)} in the plans"
-    return "none"
+def _as_json(content: Any) -> Any:
+    """Return content as it is after a way through a file: lists for tuples."""
+    return json.loads(json.dumps(content, default=str))
+
+
+def _difference(trained: Any, planned: Any, place: str = "the configuration") -> str:
+    """Return where two configurations differ first; nothing if they are the same."""
+    if isinstance(trained, Mapping) and isinstance(planned, Mapping):
+        parts = (_difference(trained.get(key), planned.get(key), key) for key in sorted({*trained, *planned}))
+        return next(filter(None, parts), "")
+    return "" if trained == planned else f"{place} is {trained} in the checkpoint, {planned} in the plans"
