@@ -110,8 +110,8 @@ def with_bad_options(command: str, *replaces: str) -> Kind:
         found = arguments(world, command)
         for _ in range(draw.randint(1, 2)):
             # Not the command itself, nor what keeps a benchmark or a demo from running.
-            kept = [n for n, part in enumerate(found) if part in ("--dry-run", "--epochs", "--output")]
-            kept += [n + 1 for n in kept if found[n] != "--dry-run"]
+            kept = [n for n, part in enumerate(found) if part in ("--dry-run", "--no-wheels", "--epochs", "--output")]
+            kept += [n + 1 for n in kept if found[n] in ("--epochs", "--output")]
             place = draw.choice([n for n in range(1, len(found)) if n not in kept] or [len(found)])
             if place == len(found):
                 found.append("")
