@@ -625,6 +625,17 @@ def test_scripts_are_valid_shell(trained, tmp_path):
     assert "data_path/CASE/CASE-SUFFIX.nii.gz, suffixes T1, FLAIR" in config
 
 
+def test_as_mlcube_calls_it(trained, images, tmp_path):
+    output, cases = tmp_path / "mlcube", tmp_path / "data"
+    export(trained, output, "-tr", STOCK, "-f", 0, "--fast", "--platform", "mlcube", "--input-suffix", "t1n", "t2f")
+    for number, suffix in enumerate(("t1n", "t2f")):
+        (cases / "BraTS-5").mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / f"case_5_{number:04}.nii.gz", cases / "BraTS-5" / f"BraTS-5-{suffix}.nii.gz")
+    options = [f"--data_path={cases}", "--parameters_file=parameters.yaml", f"--output_path={tmp_path / 'out'}"]
+    assert predict(["infer", *options], models=output / "model") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["BraTS-5.nii.gz"]
+
+
 def test_check_needs_a_submission(tmp_path, capsys):
     assert main(["export-submission", "--check", str(tmp_path)]) == 2
     assert "manifest.json is missing" in capsys.readouterr().err

@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from nnunetv2.utilities.file_path_utilities import get_ensemble_name
@@ -27,6 +26,7 @@ from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.model_card import write_model_card
 from nnunet_plugins.submission.platforms import Platform
+from nnunet_plugins.submission.rendering import render
 from nnunet_plugins.submission.settings import FILE, MANIFEST, OUTPUT_TYPES, TRAINERS, Member, Settings
 from nnunet_plugins.submission.sources import Source, SubmissionError, require_one_task
 
@@ -268,18 +268,13 @@ def _write_packages(request: Request, part: Path) -> dict[str, str]:
 
 
 def _write_templates(request: Request, settings: Settings, part: Path) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nnunet_plugins.submission"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        autoescape=False,  # these are scripts and text, no HTML
-    )
     values = {
         "name": request.name,
         "platform": request.platform.name,
         "image": request.image,
         "base_image": request.base_image,
         "has_wheels": request.with_wheels,
+        "build_note": f"; only its base image, `{request.base_image}`, is downloaded" if request.with_wheels else "",
         "separate_model": request.separate_model,
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "inputs": settings.inputs,
@@ -292,8 +287,7 @@ def _write_templates(request: Request, settings: Settings, part: Path) -> None:
         "date": _date(),
     }
     for name in request.platform.templates:
-        text = environment.get_template(f"{name.lstrip('.')}.j2").render(values)
-        write_text(part / name, text)
+        write_text(part / name, render(name, values))
         if name.endswith(".sh"):
             path = part / name
             path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,9 +124,12 @@ def _without_finished(cases: Sequence[Case]) -> list[Case]:
 def _load(settings: Settings, folder: Path, device: str | None) -> "Ensemble":
     own = [str(path) for path in sorted((folder / TRAINERS).glob("*"))]
     os.environ[VARIABLE] = os.pathsep.join([*own, os.environ[VARIABLE]])
-    import torch
+    with warnings.catch_warnings():
+        # What libraries say to those who develop with them.
+        warnings.simplefilter("ignore", FutureWarning)
+        import torch
 
-    from nnunet_plugins.submission.ensemble import Ensemble
+        from nnunet_plugins.submission.ensemble import Ensemble
 
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cpu" and (limit := memory.container_limit()):

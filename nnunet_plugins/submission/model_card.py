@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -17,6 +16,7 @@ from nnunet_plugins.planning.setting import Setting
 from nnunet_plugins.report.record import read_record
 from nnunet_plugins.report.statistics import case_scores, mean_with_ci
 from nnunet_plugins.report.tables import markdown_table
+from nnunet_plugins.submission.rendering import render
 from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source, SubmissionError
 
@@ -48,14 +48,6 @@ def write_model_card(
         SubmissionError: if the benchmark has none of the networks.
         InputError: if its record cannot be read.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nnunet_plugins.submission"),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown
-    )
     labels = sources[0].dataset_json["labels"]
     figures = _from_benchmark(benchmark, sources) if benchmark else _from_validation(sources)
     values = {
@@ -68,7 +60,7 @@ def write_model_card(
         "versions": versions,
         "date": date,
     }
-    write_text(file, environment.get_template("MODEL_CARD.md.j2").render(values))
+    write_text(file, render("MODEL_CARD.md", values))
 
 
 def _table(table: pd.DataFrame) -> str:

@@ -69,18 +69,16 @@ class Trial:
         """Install what is shipped, and nothing else, into an environment of its own."""
         wanted = ".".join(self.manifest["python"].split(".")[:2])
         interpreter = _interpreter(wanted)
-        self._run([interpreter, "-m", "venv", str(self.python.parents[1])], "no environment could be made")
+        _run([interpreter, "-m", "venv", str(self.python.parents[1])], "no environment could be made")
         install = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         install += ["--no-index", "--find-links", str(self.folder / "wheels")]
         requirements = (self.folder / REQUIREMENTS).read_text().split("\n")
         if self.manifest["with_wheels"]:
-            self._run(
-                [*install, "--require-hashes", "-r", str(self.folder / REQUIREMENTS)], "the wheels do not install"
-            )
-            self._run([str(self.python), "-m", "pip", "check"], "a package is missing")
+            _run([*install, "--require-hashes", "-r", str(self.folder / REQUIREMENTS)], "the wheels do not install")
+            _run([str(self.python), "-m", "pip", "check"], "a package is missing")
             yield ok(f"Python {wanted} and the {len(list(filter(None, requirements)))} shipped wheels, nothing missing")
             return
-        self._run([*install, OWN], "this package's wheel does not install")
+        _run([*install, OWN], "this package's wheel does not install")
         site = next((self.python.parents[1] / "lib").glob("python*/site-packages"))
         # A line that is a path only adds it to the end of the search: the startup files there are not read.
         (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
@@ -140,23 +138,16 @@ class Trial:
         command += ["--model", str(self.folder / "model"), "--device", "cpu"]
         isolated = _isolation(self.python, self.folder)
         print(f"Segmenting {len(list(inputs.iterdir()))} inputs ...", file=sys.stderr, flush=True)
-        result = subprocess.run(
+        output = _run(
             [*isolated.prefix, *command],
+            "it failed",
             env=environment,
             cwd="/",
             user=isolated.user,
             group=isolated.user,
             extra_groups=[] if isolated.user else None,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
         )
-        if result.returncode:
-            raise InputError(f"it ended with {result.returncode}:\n{_tail(result.stdout)}")
-        yield ok(f"it ran {isolated.what}, without nnU-Net's variables; its log ends:\n{_tail(result.stdout, 3)}")
+        yield ok(f"it ran {isolated.what}, without nnU-Net's variables; its log ends:\n{_tail(output, 3)}")
 
     def _expect(self, given: Path) -> Path:
         """Segment the same cases with nnU-Net's own commands; returns the folder."""
@@ -197,21 +188,28 @@ class Trial:
     def _nnunet(self, command: str, *options: object) -> None:
         own = [str(path) for path in (self.folder / "model" / TRAINERS).glob("*")]
         variables = {**os.environ, "nnUNet_compile": "0", VARIABLE: os.pathsep.join([*own, with_ours()])}
-        self._run([str(Path(sys.executable).parent / command), *map(str, options)], f"{command} failed", variables)
+        _run([str(Path(sys.executable).parent / command), *map(str, options)], f"{command} failed", env=variables)
 
-    def _run(self, command: Sequence[str], what: str, variables: Mapping[str, str] | None = None) -> None:
-        result = subprocess.run(
-            command,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if result.returncode:
-            raise InputError(f"{what} (exit code {result.returncode}):\n{_tail(result.stdout)}")
+
+def _run(command: Sequence[str], what: str, **options: Any) -> str:
+    """Run a command and return its output.
+
+    Raises:
+        InputError: with `what` and the end of the output, if it fails.
+    """
+    result = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+        **options,
+    )
+    if result.returncode:
+        raise InputError(f"{what} (exit code {result.returncode}):\n{_tail(result.stdout)}")
+    return result.stdout
 
 
 @dataclass(frozen=True)
