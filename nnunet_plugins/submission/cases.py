@@ -63,15 +63,15 @@ def _find_files(settings: Settings, inputs: Path, outputs: Path) -> list[Case]:
     for path in sorted(inputs.iterdir()):
         if match := re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(settings.ending)}", path.name):
             found.setdefault(match[1], {})[int(match[2])] = path
-    wanted = range(len(settings.channels))
     cases = []
     for name, files in found.items():
-        missing = [f"{name}_{number:04}{settings.ending}" for number in wanted if number not in files]
-        more = [path.name for number, path in files.items() if number not in wanted]
-        fault = f"{_list(missing)} missing, the channels are {_channels(settings)}" if missing else ""
-        fault = fault or (f"more channels than the model's {len(wanted)}: {_list(more)}" if more else "")
-        images = tuple(files[number] for number in wanted if number in files)
-        cases.append(Case(name, images, outputs / f"{name}{settings.ending}", fault))
+        # Fewer files than channels may be right: some formats hold several channels.
+        known = range(min(len(files), len(settings.channels)))
+        missing = [f"{name}_{number:04}{settings.ending}" for number in known if number not in files]
+        more = [path.name for number, path in files.items() if number >= len(settings.channels)]
+        fault = f"{', '.join(missing)} missing" if missing else ""
+        fault = fault or (f"more channels than the model's {len(settings.channels)}: {', '.join(more)}" if more else "")
+        cases.append(Case(name, tuple(files.values()), outputs / f"{name}{settings.ending}", fault))
     return cases
 
 
@@ -106,7 +106,7 @@ def _find_sockets(settings: Settings, inputs: Path, outputs: Path) -> list[Case]
     cases = []
     for name in sorted(set().union(*by_name)):
         missing = [str(folder) for folder, files in zip(folders, by_name, strict=True) if name not in files]
-        fault = f"{name} is missing in {_list(missing)}" if missing else ""
+        fault = f"{name} is missing in {', '.join(missing)}" if missing else ""
         files = tuple(files[name] for files in by_name if name in files)
         cases.append(Case(name, files, target / f"{name}.mha", fault))
     return cases
@@ -135,14 +135,6 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _stem(path: Path) -> str:
     return next(path.name.removesuffix(ending) for ending in SOCKET_ENDINGS if path.name.endswith(ending))
-
-
-def _channels(settings: Settings) -> str:
-    return ", ".join(f"{number:04} {name}" for number, name in enumerate(settings.channels))
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 _FINDERS: dict[str, Callable[[Settings, Path, Path], list[Case]]] = {

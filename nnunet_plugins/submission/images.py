@@ -64,7 +64,8 @@ def read_image(
         except Exception as error:  # whatever a reader, or the libraries below it, raise for a broken file
             raise ImageError(f"{case.images[0].name} cannot be read: {_last_line(error)}") from error
     if len(image) != len(channels):
-        raise ImageError(f"{len(image)} channels; the model knows {len(channels)}: {', '.join(channels)}")
+        names = ", ".join(path.name for path in case.images)
+        raise ImageError(f"{len(image)} channels in {names}; the model has {len(channels)}: {', '.join(channels)}")
     spacing = np.asarray(properties["spacing"], dtype=float)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise ImageError(f"the spacing is {spacing.tolist()}")

@@ -241,6 +241,12 @@ def require_one_task(sources: Sequence[Source]) -> None:
                     f"{first.choice} and {source.choice} cannot be one ensemble: {key} is {ours} in one, {theirs} in "
                     "the other"
                 )
+        readers = [part.plans.get("image_reader_writer") for part in (first, source)]
+        if readers[0] != readers[1]:
+            raise SubmissionError(
+                f"{first.choice} and {source.choice} cannot be one ensemble: their plans read images with "
+                f"{readers[0]} and {readers[1]}"
+            )
 
 
 def _build(source: Source) -> torch.nn.Module:
