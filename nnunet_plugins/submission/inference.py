@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None, *, models: Path | None = None) -> in
         return NOTHING_DONE
     failed = [case for number, case in enumerate(cases, 1) if not _segment(case, f"{number}/{len(cases)}", ensemble)]
     peak = memory.peak_bytes()
-    log(f"{len(cases) - len(failed)} of {len(cases)} cases segmented" + (f", {_gib(peak)} at the most" if peak else ""))
+    used = f", with {peak / 2**30:.1f} GiB of memory at the most" if peak else ""
+    log(f"{len(cases) - len(failed)} of {len(cases)} cases segmented{used}")
     if failed:
         log(f"Failed: {', '.join(case.name for case in failed)}")
     return SOME_FAILED if failed else DONE
@@ -163,20 +164,14 @@ def _segment(case: Case, number: str, ensemble: "Ensemble") -> bool:
 
 def _tell(error: BaseException) -> str:
     if memory.is_out_of_memory(error):
-        peak = memory.peak_bytes()
-        used = f"{_gib(peak)} were used at the most, " if peak else ""
         return (
-            f"out of memory: {used}{memory.describe_limit()}. Give it more memory, or export it with fewer networks or "
-            f"--fast ({type(error).__name__})"
+            f"out of memory: {memory.describe_limit()}. Give it more memory, or export it with fewer networks "
+            f"({type(error).__name__})"
         )
     if isinstance(error, InputError):
         return str(error)
     traceback.print_exception(error)  # nobody has foreseen it, and somebody will have to find it
     return f"{type(error).__name__}: {error}"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 def _size(numbers: Sequence[Any]) -> str:
