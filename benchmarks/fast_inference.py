@@ -45,7 +45,7 @@ def measure(submission: Path, images: Path, labels: Path, output: Path, device: 
     truths.mkdir()
     for case in cases:
         shutil.copy(labels / case.output.name, truths)
-    table = evaluate_folders(output, truths, output / "metrics.csv").table
+    table = evaluate_folders(output, truths, output / "metrics.csv", processes=1).table
     return {"cases": len(cases), "seconds": seconds, "dice": float(table.groupby("label")["Dice"].mean().mean())}
 
 

@@ -661,6 +661,10 @@ def test_other_configurations(configuration, stages, tmp_path):
     output = tmp_path / "submission"
     command = ("export-submission", "-d", 1, "-tr", stages.trainer, "-c", configuration, "-p", "small", "-f", "all")
     stages.data.run("nnunet-plugins", *command, "--no-wheels", "-o", output)
+    if before:  # the first stage may be a member as well
+        both = ("--ensemble-with", f"{stages.trainer}:3d_lowres", "--no-wheels", "-o", tmp_path / "both")
+        stages.data.run("nnunet-plugins", *command, *both)
+        assert len(list((tmp_path / "both" / "model").glob("*__3d_lowres"))) == 1
     previous = read_settings(output / "model").members[0].previous
     assert (previous is not None) == bool(before)
     assert previous is None or previous.folder.endswith("__3d_lowres")

@@ -189,8 +189,11 @@ def _write_models(request: Request, models: Path) -> Settings:
 
 
 def _write_member(source: Source, models: Path, *, fast: bool) -> Member:
+    previous = _write_member(source.previous, models, fast=fast) if source.previous else None
     folder = models / str(source.choice)
-    folder.mkdir(parents=True)
+    member = Member(folder.name, source.folds, source.checkpoint, previous)
+    if folder.exists():  # a member that is the first stage of another one as well
+        return member
     plans = _with_torch_resampling(source) if fast else source.plans
     for name, content in (("plans", plans), ("dataset", source.dataset_json)):
         write_text(folder / f"{name}.json", json.dumps(content, indent=2))
@@ -199,8 +202,7 @@ def _write_member(source: Source, models: Path, *, fast: bool) -> Member:
         weights = source.weights(fold)
         (folder / f"fold_{fold}").mkdir()
         torch.save(weights, folder / f"fold_{fold}" / source.checkpoint)
-    previous = _write_member(source.previous, models, fast=fast) if source.previous else None
-    return Member(folder.name, source.folds, source.checkpoint, previous)
+    return member
 
 
 def _with_torch_resampling(source: Source) -> dict[str, Any]:
@@ -282,7 +284,6 @@ def _write_templates(request: Request, settings: Settings, part: Path) -> None:
         "ending": settings.ending,
         "channels": settings.channels,
         "description": " + ".join(member.folder for member in settings.members),
-        "author": "",
         "version": __version__,
         "date": _date(),
     }

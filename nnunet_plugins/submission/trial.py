@@ -72,11 +72,12 @@ class Trial:
         _run([interpreter, "-m", "venv", str(self.python.parents[1])], "no environment could be made")
         install = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         install += ["--no-index", "--find-links", str(self.folder / "wheels")]
-        requirements = (self.folder / REQUIREMENTS).read_text().split("\n")
         if self.manifest["with_wheels"]:
-            _run([*install, "--require-hashes", "-r", str(self.folder / REQUIREMENTS)], "the wheels do not install")
+            requirements = self.folder / REQUIREMENTS
+            _run([*install, "--require-hashes", "-r", str(requirements)], "the wheels do not install")
             _run([str(self.python), "-m", "pip", "check"], "a package is missing")
-            yield ok(f"Python {wanted} and the {len(list(filter(None, requirements)))} shipped wheels, nothing missing")
+            number = len(requirements.read_text().splitlines())
+            yield ok(f"Python {wanted} and the {number} shipped wheels, nothing missing")
             return
         _run([*install, OWN], "this package's wheel does not install")
         site = next((self.python.parents[1] / "lib").glob("python*/site-packages"))
