@@ -19,8 +19,10 @@ import torch
 from conftest import ROOT, Sandbox, write_dataset
 from feature_matrix import Datasets, Model, Setting
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from report_records import make_record
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.report.statistics import case_scores
 from nnunet_plugins.submission import memory, wheels
 from nnunet_plugins.submission.cases import find_cases
 from nnunet_plugins.submission.check import check_files
@@ -412,6 +414,25 @@ def test_the_folder_holds_what_it_says(folder, trained):
     assert card.count(" to 0.") + card.count(" to 1.") >= 2, "no interval of the validation's Dice"
 
 
+def test_the_card_takes_a_benchmarks_figures(trained, tmp_path):
+    record = make_record(algorithms=["nnUNetTrainer", STOCK, FIRENET], ensemble=True, own_plan=True)
+    results = record.results.assign(dataset=DATASET)
+    ours = results["plans"] == "nnUNetPlans"
+    replace(record, results=results.assign(plans=results["plans"].where(~ours, "small"))).write(tmp_path / "record")
+    export(trained, tmp_path / "out", *ENSEMBLE, "-f", 0, "--benchmark", tmp_path)
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    lines = [line for line in card.splitlines() if "cross-validation" in line and line.startswith("|")]
+    assert [line.split("|")[1].strip().split(",")[0] for line in lines] == [STOCK, FIRENET, "ensemble of the two best"]
+    assert "| network | cases | Dice | ASSD_mm | HD95_mm | NSD |" in card
+    mean = case_scores(results[results["algorithm"] == FIRENET], "Dice").mean().iloc[0]
+    assert f"| 20 | {mean:.3f} (" in lines[1]
+    assert "From a benchmark of these networks" in card
+    message = export(
+        trained, tmp_path / "none", "-tr", STOCK, "-c", "3d_fullres", "--benchmark", tmp_path / "x", ok=False
+    )
+    assert "is no folder" in message
+
+
 def test_the_pairs_own_postprocessing_is_taken(trained, tmp_path):
     (pair,) = (trained.results / DATASET / "ensembles").glob("ensemble___*")
     file = pair / "postprocessing.json"  # nnU-Net writes it if the pair is the best
@@ -624,6 +645,17 @@ def test_scripts_are_valid_shell(trained, tmp_path):
     config = (tmp_path / "mlcube" / "mlcube.yaml").read_text()
     assert "infer:" in config
     assert "data_path/CASE/CASE-SUFFIX.nii.gz, suffixes T1, FLAIR" in config
+
+
+def test_an_unusual_spacing_is_told(cheap, images, tmp_path, capsys):
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for path in images.glob("case_5_*"):
+        image = sitk.ReadImage(str(path))
+        image.SetSpacing((1.0, 1.0, 5.0))
+        sitk.WriteImage(image, str(inputs / path.name))
+    assert predict(["-i", str(inputs), "-o", str(tmp_path / "out")], models=cheap / "model") == 0
+    assert "the spacing is unlike that of the training images, about 1.5 x 1 x 1 mm" in capsys.readouterr().out
 
 
 def test_as_mlcube_calls_it(trained, images, tmp_path):

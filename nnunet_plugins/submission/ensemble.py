@@ -32,6 +32,8 @@ from nnunet_plugins.submission.settings import Member, Settings
 
 Log = Callable[[str], None]
 
+_UNUSUAL = 3  # times the training images' spacing, or a third of it: worth a word
+
 
 class Network:
     """A member of the ensemble: nnU-Net's predictor with the weights of all its folds, and its first stage if any."""
@@ -154,6 +156,13 @@ class Ensemble:
         """nnU-Net's reader of the images that the first network was trained on."""
         return self.networks[0].predictor.plans_manager.image_reader_writer_class()
 
+    @cached_property
+    def usual_spacing(self) -> list[float]:
+        """Median of the training images, mm, `(z, y, x)`; empty if the plans do not say it."""
+        plans = self.networks[0].predictor.plans_manager
+        spacing = plans.plans.get("original_median_spacing_after_transp") or []
+        return [spacing[axis] for axis in plans.transpose_backward] if spacing else []
+
     def predict(self, image: NDArray[Any], properties: dict[str, Any], clock: Clock, log: Log) -> NDArray[Any]:
         """Return the segmentation `(z, y, x)` of an image `(channels, z, y, x)`.
 
@@ -163,6 +172,11 @@ class Ensemble:
             clock: the time there is for it; when it is short, less is done.
             log: takes lines for the log.
         """
+        for ours, usual in zip(properties["spacing"], self.usual_spacing, strict=False):
+            if not 1 / _UNUSUAL < ours / usual < _UNUSUAL:
+                shown = " x ".join(f"{size:g}" for size in self.usual_spacing)
+                log(f"  WARNING: the spacing is unlike that of the training images, about {shown} mm")
+                break
         effort = self._effort(image, properties, clock, log)
         networks = self.networks[: effort.members]
         if len(networks) == 1:

@@ -152,6 +152,8 @@ def _from_benchmark(folder: Path, sources: Sequence[Source]) -> list[dict[str, A
     record = read_record(folder / "record")
     dataset = sources[0].folder.parent.name
     results = record.results[record.results["dataset"] == dataset]
+    results = results[results["plans"].isin({source.choice.plans for source in sources})]
+    results = results[results["configuration"].isin({source.choice.configuration for source in sources})]
     wanted = {source.choice.trainer for source in sources}
     rows = []
     for (split, algorithm), table in results.groupby(["split", "algorithm"], sort=False):
