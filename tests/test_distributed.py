@@ -1,13 +1,17 @@
 """Several GPUs: nnU-Net wraps every network in DDP, with synchronised batch norms. Here two processes on the CPU."""
 
 import copy
+import os
+import signal
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, commands
+from conftest import ROOT, Sandbox, commands
 from test_conformance import NETWORKS, build, image
 from test_trainers import EXPECTED, bare, gates, moved
 from torch import nn
@@ -16,10 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.firenet import FIRENet
+from nnunet_plugins.stop_request import STOPPED
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.firenet import hold_frozen_gates
 
 PLAN = "2d isotropic"
+TRAINER = "nnUNetTrainer_3epochs_4iterations_NoMirroring"
 
 
 def kind(row) -> str:
@@ -107,23 +113,83 @@ def run_rank(rank: int, meeting: str) -> None:
 
 def test_every_kind_of_network_trains_in_two_processes(tmp_path):
     """All stages of FIRENet's schedule included. DDP itself raises if a parameter gets no gradient."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_distributed as t; t.run_rank"
-    command = [commands() / "python", "-Werror", "-c"]
+    meeting = str(tmp_path / "meeting")
+    outputs = two_processes(lambda rank: f"run_rank({rank}, {meeting!r})", tmp_path)
+    expected = [*(f"trained {row.trainer}" for row in KINDS), "refused"]
+    assert [output.splitlines() for output in outputs] == [expected, expected]
+
+
+def train_rank(rank: int, meeting: str, go_on: bool) -> None:
+    """Train a fold of dataset 1 as one of two processes; the second one gets a signal, unless it goes on from there.
+
+    nnU-Net's own launcher takes GPUs only, so the trainer is set up alone and then told that there are two.
+    """
+    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+    torch.set_num_threads(1)
+    trainer = get_trainer_from_args("1", "3d_fullres", 0, TRAINER, "small", go_on, torch.device("cpu"))
+    trainer.initialize()
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    trainer.network = DistributedDataParallel(trainer.network)
+    trainer.is_ddp, trainer.local_rank = True, rank
+    trainer.loss = trainer._build_loss()  # with several processes it leaves out no output
+    maybe_load_checkpoint(trainer, go_on, False)
+
+    def step(_: nn.Module, __: tuple) -> None:
+        if trainer.network.training:
+            place = (trainer.current_epoch, len(trainer._losses))
+            print("step", *place, flush=True)
+            if rank == 1 and place == (1, 2) and not go_on:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    trainer.network.register_forward_pre_hook(step)
+    trainer.run_training()
+    flat = torch.cat([tensor.detach().flatten() for tensor in trainer.network.parameters()])
+    both = [torch.empty_like(flat) for _ in range(2)]
+    dist.all_gather(both, flat)
+    assert torch.equal(both[0], both[1])
+    dist.destroy_process_group()
+
+
+def two_processes(
+    call: Callable[[int], str], folder: Path, code: int = 0, env: dict[str, str] | None = None
+) -> list[str]:
+    """Run a call of this module's, the one for each rank, in two processes; returns what they printed."""
+    start = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import test_distributed as t; t."
     processes = [
         subprocess.Popen(
-            [*command, f"{code}({rank}, {str(tmp_path / 'meeting')!r})"],
+            [commands() / "python", "-Werror", "-c", start + call(rank)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd=folder,
+            env=env,
         )
         for rank in range(2)
     ]
     # Both at once: each waits for the other, and for a reader of what it prints.
     with ThreadPoolExecutor(2) as readers:
         outputs = [output for output, _ in readers.map(lambda process: process.communicate(timeout=300), processes)]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    expected = [*(f"trained {row.trainer}" for row in KINDS), "refused"]
-    assert [output.splitlines() for output in outputs] == [expected, expected]
+    assert [process.returncode for process in processes] == [code, code], "\n".join(outputs)
+    return outputs
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step_and_both_go_on(small: Sandbox, tmp_path):
+    def train(go_on: bool, code: int) -> list[str]:
+        meeting = str(tmp_path / f"meeting {go_on}")
+        return two_processes(lambda rank: f"train_rank({rank}, {meeting!r}, {go_on})", tmp_path, code, small.env)
+
+    def steps(output: str) -> list[str]:
+        return [line for line in output.splitlines() if line.startswith("step")]
+
+    stopped = train(go_on=False, code=STOPPED)
+    until = [f"step {epoch} {step}" for epoch in (0, 1) for step in range(4)][:-1]
+    assert [steps(output) for output in stopped] == [until, until]
+    assert "Stopped by another process's signal in epoch 1 after iteration 3 of 4" in stopped[0]
+    continued = train(go_on=True, code=0)
+    rest = ["step 1 3", *(f"step 2 {step}" for step in range(4))]
+    assert [steps(output) for output in continued] == [rest, rest]
+    assert "Going on after iteration 3 of 4" in continued[0]
 
 
 def batch_norms(network: nn.Module) -> list[str]:
