@@ -56,7 +56,9 @@ def interrupt(sandbox: Sandbox, hold: str, number: int, *options: str, trainer: 
         seen.append(line)
         if line == "holding\n":
             process.send_signal(number)
-            if number != signal.SIGKILL and hold != "whole images":
+            if number == signal.SIGKILL:
+                continue
+            if hold != "whole images":
                 # The answer to the signal, before the training may go on.
                 seen.append(process.stdout.readline() + process.stdout.readline())
             go.touch()
@@ -84,13 +86,18 @@ def losses(output: str) -> list[str]:
     return re.findall(r"train_loss (\S+)", output)
 
 
+def steps(output: str) -> dict[str, str]:
+    """Epoch and number of each training step, with checksums of its images and of the weights before it."""
+    return dict(re.findall(r"^step (\d+ \d+): (.*)", output, re.MULTILINE))
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(faulty: Sandbox) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]]:
-    """Final weights and logged losses of trainings to which nothing happened."""
+def uninterrupted(faulty: Sandbox) -> dict[str, tuple[dict[str, torch.Tensor], str]]:
+    """Final weights and output of trainings to which nothing happened."""
     found = {}
     for trainer in (FAULTS, "nnUNetTrainerFaultsFIRENet"):
         output = train(faulty, trainer=trainer)
-        found[trainer] = (weights(faulty, trainer), losses(output))
+        found[trainer] = (weights(faulty, trainer), output)
     return found
 
 
@@ -115,9 +122,11 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(faulty, uni
     assert re.findall(r": Epoch (\d)", second)[0] == epoch
     assert f"Going on after iteration {done} of" in second
     assert "logging issue" not in second
-    expected, logged = uninterrupted[trainer]
+    expected, whole = uninterrupted[trainer]
+    # They tell the first step that differs, and whether by its images or its weights.
+    assert steps(output) | steps(second) == steps(whole)
     assert_close(weights(faulty, trainer), expected, rtol=0, atol=0)
-    assert losses(output) + losses(second) == logged
+    assert losses(output) + losses(second) == losses(whole)
     assert sorted(path.name for path in fold(faulty, trainer).glob("checkpoint_*")) == [
         "checkpoint_best.pth",
         "checkpoint_final.pth",
@@ -128,18 +137,20 @@ def test_a_kill_costs_no_more_than_the_time_between_checkpoints(faulty, uninterr
     """Also one that comes while a checkpoint is being written."""
     fresh(faulty)
     often = {"nnUNet_plugins_save_minutes": "0.00001"}
-    output = interrupt(faulty, "train 1 2", signal.SIGKILL, **often)
-    assert output.endswith(f"exit code {-signal.SIGKILL}")
-    output = interrupt(faulty, "write 1", signal.SIGKILL, "--c", **often)
-    assert "Going on after iteration 2 of 4" in output
+    first = interrupt(faulty, "train 1 2", signal.SIGKILL, **often)
+    assert first.endswith(f"exit code {-signal.SIGKILL}")
+    second = interrupt(faulty, "write 1", signal.SIGKILL, "--c", **often)
+    assert "Going on after iteration 2 of 4" in second
     torn = fold(faulty) / "checkpoint_latest.partial.pth"
     assert torn.exists()
-    second = train(faulty, "--c")
-    assert "Going on after iteration 2 of 4" in second
+    third = train(faulty, "--c")
+    assert "Going on after iteration 2 of 4" in third
     assert not torn.exists()
-    expected, logged = uninterrupted[FAULTS]
-    # First what tells another state from another rounding.
-    assert losses(second) == logged[-2:]
+    expected, whole = uninterrupted[FAULTS]
+    for output in (first, second, third):
+        taken = steps(output)
+        assert taken == {step: sums for step, sums in steps(whole).items() if step in taken}
+    assert steps(first) | steps(third) == steps(whole)
     assert_close(weights(faulty), expected, rtol=0, atol=0)
 
 
@@ -201,7 +212,7 @@ def test_no_readable_checkpoint_starts_afresh(faulty, uninterrupted):
     assert "Train with --c" in last
     output = train(faulty, "--c")
     assert "can be read; training starts afresh" in output
-    assert losses(output) == uninterrupted[FAULTS][1]
+    assert losses(output) == losses(uninterrupted[FAULTS][1])
 
 
 def test_disabled_checkpointing_says_that_nothing_is_saved(faulty):
