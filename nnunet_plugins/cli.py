@@ -254,14 +254,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout:
             sys.stdout.flush()  # as long as its errors can be told
     except KeyboardInterrupt:
+        _drop_output()  # what was told before comes before
         print(f"\nnnunet-plugins {arguments.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         return READER_GONE
     except (InputError, OSError) as error:
-        print(f"nnunet-plugins {arguments.command}: {str(error).removeprefix('nnunet_plugins: ')}", file=sys.stderr)
         _drop_output()
+        print(f"nnunet-plugins {arguments.command}: {str(error).removeprefix('nnunet_plugins: ')}", file=sys.stderr)
         return 2
     return code
 

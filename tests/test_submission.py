@@ -710,6 +710,8 @@ def test_users_own_trainers_are_shipped(trained, images, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     (own / "constants.txt").touch()
+    (own / ".git").mkdir()
+    (own / "__pycache__").mkdir()
     (own / "my_trainers.py").write_text(
         "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n\n"
         "class nnUNetTrainerMine(nnUNetTrainer):\n"

@@ -70,7 +70,9 @@ def test_interrupted_jobs_end_at_once_and_without_a_word(tmp_path, wait):
 
 @pytest.mark.slow
 def test_an_interrupted_command_ends_with_130(tmp_path):
-    process = start([script("nnunet-plugins"), "doctor"])
+    # Buffered, as users have it.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = start([script("nnunet-plugins"), "doctor"], env=env)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("Discovery"):

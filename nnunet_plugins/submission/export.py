@@ -219,13 +219,15 @@ def _write_trainers(sources: Sequence[Source], models: Path) -> None:
     if all(source.trainer.__module__.split(".")[0] in ("nnunetv2", "nnunet_plugins") for source in sources):
         return
     for number, folder in enumerate(folder for folder in listed() if folder != trainer_folder()):
-        shutil.copytree(
-            folder,
-            models / TRAINERS / str(number),
-            ignore=lambda place, names: [
-                name for name in names if not (name.endswith(".py") or Path(place, name).is_dir())
-            ],
-        )
+        shutil.copytree(folder, models / TRAINERS / str(number), ignore=_no_sources)
+
+
+def _no_sources(place: str, names: list[str]) -> list[str]:
+    """Return the names in a folder that are neither Python sources nor folders of such."""
+    aside = ("__pycache__", ".")
+    return [
+        name for name in names if name.startswith(aside) or not (name.endswith(".py") or Path(place, name).is_dir())
+    ]
 
 
 def _postprocessing_places(sources: Sequence[Source]) -> list[Path]:
