@@ -622,12 +622,16 @@ def test_predict_script(cheap, images, tmp_path):
     subprocess.run([*pip, *(copy / "wheels").glob("*.whl")], check=True)
     (library / "borrowed.pth").write_text(str(Path(torch.__file__).parents[1]))
     (site / "ready").touch()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
+    users = copy / "model" / "trainers" / "0"
+    users.mkdir(parents=True)
+    (users / "a.py").touch()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet_", "PYTHONDONT"))}
     output = tmp_path / "out"
     command = [copy / "predict.sh", images, output, "--device", "cpu"]
     result = subprocess.run(command, env={**clean, "VENV": str(site)}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert sorted(path.name for path in output.iterdir()) == ["case_5.nii.gz", "case_6.nii.gz"]
+    assert [path.name for path in users.iterdir()] == ["a.py"]  # or the folder would not be as it was exported
     assert subprocess.run([copy / "predict.sh"], capture_output=True, text=True).stdout.startswith(
         "Segments all images"
     )

@@ -83,6 +83,34 @@ def test_an_interrupted_command_ends_with_130(tmp_path):
     assert "Traceback" not in output
 
 
+ENDING = """
+import sys
+from types import SimpleNamespace
+from nnunet_plugins import cli
+from nnunet_plugins.errors import InputError
+def run(_):
+    print("told before")
+    raise {error}
+cli.parser = lambda: SimpleNamespace(parse_args=lambda _: SimpleNamespace(run=run, command="doctor"))
+sys.exit(cli.main([]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        ("KeyboardInterrupt", 130, "\nnnunet-plugins doctor: interrupted\n"),
+        ("InputError('no')", 2, "nnunet-plugins doctor: no\n"),
+    ],
+)
+def test_the_reason_of_an_end_comes_last(error, code, message):
+    """Also where the output is buffered, as in a file or a pipe."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = start([sys.executable, "-c", ENDING.format(error=error)], env=env)
+    assert process.communicate() == ("told before\n" + message, None)
+    assert process.returncode == code
+
+
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["trainer-path"]])
 def test_output_that_nobody_reads(command):
     reader, writer = os.pipe()
