@@ -2,8 +2,10 @@
 
 import copy
 import os
+import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.firenet import FIRENet
+from nnunet_plugins.planning.splits import read_splits
 from nnunet_plugins.stop_request import STOPPED
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.firenet import hold_frozen_gates
@@ -120,13 +123,24 @@ def test_every_kind_of_network_trains_in_two_processes(tmp_path):
 
 
 def train_rank(rank: int, meeting: str, go_on: bool) -> None:
-    """Train a fold of dataset 1 as one of two processes; the second one gets a signal, unless it goes on from there.
+    """Train a fold of dataset 1 as one of two processes; the second one gets a bad image in the second step, and later
+    a signal, unless it goes on from there.
 
     nnU-Net's own launcher takes GPUs only, so the trainer is set up alone and then told that there are two.
     """
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 
     torch.set_num_threads(1)
+    save_json = module.save_json
+
+    def save_slowly(content: object, file: str, *args: object, **options: object) -> None:
+        if "splits_final" in file:
+            Path(file).touch()
+            time.sleep(1)
+        save_json(content, file, *args, **options)
+
+    module.save_json = save_slowly
     trainer = get_trainer_from_args("1", "3d_fullres", 0, TRAINER, "small", go_on, torch.device("cpu"))
     trainer.initialize()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
@@ -142,7 +156,18 @@ def train_rank(rank: int, meeting: str, go_on: bool) -> None:
             if rank == 1 and place == (1, 2) and not go_on:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
+    train_step = trainer.train_step
+
+    def spoil(batch: dict) -> dict:
+        if rank == 1 and (trainer.current_epoch, len(trainer._losses)) == (0, 1):
+            batch["data"][1] = torch.nan
+            print("spoilt", batch["keys"][1], flush=True)
+        return train_step(batch)
+
+    trainer.train_step = spoil
     trainer.network.register_forward_pre_hook(step)
+    # The first process is writing the splits when the second one looks for them.
+    time.sleep(0.5 * rank)
     trainer.run_training()
     flat = torch.cat([tensor.detach().flatten() for tensor in trainer.network.parameters()])
     both = [torch.empty_like(flat) for _ in range(2)]
@@ -182,12 +207,17 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_and_both_go_on(s
     def steps(output: str) -> list[str]:
         return [line for line in output.splitlines() if line.startswith("step")]
 
-    # nnU-Net's processes would write and read its file of splits at the same time.
-    small.run("nnunet-plugins", "split", "-d", 1)
     stopped = train(go_on=False, code=STOPPED)
     until = [f"step {epoch} {step}" for epoch in (0, 1) for step in range(4)][:-1]
+    until.remove("step 0 1")
     assert [steps(output) for output in stopped] == [until, until]
     assert "Stopped by another process's signal in epoch 1 after iteration 3 of 4" in stopped[0]
+    case = re.findall(r"^spoilt (\S+)", stopped[1], flags=re.MULTILINE)[0]
+    assert f"epoch 0, iteration 2: the images hold values that are not finite (cases: {case})" in stopped[0]
+    assert "1 of 4 steps of this epoch were not finite" in stopped[0]
+    preprocessed = small.preprocessed / "Dataset001_Small"
+    assert len(read_splits(preprocessed / "splits_final.json")) == 5
+    assert [path.name for path in preprocessed.glob("splits*")] == ["splits_final.json"]
     continued = train(go_on=True, code=0)
     rest = ["step 1 3", *(f"step 2 {step}" for step in range(4))]
     assert [steps(output) for output in continued] == [rest, rest]

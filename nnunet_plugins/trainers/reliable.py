@@ -12,7 +12,10 @@ What nnU-Net's checkpoint has no place for travels in the state of the optimizer
 import os
 import random
 import shutil
+import tempfile
 import time
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,7 @@ class ReliableTrainer(nnUNetTrainer):
 
     current_epoch: int
     num_iterations_per_epoch: int
+    preprocessed_dataset_folder_base: str
 
     most_bad_steps = 50
     """So many steps in a row with a loss or a gradient that is not finite end the training."""
@@ -197,6 +201,23 @@ class ReliableTrainer(nnUNetTrainer):
 
     # The training loop's hooks, in the order in which nnU-Net calls them
 
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Return the cases to train on and to validate on, as nnU-Net does; its file of splits appears complete.
+
+        Several processes of a training, or several folds, may start at the same moment, when there is none yet.
+        """
+        file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold == "all" or file.exists():
+            return super().do_split()
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{file.stem}.") as folder:
+            self.preprocessed_dataset_folder_base = folder
+            try:
+                cases = super().do_split()
+            finally:
+                self.preprocessed_dataset_folder_base = str(file.parent)
+            Path(folder, file.name).replace(file)
+        return cases
+
     def run_training(self) -> None:
         """Train as nnU-Net does; a signal ends it after the running step, with a checkpoint and exit code 75."""
         with self._stop:
@@ -245,21 +266,24 @@ class ReliableTrainer(nnUNetTrainer):
             SystemExit: with code 75, if a signal asked for it.
         """
         self._in_step = True
-        problem = None if self.is_ddp or torch.isfinite(batch["data"]).all() else "the images hold values that are not"
-        if problem:
-            # Forward, it would spoil the running statistics of batch norms.
+        problem = None
+        images = zip(batch["keys"], batch["data"], strict=True)
+        cases = [case for case, image in images if not torch.isfinite(image).all()]
+        if self._anyone(bool(cases)):
+            problem = "the images hold values that are not"
+            # Forward, they would spoil the running statistics of batch norms.
             output: dict = {"loss": np.array(np.nan, dtype=np.float32)}
         else:
             scale = self.grad_scaler.get_scale() if self.grad_scaler else None
             self._gradient_is_bad = False
-            output = super().train_step(batch)
-            if not np.isfinite(output["loss"]):
+            output, cases = super().train_step(batch), batch["keys"]
+            if self._anyone(not np.isfinite(output["loss"])):
                 problem = "the loss is not"
             elif self._gradient_is_bad or (self.grad_scaler and self.grad_scaler.get_scale() < scale):
                 problem = "the gradient is not"
         self._in_step = False
         self._losses.append(float(output["loss"]))
-        self._count(problem, batch)
+        self._count(problem, cases)
         self._between_steps()
         return output
 
@@ -318,16 +342,21 @@ class ReliableTrainer(nnUNetTrainer):
     # Stops
 
     def _between_steps(self) -> None:
-        stop = self._stop.signal is not None
-        if self.is_ddp:
-            # All or none, whichever process got the signal: the others would wait for it in the next step.
-            anyone = torch.tensor(int(stop), device=self.device)
-            distributed.all_reduce(anyone, distributed.ReduceOp.MAX)
-            stop = bool(anyone)
-        if stop:
+        if self._anyone(self._stop.signal is not None):
             self._end()
         elif time.monotonic() - self._saved_at > self._save_seconds and not self._bad_in_a_row:
             self._save_latest()
+
+    def _anyone(self, one: bool) -> bool:
+        """Tell whether something holds in this process or in any that trains with it.
+
+        They stop, and leave out steps, all or none: the others would wait in the next step for one that does not come.
+        """
+        if not self.is_ddp:
+            return one
+        anyone = torch.tensor(int(one), device=self.device)
+        distributed.all_reduce(anyone, distributed.ReduceOp.MAX)
+        return bool(anyone)
 
     def _end(self) -> None:
         self._stop.signal = self._stop.signal or "another process's signal"
@@ -352,14 +381,18 @@ class ReliableTrainer(nnUNetTrainer):
             for parameter in self.network.parameters():
                 parameter.grad = None
 
-    def _count(self, problem: str | None, batch: dict) -> None:
+    def _count(self, problem: str | None, cases: Iterable[str]) -> None:
         if problem is None:
             self._bad_in_a_row = 0
             return
         self._bad_steps += 1
         self._bad_in_a_row += 1
-        cases = ", ".join(dict.fromkeys(map(str, batch["keys"])))
-        place = f"epoch {self.current_epoch}, iteration {len(self._losses)}: {problem} finite (cases: {cases})"
+        everyones = [list(map(str, cases))]
+        if self.is_ddp:
+            everyones *= distributed.get_world_size()
+            distributed.all_gather_object(everyones, everyones[0])
+        names = ", ".join(dict.fromkeys(chain.from_iterable(everyones)))
+        place = f"epoch {self.current_epoch}, iteration {len(self._losses)}: {problem} finite (cases: {names})"
         if self._bad_in_a_row >= self.most_bad_steps:
             raise BadNumbersError(
                 f"nnunet_plugins: {self._bad_in_a_row} steps in a row were not finite, the last one in {place}. The "
