@@ -86,6 +86,7 @@ class TestTrainer:
             ("load_checkpoint", "self filename_or_checkpoint", "trainers/reliable.py"),
             ("perform_actual_validation", "self save_probabilities=False", "trainers/reliable.py"),
             ("run_training", "self", "trainers/reliable.py"),
+            ("do_split", "self", "trainers/reliable.py"),
         ],
     )
     def test_method(self, name, expected, relying):
@@ -105,11 +106,20 @@ class TestTrainer:
         names += "is_ddp local_rank device output_folder initial_lr weight_decay oversample_foreground_percent "
         names += "num_iterations_per_epoch num_val_iterations_per_epoch num_epochs current_epoch "
         names += "enable_deep_supervision num_input_channels network optimizer lr_scheduler grad_scaler loss logger "
-        names += "dataloader_train _best_ema save_every "
+        names += "dataloader_train _best_ema save_every preprocessed_dataset_folder_base "
         names += "inference_allowed_mirroring_axes disable_checkpointing was_initialized is_cascaded"
         relying = "trainers/reliable.py, trainers/compose.py, trainers/firenet.py, benchmark/recipe.py"
         found = nnUNetTrainer.__init__.__code__.co_names
         expect_all(found, set(names.split()), "the attributes of nnUNetTrainer", relying)
+
+    def test_splits_are_written_to_the_preprocessed_folder(self, tmp_path):
+        trainer = object.__new__(nnUNetTrainer)
+        trainer.fold, trainer.dataset_class, trainer.print_to_log_file = 0, Cases, print
+        trainer.preprocessed_dataset_folder_base = str(tmp_path)
+        trainer.preprocessed_dataset_folder = trainer.folder_with_segs_from_previous_stage = None
+        trainer.do_split()
+        found = [path.name for path in tmp_path.iterdir()]
+        expect(found, ["splits_final.json"], "what nnUNetTrainer.do_split writes", "trainers/reliable.py")
 
     @pytest.mark.parametrize("row", [row for row in MODIFIERS if row.piece], ids=lambda row: row.name)
     def test_pieces_of_modifiers(self, row):
@@ -253,20 +263,25 @@ class TestPlans:
 class Cases:
     """Two cases in memory, as nnU-Net's datasets hand them to its loader."""
 
-    identifiers = ("one", "two")
+    identifiers = ("0", "1", "2", "3", "4")
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Take what nnU-Net gives its datasets."""
 
     def load_case(self, name):
-        image = np.zeros((1, 1, 12, 12), np.float32)
-        return image, image.astype(np.int16), None, {"class_locations": {1: np.zeros((0, 4), int)}}
+        image = np.full((1, 1, 12, 12), int(name), np.float32)
+        segmentation = np.zeros(image.shape, np.int16)
+        return image, segmentation, None, {"class_locations": {1: np.zeros((0, 4), int)}}
 
 
 def test_batches_of_the_data_loader():
     manager = PlansManager({"plans_name": "made", "configurations": {}, "label_manager": "LabelManager"})
     labels = manager.get_label_manager({"labels": {"background": 0, "a": 1}})
-    batch = next(nnUNetDataLoader(Cases(), 2, (8, 8), (8, 8), labels))
+    batch = next(nnUNetDataLoader(Cases(), 4, (8, 8), (8, 8), labels))
     expect_all(batch, {"data", "target", "keys"}, "a batch of nnUNetDataLoader", "trainers/reliable.py")
-    expect(tuple(batch["data"].shape), (2, 1, 8, 8), "the shape of a batch", "trainers/reliable.py")
-    expect(set(batch["keys"]) <= set(Cases.identifiers), True, "the keys of a batch", "trainers/reliable.py")
+    expect(tuple(batch["data"].shape), (4, 1, 8, 8), "the shape of a batch", "trainers/reliable.py")
+    cases = [str(int(image.max())) for image in batch["data"]]
+    expect(list(batch["keys"]), cases, "the keys of a batch", "trainers/reliable.py")
 
 
 @pytest.mark.slow
