@@ -223,18 +223,22 @@ def test_disabled_checkpointing_says_that_nothing_is_saved(faulty):
     assert not list(fold(faulty).glob("checkpoint_*"))
 
 
-def test_bad_gradients_change_nothing_and_are_told(faulty):
+@pytest.mark.parametrize("what", ["gradient", "loss"])
+def test_bad_numbers_change_nothing_and_are_told(faulty, what):
     fresh(faulty)
-    output = train(faulty, POISON="1 1 2")
-    found = re.findall(r"WARNING: epoch 1, iteration (\d): the gradient is not finite \(cases: case_\d", output)
+    output = train(faulty, POISON=f"{what} 1 1 2")
+    found = re.findall(rf"WARNING: epoch 1, iteration (\d): the {what} is not finite \(cases: case_\d", output)
     assert found == ["2", "3"]
     assert "2 of 4 steps of this epoch were not finite" in output
+    before = re.findall(r"step 1 \d: images \w+, weights (\w+)", output)
+    assert len(set(before[1:])) == 1  # from the second step to the fourth
+    assert before[0] != before[1]
     assert are_finite(weights(faulty))
 
 
 def test_bad_gradients_without_end_stop_the_training(faulty):
     fresh(faulty)
-    output = train(faulty, POISON="1 0 4", ok=False)
+    output = train(faulty, POISON="gradient 1 0 4", ok=False)
     last = output.strip().splitlines()[-1]
     assert "4 steps in a row were not finite, the last one in epoch 1, iteration 4" in last
     assert "nnunet-plugins doctor -d Dataset001_Small" in last

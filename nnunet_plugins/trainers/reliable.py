@@ -103,6 +103,8 @@ class ReliableTrainer(nnUNetTrainer):
         self.optimizer.register_state_dict_post_hook(lambda _, state: {**state, PROGRESS: self._progress()})
         self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._take_progress(state))
         self.optimizer.register_step_pre_hook(lambda *_: self._drop_bad_gradients())
+        # A loss that is not finite makes the gradient so, and that the gradient of all processes: 0 * inf is nan.
+        self.loss.register_forward_hook(lambda _, __, loss: loss * (1 + 0 * loss.detach()))
 
     def _progress(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,8 @@
   before a `validate` step after as many training steps. `HOLD="write 3"`: in the middle of writing the third
   checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch.
 - `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
-- `POISON="1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two.
+- `POISON="gradient 1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two. `POISON="loss
+  1 2 3"`: their losses are not, by a constant that leaves the gradients as they are.
 - `JOURNAL`: file to which the epoch and step of each checkpoint are appended when it is complete.
 
 Each training step says on which images and from which weights it is taken.
@@ -53,7 +54,9 @@ class Faults:
         np.random.seed(0)
         torch.manual_seed(0)
         super().initialize()
-        next(self.network.parameters()).register_hook(self.poison)
+        next(self.network.parameters()).register_hook(lambda gradient: self.poison("gradient", gradient))
+        # The loss as nnU-Net computes it, before anything of ours sees it.
+        self.loss.register_forward_hook(lambda _, __, loss: self.poison("loss", loss), prepend=True)
 
     def get_training_transforms(self, *args, **kwargs):
         composed = super().get_training_transforms(*args, **kwargs)
@@ -67,10 +70,11 @@ class Faults:
     def is_due(self, what: str) -> bool:
         return os.environ.get("HOLD") == f"{what} {self.current_epoch} {len(self._losses)}"
 
-    def poison(self, gradient):
-        epoch, step, number = map(int, os.environ.get("POISON", "-1 0 0").split())
+    def poison(self, what, value):
+        poisoned, *place = os.environ.get("POISON", "nothing 0 0 0").split()
+        epoch, step, number = map(int, place)
         is_due = epoch == self.current_epoch and step <= len(self._losses) < step + number
-        return gradient * float("inf") if is_due else gradient
+        return value + float("inf") if poisoned == what and is_due else value
 
     def on_epoch_start(self):
         epoch, size = map(int, os.environ.get("LIMIT", "-1 0").split())
