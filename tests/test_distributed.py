@@ -123,8 +123,8 @@ def test_every_kind_of_network_trains_in_two_processes(tmp_path):
 
 
 def train_rank(rank: int, meeting: str, go_on: bool) -> None:
-    """Train a fold of dataset 1 as one of two processes; the second one gets a bad image in the second step, and later
-    a signal, unless it goes on from there.
+    """Train a fold of dataset 1 as one of two processes; the second one gets a bad image in the second step, a loss
+    that is infinite by a constant in the third, and later a signal, unless it goes on from there.
 
     nnU-Net's own launcher takes GPUs only, so the trainer is set up alone and then told that there are two.
     """
@@ -146,7 +146,7 @@ def train_rank(rank: int, meeting: str, go_on: bool) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     trainer.network = DistributedDataParallel(trainer.network)
     trainer.is_ddp, trainer.local_rank = True, rank
-    trainer.loss = trainer._build_loss()  # with several processes it leaves out no output
+    trainer.loss.weight_factors = trainer._build_loss().weight_factors  # several processes leave out no output
     maybe_load_checkpoint(trainer, go_on, False)
 
     def step(_: nn.Module, __: tuple) -> None:
@@ -162,9 +162,19 @@ def train_rank(rank: int, meeting: str, go_on: bool) -> None:
         if rank == 1 and (trainer.current_epoch, len(trainer._losses)) == (0, 1):
             batch["data"][1] = torch.nan
             print("spoilt", batch["keys"][1], flush=True)
-        return train_step(batch)
+        before = copy.deepcopy(trainer.network.module.state_dict())
+        output = train_step(batch)
+        if (trainer.current_epoch, len(trainer._losses)) in {(0, 2), (0, 3)}:
+            assert_close(trainer.network.module.state_dict(), before, rtol=0, atol=0)
+            print("as before", flush=True)
+        return output
+
+    def spoil_loss(_: nn.Module, __: tuple, loss: torch.Tensor) -> torch.Tensor:
+        is_due = rank == 1 and trainer.network.training and (trainer.current_epoch, len(trainer._losses)) == (0, 2)
+        return loss + torch.inf if is_due else loss
 
     trainer.train_step = spoil
+    trainer.loss.register_forward_hook(spoil_loss, prepend=True)
     trainer.network.register_forward_pre_hook(step)
     # The first process is writing the splits when the second one looks for them.
     time.sleep(0.5 * rank)
@@ -214,7 +224,9 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_and_both_go_on(s
     assert "Stopped by another process's signal in epoch 1 after iteration 3 of 4" in stopped[0]
     case = re.findall(r"^spoilt (\S+)", stopped[1], flags=re.MULTILINE)[0]
     assert f"epoch 0, iteration 2: the images hold values that are not finite (cases: {case})" in stopped[0]
-    assert "1 of 4 steps of this epoch were not finite" in stopped[0]
+    assert "epoch 0, iteration 3: the loss is not finite" in stopped[0]
+    assert "2 of 4 steps of this epoch were not finite" in stopped[0]
+    assert [output.splitlines().count("as before") for output in stopped] == [2, 2]
     preprocessed = small.preprocessed / "Dataset001_Small"
     assert len(read_splits(preprocessed / "splits_final.json")) == 5
     assert [path.name for path in preprocessed.glob("splits*")] == ["splits_final.json"]

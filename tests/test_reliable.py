@@ -236,6 +236,20 @@ def test_bad_numbers_change_nothing_and_are_told(faulty, what):
     assert are_finite(weights(faulty))
 
 
+@pytest.mark.parametrize("what", ["gradient", "loss"])
+def test_a_grad_scaler_leaves_out_bad_steps_and_goes_on_where_it_was(faulty, what):
+    fresh(faulty)
+    faults = {"POISON": f"{what} 1 1 2", "SCALER": "1"}
+    first = interrupt(faulty, "train 1 3", signal.SIGTERM, **faults)
+    found = re.findall(rf"WARNING: epoch 1, iteration (\d): the {what} is not finite \(cases: case_\d", first)
+    assert found == ["2", "3"]
+    assert steps(first)["1 1"].split()[-1] == steps(first)["1 3"].split()[-1]  # the weights
+    assert "2 of 4 steps of this epoch were not finite" in train(faulty, "--c", **faults)
+    # Halved for each bad step; the good ones before and after are counted towards doubling it again.
+    state = load_checkpoint(fold(faulty) / "checkpoint_final.pth")["grad_scaler_state"]
+    assert (state["scale"], state["_growth_tracker"]) == (2**14, 5)
+
+
 def test_bad_gradients_without_end_stop_the_training(faulty):
     fresh(faulty)
     output = train(faulty, POISON="gradient 1 0 4", ok=False)

@@ -6,6 +6,7 @@
 - `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
 - `POISON="gradient 1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two. `POISON="loss
   1 2 3"`: their losses are not, by a constant that leaves the gradients as they are.
+- `SCALER="1"`: a grad scaler, as nnU-Net has on GPUs.
 - `JOURNAL`: file to which the epoch and step of each checkpoint are appended when it is complete.
 
 Each training step says on which images and from which weights it is taken.
@@ -54,6 +55,8 @@ class Faults:
         np.random.seed(0)
         torch.manual_seed(0)
         super().initialize()
+        if "SCALER" in os.environ:
+            self.grad_scaler = torch.amp.GradScaler("cpu")
         next(self.network.parameters()).register_hook(lambda gradient: self.poison("gradient", gradient))
         # The loss as nnU-Net computes it, before anything of ours sees it.
         self.loss.register_forward_hook(lambda _, __, loss: self.poison("loss", loss), prepend=True)
