@@ -250,6 +250,11 @@ def test_a_grad_scaler_leaves_out_bad_steps_and_goes_on_where_it_was(faulty, wha
     assert (state["scale"], state["_growth_tracker"]) == (2**14, 5)
 
 
+def test_a_loss_may_be_any_function(faulty):
+    (loss,) = losses(train(faulty, trainer="nnUNetTrainerFunctionLoss"))
+    assert math.isfinite(float(loss))
+
+
 def test_bad_gradients_without_end_stop_the_training(faulty):
     fresh(faulty)
     output = train(faulty, POISON="gradient 1 0 4", ok=False)

@@ -14,7 +14,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class ReliableTrainer(nnUNetTrainer):
     """nnU-Net's trainer, which survives signals, full disks and bad numbers; nothing else about it differs."""
 
     current_epoch: int
+    loss: Callable[..., torch.Tensor]
     num_iterations_per_epoch: int
     preprocessed_dataset_folder_base: str
 
@@ -103,8 +104,6 @@ class ReliableTrainer(nnUNetTrainer):
         self.optimizer.register_state_dict_post_hook(lambda _, state: {**state, PROGRESS: self._progress()})
         self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._take_progress(state))
         self.optimizer.register_step_pre_hook(lambda *_: self._drop_bad_gradients())
-        # A loss that is not finite makes the gradient so, and that the gradient of all processes: 0 * inf is nan.
-        self.loss.register_forward_hook(lambda _, __, loss: loss * (1 + 0 * loss.detach()))
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -278,7 +277,7 @@ class ReliableTrainer(nnUNetTrainer):
         else:
             scale = self.grad_scaler.get_scale() if self.grad_scaler else None
             self._gradient_is_bad = False
-            output, cases = super().train_step(batch), batch["keys"]
+            output, cases = self._step(batch), batch["keys"]
             if self._anyone(not np.isfinite(output["loss"])):
                 problem = "the loss is not"
             elif self._gradient_is_bad or (self.grad_scaler and self.grad_scaler.get_scale() < scale):
@@ -371,6 +370,15 @@ class ReliableTrainer(nnUNetTrainer):
         raise SystemExit(STOPPED)
 
     # Numbers that go bad
+
+    def _step(self, batch: dict) -> dict:
+        compute = self.loss
+        # A loss that is not finite makes the gradient so, and that the gradient of all processes: 0 * inf is nan.
+        self.loss = lambda *inputs: (loss := compute(*inputs)) * (1 + 0 * loss.detach())
+        try:
+            return super().train_step(batch)
+        finally:
+            self.loss = compute
 
     def _drop_bad_gradients(self) -> None:
         """Let the optimizer change nothing if a gradient is not finite; where there is a grad scaler, that does it."""

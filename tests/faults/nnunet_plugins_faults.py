@@ -28,6 +28,7 @@ from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransfo
 from nnunet_plugins.trainers import (
     nnUNetTrainer_3epochs_4iterations_NoMirroring,
     nnUNetTrainer_14epochs_10iterations_NoMirroring,
+    nnUNetTrainerAFNBasic_1epochs_1iterations,
     nnUNetTrainerFIRENet_3epochs_3iterations,
 )
 
@@ -131,3 +132,10 @@ class nnUNetTrainerFaultsFIRENet(Faults, nnUNetTrainerFIRENet_3epochs_3iteration
 
 class nnUNetTrainerFaultsLong(Faults, nnUNetTrainer_14epochs_10iterations_NoMirroring):  # noqa: N801
     pass
+
+
+class nnUNetTrainerFunctionLoss(nnUNetTrainerAFNBasic_1epochs_1iterations):  # noqa: N801
+    """Whose loss is no module, as without deep supervision it need not be."""
+
+    def _build_loss(self):
+        return lambda output, target: torch.nn.functional.cross_entropy(output, target[:, 0].long())
