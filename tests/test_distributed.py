@@ -174,7 +174,7 @@ def train_rank(rank: int, meeting: str, go_on: bool) -> None:
         return loss + torch.inf if is_due else loss
 
     trainer.train_step = spoil
-    trainer.loss.register_forward_hook(spoil_loss, prepend=True)
+    trainer.loss.register_forward_hook(spoil_loss)
     trainer.network.register_forward_pre_hook(step)
     # The first process is writing the splits when the second one looks for them.
     time.sleep(0.5 * rank)

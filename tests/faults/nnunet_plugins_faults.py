@@ -59,8 +59,7 @@ class Faults:
         if "SCALER" in os.environ:
             self.grad_scaler = torch.amp.GradScaler("cpu")
         next(self.network.parameters()).register_hook(lambda gradient: self.poison("gradient", gradient))
-        # The loss as nnU-Net computes it, before anything of ours sees it.
-        self.loss.register_forward_hook(lambda _, __, loss: self.poison("loss", loss), prepend=True)
+        self.loss.register_forward_hook(lambda _, __, loss: self.poison("loss", loss))
 
     def get_training_transforms(self, *args, **kwargs):
         composed = super().get_training_transforms(*args, **kwargs)
