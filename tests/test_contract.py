@@ -75,12 +75,12 @@ class TestTrainer:
             ("on_train_start", "self", "trainers/backbone.py"),
             ("on_train_end", "self", "trainers/firenet.py"),
             ("on_train_epoch_start", "self", "trainers/reliable.py"),
-            ("on_train_epoch_end", "self train_outputs", "trainers/reliable.py"),
+            ("on_train_epoch_end", "self train_outputs", "trainers/finite.py"),
             ("on_validation_epoch_start", "self", "trainers/reliable.py"),
             ("on_validation_epoch_end", "self val_outputs", "trainers/reliable.py"),
             ("on_epoch_start", "self", "trainers/reliable.py"),
             ("on_epoch_end", "self", "trainers/firenet.py"),
-            ("train_step", "self batch", "trainers/reliable.py"),
+            ("train_step", "self batch", "trainers/finite.py"),
             ("validation_step", "self batch", "trainers/reliable.py"),
             ("save_checkpoint", "self filename", "trainers/reliable.py"),
             ("load_checkpoint", "self filename_or_checkpoint", "trainers/reliable.py"),
@@ -108,7 +108,7 @@ class TestTrainer:
         names += "enable_deep_supervision num_input_channels network optimizer lr_scheduler grad_scaler loss logger "
         names += "dataloader_train _best_ema save_every preprocessed_dataset_folder_base "
         names += "inference_allowed_mirroring_axes disable_checkpointing was_initialized is_cascaded"
-        relying = "trainers/reliable.py, trainers/compose.py, trainers/firenet.py, benchmark/recipe.py"
+        relying = "trainers/finite.py, reliable.py, compose.py and firenet.py, benchmark/recipe.py"
         found = nnUNetTrainer.__init__.__code__.co_names
         expect_all(found, set(names.split()), "the attributes of nnUNetTrainer", relying)
 
@@ -278,10 +278,10 @@ def test_batches_of_the_data_loader():
     manager = PlansManager({"plans_name": "made", "configurations": {}, "label_manager": "LabelManager"})
     labels = manager.get_label_manager({"labels": {"background": 0, "a": 1}})
     batch = next(nnUNetDataLoader(Cases(), 4, (8, 8), (8, 8), labels))
-    expect_all(batch, {"data", "target", "keys"}, "a batch of nnUNetDataLoader", "trainers/reliable.py")
-    expect(tuple(batch["data"].shape), (4, 1, 8, 8), "the shape of a batch", "trainers/reliable.py")
+    expect_all(batch, {"data", "target", "keys"}, "a batch of nnUNetDataLoader", "trainers/finite.py")
+    expect(tuple(batch["data"].shape), (4, 1, 8, 8), "the shape of a batch", "trainers/finite.py")
     cases = [str(int(image.max())) for image in batch["data"]]
-    expect(list(batch["keys"]), cases, "the keys of a batch", "trainers/reliable.py")
+    expect(list(batch["keys"]), cases, "the keys of a batch", "trainers/finite.py")
 
 
 @pytest.mark.slow

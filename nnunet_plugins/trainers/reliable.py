@@ -1,10 +1,8 @@
-"""The base of our trainers, and of the stock one with modifiers: no training is lost, no number goes bad unseen.
+"""The base of our trainers, and of the stock one with modifiers: no training is lost.
 
 - A checkpoint is at every instant complete: it is written beside the old one, synced, and renamed.
 - `checkpoint_latest` is also written every few minutes, in the middle of an epoch, and before a signal ends training.
   It holds how far the epoch has come and the state of the random numbers, so that `--c` goes on as if nothing had been.
-- A step whose loss or gradient is not finite is reported with its cases and changes no weight; too many in a row end
-  the training.
 
 What nnU-Net's checkpoint has no place for travels in the state of the optimizer, through PyTorch's hooks.
 """
@@ -14,20 +12,17 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import distributed
 
 from nnunet_plugins.files import unfinished, whole_file
 from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import CheckpointError, load_checkpoint
 from nnunet_plugins.trainers.checks import require_device, require_labels
+from nnunet_plugins.trainers.finite import FiniteTrainer
 
 SAVE_MINUTES = "nnUNet_plugins_save_minutes"
 """Environment variable: minutes between two checkpoints within an epoch; 10 if it is not set, and 0 for none."""
@@ -39,11 +34,6 @@ SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 """What asks a training to stop: `kill`, a scheduler's warning (Slurm's `--signal=USR1@120`), and Ctrl-C."""
 
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-_MOST_REPORTS = 10  # of bad steps, per epoch
-
-
-class BadNumbersError(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
 def minutes_between_checkpoints() -> float:
@@ -62,16 +52,11 @@ def minutes_between_checkpoints() -> float:
     return minutes or float("inf")
 
 
-class ReliableTrainer(nnUNetTrainer):
-    """nnU-Net's trainer, which survives signals, full disks and bad numbers; nothing else about it differs."""
+class ReliableTrainer(FiniteTrainer):
+    """nnU-Net's trainer, which survives bad numbers, signals, kills and full disks; nothing else about it differs."""
 
-    current_epoch: int
-    loss: Callable[..., torch.Tensor]
     num_iterations_per_epoch: int
     preprocessed_dataset_folder_base: str
-
-    most_bad_steps = 50
-    """So many steps in a row with a loss or a gradient that is not finite end the training."""
 
     def __init__(
         self,
@@ -89,12 +74,11 @@ class ReliableTrainer(nnUNetTrainer):
         # Launchers of several processes send a second Ctrl-C of their own accord.
         self._stop = StopRequest(SIGNALS, "saving a checkpoint at the end of this step.", second_ends=not self.is_ddp)
         self._saved_at = time.monotonic()
-        self._losses: list[float] = []  # of the running epoch's steps
         self._resumed: dict[str, Any] = {}  # what the checkpoint knew of an epoch that had begun
         self._random: dict[str, Any] | None = None  # before the running epoch's validation
         self._iterations = 0  # of the running epoch, where the loop's number may be lower
-        self._bad_steps = self._bad_in_a_row = self._steps_to_skip = 0
-        self._in_step = self._gradient_is_bad = False
+        self._steps_to_skip = 0
+        self._in_step = False
 
     # Checkpoints
 
@@ -103,7 +87,6 @@ class ReliableTrainer(nnUNetTrainer):
         super().initialize()
         self.optimizer.register_state_dict_post_hook(lambda _, state: {**state, PROGRESS: self._progress()})
         self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._take_progress(state))
-        self.optimizer.register_step_pre_hook(lambda *_: self._drop_bad_gradients())
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -244,10 +227,9 @@ class ReliableTrainer(nnUNetTrainer):
         """Start an epoch, or go on with one that had begun."""
         super().on_epoch_start()
         resumed, self._resumed = self._resumed, {}
-        self._losses = list(resumed.get("losses", ()))
-        self._bad_steps = resumed.get("bad_steps", 0) if self._losses else 0
         self._iterations = self.num_iterations_per_epoch
-        if self._losses:
+        if resumed.get("losses"):
+            self._losses, self._bad_steps = list(resumed["losses"]), resumed["bad_steps"]
             self.logger.get_value("epoch_start_timestamps", step=None)[-1] -= resumed["seconds"]
             self._steps_to_skip = min(len(self._losses), self._iterations)
 
@@ -260,42 +242,22 @@ class ReliableTrainer(nnUNetTrainer):
             self.num_iterations_per_epoch = self._iterations - self._steps_to_skip
 
     def train_step(self, batch: dict) -> dict:
-        """Take a step; a bad one is told and changes no weight, a stop is obeyed after it.
+        """Take a step; a stop is obeyed after it.
 
         Raises:
-            BadNumbersError: if it is one of too many bad steps in a row.
             SystemExit: with code 75, if a signal asked for it.
         """
         self._in_step = True
-        problem = None
-        images = zip(batch["keys"], batch["data"], strict=True)
-        cases = [case for case, image in images if not torch.isfinite(image).all()]
-        if self._anyone(bool(cases)):
-            problem = "the images hold values that are not"
-            # Forward, they would spoil the running statistics of batch norms.
-            output: dict = {"loss": np.array(np.nan, dtype=np.float32)}
-        else:
-            scale = self.grad_scaler.get_scale() if self.grad_scaler else None
-            self._gradient_is_bad = False
-            output, cases = self._step(batch), batch["keys"]
-            if self._anyone(not np.isfinite(output["loss"])):
-                problem = "the loss is not"
-            elif self._gradient_is_bad or (self.grad_scaler and self.grad_scaler.get_scale() < scale):
-                problem = "the gradient is not"
+        output = super().train_step(batch)
         self._in_step = False
-        self._losses.append(float(output["loss"]))
-        self._count(problem, cases)
         self._between_steps()
         return output
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """End the training steps of an epoch; its loss is the mean of all steps where it is finite."""
+        """End the training steps of an epoch, with those from before an interruption."""
         before = [{"loss": np.array(loss, dtype=np.float32)} for loss in self._losses[: self._steps_to_skip]]
         self.num_iterations_per_epoch, self._steps_to_skip = self._iterations, 0
-        outputs = [*before, *train_outputs]
-        if self._bad_steps:
-            self.print_to_log_file(f"{self._bad_steps} of {len(outputs)} steps of this epoch were not finite")
-        super().on_train_epoch_end([one for one in outputs if np.isfinite(one["loss"])] or outputs)
+        super().on_train_epoch_end([*before, *train_outputs])
 
     def on_validation_epoch_start(self) -> None:
         """Start the validation of an epoch, which a resumed run does again from here."""
@@ -348,17 +310,6 @@ class ReliableTrainer(nnUNetTrainer):
         elif time.monotonic() - self._saved_at > self._save_seconds and not self._bad_in_a_row:
             self._save_latest()
 
-    def _anyone(self, one: bool) -> bool:
-        """Tell whether something holds in this process or in any that trains with it.
-
-        They stop, and leave out steps, all or none: the others would wait in the next step for one that does not come.
-        """
-        if not self.is_ddp:
-            return one
-        anyone = torch.tensor(int(one), device=self.device)
-        distributed.all_reduce(anyone, distributed.ReduceOp.MAX)
-        return bool(anyone)
-
     def _end(self) -> None:
         self._stop.signal = self._stop.signal or "another process's signal"
         self._save_latest()
@@ -368,51 +319,6 @@ class ReliableTrainer(nnUNetTrainer):
             f"{self._iterations}. {saved}; go on with --c. Exit code {STOPPED}."
         )
         raise SystemExit(STOPPED)
-
-    # Numbers that go bad
-
-    def _step(self, batch: dict) -> dict:
-        compute = self.loss
-        # A loss that is not finite makes the gradient so, and that the gradient of all processes: 0 * inf is nan.
-        self.loss = lambda *inputs: (loss := compute(*inputs)) * (1 + 0 * loss.detach())
-        try:
-            return super().train_step(batch)
-        finally:
-            self.loss = compute
-
-    def _drop_bad_gradients(self) -> None:
-        """Let the optimizer change nothing if a gradient is not finite; where there is a grad scaler, that does it."""
-        if self.grad_scaler is not None:
-            return
-        # They were clipped before, so that finite ones have a finite sum.
-        sums = [parameter.grad.sum() for parameter in self.network.parameters() if parameter.grad is not None]
-        if not torch.stack(sums).isfinite().all():
-            self._gradient_is_bad = True
-            for parameter in self.network.parameters():
-                parameter.grad = None
-
-    def _count(self, problem: str | None, cases: Iterable[str]) -> None:
-        if problem is None:
-            self._bad_in_a_row = 0
-            return
-        self._bad_steps += 1
-        self._bad_in_a_row += 1
-        everyones = [list(map(str, cases))]
-        if self.is_ddp:
-            everyones *= distributed.get_world_size()
-            distributed.all_gather_object(everyones, everyones[0])
-        names = ", ".join(dict.fromkeys(chain.from_iterable(everyones)))
-        place = f"epoch {self.current_epoch}, iteration {len(self._losses)}: {problem} finite (cases: {names})"
-        if self._bad_in_a_row >= self.most_bad_steps:
-            raise BadNumbersError(
-                f"nnunet_plugins: {self._bad_in_a_row} steps in a row were not finite, the last one in {place}. The "
-                f"checkpoints in {self.output_folder} are from before and stay. `nnunet-plugins doctor -d "
-                f"{self.plans_manager.dataset_name}` looks for bad images; if the images are good, a smaller learning "
-                "rate may help, or `_Adam` at the end of the trainer's name."
-            )
-        if self._bad_steps <= _MOST_REPORTS:
-            more = " Further ones are counted only." if self._bad_steps == _MOST_REPORTS else ""
-            self.print_to_log_file(f"WARNING: {place}. The step is left out.{more}")
 
 
 def random_state() -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""nnU-Net's trainer with an eye on its numbers: only finite ones change the weights, and the others are told.
+
+A step whose images, loss or gradient are not finite is reported with its cases and left out; too many in a row end the
+training. With several processes all leave out the same steps.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed
+
+_MOST_REPORTS = 10  # of bad steps, per epoch
+
+
+class BadNumbersError(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class FiniteTrainer(nnUNetTrainer):
+    """nnU-Net's trainer, which leaves out steps with numbers that are not finite; nothing else about it differs."""
+
+    current_epoch: int
+    loss: Callable[..., torch.Tensor]
+
+    most_bad_steps = 50
+    """So many steps in a row with a loss or a gradient that is not finite end the training."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self._losses: list[float] = []  # of the running epoch's steps
+        self._bad_steps = 0  # of the running epoch
+        self._bad_in_a_row = 0
+        self._gradient_is_bad = False  # in the running step
+
+    def initialize(self) -> None:
+        """Set up training as nnU-Net does, with a last look at the gradient before it changes the weights."""
+        super().initialize()
+        self.optimizer.register_step_pre_hook(lambda *_: self._drop_bad_gradients())
+
+    def on_epoch_start(self) -> None:
+        """Start an epoch, of which no step is taken yet."""
+        super().on_epoch_start()
+        self._losses, self._bad_steps = [], 0
+
+    def train_step(self, batch: dict) -> dict:
+        """Take a step; a bad one is told and changes no weight.
+
+        Raises:
+            BadNumbersError: if it is one of too many bad steps in a row.
+        """
+        problem = None
+        images = zip(batch["keys"], batch["data"], strict=True)
+        cases = [case for case, image in images if not torch.isfinite(image).all()]
+        if self._anyone(bool(cases)):
+            problem = "the images hold values that are not"
+            # Forward, they would spoil the running statistics of batch norms.
+            output: dict = {"loss": np.array(np.nan, dtype=np.float32)}
+        else:
+            scale = self.grad_scaler.get_scale() if self.grad_scaler else None
+            self._gradient_is_bad = False
+            output, cases = self._step(batch), batch["keys"]
+            if self._anyone(not np.isfinite(output["loss"])):
+                problem = "the loss is not"
+            elif self._gradient_is_bad or (self.grad_scaler and self.grad_scaler.get_scale() < scale):
+                problem = "the gradient is not"
+        self._losses.append(float(output["loss"]))
+        self._count(problem, cases)
+        return output
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """End the training steps of an epoch; its loss is the mean of all steps where it is finite."""
+        if self._bad_steps:
+            self.print_to_log_file(f"{self._bad_steps} of {len(train_outputs)} steps of this epoch were not finite")
+        super().on_train_epoch_end([one for one in train_outputs if np.isfinite(one["loss"])] or train_outputs)
+
+    def _anyone(self, one: bool) -> bool:
+        """Tell whether something holds in this process or in any that trains with it.
+
+        They stop, and leave out steps, all or none: the others would wait in the next step for one that does not come.
+        """
+        if not self.is_ddp:
+            return one
+        anyone = torch.tensor(int(one), device=self.device)
+        distributed.all_reduce(anyone, distributed.ReduceOp.MAX)
+        return bool(anyone)
+
+    def _step(self, batch: dict) -> dict:
+        compute = self.loss
+        # A loss that is not finite makes the gradient so, and that the gradient of all processes: 0 * inf is nan.
+        self.loss = lambda *inputs: (loss := compute(*inputs)) * (1 + 0 * loss.detach())
+        try:
+            return super().train_step(batch)
+        finally:
+            self.loss = compute
+
+    def _drop_bad_gradients(self) -> None:
+        """Let the optimizer change nothing if a gradient is not finite; where there is a grad scaler, that does it."""
+        if self.grad_scaler is not None:
+            return
+        # They were clipped before, so that finite ones have a finite sum.
+        sums = [parameter.grad.sum() for parameter in self.network.parameters() if parameter.grad is not None]
+        if not torch.stack(sums).isfinite().all():
+            self._gradient_is_bad = True
+            for parameter in self.network.parameters():
+                parameter.grad = None
+
+    def _count(self, problem: str | None, cases: Iterable[str]) -> None:
+        if problem is None:
+            self._bad_in_a_row = 0
+            return
+        self._bad_steps += 1
+        self._bad_in_a_row += 1
+        everyones = [list(map(str, cases))]
+        if self.is_ddp:
+            everyones *= distributed.get_world_size()
+            distributed.all_gather_object(everyones, everyones[0])
+        names = ", ".join(dict.fromkeys(chain.from_iterable(everyones)))
+        place = f"epoch {self.current_epoch}, iteration {len(self._losses)}: {problem} finite (cases: {names})"
+        if self._bad_in_a_row >= self.most_bad_steps:
+            raise BadNumbersError(
+                f"nnunet_plugins: {self._bad_in_a_row} steps in a row were not finite, the last one in {place}. The "
+                f"checkpoints in {self.output_folder} are from before and stay. `nnunet-plugins doctor -d "
+                f"{self.plans_manager.dataset_name}` looks for bad images; if the images are good, a smaller learning "
+                "rate may help, or `_Adam` at the end of the trainer's name."
+            )
+        if self._bad_steps <= _MOST_REPORTS:
+            more = " Further ones are counted only." if self._bad_steps == _MOST_REPORTS else ""
+            self.print_to_log_file(f"WARNING: {place}. The step is left out.{more}")
