@@ -16,6 +16,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_plugins import trainers
 from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.trainers.finite import FiniteTrainer
 from nnunet_plugins.trainers.losses import FocalLoss
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
 from nnunet_plugins.trainers.reliable import ReliableTrainer
@@ -108,6 +109,7 @@ def test_upstream_classes_are_the_pieces():
         nnUNetTrainerDiceLoss,
         nnUNetTrainerAdam,
         ReliableTrainer,
+        FiniteTrainer,
         nnUNetTrainer,
         object,
     ]

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
+from nnunet_plugins.trainers.finite import are_finite
 from nnunet_plugins.trainers.reliable import SIGNALS, minutes_between_checkpoints, random_state, set_random_state
 
 pytestmark = pytest.mark.slow
@@ -73,8 +74,8 @@ def weights(
     return load_checkpoint(fold(sandbox, trainer, dataset) / f"checkpoint_{name}.pth")["network_weights"]
 
 
-def are_finite(values: dict[str, torch.Tensor]) -> bool:
-    return all(value.isfinite().all() for value in values.values() if value.is_floating_point())
+def all_finite(state: dict[str, torch.Tensor]) -> bool:
+    return all(value.isfinite().all() for value in state.values() if value.is_floating_point())
 
 
 def fresh(sandbox: Sandbox, trainer: str = FAULTS) -> None:
@@ -233,7 +234,7 @@ def test_bad_numbers_change_nothing_and_are_told(faulty, what):
     before = re.findall(r"step 1 \d: images \w+, weights (\w+)", output)
     assert len(set(before[1:])) == 1  # from the second step to the fourth
     assert before[0] != before[1]
-    assert are_finite(weights(faulty))
+    assert all_finite(weights(faulty))
 
 
 @pytest.mark.parametrize("what", ["gradient", "loss"])
@@ -250,8 +251,8 @@ def test_a_grad_scaler_leaves_out_bad_steps_and_goes_on_where_it_was(faulty, wha
     assert (state["scale"], state["_growth_tracker"]) == (2**14, 5)
 
 
-def test_a_loss_may_be_any_function(faulty):
-    (loss,) = losses(train(faulty, trainer="nnUNetTrainerFunctionLoss"))
+def test_a_loss_may_be_any_function_and_batches_need_no_names(faulty):
+    (loss,) = losses(train(faulty, trainer="nnUNetTrainerOwn"))
     assert math.isfinite(float(loss))
 
 
@@ -261,7 +262,7 @@ def test_bad_gradients_without_end_stop_the_training(faulty):
     last = output.strip().splitlines()[-1]
     assert "4 steps in a row were not finite, the last one in epoch 1, iteration 4" in last
     assert "nnunet-plugins doctor -d Dataset001_Small" in last
-    assert are_finite(weights(faulty, name="best"))
+    assert all_finite(weights(faulty, name="best"))
     assert re.findall(r": Epoch (\d)", train(faulty, "--c")) == ["1", "2"]
 
 
@@ -283,7 +284,7 @@ def test_bad_images_are_named_and_reach_no_batch_norm(faulty):
     found = re.findall(r"iteration \d+: the images hold values that are not finite \(cases: (.*)\)", output)
     assert set(found) == {"case_1"}
     assert not math.isnan(float(losses(output)[0]))
-    assert are_finite(weights(faulty, trainer, dataset=folder.name))
+    assert all_finite(weights(faulty, trainer, dataset=folder.name))
 
 
 def test_random_numbers_go_on():
@@ -291,6 +292,14 @@ def test_random_numbers_go_on():
     first = (np.random.normal(), torch.rand(3), np.random.normal())
     set_random_state(state)
     assert_close((np.random.normal(), torch.rand(3), np.random.normal()), first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [([1, -2], True), ([3e38, 3e38], True), ([math.inf, 1], False), ([math.inf, -math.inf], False), ([math.nan], False)],
+)
+def test_are_finite(values, finite):
+    assert are_finite(torch.tensor(values)) is finite
 
 
 def test_minutes_between_checkpoints(monkeypatch):

@@ -59,8 +59,8 @@ class FiniteTrainer(nnUNetTrainer):
             BadNumbersError: if it is one of too many bad steps in a row.
         """
         problem = None
-        images = zip(batch["keys"], batch["data"], strict=True)
-        cases = [case for case, image in images if not torch.isfinite(image).all()]
+        keys = batch.get("keys", ["unknown"] * len(batch["data"]))  # one's own data loader may give none
+        cases = [case for case, image in zip(keys, batch["data"], strict=True) if not are_finite(image)]
         if self._anyone(bool(cases)):
             problem = "the images hold values that are not"
             # Forward, they would spoil the running statistics of batch norms.
@@ -68,7 +68,7 @@ class FiniteTrainer(nnUNetTrainer):
         else:
             scale = self.grad_scaler.get_scale() if self.grad_scaler else None
             self._gradient_is_bad = False
-            output, cases = self._step(batch), batch["keys"]
+            output, cases = self._step(batch), keys
             if self._anyone(not np.isfinite(output["loss"])):
                 problem = "the loss is not"
             elif self._gradient_is_bad or (self.grad_scaler and self.grad_scaler.get_scale() < scale):
@@ -136,3 +136,9 @@ class FiniteTrainer(nnUNetTrainer):
         if self._bad_steps <= _MOST_REPORTS:
             more = " Further ones are counted only." if self._bad_steps == _MOST_REPORTS else ""
             self.print_to_log_file(f"WARNING: {place}. The step is left out.{more}")
+
+
+def are_finite(values: torch.Tensor) -> bool:
+    """Tell whether all values are finite numbers."""
+    # The sum is so only if they are, and several times faster; of large ones it may not be.
+    return bool(values.sum().isfinite() or values.isfinite().all())

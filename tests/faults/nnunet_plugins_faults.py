@@ -133,8 +133,13 @@ class nnUNetTrainerFaultsLong(Faults, nnUNetTrainer_14epochs_10iterations_NoMirr
     pass
 
 
-class nnUNetTrainerFunctionLoss(nnUNetTrainerAFNBasic_1epochs_1iterations):  # noqa: N801
-    """Whose loss is no module, as without deep supervision it need not be."""
+class nnUNetTrainerOwn(nnUNetTrainerAFNBasic_1epochs_1iterations):  # noqa: N801
+    """What users may make: a loss that is no module, which it need not be without deep supervision, and batches that do
+    not tell their cases.
+    """
 
     def _build_loss(self):
         return lambda output, target: torch.nn.functional.cross_entropy(output, target[:, 0].long())
+
+    def train_step(self, batch):
+        return super().train_step({key: batch[key] for key in ("data", "target")})
