@@ -12,7 +12,7 @@ import torch
 from conftest import Sandbox
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from test_conformance import CHANNELS, NETWORKS, PLANS, build
+from test_conformance import CASES, CHANNELS, PLANS, build
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -150,8 +150,11 @@ def test_forecasting_allocates_nothing_and_draws_no_random_numbers():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("plan", ["3d isotropic", "2d anisotropic"])
-@pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.trainer)
+@pytest.mark.parametrize(
+    ("row", "plan"),
+    [(row, plan) for row, plan in CASES if plan in ("3d isotropic", "3d odd", "2d anisotropic")],
+    ids=lambda part: part if isinstance(part, str) else part.trainer,
+)
 def test_every_backbone_can_be_forecast(row, plan):
     shape = (2, CHANNELS, *PLANS[plan][0])
     supervised = trainer_class(row.trainer).deep_supervision

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.nn import functional
 
 
 class ISE(nn.Module):
@@ -28,18 +27,15 @@ class ISE(nn.Module):
             return self._any_size(x, size)
         if spatial == tuple(size):
             return x
-        missing = [wanted - have for wanted, have in zip(size, spatial, strict=True)]
-        for axis, difference in enumerate(missing):
-            if abs(difference) > 1:
+        for axis, (have, wanted) in enumerate(zip(spatial, size, strict=True)):
+            if abs(have - wanted) > 1:
                 raise ValueError(
-                    f"ISE: spatial axis {axis} has {spatial[axis]} voxels and should have {size[axis]}; "
+                    f"ISE: spatial axis {axis} has {have} voxels and should have {wanted}; "
                     "it mends at most one voxel per axis, so two feature maps of different scales were mixed up"
                 )
-        # functional.pad counts axes from the last one, two numbers (near end, far end) each.
-        padding = [amount for difference in reversed(missing) for amount in (0, max(difference, 0))]
-        if any(padding):
-            x = functional.pad(x, padding, mode="replicate")
-        for axis, wanted in enumerate(size):
+            if have < wanted:
+                # Not `functional.pad`: on GPUs its gradient is not deterministic, and on CPUs autocast makes it float32.
+                x = torch.cat([x, x.narrow(axis + 2, have - 1, 1)], dim=axis + 2)
             x = x.narrow(axis + 2, 0, wanted)
         return x
 
