@@ -34,7 +34,7 @@ class ISE(nn.Module):
                     "it mends at most one voxel per axis, so two feature maps of different scales were mixed up"
                 )
             if have < wanted:
-                # Not `functional.pad`: on GPUs its gradient is not deterministic, and on CPUs autocast makes it float32.
+                # Not `functional.pad`: autocast makes it float32 on CPUs, and its gradient varies on GPUs.
                 x = torch.cat([x, x.narrow(axis + 2, have - 1, 1)], dim=axis + 2)
             x = x.narrow(axis + 2, 0, wanted)
         return x
