@@ -550,20 +550,38 @@ def test_check_proves_a_submission(platform, options, trained, images, tmp_path)
     assert "0 problems" in text
 
 
-def test_check_of_another_prediction_fails(cheap, images, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "old", "new", "told"),
+    [
+        (
+            "ensemble.py",
+            "result = np.asarray(result)",
+            "result = np.asarray(result) + 1",
+            "7920 voxels have another label than nnU-Net gives them",
+        ),
+        (
+            "images.py",
+            "    if written.GetPixelID() == kind",
+            "    written = written[1:]\n    if False",
+            "size (21, 20, 18) instead of the image's (22, 20, 18)",
+        ),
+    ],
+    ids=["labels", "size"],
+)
+def test_check_of_another_prediction_fails(module, old, new, told, cheap, images, trained, tmp_path):
     spoilt = shutil.copytree(cheap, tmp_path / "spoilt")
     path = next((spoilt / "wheels").glob("*.whl"))
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    module = "nnunet_plugins/submission/ensemble.py"
+    module = f"nnunet_plugins/submission/{module}"
     before = files[module]
-    files[module] = before.replace(b"result = np.asarray(result)", b"result = np.asarray(result) + 1")
+    files[module] = before.replace(old.encode(), new.encode())
     assert files[module] != before
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     text = trained.run("nnunet-plugins", "export-submission", "--check", spoilt, "--cases", 1, "-i", images, ok=False)
-    assert "case_5: 7920 voxels have another label than nnU-Net gives them" in text
+    assert f"case_5: {told}" in text
     assert f"wheels/{path.name} is not as it was exported" in text
 
 
