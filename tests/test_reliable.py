@@ -19,7 +19,13 @@ from torch.testing import assert_close
 from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.finite import are_finite
-from nnunet_plugins.trainers.reliable import SIGNALS, minutes_between_checkpoints, random_state, set_random_state
+from nnunet_plugins.trainers.reliable import (
+    PROGRESS,
+    SIGNALS,
+    minutes_between_checkpoints,
+    random_state,
+    set_random_state,
+)
 
 pytestmark = pytest.mark.slow
 DATASET = "Dataset001_Small"
@@ -256,13 +262,22 @@ def test_a_loss_may_be_any_function_and_batches_need_no_names(faulty):
     assert math.isfinite(float(loss))
 
 
+def test_bad_steps_count_in_a_row_only(faulty):
+    fresh(faulty)
+    output = train(faulty, POISON="gradient 0 1 3,gradient 1 1 3")
+    assert output.count("3 of 4 steps of this epoch were not finite") == 2
+
+
 def test_bad_gradients_without_end_stop_the_training(faulty):
     fresh(faulty)
-    output = train(faulty, POISON="gradient 1 0 4", ok=False)
+    output = train(faulty, POISON="gradient 1 0 4", nnUNet_plugins_save_minutes="0.00001", ok=False)
     last = output.strip().splitlines()[-1]
     assert "4 steps in a row were not finite, the last one in epoch 1, iteration 4" in last
     assert "nnunet-plugins doctor -d Dataset001_Small" in last
     assert all_finite(weights(faulty, name="best"))
+    # None is written while steps are bad: the last one is from the end of the first epoch.
+    latest = load_checkpoint(fold(faulty) / "checkpoint_latest.pth")
+    assert (latest["current_epoch"], latest["optimizer_state"][PROGRESS]["losses"]) == (1, [])
     assert re.findall(r": Epoch (\d)", train(faulty, "--c")) == ["1", "2"]
 
 

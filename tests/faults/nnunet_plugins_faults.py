@@ -5,7 +5,7 @@
   checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch.
 - `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
 - `POISON="gradient 1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two. `POISON="loss
-  1 2 3"`: their losses are not, by a constant that leaves the gradients as they are.
+  1 2 3"`: their losses are not, by a constant that leaves the gradients as they are. Several with commas in between.
 - `SCALER="1"`: a grad scaler, as nnU-Net has on GPUs.
 - `JOURNAL`: file to which the epoch and step of each checkpoint are appended when it is complete.
 
@@ -74,10 +74,12 @@ class Faults:
         return os.environ.get("HOLD") == f"{what} {self.current_epoch} {len(self._losses)}"
 
     def poison(self, what, value):
-        poisoned, *place = os.environ.get("POISON", "nothing 0 0 0").split()
-        epoch, step, number = map(int, place)
-        is_due = epoch == self.current_epoch and step <= len(self._losses) < step + number
-        return value + float("inf") if poisoned == what and is_due else value
+        for poison in os.environ.get("POISON", "nothing 0 0 0").split(","):
+            poisoned, *place = poison.split()
+            epoch, step, number = map(int, place)
+            if (poisoned, epoch) == (what, self.current_epoch) and step <= len(self._losses) < step + number:
+                return value + float("inf")
+        return value
 
     def on_epoch_start(self):
         epoch, size = map(int, os.environ.get("LIMIT", "-1 0").split())
