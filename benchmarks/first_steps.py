@@ -25,7 +25,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
 from nnunet_plugins.planning.dataset import preprocessed_folder
-from nnunet_plugins.registry import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER
 
 
 def make(name: str, folder: Path, arguments: argparse.Namespace) -> Any:

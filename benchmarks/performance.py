@@ -30,11 +30,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import nnunet_plugins
 from nnunet_plugins.networks.afnet import AFNet
 from nnunet_plugins.networks.firenet import FIRENet
-from nnunet_plugins.networks.layers import AutofocusConv
+from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.planning.forecast import SavedBytes
 from nnunet_plugins.planning.profile import measure_on_gpu, profile_network
 from nnunet_plugins.planning.setting import build_network, find_trainer, patch_setting
-from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
+from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.rows import STOCK_TRAINER
 
 Make = Callable[[], nn.Module]
 CLASSES = {1: 3, 4: 5}

@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins.planning.forecast import SavedBytes
-from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
+from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class
 
 CLASSES = 3

@@ -1,9 +1,13 @@
-import json
 import re
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from nnunet_plugins import __version__
 from nnunet_plugins.registry import BACKBONES, MODIFIERS
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from matrix_record import TRAINERS, outcome, recorded, sources
 
 project = "nnunet_plugins"
 copyright = "the nnunet_plugins developers"
@@ -47,35 +51,45 @@ def _code(feature: str) -> str:
     return re.sub(r"(?<!\w)(--?\w+|nnUNetv2_\w+|[23]d\w*)", r"`\1`", feature)
 
 
-def _feature_matrix(record: dict) -> str:
+def _names(trainers: Iterable[str]) -> str:
+    return ", ".join(f"`{trainer}`" for trainer in trainers)
+
+
+def _feature_matrix() -> str:
     """Show the recorded matrix: features by group, and trainers in columns where their outcomes are all the same."""
+    rows = {trainer: cells for trainer in TRAINERS if (cells := recorded(trainer))}
+    fullest = max(rows.values(), key=lambda cells: sum(map(len, cells.values())))
+    features = [(group, name) for group, names in fullest.items() for name in names]
     columns: dict[tuple[str, ...], list[str]] = {}
-    names = [name for group in record["features"].values() for name in group]
-    for trainer, cells in record["cells"].items():
-        outcomes = ((name, cells.get(name, {"outcome": "not recorded"})) for name in names)
-        column = tuple(": ".join(filter(None, (cell["outcome"], cell.get("reason")))) for _, cell in outcomes)
+    for trainer, cells in rows.items():
+        column = tuple(outcome(cells.get(group, {}).get(name)) for group, name in features)
         columns.setdefault(column, []).append(trainer)
     letters = [chr(ord("A") + number) for number in range(len(columns))]
     text = "".join(
-        f"- **{letter}**: {', '.join(f'`{trainer}`' for trainer in trainers)}\n"
-        for letter, trainers in zip(letters, columns.values(), strict=True)
+        f"- **{letter}**: {_names(trainers)}\n" for letter, trainers in zip(letters, columns.values(), strict=True)
     )
-    for group, features in record["features"].items():
-        rows = [(_code(name), *(column[names.index(name)] for column in columns)) for name in features]
-        text += "\n" + _markdown_table((group.lower(), *letters), rows)
-    cells = [cell for row in record["cells"].values() for cell in row.values()]
+    for group, names in fullest.items():
+        table = [(_code(name), *(column[features.index((group, name))] for column in columns)) for name in names]
+        text += "\n" + _markdown_table((group.lower(), *letters), table)
+    cells = {trainer: [cell for group in rows[trainer].values() for cell in group.values()] for trainer in rows}
+    every = [cell for row in cells.values() for cell in row]
 
     def versions(key: str) -> str:
-        return " and ".join(sorted({cell[key] for cell in cells}))
+        return " and ".join(sorted({cell[key] for cell in every}))
 
-    first, last = min(cell["date"] for cell in cells), max(cell["date"] for cell in cells)
+    first, last = min(cell["date"] for cell in every), max(cell["date"] for cell in every)
     when = first if first == last else f"{first} to {last}"
-    return (
-        f"{text}\nRecorded {when} with version {versions('nnunet_plugins')} of this package, "
-        f"nnU-Net {versions('nnunetv2')} and torch {versions('torch')}: {len(cells)} cells.\n"
+    text += (
+        f"\nRecorded {when} with version {versions('nnunet_plugins')} of this package, "
+        f"nnU-Net {versions('nnunetv2')} and torch {versions('torch')}: {len(every)} cells.\n"
     )
+    now = {row.trainer: sources(row) for row in BACKBONES}
+    older = [trainer for trainer, row in cells.items() if any(cell["sources"] != now[trainer] for cell in row)]
+    if older:
+        text += f"\nRecorded, in part or whole, before the last change to their code: {_names(older)}.\n"
+    if pending := [trainer for trainer in TRAINERS if trainer not in rows]:
+        text += f"\nPending, as not run yet: {_names(pending)}.\n"
+    return text
 
 
-(generated / "feature-matrix.md").write_text(
-    _feature_matrix(json.loads((Path(__file__).parent / "feature-matrix.json").read_text()))
-)
+(generated / "feature-matrix.md").write_text(_feature_matrix())

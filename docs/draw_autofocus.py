@@ -13,7 +13,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_plugins.networks.afnet import AFNet
-from nnunet_plugins.networks.layers import ASPP3D, AutofocusConv
+from nnunet_plugins.networks.layers.aspp import ASPP3D
+from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.networks.unet import ASPP3DUNet, AutofocusUNet
 
 IMAGES = Path(__file__).parent / "images"

@@ -14,7 +14,8 @@ from nnunet_plugins.demo import command_line as demo
 from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning import command_line as planning
-from nnunet_plugins.registry import BACKBONES, MODIFIERS, STOCK_TRAINER
+from nnunet_plugins.registry import BACKBONES, MODIFIERS
+from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.submission import command_line as submission
 
 

@@ -1,63 +1,13 @@
 """The one table of backbones and of trainer-name modifiers. Rows of strings: importing it loads nothing heavy.
 
-The trainers, `nnunet-plugins list`, the docs' tables and the conformance tests all read it. A new network is a new row.
+The trainers, `nnunet-plugins list`, the docs' tables and the conformance tests all read it. A new network is a new row,
+and a file in `networks`; what it has to keep to stands in `rows.Backbone`.
 """
 
-import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
-STOCK_TRAINER = "nnUNetTrainer"
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """One network with its training recipe, under the name that `nnUNetv2_train -tr` takes.
-
-    Attributes:
-        trainer: the trainer's name; no underscore, and not a name nnU-Net itself has.
-        network: import path of the network: a class that offers `from_plan`, or, for recipe `UNetTrainer`, a function
-            that changes the plan's U-Net.
-        recipe: import path of the trainer class that holds the recipe.
-        summary: one line for tables.
-        paper: where the network comes from.
-        dimensions: spatial dimensions it works in.
-        twin: trainer of the ablation twin, the network to compare it with besides the stock U-Net.
-        options: keyword arguments for the network.
-    """
-
-    trainer: str
-    network: str
-    recipe: str
-    summary: str
-    paper: str
-    dimensions: tuple[int, ...]
-    twin: str
-    options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
-
-
-@dataclass(frozen=True)
-class Modifier:
-    """A suffix of a trainer name, after one underscore.
-
-    Attributes:
-        name: the suffix; "<N>" stands for a whole number from 1.
-        slot: what it sets. Two modifiers of one slot contradict each other.
-        summary: one line for tables.
-        piece: import path of the trainer class that does it.
-        scales: for numbers, trainer attribute to factor: the attribute becomes max(1, round(factor * N)).
-        unsupported: label features it cannot handle, among "regions" and "an ignore label".
-    """
-
-    name: str
-    slot: str
-    summary: str
-    piece: str | None = None
-    scales: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    unsupported: tuple[str, ...] = ()
-
+from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier
 
 FIRENET_PAPER = (
     "Liu et al. 2020, Fabric Image Representation Encoding Networks for Large-scale 3D Medical Image Analysis "
@@ -217,9 +167,3 @@ MODIFIERS: tuple[Modifier, ...] = (
         f"{_VARIANTS}.optimizer.nnUNetTrainerAdam.nnUNetTrainerAdam",
     ),
 )
-
-
-def locate(path: str) -> Any:
-    """Import what a row names by a dotted path; an import that fails inside it shows its own reason."""
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)

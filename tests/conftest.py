@@ -39,6 +39,8 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix-again", action="store_true", help="run also those cells of the matrix that are recorded")
+    parser.addoption("--row", action="append", metavar="TRAINER", help="of the matrix, run this trainer only")
+    parser.addoption("--record-parameters", action="store_true", help="record the parameters of rows that have none")
 
 
 def saved_bytes(make: Callable[[], torch.nn.Module], shape: tuple[int, ...]) -> int:
@@ -80,6 +82,15 @@ def commands() -> Path:
 def script(name: str) -> str:
     """Path of a console script of this environment, as a user starts it."""
     return str(Path(sys.executable).parent / name)
+
+
+FINGERPRINT = """
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+extractor = DatasetFingerprintExtractor({dataset}, num_processes=1)
+extractor.num_foreground_voxels_for_intensitystats = 1e5
+extractor.run()
+"""
 
 
 @dataclass
@@ -131,7 +142,12 @@ class Sandbox:
         assert (process.returncode == 0) is ok, f"{command} ended with {process.returncode}:\n{output[-6000:]}"
         return output
 
+    def fingerprint(self, dataset: int) -> None:
+        """Take a dataset's fingerprint with nnU-Net's extractor, which draws 10^8 voxels unless told otherwise."""
+        self.run("python", "-c", FINGERPRINT.format(dataset=dataset))
+
     def prepare(self, dataset: int, *configurations: str) -> None:
+        self.fingerprint(dataset)
         command = ("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", *configurations, "-np", 1, "-npfp", 1)
         self.run(*command, nnUNet_n_proc_DA="1")  # the planner sets as many threads, and 0 is not allowed there
 
@@ -152,12 +168,15 @@ class Sandbox:
     def edit_plans(
         self, dataset: str, name: str, change: Callable[[dict], object] = lambda _: None, like: str = "nnUNetPlans"
     ) -> None:
-        """Write a copy of some plans with a batch of two, and with what `change` does to its configurations."""
+        """Write a copy of some plans with a batch of two, a narrow U-Net, and what `change` does to it."""
         folder = self.preprocessed / dataset
         plans = json.loads((folder / f"{like}.json").read_text())
         plans["plans_name"] = name
         for configuration in plans["configurations"].values():
             configuration["batch_size"] = 2
+            if "architecture" in configuration:
+                network = configuration["architecture"]["arch_kwargs"]
+                network["features_per_stage"] = [width // 4 for width in network["features_per_stage"]]
         change(plans["configurations"])
         (folder / f"{name}.json").write_text(json.dumps(plans))
 

@@ -16,8 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from conftest import Sandbox, kill_when, write_dataset
+from matrix_record import SHORT
 
-SHORT = "_1epochs_1iterations"
 STOCK = f"nnUNetTrainer{SHORT}"
 # One process each; by default these commands start several.
 PREDICT_OPTIONS = ("-device", "cpu", "-npp", 1, "-nps", 1, "--disable_progress_bar")
@@ -78,12 +78,6 @@ class Datasets(Sandbox):
             self.run("nnUNetv2_plan_experiment", "-d", 1, "-pl", "nnUNetPlannerResEncM", nnUNet_n_proc_DA="1")
             self.edit_plans(dataset, "resenc", like="nnUNetResEncUNetMPlans")
         else:
-            if "shape" not in DATASETS[dataset] and "channels" not in DATASETS[dataset]:
-                # The same images have the same fingerprint, for which nnU-Net draws 10^8 voxels.
-                self.require(PLAIN.dataset)
-                (self.preprocessed / dataset).mkdir(exist_ok=True)
-                fingerprint = self.preprocessed / PLAIN.dataset / "dataset_fingerprint.json"
-                shutil.copy(fingerprint, self.preprocessed / dataset)
             self.prepare(int(dataset[7:10]), "3d_fullres")
             self.edit_plans(dataset, "small")
         self.ready.add(dataset)

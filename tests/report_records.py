@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
+from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
+from nnunet_plugins.rows import STOCK_TRAINER
 
 NAMES = ("Anterior", "Posterior")
 PLANS = "nnUNetPlans"

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.afnet import AFNet, Context, ResidualBlock
-from nnunet_plugins.networks.layers import AutofocusConv
+from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.networks.topology import anisotropy
 from nnunet_plugins.registry import BACKBONES
 

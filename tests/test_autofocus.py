@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
-from nnunet_plugins.networks.layers import AutofocusConv, record_attention
-from nnunet_plugins.networks.layers.autofocus import FORMS
+from nnunet_plugins.networks.layers.autofocus import FORMS, AutofocusConv, record_attention
 from nnunet_plugins.planning.forecast import SavedBytes
 
 

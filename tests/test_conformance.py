@@ -1,15 +1,22 @@
 """What every registered backbone must do, for every kind of plan. A new registry row is tested by being there."""
 
 import io
+import json
 import re
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 
+from nnunet_plugins.planning.forecast import fake_tensors
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.trainers.unet import UNetTrainer
 
 # Patch size, strides, kernels: what a plan says. "odd" patches no plan would choose, but inference pads to them.
 PLANS = {
@@ -24,40 +31,13 @@ PLANS = {
 }
 CHANNELS, CLASSES = 2, 3
 
-# nnU-Net's own U-Nets with changed blocks. They take multiples of their strides only, and are the only networks for
-# which it matters whether a plan's network is residual.
-U_NETS = {"nnUNetTrainerAutofocusUNet", "nnUNetTrainerASPP3DUNet", "nnUNetTrainerASPP3DUNetPlain"}
+PARAMETERS = Path(__file__).with_name("parameters.json")
+"""Trainer to the parameters of its network as it is, with 2 input channels and 3 classes, for isotropic plans."""
 
-# Parameters with 2 input channels and 3 classes, for 3D isotropic and 2D isotropic plans.
-PARAMETERS = {
-    "nnUNetTrainerFIRENet": (10_611_564, 3_790_572),
-    "nnUNetTrainerFIRENetPaper": (10_611_564, 3_790_572),
-    "nnUNetTrainerFIRENetNoFabric": (10_586_823, 3_544_647),
-    "nnUNetTrainerFIRENetNoFabricPaper": (10_586_823, 3_544_647),
-    "nnUNetTrainerAutofocusUNet": (90_784, 31_505),
-    "nnUNetTrainerASPP3DUNet": (165_390, 60_014),
-    "nnUNetTrainerASPP3DUNetPlain": (165_390, 60_014),
-    "nnUNetTrainerAFNBasic": (314_003, 107_723),
-    "nnUNetTrainerAFN1": (348_182, 119_402),
-    "nnUNetTrainerAFN2": (370_186, 127_006),
-    "nnUNetTrainerAFN3": (392_130, 134_550),
-    "nnUNetTrainerAFN4": (414_074, 142_094),
-    "nnUNetTrainerAFN5": (436_018, 149_638),
-    "nnUNetTrainerAFN6": (448_487, 154_007),
-    "nnUNetTrainerASPPS": (964_742, 326_462),
-    "nnUNetTrainerASPPC": (476_573, 162_293),
-    "nnUNetTrainerDeepMedic": (659_013, 246_453),
-    "nnUNetTrainerAFNBasicPaper": (314_003, 107_723),
-    "nnUNetTrainerAFN1Paper": (348_182, 119_402),
-    "nnUNetTrainerAFN2Paper": (370_186, 127_006),
-    "nnUNetTrainerAFN3Paper": (392_130, 134_550),
-    "nnUNetTrainerAFN4Paper": (414_074, 142_094),
-    "nnUNetTrainerAFN5Paper": (436_018, 149_638),
-    "nnUNetTrainerAFN6Paper": (448_487, 154_007),
-    "nnUNetTrainerASPPSPaper": (964_742, 326_462),
-    "nnUNetTrainerASPPCPaper": (476_573, 162_293),
-    "nnUNetTrainerDeepMedicPaper": (659_013, 246_453),
-}
+
+def changes_the_plans_network(row):
+    """nnU-Net's own U-Nets with changed blocks take multiples of their strides only, and follow a residual plan."""
+    return issubclass(trainer_class(row.trainer), UNetTrainer)
 
 
 def architecture(plan):
@@ -89,13 +69,20 @@ def architecture(plan):
     }
 
 
-def build(row, plan, deep_supervision=False, patch_size=None):
-    """Build the network the way nnU-Net does, in training and at inference."""
+def build(row, plan, deep_supervision=False, patch_size=None, options=None):
+    """Build the network the way nnU-Net does, in training and at inference; in the row's narrow version.
+
+    Args:
+        options: those of the network, in place of the narrow ones.
+    """
     patch_size = patch_size or PLANS[plan][0]
     configuration = ConfigurationManager({"patch_size": patch_size, "architecture": architecture(plan)})
+    options = {**row.options, **row.narrow} if options is None else options
+    trainer = type(row.trainer, (trainer_class(row.trainer),), {"backbone": replace(row, options=options)})
     torch.manual_seed(0)
-    build_network = trainer_class(row.trainer).build_network_architecture
-    return build_network(None, configuration, CHANNELS, CLASSES, enable_deep_supervision=deep_supervision)
+    return trainer.build_network_architecture(
+        None, configuration, CHANNELS, CLASSES, enable_deep_supervision=deep_supervision
+    )
 
 
 def image(plan, batch=2):
@@ -109,8 +96,13 @@ CASES = [
     (row, plan)
     for row in NETWORKS
     for plan in PLANS
-    if int(plan[0]) in row.dimensions and not plan.endswith("odd" if row.trainer in U_NETS else "resenc")
+    if int(plan[0]) in row.dimensions and not plan.endswith("odd" if changes_the_plans_network(row) else "resenc")
 ]
+
+
+def smallest(row, kind="isotropic"):
+    """The plan of a kind that costs least among those that the row takes."""
+    return f"{min(row.dimensions)}d {kind}"
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].trainer} {case[1]}")
@@ -170,10 +162,57 @@ def test_deep_supervision_changes_no_parameter(case):
         assert_close(supervised(x), plain)
 
 
-def test_half_precision(case):
-    _, plan, network = case
+@contextmanager
+def cuda_autocast():
+    """CUDA's own casts, which need no GPU on fake tensors; `torch.autocast` would not switch them on without one."""
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", before)
+        torch.clear_autocast_cache()
+
+
+def full_precision_modules(row, plan):
+    """Names of the modules that return float32 maps in mixed precision on a GPU, in the order in which they end.
+
+    A softmax does so on purpose.
+    """
+    found = []
+
+    def note(name, output):
+        maps = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor) and leaf.dim() > 2]
+        if any(leaf.dtype == torch.float32 for leaf in maps):
+            found.append(name or "the network")
+
+    with fake_tensors(), torch.device("cuda"):
+        network = build(row, plan).train()
+        for name, module in network.named_modules():
+            *_, last = module.modules()
+            if not isinstance(last, torch.nn.Softmax):
+                module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        with cuda_autocast():
+            network(torch.zeros(2, CHANNELS, *PLANS[plan][0]))
+    return found
+
+
+KNOWN = pytest.mark.xfail(reason="gates and interpolations are in float32 on a GPU; to be mended")
+HALF = [
+    pytest.param(row, plan, marks=KNOWN if re.search("FIRENet|DeepMedic", row.trainer) else ()) for row, plan in CASES
+]
+
+
+@pytest.mark.parametrize(("row", "plan"), HALF, ids=[f"{row.trainer} {plan}" for row, plan in CASES])
+def test_mixed_precision_on_a_gpu_keeps_maps_in_half_precision(row, plan):
+    """A single map in float32 makes all that follow it twice as large; on the CPU the casts are others."""
+    assert full_precision_modules(row, plan) == []
+
+
+@pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row.trainer)
+def test_half_precision_is_finite(row):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        half = network.eval()(image(plan, batch=1))
+        half = build(row, smallest(row)).eval()(image(smallest(row), batch=1))
     assert half.dtype == torch.bfloat16
     assert torch.isfinite(half).all()
 
@@ -190,36 +229,53 @@ def test_pretrained_weights_leave_out_the_output_layer_alone(case):
 def test_compiles_without_a_graph_break(row):
     """On a GPU nnU-Net compiles every network."""
     torch._dynamo.reset()
-    network = build(row, "2d isotropic").train()
+    network = build(row, smallest(row)).train()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
-    assert compiled(image("2d isotropic")).shape == (2, CLASSES, 32, 32)
+    x = image(smallest(row))
+    assert compiled(x).shape == (2, CLASSES, *x.shape[2:])
 
 
 @pytest.mark.parametrize("row", BACKBONES, ids=lambda row: row.trainer)
 class TestRow:
-    def test_parameters(self, row):
-        counts = tuple(sum(p.numel() for p in build(row, f"{d}d isotropic").parameters()) for d in (3, 2))
-        assert counts == PARAMETERS[row.trainer]
+    def test_parameters(self, row, request):
+        """Those of the network as it is, counted without making it."""
+        with torch.device("meta"):
+            counts = {
+                f"{d}d": sum(p.numel() for p in build(row, f"{d}d isotropic", options=row.options).parameters())
+                for d in row.dimensions
+            }
+        recorded = json.loads(PARAMETERS.read_text())
+        if row.trainer not in recorded:
+            if not request.config.getoption("--record-parameters"):
+                pytest.skip(f"{counts} are not recorded; pytest {Path(__file__).name} --record-parameters does it")
+            recorded[row.trainer] = counts
+            lines = [f"  {json.dumps(name)}: {json.dumps(numbers)}" for name, numbers in recorded.items()]
+            PARAMETERS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        assert counts == recorded[row.trainer]
 
     def test_same_seed_same_weights(self, row):
-        first, second = (build(row, "2d isotropic").state_dict() for _ in range(2))
+        first, second = (build(row, smallest(row)).state_dict() for _ in range(2))
         assert all(torch.equal(first[key], second[key]) for key in first)
 
     def test_a_tiny_patch_works_or_is_named(self, row):
+        size = (2,) * min(row.dimensions)
         try:
-            out = build(row, "2d isotropic", patch_size=(2, 2)).eval()(torch.randn(1, CHANNELS, 2, 2))
+            out = build(row, smallest(row), patch_size=size).eval()(torch.randn(1, CHANNELS, *size))
         except ValueError as error:
-            assert re.search(r"2x2 voxels.*axis \d has 2 and needs at least \d+", str(error))  # noqa: PT017
+            named = rf"{'x'.join(map(str, size))} voxels.*axis \d has 2 and needs at least \d+"
+            assert re.search(named, str(error))  # noqa: PT017
         else:
-            assert out.shape == (1, CLASSES, 2, 2)
+            assert out.shape == (1, CLASSES, *size)
             assert torch.isfinite(out).all()
 
     def test_patches_of_any_size_or_multiples(self, row):
-        if row.trainer in U_NETS:
+        plan = smallest(row, "odd")
+        if changes_the_plans_network(row):
             with pytest.raises(ValueError, match=r"37x41 voxels: axis 0 has 37 .* multiple of it"):
-                build(row, "2d odd")
+                build(row, plan)
         else:
-            assert build(row, "2d odd").eval()(image("2d odd")).shape == (2, CLASSES, 37, 41)
+            x = image(plan)
+            assert build(row, plan).eval()(x).shape == (2, CLASSES, *x.shape[2:])
 
     def test_a_plan_without_stages_is_named(self, row):
         arch = {"network_class_name": "Primus", "arch_kwargs": {}, "_kw_requires_import": []}

@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from nnunet_plugins._startup import VARIABLE
-from nnunet_plugins.registry import MODIFIERS, locate
+from nnunet_plugins.registry import MODIFIERS
+from nnunet_plugins.rows import locate
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.compose import trainer_class
 

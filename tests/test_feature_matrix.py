@@ -1,69 +1,42 @@
 """Every trainer with every feature of nnU-Net: a sample by default, all of them with `pytest -m matrix`.
 
-The whole matrix takes an hour; its outcomes are kept in docs/feature-matrix.json, cell by cell, so that an
-interrupted run goes on. Cells recorded for the present code are not run again, unless with --matrix-again.
+`pytest -m matrix --row TRAINER` runs the 25 cells of one trainer, one to six minutes. The outcomes are kept in
+docs/feature-matrix, cell by cell, so that an interrupted run goes on. Cells recorded for the present code are not run
+again, unless with --matrix-again, which is what a changed check asks for. A trainer that was never run is pending.
 """
 
 import datetime
-import hashlib
 import importlib.metadata
-import json
+import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT
 from feature_matrix import FEATURES, Datasets, Model, NotSupportedError
+from matrix_record import FAILED, NOT_SUPPORTED, RECORD, TRAINERS, WORKS, record, recorded, source_files, sources
 
 from nnunet_plugins import __version__
-from nnunet_plugins.files import write_text
 from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.trainers.checks import loss_piece
+from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.trainers.names import parse
 
-RECORD = ROOT / "docs" / "feature-matrix.json"
 CHECKS = {name: check for checks in FEATURES.values() for name, check in checks.items()}
-TRAINERS = [row.trainer for row in BACKBONES]
-WORKS, NOT_SUPPORTED, FAILED = "works", "not supported", "failed"
+GROUP = {name: group for group, checks in FEATURES.items() for name in checks}
 
-REGIONS = {"regions", "regions and ignore label"}
-IGNORE = {"ignore label", "regions and ignore label"}
+# The label features of `Modifier.unsupported`, as features of the matrix.
+WITH_LABELS = {
+    "regions": {"regions", "regions and ignore label"},
+    "an ignore label": {"ignore label", "regions and ignore label"},
+}
 
 
 def unsupported(trainer: str) -> set[str]:
-    """The features that a trainer has to refuse: the papers' losses know only some labels."""
-    if not trainer.endswith("Paper"):
-        return set()
-    return REGIONS if "FIRENet" in trainer else IGNORE
-
-
-def sources() -> str:
-    """A hash of all that decides a cell's outcome: networks, trainers, and the checks themselves."""
-    package = ROOT / "nnunet_plugins"
-    files = [package / "registry.py", ROOT / "tests" / "feature_matrix.py"]
-    files += [file for part in ("networks", "planning", "trainers") for file in (package / part).rglob("*.py")]
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def recorded() -> dict[str, dict[str, dict]]:
-    """Trainer to feature to cell."""
-    return json.loads(RECORD.read_text())["cells"] if RECORD.exists() else {}
-
-
-def record(trainer: str, feature: str, cell: dict) -> None:
-    cells = recorded()
-    cells.setdefault(trainer, {})[feature] = cell
-    # In the registry's and the features' order, one line per cell; what is no longer there is dropped.
-    rows = [
-        f"    {json.dumps(name)}: {{\n"
-        + ",\n".join(f"      {json.dumps(one)}: {json.dumps(cells[name][one])}" for one in CHECKS if one in cells[name])
-        + "\n    }"
-        for name in TRAINERS
-        if name in cells
-    ]
-    groups = {group: list(checks) for group, checks in FEATURES.items()}
-    write_text(RECORD, f'{{\n  "features": {json.dumps(groups)},\n  "cells": {{\n' + ",\n".join(rows) + "\n  }\n}\n")
+    """The features that a trainer has to refuse, because its loss knows only some labels."""
+    loss = loss_piece(trainer_class(trainer))
+    return set().union(*(WITH_LABELS[name] for name in loss.unsupported)) if loss else set()
 
 
 def run(model: Model, feature: str) -> str:
@@ -89,37 +62,48 @@ def model(request: pytest.FixtureRequest, data: Datasets):
     model.remove()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function is not test_whole_matrix:
+        return
+    chosen = metafunc.config.getoption("--row") or TRAINERS
+    for name in chosen:
+        if parse(name).backbone is None or name not in TRAINERS:
+            raise pytest.UsageError(f"--row takes a trainer of the registry without modifiers, not {name}")
+    # Several processes, with `-n 2 --dist loadgroup`, take a trainer each: its cells share what they train.
+    rows = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in chosen]
+    metafunc.parametrize("feature", CHECKS)
+    metafunc.parametrize("model", rows, indirect=True, scope="module")
+
+
 @pytest.mark.slow
 @pytest.mark.matrix
-@pytest.mark.parametrize("model", TRAINERS, indirect=True)
-@pytest.mark.parametrize("feature", CHECKS)
 def test_whole_matrix(model: Model, feature: str, request: pytest.FixtureRequest):
     trainer = model.trainer.split("_")[0]
-    cell = {
-        "nnunet_plugins": __version__,
-        "sources": sources(),
+    depends = {
+        "sources": sources(parse(trainer).backbone),
         "nnunetv2": importlib.metadata.version("nnunetv2"),
         "torch": torch.__version__,
     }
-    before = recorded().get(trainer, {}).get(feature, {"outcome": FAILED})
+    before = recorded(trainer).get(GROUP[feature], {}).get(feature, {"outcome": FAILED})
     again = request.config.getoption("--matrix-again") or before["outcome"] == FAILED
-    if not again and all(before[key] == value for key, value in cell.items()):
+    if not again and all(before[key] == value for key, value in depends.items()):
         pytest.skip("recorded for the present code")
-    cell["date"], start = datetime.date.today().isoformat(), time.monotonic()
+    cell = {**depends, "nnunet_plugins": __version__, "date": datetime.date.today().isoformat()}
+    start = time.monotonic()
     try:
         reason = run(model, feature)
     except BaseException as error:
         if isinstance(error, Exception):
             reason = (str(error).strip() or repr(error)).splitlines()[-1]
-            record(trainer, feature, {"outcome": FAILED, "reason": reason[-200:], **cell})
+            record(trainer, feature, {"outcome": FAILED, "reason": reason[-200:], **cell}, FEATURES)
         raise
     cell["seconds"] = round(time.monotonic() - start, 1)
     outcome = {"outcome": NOT_SUPPORTED, "reason": reason} if reason else {"outcome": WORKS}
-    record(trainer, feature, {**outcome, **cell})
+    record(trainer, feature, {**outcome, **cell}, FEATURES)
 
 
-# Every feature and every pair of a network and a recipe at least once.
-SAMPLE = {
+# Every feature at least once, and every pair of a network and a recipe: those that are not named here with "2d".
+CHOSEN = {
     "nnUNetTrainerFIRENet": ["2d", "3d_cascade_fullres", "anisotropic voxels", "ResEnc plans", "ignore label"],
     "nnUNetTrainerFIRENetPaper": ["3d_fullres, 1 channel", "regions"],
     "nnUNetTrainerFIRENetNoFabric": ["2d"],
@@ -128,6 +112,10 @@ SAMPLE = {
     "nnUNetTrainerAFN4": ["2d", "3d_fullres, 1 channel", "regions and ignore label"],
     "nnUNetTrainerAFN2Paper": ["ignore label", "regions"],
 }
+
+FAMILIES = {(row.network, row.recipe): row.trainer for row in reversed(BACKBONES)}
+COVERED = {(row.network, row.recipe) for row in BACKBONES if row.trainer in CHOSEN}
+SAMPLE = {**CHOSEN, **{trainer: ["2d"] for family, trainer in FAMILIES.items() if family not in COVERED}}
 
 
 @pytest.mark.slow
@@ -143,21 +131,61 @@ def test_the_remedy_for_labels_that_a_recipe_refuses(data: Datasets):
     CHECKS["regions and ignore label"](Model(data, "nnUNetTrainerFIRENetPaper_FocalLoss"))
 
 
-def test_the_sample_has_every_feature_and_family():
+def test_the_sample_has_every_feature():
     assert {name for names in SAMPLE.values() for name in names} == set(CHECKS)
-    families = {row.trainer: (row.network, row.recipe) for row in BACKBONES}
-    assert {families[row] for row in SAMPLE} == set(families.values())
 
 
-def test_the_record_is_complete():
-    """Every registry row with every feature: it works, or it is refused where it has to be."""
-    cells, command = recorded(), "run: pytest -m matrix tests/test_feature_matrix.py"
-    missing = [f"{row}: {name}" for row in TRAINERS for name in CHECKS if name not in cells.get(row, {})]
-    assert not missing, f"not recorded; {command}"
-    groups = {group: list(checks) for group, checks in FEATURES.items()}
-    assert (json.loads(RECORD.read_text())["features"], set(cells)) == (groups, set(TRAINERS)), command
-    for row in TRAINERS:
-        for name in CHECKS:
-            cell, expected = cells[row][name], NOT_SUPPORTED if name in unsupported(row) else WORKS
-            assert cell["outcome"] == expected, f"{row}, {name}: {cell}; {command}"
-            assert cell["nnunet_plugins"] == __version__, f"recorded for another version; {command}"
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_is_recorded_works_or_is_refused_where_it_has_to_be(trainer: str):
+    """A row that was not run yet, or not with every feature, is pending; the docs say so, too."""
+    cells, command = recorded(trainer), f"run: pytest -m matrix --row {trainer}"
+    names = {group: list(checks) for group, checks in cells.items()}
+    assert all(set(checks) <= set(FEATURES[group]) for group, checks in names.items()), command
+    for name in CHECKS:
+        if cell := cells.get(GROUP[name], {}).get(name):
+            expected = NOT_SUPPORTED if name in unsupported(trainer) else WORKS
+            assert cell["outcome"] == expected, f"{trainer}, {name}: {cell}; {command}"
+
+
+def test_the_record_has_no_row_that_is_gone():
+    assert {file.stem for file in RECORD.glob("*.json")} <= set(TRAINERS)
+
+
+AUTOFOCUS = {row.trainer for row in BACKBONES if row.network.endswith(("AFNet", "AutofocusUNet"))}
+FIRENET = {row.trainer for row in BACKBONES if row.network.endswith("FIRENet")}
+U_NETS = {row.trainer for row in BACKBONES if ".unet." in row.network}
+
+
+@pytest.mark.parametrize(
+    ("file", "voided"),
+    [
+        ("networks/firenet.py", FIRENET),
+        ("networks/afnet.py", AUTOFOCUS - U_NETS),
+        ("networks/layers/fused_autofocus.py", AUTOFOCUS | U_NETS),
+        ("networks/layers/wrs.py", FIRENET),
+        ("networks/unet.py", U_NETS),
+        ("trainers/unet.py", U_NETS),
+        ("networks/layers/blocks.py", set(TRAINERS)),
+        ("trainers/reliable.py", set(TRAINERS)),
+        ("trainers/scanned/nnunet_plugins_trainers.py", set(TRAINERS)),
+        ("planning/forecast.py", set(TRAINERS)),
+        ("planning/fit.py", set()),
+        ("benchmark/protocol.py", set()),
+        ("registry.py", set()),
+        ("__init__.py", set()),
+    ],
+)
+def test_a_comment_voids_the_rows_that_use_its_file(tmp_path, file, voided):
+    package = shutil.copytree(ROOT / "nnunet_plugins", tmp_path / "package", ignore=lambda *_: ["__pycache__"])
+    before = {row.trainer: sources(row, package) for row in BACKBONES}
+    assert before == {row.trainer: sources(row) for row in BACKBONES}
+    with (package / file).open("a") as opened:
+        opened.write("# a comment\n")
+    assert {row.trainer for row in BACKBONES if sources(row, package) != before[row.trainer]} == voided
+
+
+def test_a_row_depends_on_what_it_says():
+    row = BACKBONES[0]
+    assert sources(replace(row, options={**row.options, "dropout": 0.1})) != sources(row)
+    assert sources(replace(row, summary="another", paper="another")) == sources(row)
+    assert all(file.suffix == ".py" for file in source_files(row))

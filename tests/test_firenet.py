@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins.networks import firenet
 from nnunet_plugins.networks.firenet import FIRENet
-from nnunet_plugins.networks.layers import WRS, aspp, blocks
+from nnunet_plugins.networks.layers import aspp, blocks
+from nnunet_plugins.networks.layers.wrs import WRS
 
 # Every size from 20 to 70 occurs on every axis of these triples; the named sizes come first.
 SIZES = list(range(20, 71))

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from nnunet_plugins.networks.layers import ASPP3D, ISE, WRS, ConvBlock, ResidualUnit
-from nnunet_plugins.networks.layers.blocks import Activation, Dropout, convolution, upsample
+from nnunet_plugins.networks.layers.aspp import ASPP3D
+from nnunet_plugins.networks.layers.blocks import Activation, ConvBlock, Dropout, ResidualUnit, convolution, upsample
+from nnunet_plugins.networks.layers.ise import ISE
 from nnunet_plugins.networks.layers.recompute import recompute
+from nnunet_plugins.networks.layers.wrs import WRS
 
 
 class TestWRS:

@@ -14,7 +14,8 @@ from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_plugins import trainers
-from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
+from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.finite import FiniteTrainer
 from nnunet_plugins.trainers.losses import FocalLoss

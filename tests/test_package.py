@@ -33,6 +33,7 @@ ORDER = [
     "files",
     "stop_request",
     "workers",
+    "rows",
     "registry",
     "networks.layers",
     "networks",

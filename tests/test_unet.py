@@ -6,7 +6,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from test_conformance import PLANS, architecture
 from torch.testing import assert_close
 
-from nnunet_plugins.networks.layers import ASPP3D, AutofocusConv, record_attention
+from nnunet_plugins.networks.layers.aspp import ASPP3D
+from nnunet_plugins.networks.layers.autofocus import AutofocusConv, record_attention
 from nnunet_plugins.networks.topology import fit_rates
 from nnunet_plugins.networks.unet import ASPP3DUNet, AutofocusUNet, stage_sizes
 

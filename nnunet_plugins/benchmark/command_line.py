@@ -6,7 +6,7 @@ from pathlib import Path
 from nnunet_plugins.arguments import natural, positive, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, split_name
-from nnunet_plugins.registry import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER
 
 DESCRIPTION = (
     "Train networks on the same plans, splits, data and budget, in all folds, with nnU-Net's own commands; compare "

@@ -8,7 +8,8 @@ from pathlib import Path
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
-from nnunet_plugins.registry import BACKBONES, STOCK_TRAINER
+from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.rows import STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"
 # nnU-Net's presets with a residual encoder: the planner that makes the plans, and the plans' name.

@@ -41,6 +41,7 @@ from nnunet_plugins.networks.layers.blocks import (
     per_axis,
     pointwise,
 )
+from nnunet_plugins.networks.layers.head import Head
 from nnunet_plugins.networks.topology import anisotropy
 
 CHANNELS = (30, 30, 40, 40, 40, 40, 50, 50)
@@ -178,23 +179,6 @@ class Context(nn.Module):
         for axis, n in enumerate(size):
             x = x.narrow(axis + 2, 0, n)
         return x
-
-
-class Head(nn.Module):
-    """The output layer: a 1x1x1 convolution per feature map, summed to the logits."""
-
-    def __init__(self, channels: Sequence[int], num_classes: int, dim: int, *, deep_supervision: bool) -> None:
-        super().__init__()
-        self.deep_supervision = deep_supervision
-        # nnU-Net's transfer learning leaves out every key that contains ".seg_layers.".
-        self.seg_layers = nn.ModuleList(pointwise(width, num_classes, dim) for width in channels)
-
-    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-        """Map one `(N, C, *size)` per layer to logits `(N, num_classes, *size)`."""
-        logits = self.seg_layers[0](maps[0])
-        for layer, x in zip(list(self.seg_layers)[1:], maps[1:], strict=True):
-            logits = logits + layer(x)
-        return [logits] if self.deep_supervision else logits
 
 
 class AFNet(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_plugins.arguments import lay_out, positive, whole
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.registry import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER
 
 
 def add_commands(commands: Any) -> None:

@@ -1,6 +1,6 @@
 """Names of plans. Loads nothing heavy."""
 
-from nnunet_plugins.registry import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER
 
 
 def fitted_plans_name(like: str, trainer: str, gpu_memory: float) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nnunet_plugins.arguments import positive, whole
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.registry import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.submission.platforms import PLATFORMS
 from nnunet_plugins.submission.settings import OUTPUT_TYPES
 

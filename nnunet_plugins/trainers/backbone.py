@@ -17,7 +17,7 @@ from nnunet_plugins.planning.forecast import (
     format_size,
 )
 from nnunet_plugins.planning.names import fitting_commands
-from nnunet_plugins.registry import Backbone, locate
+from nnunet_plugins.rows import Backbone, locate
 from nnunet_plugins.trainers.reliable import ReliableTrainer
 
 MEMORY_CHECK = "nnUNet_plugins_memory_check"

@@ -6,7 +6,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_plugins.registry import MODIFIERS, locate
+from nnunet_plugins.registry import MODIFIERS
+from nnunet_plugins.rows import Modifier, locate
+
+LOSSES = [row for row in MODIFIERS if row.slot == "loss"]
 
 
 def require_device(device: torch.device) -> None:
@@ -23,22 +26,29 @@ def require_device(device: torch.device) -> None:
         )
 
 
-def require_labels(trainer: type[nnUNetTrainer], labels: LabelManager) -> None:
-    """Check that a trainer's loss can handle the labels of its dataset.
+def loss_piece(trainer: type[nnUNetTrainer]) -> Modifier | None:
+    """Return the loss modifier whose piece a trainer takes its loss from; None for nnU-Net's own loss and others.
 
     Recipes and modifiers take their losses from the same pieces; of several, the first in the order of bases counts.
+    """
+    holder = next(cls for cls in trainer.__mro__ if "_build_loss" in vars(cls))
+    return next((row for row in LOSSES if row.piece and locate(row.piece) is holder), None)
+
+
+def require_labels(trainer: type[nnUNetTrainer], labels: LabelManager) -> None:
+    """Check that a trainer's loss can handle the labels of its dataset.
 
     Raises:
         NotImplementedError: if it cannot, naming the losses that can.
     """
     features = {"regions": labels.has_regions, "an ignore label": labels.has_ignore_label}
-    losses = [row for row in MODIFIERS if row.slot == "loss"]
-    holder = next(cls for cls in trainer.__mro__ if "_build_loss" in vars(cls))
-    for row in losses:
-        for feature in row.unsupported:
-            if features[feature] and row.piece and locate(row.piece) is holder:
-                able = [f"_{other.name}" for other in losses if feature not in other.unsupported]
-                raise NotImplementedError(
-                    f"{trainer.__name__}: its loss, {row.summary}, does not support datasets with {feature}; "
-                    f"use {' or '.join(able)}, or a trainer with nnU-Net's own loss"
-                )
+    loss = loss_piece(trainer)
+    if loss is None:
+        return
+    for feature in loss.unsupported:
+        if features[feature]:
+            able = [f"_{other.name}" for other in LOSSES if feature not in other.unsupported]
+            raise NotImplementedError(
+                f"{trainer.__name__}: its loss, {loss.summary}, does not support datasets with {feature}; "
+                f"use {' or '.join(able)}, or a trainer with nnU-Net's own loss"
+            )

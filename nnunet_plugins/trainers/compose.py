@@ -9,7 +9,8 @@ import functools
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_plugins.registry import MODIFIERS, STOCK_TRAINER, Backbone, Modifier, locate
+from nnunet_plugins.registry import MODIFIERS
+from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier, locate
 from nnunet_plugins.trainers.names import parse
 from nnunet_plugins.trainers.reliable import ReliableTrainer
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.registry import BACKBONES, MODIFIERS, STOCK_TRAINER, Backbone, Modifier
+from nnunet_plugins.registry import BACKBONES, MODIFIERS
+from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier
 
 _BACKBONES: Mapping[str, Backbone | None] = {STOCK_TRAINER: None, **{row.trainer: row for row in BACKBONES}}
 

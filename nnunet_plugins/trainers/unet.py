@@ -6,7 +6,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_plugins.registry import locate
+from nnunet_plugins.rows import locate
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 
 

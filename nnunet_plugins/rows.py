@@ -1,0 +1,87 @@
+"""What a row of the registry says, and what a network has to keep to so that its row is all it needs.
+
+Loads nothing heavy: rows name networks and recipes by their import paths.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+STOCK_TRAINER = "nnUNetTrainer"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One network with its training recipe, under the name that `nnUNetv2_train -tr` takes.
+
+    A network knows torch and not nnU-Net, and keeps to this, which the conformance tests check for every row:
+
+    - It is a `torch.nn.Module` with a class method `from_plan(*, input_channels, num_classes, deep_supervision,
+      patch_size, strides, kernel_sizes, **options)`, the last three as the plan has them, one stride and kernel per
+      stage. Its dimension, 2 or 3, is that of the patch. A plan that does not fit is a ValueError there, before any
+      training.
+    - `forward` maps images `(N, input_channels, *size)` to logits `(N, num_classes, *size)`, without a final
+      nonlinearity, for any size from a smallest one on. A smaller one is a ValueError that ends in
+      "<size> voxels ...: axis <k> has <n> and needs at least <m>".
+    - `decoder.deep_supervision` is a bool that nnU-Net sets: if it is True, `forward` returns a list, full size first,
+      of as many outputs as the recipe weighs: one, unless the recipe's `deep_supervision` is True. It changes no
+      parameter, so that a `state_dict` always fits.
+    - `decoder.seg_layers` holds all that depends on the number of classes: nnU-Net's `-pretrained_weights` leaves out
+      the keys with ".seg_layers." in them, and nothing else. `networks.layers.head.Head` has both, for networks with
+      outputs at full size alone.
+    - Training gives every parameter a gradient (or several GPUs stop), `torch.compile` finds one graph, half precision
+      stays finite, and the same seed makes the same weights.
+
+    For recipes that derive from `trainers.unet.UNetTrainer`, `network` is a function `(unet, patch_size, **options)`
+    that changes the U-Net which nnU-Net has built for its plan, and returns it.
+
+    Attributes:
+        trainer: the trainer's name; no underscore, and not a name nnU-Net itself has.
+        network: import path of the network's class, or of the function that changes the plan's U-Net.
+        recipe: import path of the trainer class that holds the recipe, a `trainers.backbone.BackboneTrainer`.
+        summary: one line for tables.
+        paper: where the network comes from.
+        dimensions: spatial dimensions it works in.
+        twin: trainer of the ablation twin, the network to compare it with besides the stock U-Net.
+        options: keyword arguments for the network.
+        narrow: options besides (or in place of) these that make the network small, for tests that compute with it.
+    """
+
+    trainer: str
+    network: str
+    recipe: str
+    summary: str
+    paper: str
+    dimensions: tuple[int, ...]
+    twin: str
+    options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    narrow: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """A suffix of a trainer name, after one underscore.
+
+    Attributes:
+        name: the suffix; "<N>" stands for a whole number from 1.
+        slot: what it sets. Two modifiers of one slot contradict each other.
+        summary: one line for tables.
+        piece: import path of the trainer class that does it.
+        scales: for numbers, trainer attribute to factor: the attribute becomes max(1, round(factor * N)).
+        unsupported: label features it cannot handle, among "regions" and "an ignore label".
+    """
+
+    name: str
+    slot: str
+    summary: str
+    piece: str | None = None
+    scales: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    unsupported: tuple[str, ...] = ()
+
+
+def locate(path: str) -> Any:
+    """Import what a row names by a dotted path; an import that fails inside it shows its own reason."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
