@@ -199,11 +199,15 @@ def kill_when(sandbox: Sandbox, pattern: str, *command: object) -> str:
     return output
 
 
+SHAPE = (16, 18, 17)
+"""The smallest for which nnU-Net plans three stages, which AutofocusUNet needs to have an autofocus layer."""
+
+
 def write_dataset(
     raw: Path,
     name: str,
     *,
-    shape: tuple[int, int, int] = (24, 28, 26),
+    shape: tuple[int, int, int] = SHAPE,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     channels: int = 1,
     labels: dict[str, object] | None = None,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from conftest import Sandbox, kill_when, write_dataset
+from conftest import SHAPE, Sandbox, kill_when, write_dataset
 from matrix_record import SHORT
 
 STOCK = f"nnUNetTrainer{SHORT}"
@@ -25,8 +25,6 @@ PREDICT_OPTIONS = ("-device", "cpu", "-npp", 1, "-nps", 1, "--disable_progress_b
 REGIONS = {"background": 0, "whole": [1, 2], "inner": 2}
 IGNORE = {"background": 0, "outer": 1, "inner": 2, "ignore": 3}
 
-# The smallest for which nnU-Net plans three stages, which AutofocusUNet needs to have an autofocus layer.
-SHAPE = (16, 18, 17)
 DATASETS: dict[str, dict] = {
     "Dataset001_Plain": {},
     "Dataset002_Anisotropic": {"shape": (6, 24, 20), "spacing": (5.0, 1.0, 1.0)},
@@ -70,7 +68,7 @@ class Datasets(Sandbox):
     def require(self, dataset: str) -> None:
         if dataset in self.ready:
             return
-        write_dataset(self.raw, dataset, **{"shape": SHAPE, **DATASETS[dataset]})
+        write_dataset(self.raw, dataset, **DATASETS[dataset])
         if dataset == PLAIN.dataset:
             self.prepare(1, "3d_fullres", "2d")
             self.edit_plans(dataset, "small", add_cascade)

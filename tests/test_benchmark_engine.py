@@ -37,6 +37,9 @@ def perform(tasks: list[Task], folder: Path, *, slots=1, retries=0, device="cpu"
     events: list[Event] = []
     used = {one.slot for one in tasks}
     config = configure(folder, device=device, slots=slots, retries=retries, used=used)
+    for executor in config.executors:
+        if executor.label == "train":
+            executor.heartbeat_period, executor.heartbeat_threshold = 1, 5  # not to wait for half a minute
     outcome = run_tasks(tasks, config, folder, variables={}, device="cpu", tell=events.append)
     return outcome, events
 

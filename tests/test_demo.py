@@ -281,12 +281,12 @@ def test_interrupted_resumed_and_complete(tmp_path):
     mine.mkdir()
     options = ["--output", str(output), "--epochs", "2", "--iterations", "1", "--device", "cpu"]
     variables = {**os.environ, **dict.fromkeys(command.FOLDERS, str(mine))}
-    # The command as it is, with fewer cases: most of the time goes into predicting them.
-    program = tmp_path / "demo_of_six_cases.py"
-    program.write_text(SIX_CASES)
-    start = [sys.executable, str(program), "demo", *options]
+    # The command as it is, with fewer and smaller cases: most of the time goes into predicting them.
+    program = tmp_path / "small_demo.py"
+    program.write_text(SMALL)
+    start = [commands() / "python", program, "demo", *options]
 
-    # Ctrl-C after the first epoch: exit code 130, one line, nothing left running.
+    # Ctrl-C after the first epoch: exit code 130, one line, no task left running.
     with subprocess.Popen(
         start, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_accept_interrupts
     ) as process:
@@ -295,17 +295,17 @@ def test_interrupted_resumed_and_complete(tmp_path):
         for line in process.stdout:
             said.append(line)
             if "epoch 1/2" in line:
+                assert len(_tasks_in(output)) > 1
                 process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130, "".join(said)
     assert "Run the same command again" in said[-1]
     assert not any("Traceback" in line for line in said)
     deadline = time.monotonic() + 30
-    while _commands_in(output) and time.monotonic() < deadline:
+    while _tasks_in(output) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _commands_in(output)
+    assert not _tasks_in(output)
 
     # The same command goes on and completes.
-    start[0] = str(commands() / "python")
     result = subprocess.run(start, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "plan and preprocess, nnUNetPlans: done before" in result.stdout
@@ -336,11 +336,11 @@ def test_interrupted_resumed_and_complete(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-SIX_CASES = """
+SMALL = """
 from nnunet_plugins.cli import main
 from nnunet_plugins.demo import phantom
 
-phantom.TRAINING_CASES, phantom.TEST_CASES = 5, 1
+phantom.TRAINING_CASES, phantom.TEST_CASES, phantom.SHAPE = 5, 1, (24, 28, 28)
 if __name__ == "__main__":
     raise SystemExit(main())
 """
@@ -351,14 +351,16 @@ def _accept_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _commands_in(folder: Path) -> list[str]:
-    """Return the command lines of running processes that work in `folder`, where /proc can tell."""
+def _tasks_in(folder: Path) -> list[str]:
+    """Return the numbers of the processes that write a task's log, where /proc can tell."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            works_here = f"nnUNet_results={folder}/".encode() in (process / "environ").read_bytes()
-            if works_here and is_running(int(process.name)):
-                found.append((process / "cmdline").read_text())
+            files = [os.readlink(file) for file in (process / "fd").iterdir()]
         except OSError:
             continue
+        if any(file.startswith(f"{folder / 'benchmark' / 'logs'}/") for file in files) and is_running(
+            int(process.name)
+        ):
+            found.append(process.name)
     return found

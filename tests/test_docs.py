@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -76,6 +77,7 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """A sandbox with a small dataset under the name that the docs use, not yet planned, and a plan with batch two."""
     other = Sandbox(tmp_path_factory.mktemp("plans"))
     write_dataset(other.raw, "Dataset004_Hippocampus")
+    other.fingerprint(4)
     command = ("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
     other.run(*command, nnUNet_n_proc_DA="1")
 
@@ -84,6 +86,9 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     write_dataset(sandbox.raw, "Dataset004_Hippocampus")
     groups = [f"case_{number},patient_{number}" for number in range(5)]
     (sandbox.root / "groups.csv").write_text("\n".join(["case,group", *groups]))
+    folder = sandbox.preprocessed / "Dataset004_Hippocampus"
+    folder.mkdir()
+    shutil.copy(other.preprocessed / folder.name / "dataset_fingerprint.json", folder)
     sandbox.env["SMALL_PLANS"] = str(other.preprocessed / "Dataset004_Hippocampus" / "small.json")
     sandbox.env["READY"] = str(ready_environment(sandbox.root / "ready"))
     sandbox.env["PATH"] = f"{commands()}:{Path(sys.executable).parent}:{sandbox.env['PATH']}"
@@ -96,10 +101,13 @@ WITH_COMMANDS = sorted(
 )
 
 
+RUN_BEFORE: set[str] = set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
 def test_commands_run(page: Path, hippocampus: Sandbox):
-    """All bash blocks of a page, in their order, in one shell."""
+    """All bash blocks of a page, in their order, in one shell; what a page before has run is not run again."""
     lines = "\n".join(blocks(page, "bash")).splitlines()
     for target in MAKE_TARGETS:
         if target in lines:
@@ -108,9 +116,9 @@ def test_commands_run(page: Path, hippocampus: Sandbox):
     # What a user does in the checkout is done there, the rest in the folder with the data.
     for file in blocks(page, "yaml"):
         (hippocampus.root / "cluster.yaml").write_text(file)
-    script = "\n".join(
-        f"(cd {ROOT} && {line})" if line.startswith("pip") else line for line in shorten("\n".join(lines)).splitlines()
-    )
+    shortened = shorten("\n".join(lines)).splitlines()
+    new = [line for line in shortened if line not in RUN_BEFORE]
+    script = "\n".join(f"(cd {ROOT} && {line})" if line.startswith("pip") else line for line in new)
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=hippocampus.root,
@@ -120,6 +128,7 @@ def test_commands_run(page: Path, hippocampus: Sandbox):
         check=False,
     )
     assert result.returncode == 0, f"{script}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    RUN_BEFORE.update(line for line in new if re.match(r"(PATH=\S+ )?(nnUNetv2_|nnunet-plugins )", line))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)

@@ -114,6 +114,8 @@ def configure(
         retries=retries,
         retry_handler=cost,
         strategy="simple",
+        # Until it first looks no worker is started; a scheduler is not to be asked so often.
+        strategy_period=5 if cluster else 0.5,
         usage_tracking=0,
         initialize_logging=False,  # `engine` does, in one file for all starts
     )
