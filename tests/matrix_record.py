@@ -6,9 +6,10 @@ heavy library, as the docs' build uses it, too.
 """
 
 import ast
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def source_files(row: Backbone, package: Path = ROOT / "nnunet_plugins") -> list
         if file is None or module in found or module in LEFT_OUT:
             continue
         found[module] = file
-        waiting += _imports(file)
+        waiting += _imports(file.read_text())
         waiting.append(module.rpartition(".")[0])  # importing a module runs the packages around it
     return sorted(found.values())
 
@@ -60,14 +61,16 @@ def _file(module: str, package: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _imports(file: Path) -> Iterator[str]:
+@functools.cache
+def _imports(text: str) -> frozenset[str]:
     """Name all that a file imports, also inside functions; some of it is no module but something in one."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+    return frozenset(found)
 
 
 def sources(row: Backbone, package: Path = ROOT / "nnunet_plugins") -> str:

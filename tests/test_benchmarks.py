@@ -7,16 +7,17 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, commands
+
+PYTHON = commands() / "python"
+"""An interpreter that finds the heavy libraries loaded."""
 
 
 def test_training_step():
     script = ROOT / "benchmarks" / "training_step.py"
     options = ["--patch", "18", "20", "17", "--batch", "1", "--steps", "1", "--device", "cpu"]
     trainers = ["nnUNetTrainerASPP3DUNet", "nnUNetTrainerAFN1"]
-    result = subprocess.run(
-        [sys.executable, script, *options, "-tr", *trainers], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([PYTHON, script, *options, "-tr", *trainers], capture_output=True, text=True, check=True)
     assert "patch 20x20x20, batch 1" in result.stdout
     rows = [line.split(" | ")[0] for line in result.stdout.splitlines()]
     assert rows[-3:] == [f"| {name}" for name in ("nnUNetTrainer", *trainers)]
@@ -24,9 +25,7 @@ def test_training_step():
 
 def test_surface_distances():
     script = ROOT / "benchmarks" / "surface_distances.py"
-    result = subprocess.run(
-        [sys.executable, script, "--shape", "20", "40", "40"], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([PYTHON, script, "--shape", "20", "40", "40"], capture_output=True, text=True, check=True)
     differences = [float(line.split()[-1]) for line in result.stdout.splitlines()[1:-1]]
     assert len(differences) == 2
     assert max(differences) < 1e-6
@@ -39,7 +38,7 @@ def test_first_steps(small):
     trainers = ["nnUNetTrainerAutofocusUNet", "nnUNetTrainerFIRENet", "nnUNetTrainerAutofocusUNet"]
     options = ["-d", "1", "-p", "small", "--steps", "2", "--every", "1", "--device", "cpu"]
     result = subprocess.run(
-        [sys.executable, script, *options, "-tr", *trainers], env=small.env, capture_output=True, text=True, check=True
+        [PYTHON, script, *options, "-tr", *trainers], env=small.env, capture_output=True, text=True, check=True
     )
     _, _, first, other, again = result.stdout.splitlines()
     assert first == again
@@ -64,16 +63,14 @@ def test_performance(tmp_path):
     # The sizes are the smallest that these networks take.
     for only, size, number in (("AFN-6", 16, 4), ("FIRENet", 32, 4), ("startup", 16, 1), ("help", 16, 1)):
         options = ["--device", "cpu", "--only", only, "--size", str(size), "--rounds", "1"]
-        command = [sys.executable, script, *options, "--json", tmp_path / "rows.json"]
+        command = [PYTHON, script, *options, "--json", tmp_path / "rows.json"]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
         assert len(rows) == number
         for name, row in rows.items():
             assert f"| {name} | " in result.stdout
             assert row["ratio"] == row["ours"] / row["theirs"] > 0
-    result = subprocess.run(
-        [sys.executable, script, "--device", "cuda", "--list"], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([PYTHON, script, "--device", "cuda", "--list"], capture_output=True, text=True, check=True)
     assert "autofocus layer 64^3, fused / plain" in result.stdout
     assert "peak memory of nnUNetTrainerAFN6, forecast / measured" in result.stdout
 

@@ -1,9 +1,11 @@
 """A new network is a file in `networks` and a row in the registry; that is all that anyone has to touch."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from conftest import ROOT
 
@@ -54,10 +56,16 @@ def test_a_new_row_touches_two_files_and_gets_all_tests(tmp_path):
     registry = tmp_path / "nnunet_plugins" / "registry.py"
     head, tail = registry.read_text().split("    *_autofocus_family(),\n)")
     registry.write_text(f"{head}    *_autofocus_family(),{ROW}){tail}")
-    files = [f"tests/test_{name}.py" for name in ("conformance", "feature_matrix", "names", "docs", "package")]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not matrix", "-k", CHOSEN, *files]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    rooms = [f"tests/test_{name}.py" for name in ("conformance", "feature_matrix", "names", "docs", "package")]
+    assert " 1 skipped" in pytest_in(tmp_path, "-k", CHOSEN, *rooms), "the parameters, which are not recorded"
+    assert "1 passed, " in pytest_in(tmp_path, "-k", "Toy and test_parameters", "--record-parameters", rooms[0])
+    recorded = json.loads((tmp_path / "tests" / "parameters.json").read_text())
+    assert recorded["nnUNetTrainerToy"] == {"3d": 29699, "2d": 11267}, "of the network as it is, not narrow"
+
+
+def pytest_in(folder: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not matrix", *options]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:]
-    assert "{'3d': 29699, '2d': 11267} are not recorded" in result.stdout, "of the network as it is, not narrow"
-    assert result.stdout.count("SKIPPED") == 1, result.stdout[-5000:]
+    return result.stdout

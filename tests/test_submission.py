@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import ROOT, Sandbox, write_dataset
+from conftest import ROOT, Sandbox, commands, write_dataset
 from feature_matrix import Datasets, Model, Setting
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from report_records import make_record
@@ -536,7 +536,7 @@ def test_the_lock_holds_all_that_is_needed():
     ("platform", "options"),
     [
         ("grand-challenge", (*ENSEMBLE, *SOCKETS, "--separate-model", "--output-type", "int16")),
-        ("mlcube", ("-tr", FIRENET, "--fast", "--input-suffix", "t1n", "t2f")),
+        ("mlcube", ("-tr", STOCK, "--fast", "--input-suffix", "t1n", "t2f")),
     ],
 )
 def test_check_proves_a_submission(platform, options, trained, images, tmp_path):
@@ -759,7 +759,7 @@ def test_trainers_copied_into_nnunet_are_refused():
 
 
 def test_the_benchmark_of_fast_inference(cheap, images):
-    script = [sys.executable, ROOT / "benchmarks" / "fast_inference.py"]
+    script = [commands() / "python", ROOT / "benchmarks" / "fast_inference.py"]
     command = [*script, cheap, cheap, images, images.with_name("labelsTs")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
