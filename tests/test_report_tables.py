@@ -541,11 +541,11 @@ def test_long_tables_break_over_pages(tmp_path):
 
 def test_thousands_of_rows_take_seconds(tmp_path):
     record = make_record(algorithms=10, cases=300, labels=10, folds=1)
-    start = time.perf_counter()
+    start = time.process_time()
     write_markdown(record, tmp_path / "report.md")
     write_challenger(record, tmp_path / "challenger.csv")
     assert len(record.results) == 30_000
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
 
 
 def test_tables_need_neither_torch_nor_nnunet():
