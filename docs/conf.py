@@ -19,9 +19,12 @@ html_title = f"nnunet_plugins {release}"
 myst_heading_anchors = 3
 
 
+BAR = "\\|"  # a bar that does not end a cell
+
+
 def _markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in line)} |" for line in lines) + "\n"
 
 
 def _paper_link(paper: str) -> str:
@@ -58,6 +61,8 @@ def _names(trainers: Iterable[str]) -> str:
 def _feature_matrix() -> str:
     """Show the recorded matrix: features by group, and trainers in columns where their outcomes are all the same."""
     rows = {trainer: cells for trainer in TRAINERS if (cells := recorded(trainer))}
+    if not rows:
+        return "Pending: no trainer was run yet.\n"
     fullest = max(rows.values(), key=lambda cells: sum(map(len, cells.values())))
     features = [(group, name) for group, names in fullest.items() for name in names]
     columns: dict[tuple[str, ...], list[str]] = {}

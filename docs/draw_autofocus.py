@@ -13,9 +13,10 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_plugins.networks.afnet import AFNet
+from nnunet_plugins.networks.aspp3d_unet import ASPP3DUNet
+from nnunet_plugins.networks.autofocus_unet import AutofocusUNet
 from nnunet_plugins.networks.layers.aspp import ASPP3D
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
-from nnunet_plugins.networks.unet import ASPP3DUNet, AutofocusUNet
 
 IMAGES = Path(__file__).parent / "images"
 GREY, BLUE, ORANGE = FILL.values()

@@ -15,9 +15,9 @@ FIRENET_PAPER = (
 )
 AUTOFOCUS_PAPER = "Qin et al. 2018, Autofocus Layer for Semantic Segmentation (arXiv:1805.08403)"
 
-_FIRENET = "nnunet_plugins.networks.firenet.FIRENet"
-_AFNET = "nnunet_plugins.networks.afnet.AFNet"
-_UNETS = "nnunet_plugins.networks.unet"
+_NETWORKS = "nnunet_plugins.networks"
+_FIRENET = f"{_NETWORKS}.firenet.FIRENet"
+_AFNET = f"{_NETWORKS}.afnet.AFNet"
 _TRAINERS = "nnunet_plugins.trainers"
 _VARIANTS = "nnunetv2.training.nnUNetTrainer.variants"
 
@@ -94,7 +94,7 @@ BACKBONES: tuple[Backbone, ...] = (
     ),
     Backbone(
         trainer="nnUNetTrainerAutofocusUNet",
-        network=f"{_UNETS}.AutofocusUNet",
+        network=f"{_NETWORKS}.autofocus_unet.AutofocusUNet",
         recipe=f"{_TRAINERS}.unet.UNetTrainer",
         summary="the plan's own U-Net with autofocus convolutions in its encoder from the third stage on",
         paper=AUTOFOCUS_PAPER,
@@ -103,7 +103,7 @@ BACKBONES: tuple[Backbone, ...] = (
     ),
     Backbone(
         trainer="nnUNetTrainerASPP3DUNet",
-        network=f"{_UNETS}.ASPP3DUNet",
+        network=f"{_NETWORKS}.aspp3d_unet.ASPP3DUNet",
         recipe=f"{_TRAINERS}.unet.UNetTrainer",
         summary="the plan's own U-Net with ASPP3D and its image-level branch after the bottleneck",
         paper=FIRENET_PAPER,
@@ -112,7 +112,7 @@ BACKBONES: tuple[Backbone, ...] = (
     ),
     Backbone(
         trainer="nnUNetTrainerASPP3DUNetPlain",
-        network=f"{_UNETS}.ASPP3DUNet",
+        network=f"{_NETWORKS}.aspp3d_unet.ASPP3DUNet",
         recipe=f"{_TRAINERS}.unet.UNetTrainer",
         summary="ASPP3DUNet without dilation and pooling: as many parameters in plain convolutions (ablation)",
         paper=FIRENET_PAPER,

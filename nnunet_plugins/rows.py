@@ -20,22 +20,26 @@ class Backbone:
 
     - It is a `torch.nn.Module` with a class method `from_plan(*, input_channels, num_classes, deep_supervision,
       patch_size, strides, kernel_sizes, **options)`, the last three as the plan has them, one stride and kernel per
-      stage. Its dimension, 2 or 3, is that of the patch. A plan that does not fit is a ValueError there, before any
-      training.
+      stage. Its dimension, 2 or 3, is that of the patch. A patch that does not fit is a ValueError there, before any
+      training, which says "<size> voxels ...: axis <k> has <n> and needs at least <m>"; with m voxels along axis k it
+      fits, or another axis is named. Patches of 2 voxels per axis are tried.
     - `forward` maps images `(N, input_channels, *size)` to logits `(N, num_classes, *size)`, without a final
-      nonlinearity, for any size from a smallest one on. A smaller one is a ValueError that ends in
-      "<size> voxels ...: axis <k> has <n> and needs at least <m>".
+      nonlinearity, for any size from a smallest one on.
     - `decoder.deep_supervision` is a bool that nnU-Net sets: if it is True, `forward` returns a list, full size first,
-      of as many outputs as the recipe weighs: one, unless the recipe's `deep_supervision` is True. It changes no
-      parameter, so that a `state_dict` always fits.
+      of as many outputs as the recipe weighs: one, unless the recipe's class attribute `deep_supervision` is True. It
+      changes no parameter, so that a `state_dict` always fits.
     - `decoder.seg_layers` holds all that depends on the number of classes: nnU-Net's `-pretrained_weights` leaves out
       the keys with ".seg_layers." in them, and nothing else. `networks.layers.head.Head` has both, for networks with
       outputs at full size alone.
-    - Training gives every parameter a gradient (or several GPUs stop), `torch.compile` finds one graph, half precision
-      stays finite, and the same seed makes the same weights.
+    - Training gives every parameter a gradient (or several GPUs stop), `torch.compile` finds one graph, maps stay in
+      half precision where a GPU has them so and are finite in it, and the same seed makes the same weights.
 
     For recipes that derive from `trainers.unet.UNetTrainer`, `network` is a function `(unet, patch_size, **options)`
-    that changes the U-Net which nnU-Net has built for its plan, and returns it.
+    that changes the U-Net which nnU-Net has built for its plan, and returns it. It refuses a patch that the U-Net's
+    strides do not divide, with the words above and "or a multiple of it" (`networks.unet.stage_sizes`).
+
+    `pytest tests/test_conformance.py --record-parameters` records the parameters of a new row, and `pytest -m matrix
+    --row TRAINER` what nnU-Net's commands do with it; until then they are pending.
 
     Attributes:
         trainer: the trainer's name; no underscore, and not a name nnU-Net itself has.
@@ -46,7 +50,8 @@ class Backbone:
         dimensions: spatial dimensions it works in.
         twin: trainer of the ablation twin, the network to compare it with besides the stock U-Net.
         options: keyword arguments for the network.
-        narrow: options besides (or in place of) these that make the network small, for tests that compute with it.
+        narrow: options besides (or in place of) these that make the network small, for the conformance tests; the
+            parameters are counted, and nnU-Net's commands run, with the network as it is.
     """
 
     trainer: str

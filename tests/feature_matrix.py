@@ -9,8 +9,9 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -69,21 +70,20 @@ class Datasets(Sandbox):
         if dataset in self.ready:
             return
         write_dataset(self.raw, dataset, **DATASETS[dataset])
+        self.prepare(int(dataset[7:10]), "3d_fullres", "2d")
         if dataset == PLAIN.dataset:
-            self.prepare(1, "3d_fullres", "2d")
             self.edit_plans(dataset, "small", add_cascade)
             self.run("nnUNetv2_preprocess", "-d", 1, "-plans_name", "small", "-c", "3d_lowres", "-np", 1)
             self.run("nnUNetv2_plan_experiment", "-d", 1, "-pl", "nnUNetPlannerResEncM", nnUNet_n_proc_DA="1")
             self.edit_plans(dataset, "resenc", like="nnUNetResEncUNetMPlans")
         else:
-            self.prepare(int(dataset[7:10]), "3d_fullres")
             self.edit_plans(dataset, "small")
         self.ready.add(dataset)
 
     @functools.cached_property
-    def stock(self) -> "Model":
-        """The stock U-Net, for what compares or combines two models."""
-        return Model(self, "nnUNetTrainer")
+    def stock(self) -> dict[str, "Model"]:
+        """The stock U-Net by configuration, for what compares or combines two models."""
+        return {configuration: Model(self, "nnUNetTrainer", configuration) for configuration in ("2d", "3d_fullres")}
 
 
 def add_cascade(configurations: dict) -> None:
@@ -100,8 +100,9 @@ def add_cascade(configurations: dict) -> None:
 class Model:
     """A trainer with what has been trained and predicted with it; steps that several features need are taken once."""
 
-    def __init__(self, data: Datasets, trainer: str) -> None:
+    def __init__(self, data: Datasets, trainer: str, configuration: str = "3d_fullres") -> None:
         self.data, self.trainer = data, trainer + SHORT
+        self.plain = Setting(configuration=configuration)
         self.outputs = data.root / "predicted" / trainer
 
     def remove(self) -> None:
@@ -136,9 +137,15 @@ class Model:
         return json.loads((self.folder(setting, fold, trainer) / "validation" / "summary.json").read_text())
 
     def predict(
-        self, name: str, *options: object, setting: Setting = PLAIN, folds: Iterable[object] = (0,), cases: int = 2
+        self,
+        name: str,
+        *options: object,
+        setting: Setting | None = None,
+        folds: Iterable[object] = (0,),
+        cases: int = 2,
     ) -> Path:
         """Predict the test cases with `nnUNetv2_predict`; returns the folder of the segmentations."""
+        setting = setting or self.plain
         number = int(setting.dataset[7:10])
         model = ("-d", number, "-c", setting.configuration, "-p", setting.plans, "-tr", self.trainer, "-f", *folds)
         self.data.run(
@@ -152,19 +159,21 @@ class Model:
     def images(self, setting: Setting = PLAIN) -> Path:
         return self.data.raw / setting.dataset / "imagesTs"
 
-    def works_on(self, setting: Setting) -> None:
+    def works_on(self, dataset: str = PLAIN.dataset, **options: Any) -> Setting:
+        setting = replace(self.plain, dataset=dataset, **options)
         self.train(setting)
         self.predict(f"{setting.dataset}_{setting.plans}_{setting.configuration}", setting=setting)
+        return setting
 
     @functools.cached_property
     def fold_0(self) -> Path:
-        self.train(PLAIN, "--npz")
-        return self.folder(PLAIN)
+        self.train(self.plain, "--npz")
+        return self.folder(self.plain)
 
     @functools.cached_property
     def fold_1(self) -> Path:
-        self.train(PLAIN, "--npz", fold=1)
-        return self.folder(PLAIN, 1)
+        self.train(self.plain, "--npz", fold=1)
+        return self.folder(self.plain, 1)
 
     @functools.cached_property
     def low(self) -> str:
@@ -235,27 +244,28 @@ def feature(group: str, name: str) -> Callable[[Check], Check]:
 
 @feature("Configurations", "3d_fullres, 1 channel")
 def full_resolution(model: Model) -> None:
+    if model.plain != PLAIN:  # a network in 2D, which refuses
+        model.works_on(configuration=PLAIN.configuration)
     assert model.fold_0
     assert model.predicted
 
 
 @feature("Configurations", "4 channels")
 def channels(model: Model) -> None:
-    model.works_on(Setting("Dataset003_Channels"))
+    model.works_on("Dataset003_Channels")
 
 
 @feature("Configurations", "anisotropic voxels")
 def anisotropic(model: Model) -> None:
-    setting = Setting("Dataset002_Anisotropic")
-    model.works_on(setting)
+    setting = model.works_on("Dataset002_Anisotropic")
     plans = json.loads((model.folder(setting).parent / "plans.json").read_text())
     stages = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-    assert (stages["strides"][1], stages["kernel_sizes"][0]) == ([1, 2, 2], [1, 3, 3])
+    assert (stages["strides"][1], stages["kernel_sizes"][0]) == ([1, 2, 2], [1, 3, 3])  # in 2D there is nothing to see
 
 
 @feature("Configurations", "2d")
 def two_dimensions(model: Model) -> None:
-    model.works_on(Setting(configuration="2d"))
+    model.works_on(configuration="2d")
 
 
 @feature("Configurations", "3d_lowres")
@@ -272,33 +282,33 @@ def cascade(model: Model) -> None:
 
 @feature("Configurations", "ResEnc plans")
 def residual_encoder(model: Model) -> None:
-    setting = Setting(plans="resenc")
-    model.works_on(setting)
+    setting = model.works_on(plans="resenc")
     plans = json.loads((model.folder(setting).parent / "plans.json").read_text())
-    network = plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"]
+    network = plans["configurations"][setting.configuration]["architecture"]["network_class_name"]
     assert network.endswith("ResidualEncoderUNet")
 
 
 @feature("Labels", "regions")
 def regions(model: Model) -> None:
-    model.works_on(Setting("Dataset004_Regions", foreground=("(1, 2)", "2")))
+    model.works_on("Dataset004_Regions", foreground=("(1, 2)", "2"))
 
 
 @feature("Labels", "ignore label")
 def ignore_label(model: Model) -> None:
-    model.works_on(Setting("Dataset005_Ignore"))
+    model.works_on("Dataset005_Ignore")
 
 
 @feature("Labels", "regions and ignore label")
 def regions_and_ignore_label(model: Model) -> None:
-    model.works_on(Setting("Dataset006_RegionsIgnore", foreground=("(1, 2)", "2")))
+    model.works_on("Dataset006_RegionsIgnore", foreground=("(1, 2)", "2"))
 
 
 @feature("Training", "fold all")
 def all_cases(model: Model) -> None:
-    assert model.low
-    assert (model.folder(LOW, "all") / "checkpoint_final.pth").exists()
-    assert len(model.validation(LOW, "all")["metric_per_case"]) == 5
+    setting = LOW if model.plain == PLAIN else model.plain
+    assert model.low if setting == LOW else model.train(setting, fold="all")
+    assert (model.folder(setting, "all") / "checkpoint_final.pth").exists()
+    assert len(model.validation(setting, "all")["metric_per_case"]) == 5
 
 
 @feature("Training", "--npz")
@@ -311,22 +321,22 @@ def npz(model: Model) -> None:
 def resume(model: Model) -> None:
     """A training that was killed in its second epoch goes on there."""
     trainer = model.trainer.replace("_1epochs", "_3epochs")
-    model.data.require(PLAIN.dataset)
-    kill_when(model.data, r"Epoch 1\b", *train_command(PLAIN, trainer, 0))
-    assert not (model.folder(PLAIN, trainer=trainer) / "checkpoint_final.pth").exists()
-    output = model.train(PLAIN, "--c", trainer=trainer)
+    model.data.require(model.plain.dataset)
+    kill_when(model.data, r"Epoch 1\b", *train_command(model.plain, trainer, 0))
+    assert not (model.folder(model.plain, trainer=trainer) / "checkpoint_final.pth").exists()
+    output = model.train(model.plain, "--c", trainer=trainer)
     assert re.findall(r": Epoch (\d+)", output) == ["1", "2"]
 
 
 def validate_again(model: Model, *options: object) -> None:
     checkpoint = (model.fold_0 / "checkpoint_final.pth").read_bytes()
-    before = model.validation(PLAIN)["foreground_mean"]
+    before = model.validation(model.plain)["foreground_mean"]
     shutil.rmtree(model.fold_0 / "validation")
-    output = model.train(PLAIN, "--val", "--npz", *options)
+    output = model.train(model.plain, "--val", "--npz", *options)
     assert "Epoch 0" not in output
     assert (model.fold_0 / "checkpoint_final.pth").read_bytes() == checkpoint
     # After one epoch the best checkpoint is the final one.
-    assert model.validation(PLAIN)["foreground_mean"] == before
+    assert model.validation(model.plain)["foreground_mean"] == before
 
 
 @feature("Training", "--val")
@@ -342,7 +352,7 @@ def validate_best(model: Model) -> None:
 @feature("Training", "-pretrained_weights")
 def pretrained_weights(model: Model) -> None:
     checkpoint = model.fold_0 / "checkpoint_final.pth"
-    output = model.train(PLAIN, "-pretrained_weights", checkpoint, fold=2)
+    output = model.train(model.plain, "-pretrained_weights", checkpoint, fold=2)
     loaded = set(re.findall(r"^(\S+) shape torch\.Size", output, flags=re.MULTILINE))
     weights = torch.load(checkpoint, weights_only=False)["network_weights"]
     assert loaded == {key for key in weights if ".seg_layers." not in key}
@@ -350,8 +360,8 @@ def pretrained_weights(model: Model) -> None:
 
 @feature("Training", "--disable_checkpointing")
 def no_checkpoints(model: Model) -> None:
-    model.train(PLAIN, "--disable_checkpointing", fold=3)
-    assert not list(model.folder(PLAIN, 3).glob("*.pth"))
+    model.train(model.plain, "--disable_checkpointing", fold=3)
+    assert not list(model.folder(model.plain, 3).glob("*.pth"))
 
 
 @feature("Prediction", "--save_probabilities")
@@ -394,7 +404,7 @@ def model_folder(model: Model) -> None:
 @feature("Prediction", "export to and import from a zip file")
 def zip_file(model: Model) -> None:
     whole, archive = model.predicted, model.outputs / "model.zip"
-    which = ("-d", 1, "-c", "3d_fullres", "-f", 0, "-tr", model.trainer, "-p", "small")
+    which = ("-d", 1, "-c", model.plain.configuration, "-f", 0, "-tr", model.trainer, "-p", "small")
     model.data.run("nnUNetv2_export_model_to_zip", *which, "-o", archive)
     elsewhere = Sandbox(model.outputs / "elsewhere")
     elsewhere.run("nnUNetv2_install_pretrained_model_from_zip", archive)
@@ -408,14 +418,15 @@ def zip_file(model: Model) -> None:
 @feature("Prediction", "nnUNetv2_find_best_configuration, nnUNetv2_apply_postprocessing")
 def best_configuration(model: Model) -> None:
     """The model, the stock U-Net and their ensemble, cross-validated on two folds; then the best's postprocessing."""
-    for one in (model.data.stock, model):
+    configuration = model.plain.configuration
+    for one in (model.data.stock[configuration], model):
         assert one.fold_0
         assert one.fold_1
-    command = ("nnUNetv2_find_best_configuration", 1, "-c", "3d_fullres", "-p", "small", "-f", 0, 1, "-np", 1)
+    command = ("nnUNetv2_find_best_configuration", 1, "-c", configuration, "-p", "small", "-f", 0, 1, "-np", 1)
     model.data.run(*command, "-tr", STOCK, model.trainer)
     report = json.loads((model.data.results / PLAIN.dataset / "inference_information.json").read_text())
     assert len(report["all_results"]) == 3
-    assert f"{model.trainer}__small__3d_fullres" in report["all_results"]
+    assert f"{model.trainer}__small__{configuration}" in report["all_results"]
     best, output = report["best_model_or_ensemble"], model.outputs / "postprocessed"
     model.data.run(
         *("nnUNetv2_apply_postprocessing", "-i", model.predicted, "-o", output, "-np", 1),
@@ -426,7 +437,10 @@ def best_configuration(model: Model) -> None:
 
 @feature("Prediction", "nnUNetv2_ensemble")
 def ensemble(model: Model) -> None:
-    members, output = [model.data.stock.predicted, model.predicted], model.outputs / "ensemble"
+    members, output = (
+        [model.data.stock(model.plain.configuration).predicted, model.predicted],
+        model.outputs / "ensemble",
+    )
     model.data.run("nnUNetv2_ensemble", "-i", *members, "-o", output, "-np", 1, "--save_npz")
     check_segmentations(output)
     first, second, mean = map(probabilities, (*members, output))

@@ -28,8 +28,9 @@ WORKS, NOT_SUPPORTED, FAILED, PENDING = "works", "not supported", "failed", "pen
 
 # How nnU-Net comes to any trainer: the start of the interpreter, the folder that it scans, and what makes the class.
 SHARED = ("_startup", "trainers.scanned.nnunet_plugins_trainers", "trainers.compose")
-# Of the registry a row uses its own row, and the package's version says nothing about a network.
-LEFT_OUT = ("nnunet_plugins", "nnunet_plugins.registry")
+STARTUP = ("nnunet_plugins.pth", "nnunet_plugins.start")
+# Of the registry a row uses its own row, which says itself what it is; and the package's version says nothing.
+LEFT_OUT = ("nnunet_plugins", "nnunet_plugins.registry", "nnunet_plugins.rows")
 
 Cells = Mapping[str, Mapping[str, dict[str, Any]]]
 """Group of features to feature to cell."""
@@ -48,7 +49,7 @@ def source_files(row: Backbone, package: Path = ROOT / "nnunet_plugins") -> list
         found[module] = file
         waiting += _imports(file.read_text())
         waiting.append(module.rpartition(".")[0])  # importing a module runs the packages around it
-    return sorted(found.values())
+    return sorted([*found.values(), *(package / name for name in STARTUP)])
 
 
 def _file(module: str, package: Path) -> Path | None:
@@ -68,7 +69,9 @@ def _imports(text: str) -> frozenset[str]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and (node.level or node.module is None):
+            raise ValueError(f"relative imports are not followed: {ast.unparse(node)}")
+        elif isinstance(node, ast.ImportFrom):
             found.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
     return frozenset(found)
 

@@ -105,6 +105,7 @@ def serve(address: str, launcher: str) -> NoReturn:
     listener.listen(64)
     print("ready", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then close stdin
     while True:
         ready, _, _ = select.select([listener, 0], [], [])
         if 0 in ready:
@@ -173,6 +174,7 @@ def _become(request: dict, files: list[int]) -> None:
 
     import numpy as np
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     high = [fcntl.fcntl(number, fcntl.F_DUPFD, 500) for number in files]
     os.closerange(0, 500)
     for source, number in zip(high, request["files"], strict=True):

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, Sandbox, commands
-from test_conformance import NETWORKS, build, image
+from test_conformance import NETWORKS, build, image, smallest
 from test_trainers import EXPECTED, bare, gates, moved
 from torch import nn
 from torch.nn import functional
@@ -47,15 +47,16 @@ def loss(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     outputs = network(x)
     truth = torch.zeros(len(x), *x.shape[2:], dtype=torch.long)
     return sum(
-        functional.cross_entropy(out, truth[:, : out.shape[2], : out.shape[3]])
+        functional.cross_entropy(out, truth[(slice(None), *map(slice, out.shape[2:]))])
         for out in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
     )
 
 
 def take_steps(row, rank: int) -> None:
     """Train for three steps, FIRENet in another stage at each, on different batches of different sizes."""
-    network = build(row, PLAN, deep_supervision=trainer_class(row.trainer).deep_supervision).train()
-    x = image(PLAN)[: 2 - rank] + rank
+    plan = smallest(row)
+    network = build(row, plan, deep_supervision=trainer_class(row.trainer).deep_supervision).train()
+    x = image(plan)[: 2 - rank] + rank
     # What DDP has to make: the mean of what the processes get on their own.
     alone = copy.deepcopy(network)
     loss(alone, x).backward()

@@ -22,11 +22,12 @@ from nnunet_plugins import __version__
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.trainers.checks import loss_piece
 from nnunet_plugins.trainers.compose import trainer_class
-from nnunet_plugins.trainers.names import parse
+from nnunet_plugins.trainers.names import nearest, parse
 
 CHECKS = {name: check for checks in FEATURES.values() for name, check in checks.items()}
 GROUP = {name: group for group, checks in FEATURES.items() for name in checks}
 
+IN_3D = {"3d_fullres, 1 channel", "3d_lowres", "3d_cascade_fullres"}
 # The label features of `Modifier.unsupported`, as features of the matrix.
 WITH_LABELS = {
     "regions": {"regions", "regions and ignore label"},
@@ -35,9 +36,10 @@ WITH_LABELS = {
 
 
 def unsupported(trainer: str) -> set[str]:
-    """The features that a trainer has to refuse, because its loss knows only some labels."""
-    loss = loss_piece(trainer_class(trainer))
-    return set().union(*(WITH_LABELS[name] for name in loss.unsupported)) if loss else set()
+    """The features that a trainer has to refuse: its loss knows only some labels, or its network one dimension."""
+    loss, able = loss_piece(trainer_class(trainer)), trainer_class(trainer).backbone.dimensions
+    labels = set().union(*(WITH_LABELS[name] for name in loss.unsupported)) if loss else set()
+    return labels | (set() if 2 in able else {"2d"}) | (set() if 3 in able else IN_3D)
 
 
 def run(model: Model, feature: str) -> str:
@@ -58,7 +60,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
 
 @pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, data: Datasets):
-    model = Model(data, request.param)
+    in_3d = 3 in trainer_class(request.param).backbone.dimensions
+    model = Model(data, request.param, "3d_fullres" if in_3d else "2d")
     yield model
     model.remove()
 
@@ -67,13 +70,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.function is not test_whole_matrix:
         return
     chosen = metafunc.config.getoption("--row") or TRAINERS
-    for name in chosen:
-        if parse(name).backbone is None or name not in TRAINERS:
-            raise pytest.UsageError(f"--row takes a trainer of the registry without modifiers, not {name}")
-    # Several processes, with `-n 2 --dist loadgroup`, take a trainer each: its cells share what they train.
-    rows = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in chosen]
+    for name in set(chosen) - set(TRAINERS):
+        raise pytest.UsageError(f"--row {name}: no such trainer; the nearest is {nearest(name).split('_')[0]}")
     metafunc.parametrize("feature", CHECKS)
-    metafunc.parametrize("model", rows, indirect=True, scope="module")
+    metafunc.parametrize("model", chosen, indirect=True, scope="module")
 
 
 @pytest.mark.slow
@@ -93,17 +93,16 @@ def test_whole_matrix(model: Model, feature: str, request: pytest.FixtureRequest
     start = time.monotonic()
     try:
         reason = run(model, feature)
-    except BaseException as error:
-        if isinstance(error, Exception):
-            reason = (str(error).strip() or repr(error)).splitlines()[-1]
-            record(trainer, feature, {"outcome": FAILED, "reason": reason[-200:], **cell}, FEATURES)
+    except (Exception, pytest.fail.Exception) as error:  # the latter, if it does not refuse what it has to
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        record(trainer, feature, {"outcome": FAILED, "reason": reason[-200:], **cell}, FEATURES)
         raise
     cell["seconds"] = round(time.monotonic() - start, 1)
     outcome = {"outcome": NOT_SUPPORTED, "reason": reason} if reason else {"outcome": WORKS}
     record(trainer, feature, {**outcome, **cell}, FEATURES)
 
 
-# Every feature at least once, and every pair of a network and a recipe: those that are not named here with "2d".
+# Every feature at least once, and every pair of a network and a recipe: those not named here with the cheapest one.
 CHOSEN = {
     "nnUNetTrainerFIRENet": ["2d", "3d_cascade_fullres", "anisotropic voxels", "ResEnc plans", "ignore label"],
     "nnUNetTrainerFIRENetPaper": ["3d_fullres, 1 channel", "regions"],
@@ -116,7 +115,8 @@ CHOSEN = {
 
 FAMILIES = {(row.network, row.recipe): row.trainer for row in reversed(BACKBONES)}
 COVERED = {(row.network, row.recipe) for row in BACKBONES if row.trainer in CHOSEN}
-SAMPLE = {**CHOSEN, **{trainer: ["2d"] for family, trainer in FAMILIES.items() if family not in COVERED}}
+CHEAPEST = {row.trainer: "2d" if 2 in row.dimensions else "3d_fullres, 1 channel" for row in BACKBONES}
+SAMPLE = {**CHOSEN, **{trainer: [CHEAPEST[trainer]] for family, trainer in FAMILIES.items() if family not in COVERED}}
 
 
 @pytest.mark.slow
@@ -161,27 +161,33 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-AUTOFOCUS = {row.trainer for row in BACKBONES if row.network.endswith(("AFNet", "AutofocusUNet"))}
-FIRENET = {row.trainer for row in BACKBONES if row.network.endswith("FIRENet")}
-U_NETS = {row.trainer for row in BACKBONES if ".unet." in row.network}
+FIRENET, AFNET, AUTOFOCUS_UNET, ASPP3D_UNET = (
+    {row.trainer for row in BACKBONES if row.network.split(".")[2] == file}
+    for file in ("firenet", "afnet", "autofocus_unet", "aspp3d_unet")
+)
+U_NETS = AUTOFOCUS_UNET | ASPP3D_UNET
+ALL = FIRENET | AFNET | U_NETS
 
 
 @pytest.mark.parametrize(
     ("file", "voided"),
     [
         ("networks/firenet.py", FIRENET),
-        ("networks/afnet.py", AUTOFOCUS - U_NETS),
-        ("networks/layers/fused_autofocus.py", AUTOFOCUS | U_NETS),
+        ("networks/afnet.py", AFNET),
+        ("networks/layers/fused_autofocus.py", AFNET | AUTOFOCUS_UNET),
         ("networks/layers/wrs.py", FIRENET),
+        ("networks/layers/aspp.py", FIRENET | ASPP3D_UNET),
         ("networks/unet.py", U_NETS),
         ("trainers/unet.py", U_NETS),
-        ("networks/layers/blocks.py", set(TRAINERS)),
-        ("trainers/reliable.py", set(TRAINERS)),
-        ("trainers/scanned/nnunet_plugins_trainers.py", set(TRAINERS)),
-        ("planning/forecast.py", set(TRAINERS)),
+        ("networks/layers/blocks.py", ALL),
+        ("trainers/reliable.py", ALL),
+        ("trainers/scanned/nnunet_plugins_trainers.py", ALL),
+        ("planning/forecast.py", ALL),
         ("planning/fit.py", set()),
         ("benchmark/protocol.py", set()),
+        ("nnunet_plugins.pth", ALL),
         ("registry.py", set()),
+        ("rows.py", set()),
         ("__init__.py", set()),
     ],
 )
@@ -189,7 +195,7 @@ def test_a_comment_voids_the_rows_that_use_its_file(package, file, voided):
     with (package / file).open("a") as opened:
         opened.write("# a comment\n")
     try:
-        assert {row.trainer for row in BACKBONES if sources(row, package) != sources(row)} == voided
+        assert {row.trainer for row in BACKBONES if sources(row, package) != sources(row)} & ALL == voided
     finally:
         shutil.copy(ROOT / "nnunet_plugins" / file, package / file)
 
@@ -198,4 +204,4 @@ def test_a_row_depends_on_what_it_says():
     row = BACKBONES[0]
     assert sources(replace(row, options={**row.options, "dropout": 0.1})) != sources(row)
     assert sources(replace(row, summary="another", paper="another")) == sources(row)
-    assert all(file.suffix == ".py" for file in source_files(row))
+    assert ROOT / "nnunet_plugins" / "networks" / "layers" / "wrs.py" in source_files(row)

@@ -76,8 +76,16 @@ class BackboneTrainer(ReliableTrainer):
         """Return the keyword arguments of the plan's own network, which describe its stages.
 
         Raises:
+            NotImplementedError: if the network does not work in the plan's dimension.
             ValueError: if the plan's network is no U-Net.
         """
+        dimension, able = len(configuration_manager.patch_size), cls.backbone.dimensions
+        if dimension not in able:
+            other = "2d" if 2 in able else "3d_fullres"
+            raise NotImplementedError(
+                f"{cls.__name__}: {cls.backbone.trainer} is a {able[0]}D network, and this configuration has "
+                f"{dimension}D patches; use the configuration {other}"
+            )
         stages = configuration_manager.network_arch_init_kwargs
         missing = {"strides", "kernel_sizes"} - set(stages)
         if missing:
