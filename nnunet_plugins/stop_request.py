@@ -1,7 +1,10 @@
 """Turn the signals that end a program into a request, which the program obeys where nothing is half done."""
 
+import contextlib
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,6 +18,9 @@ class StopRequest:
 
     An exception out of a signal can come anywhere, also while a lock is held that someone then waits for. Outside the
     main thread, where Python allows no handlers, nothing changes.
+
+    Processes that are forked meanwhile leave it to this one what a signal means that all of them get, such as Ctrl-C.
+    SIGTERM ends them, and any of the signals once this process is gone.
 
     Args:
         signals: names of the signals; those that do not exist here, or are ignored as under `nohup`, are left out.
@@ -37,8 +43,11 @@ class StopRequest:
         for name in self._signals:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                # Python does not know the handlers of C code, such as MPI's.
+                before = _Action(number) if signal.getsignal(number) is None else signal.getsignal(number)
                 try:
-                    self._before[number] = signal.signal(number, self._remember)
+                    signal.signal(number, self._remember)
+                    self._before[number] = before
                 except ValueError:
                     return self
         return self
@@ -47,19 +56,54 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if isinstance(handler, _Action):
+                signal.signal(number, signal.SIG_DFL)
+                handler.restore()
+            else:
+                signal.signal(number, handler)
         self._before.clear()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A worker that loads data, forked with these handlers: it ends as if it had none.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            # A worker that loads data, forked with these handlers.
+            if number == signal.SIGTERM or os.getppid() != self._process:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
+        first, before = self.signal is None, self.signal
+        self.signal = signal.Signals(number).name
         if self.at_once:
             raise SystemExit(STOPPED)
-        if self._second_ends and self.signal == "SIGINT" and number == signal.SIGINT:
+        if self._second_ends and before == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
-        # Not print, which must not be entered a second time from within a handler.
-        os.write(2, f"\nnnunet_plugins: {self.signal}: {self._answer}\n".encode())
+        if first:
+            # Not print, which must not be entered a second time from within a handler. Whoever reads the output may be
+            # gone: `tee` by the same Ctrl-C, a terminal by the hang-up that the signal tells of.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\nnnunet_plugins: {self.signal}: {self._answer}\n".encode())
+
+
+class _Action:
+    """What C code has set up for a signal."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._content = ctypes.create_string_buffer(1024)  # a struct sigaction has 152 bytes, or fewer
+        ctypes.CDLL(None).sigaction(number, None, self._content)
+
+    def restore(self) -> None:
+        ctypes.CDLL(None).sigaction(self._number, self._content, None)
+
+
+def drop_unread_output() -> None:
+    """Flush the output; where nobody reads it any more, this and all that follows goes nowhere, and raises nothing.
+
+    Otherwise the interpreter tries to flush it at its end, and changes the exit code to 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

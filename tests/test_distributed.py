@@ -151,7 +151,7 @@ def train_rank(rank: int, meeting: str, go_on: bool) -> None:
 
     def step(_: nn.Module, __: tuple) -> None:
         if trainer.network.training:
-            place = (trainer.current_epoch, len(trainer._losses))
+            place = (trainer.current_epoch, len(trainer._progress.losses))
             print("step", *place, flush=True)
             if rank == 1 and place == (1, 2) and not go_on:
                 os.kill(os.getpid(), signal.SIGUSR1)
@@ -159,18 +159,20 @@ def train_rank(rank: int, meeting: str, go_on: bool) -> None:
     train_step = trainer.train_step
 
     def spoil(batch: dict) -> dict:
-        if rank == 1 and (trainer.current_epoch, len(trainer._losses)) == (0, 1):
+        if rank == 1 and (trainer.current_epoch, len(trainer._progress.losses)) == (0, 1):
             batch["data"][1] = torch.nan
             print("spoilt", batch["keys"][1], flush=True)
         before = copy.deepcopy(trainer.network.module.state_dict())
         output = train_step(batch)
-        if (trainer.current_epoch, len(trainer._losses)) in {(0, 2), (0, 3)}:
+        if (trainer.current_epoch, len(trainer._progress.losses)) in {(0, 2), (0, 3)}:
             assert_close(trainer.network.module.state_dict(), before, rtol=0, atol=0)
             print("as before", flush=True)
         return output
 
     def spoil_loss(_: nn.Module, __: tuple, loss: torch.Tensor) -> torch.Tensor:
-        is_due = rank == 1 and trainer.network.training and (trainer.current_epoch, len(trainer._losses)) == (0, 2)
+        is_due = (
+            rank == 1 and trainer.network.training and (trainer.current_epoch, len(trainer._progress.losses)) == (0, 2)
+        )
         return loss + torch.inf if is_due else loss
 
     trainer.train_step = spoil

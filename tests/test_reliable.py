@@ -19,13 +19,8 @@ from torch.testing import assert_close
 from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.finite import are_finite
-from nnunet_plugins.trainers.reliable import (
-    PROGRESS,
-    SIGNALS,
-    minutes_between_checkpoints,
-    random_state,
-    set_random_state,
-)
+from nnunet_plugins.trainers.progress import random_state, set_random_state
+from nnunet_plugins.trainers.reliable import PROGRESS, SIGNALS, minutes_between_checkpoints
 
 pytestmark = pytest.mark.slow
 DATASET = "Dataset001_Small"

@@ -4,6 +4,8 @@ A checkpoint is a pickle, and a pickle can call any function as it is read. Its 
 their import paths, so that whoever builds that network calls what they name. Neither happens here unless asked for.
 """
 
+import errno
+import pickle
 import pydoc
 import re
 import zipfile
@@ -39,6 +41,10 @@ class CheckpointError(InputError, ValueError):
     """A checkpoint cannot be written, read or used."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that holds something else than what was written to it, wherever it is read."""
+
+
 class UnsafeCheckpointError(CheckpointError):
     """A checkpoint that could run code, or that cannot be read without running code."""
 
@@ -53,11 +59,12 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
 
     Raises:
         UnsafeCheckpointError: if it holds something else.
-        CheckpointError: if it is no checkpoint of nnU-Net, or is damaged.
+        DamagedCheckpointError: if that is sure: by its checksums, or as its end is missing.
+        CheckpointError: if it is no checkpoint of nnU-Net, or cannot be read here, say for want of a module.
         OSError: if there is no such file, or it cannot be read.
     """
     if _is_damaged(path):
-        raise CheckpointError(f"{path} is damaged: what it holds is not what was written")
+        raise DamagedCheckpointError(f"{path} is damaged: what it holds is not what was written")
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
@@ -65,7 +72,8 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
         raise
     except Exception as error:  # a pickle that is damaged, or made for it, fails in every way there is
         if trusted:
-            raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+            kind = DamagedCheckpointError if _is_cut_off(path, error) else CheckpointError
+            raise kind(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
         # Torch explains at length how to read the file all the same.
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {found[1]}, which may run code" if found else "it is damaged or something else"
@@ -76,14 +84,34 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
 
 
 def _is_damaged(path: Path) -> bool:
-    """Compare the checksums in a checkpoint, which torch writes but does not read."""
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError):
-        return True
+    """Tell whether a file is surely damaged, by the checksums in it, which torch writes but does not read.
+
+    Raises:
+        OSError: if it cannot be read; what it holds may be good.
+        MemoryError: likewise.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return False
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip() is not None
+        except MemoryError:
+            raise
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # to seek to where a damaged number points
+                return True
+            raise
+        except Exception:  # zipfile does nothing but read: all that is left comes of what it has read
+            return True
+
+
+def _is_cut_off(path: Path, error: Exception) -> bool:
+    """Tell whether torch failed for what a file holds, where that has no checksums: it is no zip file."""
+    with path.open("rb") as file:
+        beginning = file.read(2)
+    # Torch wrote pickles before 1.6; what begins like neither was not written by it.
+    return beginning != b"PK" and (beginning[:1] != b"\x80" or isinstance(error, (EOFError, pickle.UnpicklingError)))
 
 
 def _first_line(error: Exception) -> str:

@@ -71,13 +71,13 @@ class Faults:
         return composed
 
     def is_due(self, what: str) -> bool:
-        return os.environ.get("HOLD") == f"{what} {self.current_epoch} {len(self._losses)}"
+        return os.environ.get("HOLD") == f"{what} {self.current_epoch} {len(self._progress.losses)}"
 
     def poison(self, what, value):
         for poison in os.environ.get("POISON", "nothing 0 0 0").split(","):
             poisoned, *place = poison.split()
             epoch, step, number = map(int, place)
-            if (poisoned, epoch) == (what, self.current_epoch) and step <= len(self._losses) < step + number:
+            if (poisoned, epoch) == (what, self.current_epoch) and step <= len(self._progress.losses) < step + number:
                 return value + float("inf")
         return value
 
@@ -89,7 +89,7 @@ class Faults:
 
     def train_step(self, batch):
         images, weights = checksum([batch["data"]]), checksum(self.network.parameters())
-        print(f"step {self.current_epoch} {len(self._losses)}: images {images}, weights {weights}")
+        print(f"step {self.current_epoch} {len(self._progress.losses)}: images {images}, weights {weights}")
         if self.is_due("train"):
             hold()
         return super().train_step(batch)
@@ -111,7 +111,7 @@ class Faults:
         if "JOURNAL" in os.environ:
             # At the end of an epoch nnU-Net writes down the next one, in the middle our trainer the running one.
             with open(os.environ["JOURNAL"], "a") as file:
-                file.write(f"{self.current_epoch + 1} {len(self._losses)}\n")
+                file.write(f"{self.current_epoch + 1} {len(self._progress.losses)}\n")
 
     def write_and_hold(self, content, path):
         whole = io.BytesIO()
