@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 STOPPED = 75
 """Exit code of a training that was asked to stop and can go on with `--c`: EX_TEMPFAIL of sysexits.h, "try again"."""
@@ -37,17 +37,15 @@ class StopRequest:
         self.signal: str | None = None
         self.at_once = False
         self._process = os.getpid()
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, tuple[Any, _Action]] = {}
 
     def __enter__(self) -> "StopRequest":
         for name in self._signals:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                # Python does not know the handlers of C code, such as MPI's.
-                before = _Action(number) if signal.getsignal(number) is None else signal.getsignal(number)
+                action = _Action(number)
                 try:
-                    signal.signal(number, self._remember)
-                    self._before[number] = before
+                    self._before[number] = (signal.signal(number, self._remember), action)
                 except ValueError:
                     return self
         return self
@@ -55,12 +53,10 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            if isinstance(handler, _Action):
-                signal.signal(number, signal.SIG_DFL)
-                handler.restore()
-            else:
-                signal.signal(number, handler)
+        for number, (handler, action) in self._before.items():
+            # None stands for C code's, where it was set up before Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            action.restore()
         self._before.clear()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -84,24 +80,31 @@ class StopRequest:
 
 
 class _Action:
-    """What C code has set up for a signal."""
+    """What the process does at a signal: Python does not know the handlers that C code has set up, such as MPI's."""
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._content = ctypes.create_string_buffer(1024)  # a struct sigaction has 152 bytes, or fewer
-        ctypes.CDLL(None).sigaction(number, None, self._content)
+        if os.name == "posix":
+            ctypes.CDLL(None).sigaction(number, None, self._content)
 
     def restore(self) -> None:
-        ctypes.CDLL(None).sigaction(self._number, self._content, None)
+        if os.name == "posix":
+            ctypes.CDLL(None).sigaction(self._number, self._content, None)
 
 
-def drop_unread_output() -> None:
+def drop_unread_output(*failed: TextIO) -> None:
     """Flush the output; where nobody reads it any more, this and all that follows goes nowhere, and raises nothing.
 
     Otherwise the interpreter tries to flush it at its end, and changes the exit code to 120.
+
+    Args:
+        failed: streams that are known to be read by nobody.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
+            if stream in failed:
+                raise BrokenPipeError
             stream.flush()
         except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -34,7 +34,8 @@ class BackboneTrainer(ReliableTrainer):
     deep_supervision: ClassVar[bool] = False
     """Whether the network has outputs at several scales, as nnU-Net's U-Net has."""
 
-    @wraps(ReliableTrainer.__init__)  # nnU-Net looks up the arguments that the signature names
+    # nnU-Net looks up the arguments that the signature names.
+    @wraps(ReliableTrainer.__init__)  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.enable_deep_supervision = self.deep_supervision

@@ -5,7 +5,6 @@ their import paths, so that whoever builds that network calls what they name. Ne
 """
 
 import errno
-import pickle
 import pydoc
 import re
 import zipfile
@@ -59,7 +58,7 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
 
     Raises:
         UnsafeCheckpointError: if it holds something else.
-        DamagedCheckpointError: if that is sure: by its checksums, or as its end is missing.
+        DamagedCheckpointError: if that is sure: by its beginning, its end or its checksums.
         CheckpointError: if it is no checkpoint of nnU-Net, or cannot be read here, say for want of a module.
         OSError: if there is no such file, or it cannot be read.
     """
@@ -72,8 +71,7 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
         raise
     except Exception as error:  # a pickle that is damaged, or made for it, fails in every way there is
         if trusted:
-            kind = DamagedCheckpointError if _is_cut_off(path, error) else CheckpointError
-            raise kind(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+            raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
         # Torch explains at length how to read the file all the same.
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {found[1]}, which may run code" if found else "it is damaged or something else"
@@ -91,8 +89,9 @@ def _is_damaged(path: Path) -> bool:
         MemoryError: likewise.
     """
     with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            return False
+        beginning = file.read(2)
+        if beginning != b"PK":
+            return beginning[:1] != b"\x80"  # of the pickles that torch wrote before 1.6, which have no checksums
         try:
             with zipfile.ZipFile(file) as archive:
                 return archive.testzip() is not None
@@ -104,14 +103,6 @@ def _is_damaged(path: Path) -> bool:
             raise
         except Exception:  # zipfile does nothing but read: all that is left comes of what it has read
             return True
-
-
-def _is_cut_off(path: Path, error: Exception) -> bool:
-    """Tell whether torch failed for what a file holds, where that has no checksums: it is no zip file."""
-    with path.open("rb") as file:
-        beginning = file.read(2)
-    # Torch wrote pickles before 1.6; what begins like neither was not written by it.
-    return beginning != b"PK" and (beginning[:1] != b"\x80" or isinstance(error, (EOFError, pickle.UnpicklingError)))
 
 
 def _first_line(error: Exception) -> str:

@@ -55,7 +55,8 @@ def _compose(
     }
 
     class Composed(*bases):  # type: ignore[misc]
-        @functools.wraps(nnUNetTrainer.__init__)  # nnU-Net looks up the arguments that the signature names
+        # nnU-Net looks up the arguments that the signature names.
+        @functools.wraps(nnUNetTrainer.__init__)  # type: ignore[misc]
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
             for attribute, value in numbers.items():

@@ -10,6 +10,7 @@ What nnU-Net's checkpoint has no place for travels in the state of the optimizer
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -81,7 +82,7 @@ class ReliableTrainer(FiniteTrainer):
     ) -> None:
         require_device(device)
         self._save_seconds = 60 * minutes_between_checkpoints()
-        self._continues = bool(plans["continue_training"])
+        self._continues = bool(plans["continue_training"])  # until it is known from where
         super().__init__(plans, configuration, fold, dataset_json, device)
         require_labels(type(self), self.label_manager)
         # Launchers of several processes send a second Ctrl-C of their own accord.
@@ -158,7 +159,8 @@ class ReliableTrainer(FiniteTrainer):
             self._loaded = True
             return
         path = Path(filename_or_checkpoint)
-        if self._continues and self.dataloader_train is None:
+        if self._continues:
+            self._continues = False
             furthest = self._furthest()
             if furthest is None:
                 return
@@ -189,7 +191,7 @@ class ReliableTrainer(FiniteTrainer):
             )
         for warning in choice.warnings:
             self.print_to_log_file(f"WARNING: {warning}")
-        if choice.path is None:
+        if found and choice.path is None:
             self.print_to_log_file(
                 f"WARNING: no checkpoint of this training in {folder} can be read; training starts afresh. (If there "
                 f"are others, --c goes on from them once {RUN_FILE} is deleted.)"
@@ -237,9 +239,9 @@ class ReliableTrainer(FiniteTrainer):
             SystemExit: with code 75, if a signal asked for it.
         """
         self._keep_others_out()
-        if self._continues and not self._loaded:
+        if self._continues:
             # nnU-Net takes a file that it is not allowed to see, or cannot at the moment, for one that is not there.
-            self._furthest()
+            self.load_checkpoint(os.path.join(self.output_folder, CHECKPOINTS[0]))
         with self._only_training, self._stop:
             # Until the first step there is nothing to save. Processes that train together have to agree first.
             self._stop.at_once = not self.is_ddp
@@ -379,7 +381,7 @@ class ReliableTrainer(FiniteTrainer):
         try:
             super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
         except OSError:
-            drop_unread_output()
+            drop_unread_output(sys.stdout)
 
     # The fold's folder
 
