@@ -7,8 +7,8 @@ is killed with SIGKILL at random moments, some of them in the middle of writing 
 `--c`. Each start has to go on from the last checkpoint that was completed, or a later one. When all kills are done, the
 training goes on to its end, and its weights have to be those of a training that nothing happened to, bit by bit.
 
-Half of the kills are Ctrl-C in a shell where the output goes through `tee`, which ends by it at once: there the training
-has to end with exit code 75.
+Half of the kills are Ctrl-C in a shell where the output goes through `tee`, which ends by it at once: there the
+training has to end with exit code 75.
 """
 
 import argparse
@@ -99,7 +99,7 @@ class Training:
         return "".join(seen)
 
     def train_and_interrupt(self, seconds: float) -> str:
-        """Press Ctrl-C so long after its first epoch has begun, with `tee` in the pipe; returns the output until then."""
+        """Press Ctrl-C so long after its first epoch has begun, with `tee` in the pipe; returns what `tee` has seen."""
         training = Path(sys.executable).parent / "nnUNetv2_train"
         log, codes = self.folder / "tee.txt", self.folder / "codes.txt"
         log.unlink(missing_ok=True)
@@ -182,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         whole = training.weights()
     equal = all(interrupted[key].equal(whole[key]) for key in whole)
     print(
-        f"{len(moments)} kills, {len(through_tee)} of them Ctrl-C with tee in the pipe, {arguments.inside_write} inside a "
-        f"write ({torn} left a torn file): {later} starts from "
+        f"{len(moments)} kills, {len(through_tee)} of them Ctrl-C with tee in the pipe, {arguments.inside_write} "
+        f"inside a write ({torn} left a torn file): {later} starts from "
         f"a checkpoint, none from an older one than the last completed. Weights at the end "
         f"{'equal' if equal else 'NOT equal'} to those of an uninterrupted training. {time.monotonic() - start:.0f} s"
     )

@@ -11,9 +11,9 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from conftest import Sandbox, commands
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
