@@ -62,7 +62,7 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
         CheckpointError: if it is no checkpoint of nnU-Net, or cannot be read here, say for want of a module.
         OSError: if there is no such file, or it cannot be read.
     """
-    if _is_damaged(path):
+    if _is_damaged(path, or_foreign=trusted):
         raise DamagedCheckpointError(f"{path} is damaged: what it holds is not what was written")
     try:
         with torch.serialization.safe_globals(_NUMBERS):
@@ -81,8 +81,12 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def _is_damaged(path: Path) -> bool:
+def _is_damaged(path: Path, *, or_foreign: bool) -> bool:
     """Tell whether a file is surely damaged, by the checksums in it, which torch writes but does not read.
+
+    Args:
+        path: the file.
+        or_foreign: whether it is so, too, if it begins like nothing that torch has ever written.
 
     Raises:
         OSError: if it cannot be read; what it holds may be good.
@@ -91,7 +95,8 @@ def _is_damaged(path: Path) -> bool:
     with path.open("rb") as file:
         beginning = file.read(2)
         if beginning != b"PK":
-            return beginning[:1] != b"\x80"  # of the pickles that torch wrote before 1.6, which have no checksums
+            # The pickles that torch wrote before 1.6 begin so, and have no checksums.
+            return or_foreign and beginning[:1] != b"\x80"
         try:
             with zipfile.ZipFile(file) as archive:
                 return archive.testzip() is not None
