@@ -6,12 +6,17 @@ A U-Net trains on the phantom of `nnunet-plugins demo` on the CPU, seeded, and w
 is killed with SIGKILL at random moments, some of them in the middle of writing a checkpoint, and started again with
 `--c`. Each start has to go on from the last checkpoint that was completed, or a later one. When all kills are done, the
 training goes on to its end, and its weights have to be those of a training that nothing happened to, bit by bit.
+
+Half of the kills are Ctrl-C in a shell where the output goes through `tee`, which ends by it at once: there the
+training has to end with exit code 75.
 """
 
 import argparse
 import os
 import random
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,6 +98,31 @@ class Training:
             raise SystemExit(f"it ended by itself, with {process.returncode}:\n{''.join(seen)[-3000:]}")
         return "".join(seen)
 
+    def train_and_interrupt(self, seconds: float) -> str:
+        """Press Ctrl-C so long after its first epoch has begun, with `tee` in the pipe; returns what `tee` has seen."""
+        training = Path(sys.executable).parent / "nnUNetv2_train"
+        log, codes = self.folder / "tee.txt", self.folder / "codes.txt"
+        log.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            # The shell itself lives on, to tell the exit codes.
+            [
+                *("bash", "-c"),
+                f"trap : INT; {shlex.quote(str(training))} 999 3d_fullres 0 -tr {TRAINER} -device cpu --c 2>&1 | "
+                f"tee {log}; echo ${{PIPESTATUS[*]}} > {codes}",
+            ],
+            env=self.variables,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        while process.poll() is None and not (log.exists() and re.search(r": Epoch \d+", log.read_text())):
+            time.sleep(0.02)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+        if codes.read_text().split() != ["75", str(128 + signal.SIGINT)]:
+            raise SystemExit(f"the training and tee ended with {codes.read_text()}:\n{log.read_text()[-3000:]}")
+        return log.read_text()
+
     def completed(self) -> tuple[int, int]:
         """Epoch and step of the furthest checkpoint that was completed."""
         journal = Path(self.variables["JOURNAL"])
@@ -127,13 +157,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         phantom.write_dataset(Path(name, "nnUNet_raw", phantom.DATASET), seed=0)
         training = Training(Path(name))
         torn = later = 0
-        for number, moment in enumerate(moments, start=1):
+        timed = [number for number, moment in enumerate(moments) if moment is not None]
+        through_tee = set(chance.sample(timed, min(len(timed), len(moments) // 2)))
+        for number, moment in enumerate(moments):
             before = training.completed()
-            output = training.train_and_kill(moment)
+            if number in through_tee:
+                assert moment is not None
+                output = training.train_and_interrupt(moment)
+            else:
+                output = training.train_and_kill(moment)
             where = resumed_at(output)
             torn += bool(list(training.fold.glob("*.partial.*")))
             place = f"{moment:.1f} s into training" if moment is not None else "inside a write"
-            print(f"{number:3} killed {place}: started at {where}, last completed checkpoint {before}", flush=True)
+            how = "interrupted" if number in through_tee else "killed"
+            print(f"{number + 1:3} {how} {place}: started at {where}, last completed checkpoint {before}", flush=True)
             # Killed before it printed anything, there is nothing to check; the next start will tell.
             if where is not None and where < before:
                 raise SystemExit(f"it went on from {where}, although the checkpoint of {before} had been completed")
@@ -145,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         whole = training.weights()
     equal = all(interrupted[key].equal(whole[key]) for key in whole)
     print(
-        f"{len(moments)} kills, {arguments.inside_write} inside a write ({torn} left a torn file): {later} starts from "
+        f"{len(moments)} kills, {len(through_tee)} of them Ctrl-C with tee in the pipe, {arguments.inside_write} "
+        f"inside a write ({torn} left a torn file): {later} starts from "
         f"a checkpoint, none from an older one than the last completed. Weights at the end "
         f"{'equal' if equal else 'NOT equal'} to those of an uninterrupted training. {time.monotonic() - start:.0f} s"
     )

@@ -5,12 +5,13 @@ import gzip
 import hashlib
 import json
 import os
+import sys
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnunet_plugins.errors import InputError
 
@@ -171,16 +172,39 @@ def write_text(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+# Of the locks that this process holds.
+_open_locks: set[IO[str]] = set()
+
+
+def _leave_locks_to_the_parent() -> None:
+    """Close the locks' files in a forked process, which would hold them on if its parent is killed."""
+    for file in _open_locks:
+        file.close()
+    _open_locks.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+
+
 @contextlib.contextmanager
-def hold_lock(path: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+def hold_lock(
+    path: Path, *, waiting: Callable[[], None] | None = None, warn: Callable[[str], None] | None = None
+) -> Iterator[bool]:
     """Hold a lock that other processes respect, as long as this process lives.
+
+    On a file system that has no locks (some Lustre and NFS mounts) nobody is kept out, and the caller goes on.
 
     Args:
         path: the lock's file.
         waiting: called once if another process has the lock, which is then waited for. None: do not wait.
+        warn: called with a sentence if the file system has no locks. None: it goes to stderr.
 
     Yields:
-        whether the lock is held.
+        whether the lock is held, as far as locks can tell.
+
+    Raises:
+        OSError: if the file cannot be made.
     """
     try:
         import fcntl
@@ -188,18 +212,32 @@ def hold_lock(path: Path, *, waiting: Callable[[], None] | None = None) -> Itera
         yield True
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if waiting is None:
-                    yield False
-                    return
-                if not told:
-                    waiting()
-                    told = True
-                time.sleep(1)
-        yield True
+    with path.open("a") as file:
+        _open_locks.add(file)
+        try:
+            told = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if waiting is None:
+                        yield False
+                        return
+                    if not told:
+                        waiting()
+                        told = True
+                    time.sleep(1)
+                except OSError as error:  # ENOSYS, ENOLCK, EOPNOTSUPP
+                    (warn or _say)(
+                        f"{path.parent} is on a file system without locks ({error.strerror}): nothing keeps another "
+                        "process from working there at the same time."
+                    )
+                    break
+            yield True
+        finally:
+            _open_locks.discard(file)
+
+
+def _say(text: str) -> None:
+    print(f"nnunet_plugins: {text}", file=sys.stderr, flush=True)

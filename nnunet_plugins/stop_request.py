@@ -1,10 +1,13 @@
 """Turn the signals that end a program into a request, which the program obeys where nothing is half done."""
 
+import contextlib
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 STOPPED = 75
 """Exit code of a training that was asked to stop and can go on with `--c`: EX_TEMPFAIL of sysexits.h, "try again"."""
@@ -15,6 +18,9 @@ class StopRequest:
 
     An exception out of a signal can come anywhere, also while a lock is held that someone then waits for. Outside the
     main thread, where Python allows no handlers, nothing changes.
+
+    Processes that are forked meanwhile leave it to this one what a signal means that all of them get, such as Ctrl-C.
+    SIGTERM ends them, and any of the signals once this process is gone.
 
     Args:
         signals: names of the signals; those that do not exist here, or are ignored as under `nohup`, are left out.
@@ -31,14 +37,15 @@ class StopRequest:
         self.signal: str | None = None
         self.at_once = False
         self._process = os.getpid()
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, tuple[Any, _Action]] = {}
 
     def __enter__(self) -> "StopRequest":
         for name in self._signals:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                action = _Action(number)
                 try:
-                    self._before[number] = signal.signal(number, self._remember)
+                    self._before[number] = (signal.signal(number, self._remember), action)
                 except ValueError:
                     return self
         return self
@@ -46,20 +53,60 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for number, (handler, action) in self._before.items():
+            # None stands for C code's, where it was set up before Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            action.restore()
         self._before.clear()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A worker that loads data, forked with these handlers: it ends as if it had none.
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            # A worker that loads data, forked with these handlers.
+            if number == signal.SIGTERM or os.getppid() != self._process:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
+        first, before = self.signal is None, self.signal
+        self.signal = signal.Signals(number).name
         if self.at_once:
             raise SystemExit(STOPPED)
-        if self._second_ends and self.signal == "SIGINT" and number == signal.SIGINT:
+        if self._second_ends and before == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
-        # Not print, which must not be entered a second time from within a handler.
-        os.write(2, f"\nnnunet_plugins: {self.signal}: {self._answer}\n".encode())
+        if first:
+            # Not print, which must not be entered a second time from within a handler. Whoever reads the output may be
+            # gone: `tee` by the same Ctrl-C, a terminal by the hang-up that the signal tells of.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\nnnunet_plugins: {self.signal}: {self._answer}\n".encode())
+
+
+class _Action:
+    """What the process does at a signal: Python does not know the handlers that C code has set up, such as MPI's."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._content = ctypes.create_string_buffer(1024)  # a struct sigaction has 152 bytes, or fewer
+        if os.name == "posix":
+            ctypes.CDLL(None).sigaction(number, None, self._content)
+
+    def restore(self) -> None:
+        if os.name == "posix":
+            ctypes.CDLL(None).sigaction(self._number, self._content, None)
+
+
+def drop_unread_output(*failed: TextIO) -> None:
+    """Flush the output; where nobody reads it any more, this and all that follows goes nowhere, and raises nothing.
+
+    Otherwise the interpreter tries to flush it at its end, and changes the exit code to 120.
+
+    Args:
+        failed: streams that are known to be read by nobody.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream in failed:
+                raise BrokenPipeError
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

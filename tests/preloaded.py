@@ -23,7 +23,7 @@ PARTS = ["evaluation", "experiment_planning", "imageio", "inference", "postproce
 PARTS += ["training", "utilities"]
 PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 ORPHANED = 255  # among the numbers of signals that a client sends
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 def write_commands(folder: Path, address: str) -> Path:

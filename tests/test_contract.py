@@ -11,6 +11,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from conftest import Sandbox, commands
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -107,11 +108,15 @@ class TestTrainer:
         names += "is_ddp local_rank device output_folder initial_lr weight_decay oversample_foreground_percent "
         names += "num_iterations_per_epoch num_val_iterations_per_epoch num_epochs current_epoch "
         names += "enable_deep_supervision num_input_channels network optimizer lr_scheduler grad_scaler loss logger "
-        names += "dataloader_train _best_ema save_every preprocessed_dataset_folder_base "
+        names += "dataloader_train dataloader_val _best_ema save_every preprocessed_dataset_folder_base "
         names += "inference_allowed_mirroring_axes disable_checkpointing was_initialized is_cascaded"
         relying = "trainers/finite.py, reliable.py, compose.py and firenet.py, benchmark/recipe.py"
         found = nnUNetTrainer.__init__.__code__.co_names
         expect_all(found, set(names.split()), "the attributes of nnUNetTrainer", relying)
+
+    def test_workers_that_load_data_are_ended(self):
+        found = NonDetMultiThreadedAugmenter.__dict__
+        expect_all(found, {"_finish"}, "NonDetMultiThreadedAugmenter", "trainers/reliable.py")
 
     def test_splits_are_written_to_the_preprocessed_folder(self, tmp_path):
         trainer = object.__new__(nnUNetTrainer)

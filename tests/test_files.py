@@ -1,12 +1,14 @@
 """Files that are whole, by several writers at a time."""
 
+import errno
+import fcntl
 import gzip
 import threading
 
 import pytest
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import decompress, is_json, read_json, short_name, unfinished, write_text
+from nnunet_plugins.files import decompress, hold_lock, is_json, read_json, short_name, unfinished, write_text
 
 
 def test_several_writers_leave_one_whole_file(tmp_path):
@@ -105,3 +107,22 @@ def test_a_compressed_file_is_checked_to_its_end(tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"file\.gz is cut off or damaged"):
             decompress(file)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_file_system_without_locks_keeps_nobody_waiting(tmp_path, monkeypatch, error, waits):
+    def fail(*_: object) -> None:
+        raise OSError(error, "no locks here")
+
+    def wait() -> None:
+        raise AssertionError("it would wait for ever")
+
+    told: list[str] = []
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with hold_lock(tmp_path / "lock", waiting=wait if waits else None, warn=told.append) as held:
+        assert held
+    assert told == [
+        f"{tmp_path} is on a file system without locks (no locks here): nothing keeps another process from working "
+        "there at the same time."
+    ]

@@ -3,29 +3,30 @@
 import json
 import math
 import os
+import random
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import ROOT, Sandbox, write_dataset
+from conftest import ROOT, Sandbox, script, write_dataset
 from torch.testing import assert_close
 
 from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.finite import are_finite
-from nnunet_plugins.trainers.reliable import (
-    PROGRESS,
-    SIGNALS,
-    minutes_between_checkpoints,
-    random_state,
-    set_random_state,
-)
+from nnunet_plugins.trainers.fold_folder import RUN_FILE
+from nnunet_plugins.trainers.progress import random_state, set_random_state
+from nnunet_plugins.trainers.reliable import PROGRESS, SIGNALS, minutes_between_checkpoints
 
 pytestmark = pytest.mark.slow
 DATASET = "Dataset001_Small"
@@ -87,6 +88,12 @@ def all_finite(state: dict[str, torch.Tensor]) -> bool:
 def fresh(sandbox: Sandbox, trainer: str = FAULTS) -> None:
     for path in fold(sandbox, trainer).glob("checkpoint_*"):
         path.unlink()
+    for path in fold(sandbox, trainer).glob("earlier_*"):
+        shutil.rmtree(path)
+
+
+def checkpoints(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("checkpoint_*.pth")}
 
 
 def losses(output: str) -> list[str]:
@@ -222,6 +229,198 @@ def test_no_readable_checkpoint_starts_afresh(faulty, uninterrupted):
     assert losses(output) == losses(uninterrupted[FAULTS][1])
 
 
+@pytest.mark.parametrize("what", ["module", "disk"])
+def test_a_checkpoint_that_cannot_be_read_here_is_not_trained_over(faulty, monkeypatch, tmp_path, what):
+    fresh(faulty)
+    interrupt(faulty, "train 1 2", signal.SIGTERM)
+    if what == "module":
+        (tmp_path / "only_elsewhere.py").write_text("class Thing: pass")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        path = fold(faulty) / "checkpoint_latest.pth"
+        content = load_checkpoint(path, trusted=True)
+        content["init_args"]["thing"] = __import__("only_elsewhere").Thing()
+        torch.save(content, path)
+    before = checkpoints(fold(faulty))
+    output = train(faulty, "--c", ok=False, **({"UNREADABLE": "1"} if what == "disk" else {}))
+    last = output.strip().splitlines()[-1]
+    assert ("No module named 'only_elsewhere'" if what == "module" else "Input/output error") in last
+    assert "nothing is trained over it" in last
+    assert checkpoints(fold(faulty)) == before
+    assert not steps(output)
+
+
+def test_a_checkpoint_of_the_first_version_goes_on_bit_by_bit(faulty, uninterrupted):
+    """It names no run, and nor does its folder."""
+    fresh(faulty)
+    interrupt(faulty, "train 1 2", signal.SIGTERM)
+    for path in fold(faulty).glob("checkpoint_*.pth"):
+        content = load_checkpoint(path, trusted=True)
+        state = content["optimizer_state"][PROGRESS]
+        content["optimizer_state"][PROGRESS] = {key: state[key] for key in ("losses", "seconds", "bad_steps", "random")}
+        torch.save(content, path)
+    (fold(faulty) / RUN_FILE).unlink()
+    assert "Going on after iteration 3 of 4" in train(faulty, "--c")
+    assert_close(weights(faulty), uninterrupted[FAULTS][0], rtol=0, atol=0)
+    assert not list(fold(faulty).glob("earlier_*"))
+
+
+def test_a_run_that_was_given_up_is_moved_aside_and_never_resumed(faulty, uninterrupted):
+    fresh(faulty)
+    interrupt(faulty, "train 2 0", signal.SIGTERM)
+    given_up = checkpoints(fold(faulty))
+    # Stopped before its first step, and in its first epoch.
+    output = interrupt(faulty, "start", signal.SIGTERM)
+    assert output.endswith(f"exit code {STOPPED}")
+    output += interrupt(faulty, "train 0 1", signal.SIGTERM, "--c")
+    assert checkpoints(fold(faulty) / "earlier_1") == given_up
+    assert output.count("deletes it") == 1
+    second = train(faulty, "--c")
+    assert "Going on after iteration 2 of 4" in second
+    assert re.findall(r": Epoch (\d)", second) == ["0", "1", "2"]
+    assert_close(weights(faulty), uninterrupted[FAULTS][0], rtol=0, atol=0)
+
+
+def test_old_files_are_moved_after_the_weights_to_begin_with_were_read_and_not_to_validate(faulty):
+    trainer = "nnUNetTrainerOwn"
+    folder = fold(faulty, trainer)
+    for path in folder.glob("checkpoint_*"):
+        path.unlink()
+    train(faulty, trainer=trainer)
+    before = checkpoints(folder)
+    summary = (folder / "validation" / "summary.json").read_bytes()
+    train(faulty, "--val", trainer=trainer)
+    assert checkpoints(folder) == before
+    assert not list(folder.glob("earlier_*"))
+    output = train(faulty, "-pretrained_weights", str(folder / "checkpoint_final.pth"), trainer=trainer)
+    assert "Loading pretrained weights" in output
+    assert checkpoints(folder / "earlier_1") == before
+    assert (folder / "earlier_1" / "validation" / "summary.json").read_bytes() == summary
+    assert set(checkpoints(folder)) == {"checkpoint_final.pth", "checkpoint_best.pth"}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_stop_during_the_start_up_leaves_the_checkpoints_as_they_are(faulty, begun, name):
+    output = interrupt(faulty, "start", getattr(signal, name), "--c")
+    assert output.endswith(f"exit code {STOPPED}")
+    assert "before the first step. The checkpoints are as they were; go on with --c. Exit code 75" in output
+    assert checkpoints(fold(faulty)) == begun
+
+
+def test_a_start_up_that_fails_is_no_stop(faulty, begun):
+    output = train(faulty, "--c", ok=False, FAIL="start")
+    assert "the start-up failed" in output.strip().splitlines()[-1]
+    assert "Exit code 75" not in output
+    assert checkpoints(fold(faulty)) == begun
+
+
+@pytest.fixture(scope="module")
+def begun(faulty: Sandbox) -> dict[str, bytes]:
+    """Checkpoints of a training that was interrupted in an epoch."""
+    fresh(faulty)
+    interrupt(faulty, "train 1 2", signal.SIGTERM)
+    return checkpoints(fold(faulty))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(faulty):
+    fresh(faulty)
+    go = Path(faulty.env["GO"])
+    go.unlink(missing_ok=True)
+    first = faulty.start(*command(FAULTS), HOLD="train 0 1")
+    assert first.stdout is not None
+    assert any(line == "holding\n" for line in first.stdout)
+    for options in ((), ("--c",)):
+        output = train(faulty, *options, ok=False)
+        assert "another training is running in" in output.strip().splitlines()[-1]
+        assert not steps(output)
+    go.touch()
+    first.communicate()
+    assert first.returncode == 0
+
+
+def test_nobody_reads_the_output_any_more(faulty, uninterrupted):
+    """As `tee`, which ends by the same Ctrl-C, or a terminal that was closed."""
+    fresh(faulty)
+    go = Path(faulty.env["GO"])
+    go.unlink(missing_ok=True)
+    process = faulty.start(*command(FAULTS), HOLD="train 1 2")
+    assert process.stdout is not None
+    while process.stdout.readline() != "holding\n":
+        pass
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    go.touch()
+    assert process.wait(60) == STOPPED
+    log = max(fold(faulty).glob("training_log_*"), key=lambda path: path.stat().st_mtime)
+    assert "Stopped by SIGINT in epoch 1 after iteration 3 of 4" in log.read_text().strip().splitlines()[-1]
+    train(faulty, "--c")
+    assert_close(weights(faulty), uninterrupted[FAULTS][0], rtol=0, atol=0)
+
+
+def test_ctrl_c_reaches_the_workers_and_tee_as_well(faulty):
+    """A whole pipeline of a shell's, in interpreters of its own, with workers that load data."""
+    fresh(faulty)
+    go, log = Path(faulty.env["GO"]), faulty.root / "log.txt"
+    go.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
+    training = shlex.join(map(str, command(FAULTS)))
+    line = f"trap : INT; {shlex.quote(str(Path(script('nnUNetv2_train')).parent))}/{training} 2>&1 | tee {log}"
+    process = subprocess.Popen(
+        ["bash", "-c", f"{line}; echo ${{PIPESTATUS[*]}} > {log}.codes"],
+        env={**faulty.env, "HOLD": "train 1 2", "nnUNet_n_proc_DA": "2", "PYTHONUNBUFFERED": ""},
+        cwd=faulty.root,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not log.exists() or "holding" not in log.read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    go.touch()
+    process.wait(60)
+    assert Path(f"{log}.codes").read_text().split() == [str(STOPPED), str(128 + signal.SIGINT)]
+    latest = load_checkpoint(fold(faulty) / "checkpoint_latest.pth")
+    assert (latest["current_epoch"], len(latest["optimizer_state"][PROGRESS]["losses"])) == (1, 3)
+
+
+@pytest.mark.parametrize("hold", ["start", "train 1 2"])
+def test_the_last_line_is_ours(faulty, hold):
+    """Workers that load data end before us, and not with a traceback below."""
+    fresh(faulty)
+    output = interrupt(faulty, hold, signal.SIGTERM, nnUNet_n_proc_DA="2")
+    assert "Stopped by SIGTERM" in output.splitlines()[-2]
+    assert "no longer alive" not in output
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_signals_and_kills_at_any_moment_lose_nothing(faulty, uninterrupted, seed):
+    """In the start-up, an epoch, a validation or a checkpoint; the weights at the end are the uninterrupted ones."""
+    fresh(faulty)
+    chance = random.Random(seed)
+    often = {"nnUNet_plugins_save_minutes": "0.001"}
+    ends = []
+    for _ in range(4):
+        process = faulty.start(*command(FAULTS, "--c"), **often)
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("Using device"):
+            pass
+        number = getattr(signal, chance.choice([*SIGNALS, "SIGKILL"]))
+        wait = threading.Timer(chance.uniform(0, 3), process.send_signal, [number])
+        wait.start()
+        output = process.stdout.read()
+        process.stdout.close()
+        ends.append((process.wait(60), number))
+        wait.cancel()
+        # Before it trains, a signal may end it as it ends any program: with SIGINT, by an exception.
+        assert ends[-1][0] in {0, STOPPED, -number, 128 + number}, (ends, output[-3000:])
+        assert "afresh" not in output.replace("Starting a new training", ""), output
+    train(faulty, "--c")
+    assert_close(weights(faulty), uninterrupted[FAULTS][0], rtol=0, atol=0)
+
+
 def test_disabled_checkpointing_says_that_nothing_is_saved(faulty):
     fresh(faulty)
     output = interrupt(faulty, "train 0 1", signal.SIGTERM, "--disable_checkpointing")
@@ -246,15 +445,31 @@ def test_bad_numbers_change_nothing_and_are_told(faulty, what):
 @pytest.mark.parametrize("what", ["gradient", "loss"])
 def test_a_grad_scaler_leaves_out_bad_steps_and_goes_on_where_it_was(faulty, what):
     fresh(faulty)
-    faults = {"POISON": f"{what} 1 1 2", "SCALER": "1"}
+    faults = {"POISON": f"{what} 1 1 2", "SCALER": "65536"}
     first = interrupt(faulty, "train 1 3", signal.SIGTERM, **faults)
     found = re.findall(rf"WARNING: epoch 1, iteration (\d): the {what} is not finite \(cases: case_\d", first)
-    assert found == ["2", "3"]
+    # Two gradients in a row are the scaler's own business, which tries a larger scale now and then.
+    assert found == (["2", "3"] if what == "loss" else [])
     assert steps(first)["1 1"].split()[-1] == steps(first)["1 3"].split()[-1]  # the weights
-    assert "2 of 4 steps of this epoch were not finite" in train(faulty, "--c", **faults)
+    second = train(faulty, "--c", **faults)
+    assert ("2 of 4 steps of this epoch were not finite" in second) is (what == "loss")
+    assert ("Loss scaling tried too large a scale in 2 of 4 steps" in second) is (what == "gradient")
+    assert "WARNING" not in second
     # Halved for each bad step; the good ones before and after are counted towards doubling it again.
     state = load_checkpoint(fold(faulty) / "checkpoint_final.pth")["grad_scaler_state"]
     assert (state["scale"], state["_growth_tracker"]) == (2**14, 5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "poison", "told"),
+    [("65536", "gradient 1 0 4,gradient 2 0 3", ["2 2"]), ("2", "gradient 1 0 3", ["1 2", "1 3"])],
+)
+def test_a_grad_scaler_that_goes_on_and_on_is_told(faulty, scale, poison, told):
+    """Several bad gradients in a row, which in the end stop the training, or a scale that is next to nothing."""
+    fresh(faulty)
+    output = train(faulty, POISON=poison, SCALER=scale, ok=told != ["2 2"])
+    found = re.findall(r"epoch (\d), iteration (\d): the gradient is not finite", output)
+    assert list(dict.fromkeys(" ".join(one) for one in found)) == told
 
 
 def test_a_loss_may_be_any_function_and_batches_need_no_names(faulty):
@@ -347,6 +562,81 @@ class TestStopRequest:
             assert stop.signal == "SIGINT"
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
+
+    def test_handlers_of_c_code_come_back(self):
+        """Python knows nothing of them, such as those of MPI."""
+        code = (
+            "import faulthandler, os, signal\n"
+            "from nnunet_plugins.stop_request import StopRequest\n"
+            "faulthandler.register(signal.SIGUSR1)\n"
+            "with StopRequest(['SIGUSR1'], 'yes') as stop:\n"
+            "    os.kill(os.getpid(), signal.SIGUSR1)\n"
+            "print(stop.signal, flush=True)\n"
+            "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+        assert result.stdout == "SIGUSR1\n"
+        assert "most recent call first" in result.stderr.partition("yes")[2]
+
+    def test_handlers_that_c_code_set_up_before_python_come_back(self, monkeypatch):
+        before, install = signal.getsignal(signal.SIGUSR1), signal.signal
+
+        def tell_none(number: int, handler: object) -> None:
+            install(number, handler)
+
+        # Python stands None for such a one, and does not take it back.
+        monkeypatch.setattr(signal, "signal", tell_none)
+        with StopRequest(["SIGUSR1"], "yes"):
+            pass
+        monkeypatch.undo()
+        install(signal.SIGUSR1, before)
+
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    def test_nobody_reads_what_it_says(self, unbuffered):
+        code = (
+            "import os, signal, sys\n"
+            "from nnunet_plugins.stop_request import StopRequest, drop_unread_output\n"
+            "with StopRequest(['SIGINT'], 'yes') as stop:\n"
+            "    sys.stdin.read()\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "try:\n"
+            "    print('to nobody')\n"
+            "except BrokenPipeError:\n"
+            "    drop_unread_output(sys.stdout)\n"
+            "drop_unread_output()\n"
+            "print('nor this')\n"
+            "sys.exit(75)\n"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(30) == STOPPED
+
+    def test_forked_workers_leave_ctrl_c_to_us(self):
+        """A terminal sends it to all of them."""
+        code = (
+            "import os, signal, time\n"
+            "from nnunet_plugins.stop_request import StopRequest\n"
+            "with StopRequest(['SIGINT'], 'yes') as stop:\n"
+            "    child = os.fork()\n"
+            "    if child == 0:\n"
+            "        time.sleep(1)\n"
+            "        os._exit(7)\n"
+            "    time.sleep(0.2)\n"
+            "    os.kill(child, signal.SIGINT)\n"
+            "    _, status = os.waitpid(child, 0)\n"
+            "    print(os.waitstatus_to_exitcode(status))\n"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+        assert result.stdout.split() == ["7"]
 
     def test_at_once(self):
         with stop_request() as stop:

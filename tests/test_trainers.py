@@ -79,6 +79,19 @@ def test_frozen_gates_stand_still_under_momentum_and_weight_decay(make):
     assert moved(before, gates(network)) == set()
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_frozen_gates_do_not_count_in_the_norm_of_the_gradient(stage):
+    """nnU-Net clips it before the optimizer's step, where frozen gates lose their gradient."""
+    network = small_firenet()
+    hold_frozen_gates(torch.optim.SGD(network.parameters(), 0.01), network, lambda: stage)
+    network(torch.randn(2, 1, 20, 20)).square().mean().backward()
+    frozen = {id(weight) for weight in network.frozen_gates(stage)}
+    free = [weight.grad for weight in network.parameters() if id(weight) not in frozen]
+    assert all(gradient.abs().sum() > 0 for gradient in free)
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), math.inf)
+    torch.testing.assert_close(norm, torch.cat([gradient.flatten() for gradient in free]).norm())
+
+
 def bare(wrapped, is_ddp=False) -> torch.nn.Module:
     """What the trainer takes for the network inside the wrappers of DDP and torch.compile."""
     trainer = object.__new__(BackboneTrainer)

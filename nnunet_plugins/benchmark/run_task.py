@@ -155,8 +155,12 @@ def _drop_incomplete_checkpoints(fold: Path) -> None:
     """Let nnU-Net go on from the checkpoint before one that was not written to its end."""
     for name in ("final", "latest", "best"):
         checkpoint = fold / f"checkpoint_{name}.pth"
-        # A checkpoint is a zip file, whose end is written last.
-        if checkpoint.exists() and not zipfile.is_zipfile(checkpoint):
+        try:
+            # A checkpoint is a zip file, whose end is written last. What cannot be read may be whole.
+            zipfile.ZipFile(checkpoint).close()
+        except FileNotFoundError:
+            continue
+        except zipfile.BadZipFile:
             checkpoint.unlink()
 
 

@@ -1,10 +1,9 @@
 """What every backbone's trainer shares: build the network for the plan, and an early check of its memory."""
 
 import os
-from functools import partial
+from functools import partial, wraps
 from typing import Any, ClassVar
 
-import torch
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -35,15 +34,10 @@ class BackboneTrainer(ReliableTrainer):
     deep_supervision: ClassVar[bool] = False
     """Whether the network has outputs at several scales, as nnU-Net's U-Net has."""
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    # nnU-Net looks up the arguments that the signature names.
+    @wraps(ReliableTrainer.__init__)  # type: ignore[misc]
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self.enable_deep_supervision = self.deep_supervision
 
     @classmethod

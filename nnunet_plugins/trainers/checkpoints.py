@@ -4,6 +4,7 @@ A checkpoint is a pickle, and a pickle can call any function as it is read. Its 
 their import paths, so that whoever builds that network calls what they name. Neither happens here unless asked for.
 """
 
+import errno
 import pydoc
 import re
 import zipfile
@@ -39,6 +40,10 @@ class CheckpointError(InputError, ValueError):
     """A checkpoint cannot be written, read or used."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that holds something else than what was written to it, wherever it is read."""
+
+
 class UnsafeCheckpointError(CheckpointError):
     """A checkpoint that could run code, or that cannot be read without running code."""
 
@@ -53,11 +58,12 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
 
     Raises:
         UnsafeCheckpointError: if it holds something else.
-        CheckpointError: if it is no checkpoint of nnU-Net, or is damaged.
+        DamagedCheckpointError: if that is sure: by its beginning, its end or its checksums.
+        CheckpointError: if it is no checkpoint of nnU-Net, or cannot be read here, say for want of a module.
         OSError: if there is no such file, or it cannot be read.
     """
-    if _is_damaged(path):
-        raise CheckpointError(f"{path} is damaged: what it holds is not what was written")
+    if _is_damaged(path, or_foreign=trusted):
+        raise DamagedCheckpointError(f"{path} is damaged: what it holds is not what was written")
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
@@ -75,15 +81,33 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def _is_damaged(path: Path) -> bool:
-    """Compare the checksums in a checkpoint, which torch writes but does not read."""
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is not None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError):
-        return True
+def _is_damaged(path: Path, *, or_foreign: bool) -> bool:
+    """Tell whether a file is surely damaged, by the checksums in it, which torch writes but does not read.
+
+    Args:
+        path: the file.
+        or_foreign: whether it is so, too, if it begins like nothing that torch has ever written.
+
+    Raises:
+        OSError: if it cannot be read; what it holds may be good.
+        MemoryError: likewise.
+    """
+    with path.open("rb") as file:
+        beginning = file.read(2)
+        if beginning != b"PK":
+            # The pickles that torch wrote before 1.6 begin so, and have no checksums.
+            return or_foreign and beginning[:1] != b"\x80"
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return archive.testzip() is not None
+        except MemoryError:
+            raise
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # to seek to where a damaged number points
+                return True
+            raise
+        except Exception:  # zipfile does nothing but read: all that is left comes of what it has read
+            return True
 
 
 def _first_line(error: Exception) -> str:

@@ -5,8 +5,8 @@ own trainer classes as bases where upstream has them, and numbers set after cons
 """
 
 import functools
+from typing import Any
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_plugins.registry import MODIFIERS
@@ -55,15 +55,10 @@ def _compose(
     }
 
     class Composed(*bases):  # type: ignore[misc]
-        def __init__(
-            self,
-            plans: dict,
-            configuration: str,
-            fold: int,
-            dataset_json: dict,
-            device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
-        ) -> None:
-            super().__init__(plans, configuration, fold, dataset_json, device)
+        # nnU-Net looks up the arguments that the signature names.
+        @functools.wraps(nnUNetTrainer.__init__)  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             for attribute, value in numbers.items():
                 setattr(self, attribute, value)
             # A run of 1000 epochs keeps nnU-Net's 50; a shorter one should not lose more than a twentieth either.

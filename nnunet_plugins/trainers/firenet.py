@@ -35,10 +35,11 @@ STAGES = {
 
 
 def hold_frozen_gates(optimizer: torch.optim.Optimizer, network: Any, stage: Callable[[], int]) -> None:
-    """Make the optimizer leave alone the gates that `stage()` freezes.
+    """Make the training leave alone the gates that `stage()` freezes, as if they were no parameters.
 
-    Frozen weights lose their gradient before each step, which works under DDP and torch.compile alike: toggling
-    `requires_grad` instead would break the one and make the other recompile.
+    Their gradients are set to zero as they come, so that they do not count where nnU-Net clips the gradient's norm, and
+    are dropped before each step, so that neither momentum nor weight decay moves the gates. Both work under DDP and
+    torch.compile alike: toggling `requires_grad` instead would break the one and make the other recompile.
 
     Args:
         optimizer: the optimizer of all of the network's parameters.
@@ -52,6 +53,12 @@ def hold_frozen_gates(optimizer: torch.optim.Optimizer, network: Any, stage: Cal
             weight.grad = None
 
     optimizer.register_step_pre_hook(drop_frozen_gradients)
+    for weight in frozen[1]:  # all of them
+        weight.register_hook(
+            lambda gradient, weight=weight: (
+                torch.zeros_like(gradient) if any(weight is one for one in frozen[stage()]) else gradient
+            )
+        )
 
 
 class FIRENetTrainer(BackboneTrainer):

@@ -7,22 +7,27 @@
 What nnU-Net's checkpoint has no place for travels in the state of the optimizer, through PyTorch's hooks.
 """
 
+import contextlib
 import os
-import random
 import shutil
+import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 
 from nnunet_plugins.files import unfinished, whole_file
-from nnunet_plugins.stop_request import STOPPED, StopRequest
-from nnunet_plugins.trainers.checkpoints import CheckpointError, load_checkpoint
+from nnunet_plugins.stop_request import STOPPED, StopRequest, drop_unread_output
+from nnunet_plugins.trainers.checkpoints import CheckpointError, DamagedCheckpointError, load_checkpoint
 from nnunet_plugins.trainers.checks import require_device, require_labels
 from nnunet_plugins.trainers.finite import FiniteTrainer
+from nnunet_plugins.trainers.fold_folder import CHECKPOINTS, RUN_FILE, begin_run, only_training, run_of
+from nnunet_plugins.trainers.progress import Candidate, Progress, choose, random_state, set_random_state
 
 SAVE_MINUTES = "nnUNet_plugins_save_minutes"
 """Environment variable: minutes between two checkpoints within an epoch; 10 if it is not set, and 0 for none."""
@@ -30,10 +35,9 @@ SAVE_MINUTES = "nnUNet_plugins_save_minutes"
 PROGRESS = "nnunet_plugins"
 """Key of the optimizer's state under which our part of a checkpoint stands."""
 
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
-"""What asks a training to stop: `kill`, a scheduler's warning (Slurm's `--signal=USR1@120`), and Ctrl-C."""
-
-_CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""What asks a training to stop: `kill`, Ctrl-C, a closed terminal, and the warnings of schedulers (Slurm's
+`--signal=USR1@120`, SIGUSR2 from LSF and SGE, SIGXCPU where the time of the processor is limited)."""
 
 
 def minutes_between_checkpoints() -> float:
@@ -58,6 +62,16 @@ class ReliableTrainer(FiniteTrainer):
     num_iterations_per_epoch: int
     preprocessed_dataset_folder_base: str
 
+    _resumed: Progress | None = None  # what the checkpoint knew of an epoch that had begun
+    _loaded = False  # a checkpoint to go on from
+    _run: str | None = None  # this one's name
+    _started = False  # the start-up is over: there is something to save
+    _iterations = 0  # of the running epoch, where the loop's number may be lower
+    _steps_to_skip = 0
+    _in_step = False
+    _holds_folder = False
+    _saved_at = 0.0
+
     def __init__(
         self,
         plans: dict,
@@ -68,38 +82,32 @@ class ReliableTrainer(FiniteTrainer):
     ) -> None:
         require_device(device)
         self._save_seconds = 60 * minutes_between_checkpoints()
-        self._continues = bool(plans["continue_training"])
+        self._continues = bool(plans["continue_training"])  # until it is known from where
         super().__init__(plans, configuration, fold, dataset_json, device)
         require_labels(type(self), self.label_manager)
         # Launchers of several processes send a second Ctrl-C of their own accord.
         self._stop = StopRequest(SIGNALS, "saving a checkpoint at the end of this step.", second_ends=not self.is_ddp)
-        self._saved_at = time.monotonic()
-        self._resumed: dict[str, Any] = {}  # what the checkpoint knew of an epoch that had begun
-        self._random: dict[str, Any] | None = None  # before the running epoch's validation
-        self._iterations = 0  # of the running epoch, where the loop's number may be lower
-        self._steps_to_skip = 0
-        self._in_step = False
+        self._only_training = contextlib.ExitStack()
 
     # Checkpoints
 
     def initialize(self) -> None:
         """Set up training as nnU-Net does, and let the optimizer's state carry what a resumed run needs."""
         super().initialize()
-        self.optimizer.register_state_dict_post_hook(lambda _, state: {**state, PROGRESS: self._progress()})
-        self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._take_progress(state))
+        self.optimizer.register_state_dict_post_hook(lambda _, state: {**state, PROGRESS: self._state()})
+        self.optimizer.register_load_state_dict_pre_hook(lambda _, state: self._take_state(state))
 
-    def _progress(self) -> dict[str, Any]:
-        return {
-            "losses": list(self._losses),
-            "seconds": time.time() - self.logger.get_value("epoch_start_timestamps", step=-1) if self._losses else 0.0,
-            "bad_steps": self._bad_steps,
-            # The validation is not interrupted half-way but done again, with the same random numbers.
-            "random": self._random or random_state(),
-        }
+    def _state(self) -> dict[str, Any]:
+        if self._progress.losses:
+            self._progress.seconds = time.time() - self.logger.get_value("epoch_start_timestamps", step=-1)
+        # The validation is not interrupted half-way but done again, with the same random numbers.
+        return replace(self._progress, run=self._run, random=self._progress.random or random_state()).to_state()
 
-    def _take_progress(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _take_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """Keep our part of the optimizer's state for `on_train_start` and `on_epoch_start`, and return the rest."""
-        self._resumed = dict(state.get(PROGRESS, {}))
+        if PROGRESS in state:
+            self._resumed = Progress.from_state(state[PROGRESS])
+            self._run = self._resumed.run
         return {key: value for key, value in state.items() if key != PROGRESS}
 
     def save_checkpoint(self, filename: str) -> None:
@@ -124,7 +132,7 @@ class ReliableTrainer(FiniteTrainer):
                 f"({shutil.disk_usage(path.parent).free / 2**20:,.0f} MiB free). "
                 "The checkpoints that are there are as they were."
             )
-            if path.name == _CHECKPOINTS[0] or self._stop.signal:
+            if path.name == CHECKPOINTS[0] or self._stop.signal:
                 raise CheckpointError(f"{problem} Make room, then go on with --c.") from error
             self.print_to_log_file(f"WARNING: {problem} Training goes on; make room for the next one.")
 
@@ -134,24 +142,27 @@ class ReliableTrainer(FiniteTrainer):
         # nnU-Net writes down the epoch after the current one, as it saves at the end of epochs.
         self.current_epoch -= 1
         try:
-            self.save_checkpoint(os.path.join(self.output_folder, _CHECKPOINTS[1]))
+            self.save_checkpoint(os.path.join(self.output_folder, CHECKPOINTS[1]))
         finally:
             self.current_epoch += 1
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Load a checkpoint; `--c` gets the one that is furthest of those that can be read.
+        """Load a checkpoint; `--c` gets the one that is furthest of the run that was begun last.
 
         Raises:
-            CheckpointError: if a checkpoint that was asked for by name cannot be read.
+            CheckpointError: if a checkpoint that was asked for by name cannot be read; with `--c`, if any one cannot,
+                unless it is surely damaged: nothing is trained over what may be good.
+            FolderError: with `--c`, if another training is running.
         """
         if not isinstance(filename_or_checkpoint, str):
             super().load_checkpoint(filename_or_checkpoint)
+            self._loaded = True
             return
         path = Path(filename_or_checkpoint)
-        if self._continues and self.dataloader_train is None:
-            furthest = self._furthest(path.parent)
+        if self._continues:
+            self._continues = False
+            furthest = self._furthest()
             if furthest is None:
-                self.print_to_log_file(f"WARNING: no checkpoint in {path.parent} can be read; training starts afresh.")
                 return
             path = furthest
         else:
@@ -162,26 +173,44 @@ class ReliableTrainer(FiniteTrainer):
                     f"nnunet_plugins: {error}. Train with --c to go on from another checkpoint of {path.parent}"
                 ) from error
         super().load_checkpoint(str(path))
+        self._loaded = True
         # What was logged of an epoch that had begun is logged again.
         for values in self.logger.get_checkpoint().values():
             del values[self.current_epoch :]
 
-    def _furthest(self, folder: Path) -> Path | None:
-        """Return the checkpoint that has come furthest; those that cannot be read are told."""
-        found: list[tuple[tuple[int, int], Path]] = []
-        for path in (folder / name for name in _CHECKPOINTS):
-            if not path.exists():
-                continue
-            try:
-                # nnU-Net reads it in the same way, right after this. To refuse here would be to start afresh.
-                checkpoint = load_checkpoint(path, trusted=True)
-            except (OSError, CheckpointError) as error:
-                self.print_to_log_file(f"WARNING: {error}. It is left out; the next best checkpoint is taken.")
-                continue
-            steps = len(checkpoint["optimizer_state"].get(PROGRESS, {}).get("losses", ()))
-            found.append(((checkpoint["current_epoch"], steps), path))
-        # Of equal ones the first, which nnU-Net would take as well.
-        return max(found, key=lambda one: one[0])[1] if found else None
+    def _furthest(self) -> Path | None:
+        """Return the checkpoint to go on from; None to start afresh, which is told."""
+        self._keep_others_out()  # or it may write a further one right now
+        folder = Path(self.output_folder)
+        found = [one for name in CHECKPOINTS if (one := self._candidate(folder / name))]
+        choice = choose(found, run_of(folder))
+        if choice.refusal:
+            raise CheckpointError(
+                f"nnunet_plugins: {choice.refusal}. It may be good all the same, and the one to go on from, so "
+                "nothing is trained over it. Mend what is missing here, or move it away and use --c again."
+            )
+        for warning in choice.warnings:
+            self.print_to_log_file(f"WARNING: {warning}")
+        if found and choice.path is None:
+            self.print_to_log_file(
+                f"WARNING: no checkpoint of this training in {folder} can be read; training starts afresh. (If there "
+                f"are others, --c goes on from them once {RUN_FILE} is deleted.)"
+            )
+        return choice.path
+
+    def _candidate(self, path: Path) -> Candidate | None:
+        """Tell what is known of a checkpoint; None if there is none."""
+        try:
+            # nnU-Net reads it in the same way, right after this. To refuse here would be to start afresh.
+            checkpoint = load_checkpoint(path, trusted=True)
+        except FileNotFoundError:
+            return None
+        except DamagedCheckpointError as error:
+            return Candidate(path, damage=str(error))
+        except (OSError, MemoryError, CheckpointError) as error:
+            return Candidate(path, obstacle=str(error) if isinstance(error, CheckpointError) else f"{path}: {error!r}")
+        progress = Progress.from_state(checkpoint["optimizer_state"].get(PROGRESS, {}))
+        return Candidate(path, checkpoint["current_epoch"], len(progress.losses), progress.run)
 
     # The training loop's hooks, in the order in which nnU-Net calls them
 
@@ -203,35 +232,57 @@ class ReliableTrainer(FiniteTrainer):
         return cases
 
     def run_training(self) -> None:
-        """Train as nnU-Net does; a signal ends it after the running step, with a checkpoint and exit code 75."""
-        with self._stop:
+        """Train as nnU-Net does; a signal ends it after the running step, with a checkpoint and exit code 75.
+
+        Raises:
+            FolderError: if another training is running in the fold's folder.
+            SystemExit: with code 75, if a signal asked for it.
+        """
+        self._keep_others_out()
+        if self._continues:
+            # nnU-Net takes a file that it is not allowed to see, or cannot at the moment, for one that is not there.
+            self.load_checkpoint(os.path.join(self.output_folder, CHECKPOINTS[0]))
+        with self._only_training, self._stop:
+            # Until the first step there is nothing to save. Processes that train together have to agree first.
+            self._stop.at_once = not self.is_ddp
             try:
                 super().run_training()
+            except SystemExit:
+                if not self._started:
+                    self._end()
+                raise
             except Exception:
                 # The workers that load the data may have got the signal too, and ended before us.
-                if self._stop.signal is None or self._in_step:
+                if self._stop.signal is None or not self._started or self._in_step:
                     raise
                 self._end()
+            finally:
+                self._end_workers()
 
     def on_train_start(self) -> None:
         """Start training, or go on with the random numbers where they were."""
+        if not self.was_initialized:  # what cannot be built moves nothing aside
+            self.initialize()
+        self._take_folder()
         super().on_train_start()
         if self.local_rank == 0:
-            for name in _CHECKPOINTS:  # what a kill in the middle of writing has left
+            for name in CHECKPOINTS:  # what a kill in the middle of writing has left
                 unfinished(Path(self.output_folder, name)).unlink(missing_ok=True)
-        if self._resumed and not self.is_ddp:
-            set_random_state(self._resumed["random"])
+        if self._resumed and self._resumed.random and not self.is_ddp:
+            set_random_state(self._resumed.random)
         self._saved_at = time.monotonic()
 
     def on_epoch_start(self) -> None:
         """Start an epoch, or go on with one that had begun."""
         super().on_epoch_start()
-        resumed, self._resumed = self._resumed, {}
+        resumed, self._resumed = self._resumed, None
         self._iterations = self.num_iterations_per_epoch
-        if resumed.get("losses"):
-            self._losses, self._bad_steps = list(resumed["losses"]), resumed["bad_steps"]
-            self.logger.get_value("epoch_start_timestamps", step=None)[-1] -= resumed["seconds"]
-            self._steps_to_skip = min(len(self._losses), self._iterations)
+        if resumed and resumed.losses:
+            resumed.random = None
+            self._progress = resumed
+            self.logger.get_value("epoch_start_timestamps", step=None)[-1] -= resumed.seconds
+            self._steps_to_skip = min(len(resumed.losses), self._iterations)
+        self._started, self._stop.at_once = True, False
 
     def on_train_epoch_start(self) -> None:
         """Start the training steps; those that were taken before the interruption are not repeated."""
@@ -250,19 +301,30 @@ class ReliableTrainer(FiniteTrainer):
         self._in_step = True
         output = super().train_step(batch)
         self._in_step = False
-        self._between_steps()
+        if self.is_ddp:  # they agree on a stop at the beginning of the next step
+            self._save_in_time()
+        else:
+            self._between_steps()
         return output
+
+    def _is_left_out(self, bad: bool) -> bool:
+        # One question for all processes, a step: whether to leave it out, and whether to stop before it.
+        bad, stop = self._anyone(bad, self._stop.signal is not None)
+        if stop and self.is_ddp:
+            self._end()
+        return bad
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """End the training steps of an epoch, with those from before an interruption."""
-        before = [{"loss": np.array(loss, dtype=np.float32)} for loss in self._losses[: self._steps_to_skip]]
+        losses = self._progress.losses[: self._steps_to_skip]
+        before = [{"loss": np.array(loss, dtype=np.float32)} for loss in losses]
         self.num_iterations_per_epoch, self._steps_to_skip = self._iterations, 0
         super().on_train_epoch_end([*before, *train_outputs])
 
     def on_validation_epoch_start(self) -> None:
         """Start the validation of an epoch, which a resumed run does again from here."""
         super().on_validation_epoch_start()
-        self._random = random_state()
+        self._progress.random = random_state()
 
     def validation_step(self, batch: dict) -> dict:
         """Validate on a batch; a stop is obeyed after it.
@@ -277,7 +339,7 @@ class ReliableTrainer(FiniteTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """End the validation of an epoch; with it the epoch is over for a checkpoint."""
         super().on_validation_epoch_end(val_outputs)
-        self._random, self._losses = None, []
+        self._progress.random, self._progress.losses = None, []
 
     def on_epoch_end(self) -> None:
         """End the epoch; that its curves cannot be drawn, say on a full disk, ends no training."""
@@ -291,55 +353,82 @@ class ReliableTrainer(FiniteTrainer):
 
     def on_train_end(self) -> None:
         """End training with the final checkpoint."""
-        self._losses = []
+        self._progress.losses = []
         super().on_train_end()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate on whole images; a signal ends it at once with exit code 75, and `--c` does it again."""
-        with self._stop:
-            if self._stop.signal:
-                raise SystemExit(STOPPED)
-            self._stop.at_once = True
-            super().perform_actual_validation(save_probabilities)
+        """Validate on whole images; a signal ends it at once with exit code 75, and `--c` does it again.
+
+        Raises:
+            FolderError: if another training is running in the fold's folder.
+            SystemExit: with code 75, if a signal asked for it.
+        """
+        self._keep_others_out()
+        with self._only_training, self._stop:
+            try:
+                if self._stop.signal:
+                    raise SystemExit(STOPPED)
+                self._stop.at_once = True
+                super().perform_actual_validation(save_probabilities)
+            except SystemExit:
+                what = f"Stopped by {self._stop.signal} before the validation was done"
+                self.print_to_log_file(f"{what}; go on with --c. Exit code {STOPPED}.")
+                drop_unread_output()
+                raise
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """Log as nnU-Net does; that nobody reads the output any more, say of a closed terminal, ends no training."""
+        try:
+            super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
+        except OSError:
+            drop_unread_output(sys.stdout)
+
+    # The fold's folder
+
+    def _keep_others_out(self) -> None:
+        """Hold the folder until the training, or the validation, is over; several processes of one count as one."""
+        if self.local_rank == 0 and not self._holds_folder:
+            folder = Path(self.output_folder)
+            self._only_training.enter_context(only_training(folder, self.print_to_log_file))
+            self._holds_folder = True
+            self._only_training.callback(setattr, self, "_holds_folder", False)
+
+    def _take_folder(self) -> None:
+        """Move aside what an earlier training has left, unless this one goes on from it."""
+        if self._loaded or self._run:
+            return
+        if self.is_ddp:
+            distributed.barrier()  # others may still be reading there, say the weights to begin with
+        if self.local_rank == 0:
+            self._run = begin_run(Path(self.output_folder), self.print_to_log_file)
 
     # Stops
 
     def _between_steps(self) -> None:
-        if self._anyone(self._stop.signal is not None):
+        if self._anyone(self._stop.signal is not None)[0]:
             self._end()
-        elif time.monotonic() - self._saved_at > self._save_seconds and not self._bad_in_a_row:
+        self._save_in_time()
+
+    def _save_in_time(self) -> None:
+        if time.monotonic() - self._saved_at > self._save_seconds and not self._bad_in_a_row:
             self._save_latest()
 
     def _end(self) -> None:
         self._stop.signal = self._stop.signal or "another process's signal"
-        self._save_latest()
-        saved = "Nothing is saved" if self.disable_checkpointing else f"{_CHECKPOINTS[1]} is saved"
-        self.print_to_log_file(
-            f"Stopped by {self._stop.signal} in epoch {self.current_epoch} after iteration {len(self._losses)} of "
-            f"{self._iterations}. {saved}; go on with --c. Exit code {STOPPED}."
-        )
+        if self._started:
+            self._save_latest()
+            place = f"in epoch {self.current_epoch} after iteration {len(self._progress.losses)} of {self._iterations}"
+            saved = "Nothing is saved" if self.disable_checkpointing else f"{CHECKPOINTS[1]} is saved"
+        else:
+            self._take_folder()  # --c shall not go on from what this training was to replace
+            place, saved = "before the first step", "The checkpoints are as they were"
+        self._end_workers()
+        self.print_to_log_file(f"Stopped by {self._stop.signal} {place}. {saved}; go on with --c. Exit code {STOPPED}.")
+        drop_unread_output()
         raise SystemExit(STOPPED)
 
-
-def random_state() -> dict[str, Any]:
-    """Return the state of all random numbers of this process, as tensors, numbers and text."""
-    kind, keys, *rest = np.random.get_state()
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Go on with the random numbers from a state that `random_state` returned."""
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
-    # nnU-Net loads checkpoints to the device of the training.
-    torch.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+    def _end_workers(self) -> None:
+        """End the processes that load data, as nnU-Net does at the end; killed later, they look like a crash."""
+        for loader in (self.dataloader_train, self.dataloader_val):
+            if hasattr(loader, "_finish"):
+                loader._finish()

@@ -2,21 +2,25 @@
 
 - `HOLD="train 1 2"`: before training step 2 of epoch 1, say "holding" and wait until the file `$GO` is there; likewise
   before a `validate` step after as many training steps. `HOLD="write 3"`: in the middle of writing the third
-  checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch.
+  checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch. `HOLD="start"`: in the
+  start-up, before there is anything to load data with; `FAIL="start"` makes that fail, right after.
+- `UNREADABLE="1"`: checkpoints cannot be read, as of a disk that fails.
 - `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
 - `POISON="gradient 1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two. `POISON="loss
   1 2 3"`: their losses are not, by a constant that leaves the gradients as they are. Several with commas in between.
-- `SCALER="1"`: a grad scaler, as nnU-Net has on GPUs.
+- `SCALER="65536"`: a grad scaler, as nnU-Net has on GPUs, with this scale to begin with.
 - `JOURNAL`: file to which the epoch and step of each checkpoint are appended when it is complete.
 
 Each training step says on which images and from which weights it is taken.
 """
 
+import errno
 import io
 import os
 import random
 import resource
 import time
+import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,17 +55,29 @@ class Faults:
     most_bad_steps = 4
     writes = 0
 
+    def load_checkpoint(self, filename_or_checkpoint):
+        if "UNREADABLE" in os.environ:
+            zipfile.ZipFile.testzip = self.fail_to_read
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def fail_to_read(self, *_):
+        raise OSError(errno.EIO, "Input/output error")
+
     def initialize(self):
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
         super().initialize()
         if "SCALER" in os.environ:
-            self.grad_scaler = torch.amp.GradScaler("cpu")
+            self.grad_scaler = torch.amp.GradScaler("cpu", init_scale=float(os.environ["SCALER"]))
         next(self.network.parameters()).register_hook(lambda gradient: self.poison("gradient", gradient))
         self.loss.register_forward_hook(lambda _, __, loss: self.poison("loss", loss))
 
     def get_training_transforms(self, *args, **kwargs):
+        if os.environ.get("HOLD") == "start":
+            hold()
+        if os.environ.get("FAIL") == "start":
+            raise RuntimeError("the start-up failed")
         composed = super().get_training_transforms(*args, **kwargs)
         inner = [getattr(step, "transform", None) for step in composed.transforms]
         (blur,) = [one for one in inner if isinstance(one, GaussianBlurTransform)]
@@ -71,13 +87,13 @@ class Faults:
         return composed
 
     def is_due(self, what: str) -> bool:
-        return os.environ.get("HOLD") == f"{what} {self.current_epoch} {len(self._losses)}"
+        return os.environ.get("HOLD") == f"{what} {self.current_epoch} {len(self._progress.losses)}"
 
     def poison(self, what, value):
         for poison in os.environ.get("POISON", "nothing 0 0 0").split(","):
             poisoned, *place = poison.split()
             epoch, step, number = map(int, place)
-            if (poisoned, epoch) == (what, self.current_epoch) and step <= len(self._losses) < step + number:
+            if (poisoned, epoch) == (what, self.current_epoch) and step <= len(self._progress.losses) < step + number:
                 return value + float("inf")
         return value
 
@@ -89,7 +105,7 @@ class Faults:
 
     def train_step(self, batch):
         images, weights = checksum([batch["data"]]), checksum(self.network.parameters())
-        print(f"step {self.current_epoch} {len(self._losses)}: images {images}, weights {weights}")
+        print(f"step {self.current_epoch} {len(self._progress.losses)}: images {images}, weights {weights}")
         if self.is_due("train"):
             hold()
         return super().train_step(batch)
@@ -111,7 +127,7 @@ class Faults:
         if "JOURNAL" in os.environ:
             # At the end of an epoch nnU-Net writes down the next one, in the middle our trainer the running one.
             with open(os.environ["JOURNAL"], "a") as file:
-                file.write(f"{self.current_epoch + 1} {len(self._losses)}\n")
+                file.write(f"{self.current_epoch + 1} {len(self._progress.losses)}\n")
 
     def write_and_hold(self, content, path):
         whole = io.BytesIO()

@@ -1,0 +1,111 @@
+"""The folder of a fold: one training at a time, and what an earlier one has left is moved aside, not written over."""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock, write_text
+
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+RUN_FILE = "nnunet_plugins_run.json"
+"""Names the run that was begun last in the folder; its checkpoints hold the same name. Version 0.1.0 wrote none."""
+
+LOCK = "nnunet_plugins.lock"
+
+LOCK_IS_HELD = "nnUNet_plugins_fold_lock"
+"""Environment variable: the lock's file, where the program that starts a training holds it for the training."""
+
+
+class FolderError(InputError, RuntimeError):
+    """A fold's folder is in use, or cannot be made ready for a training."""
+
+
+@contextlib.contextmanager
+def only_training(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Keep other trainings out of a fold's folder.
+
+    Args:
+        folder: the fold's.
+        tell: called if its file system has no locks, so that nobody is kept out.
+
+    Raises:
+        FolderError: if there is one already.
+    """
+    lock = folder / LOCK
+    if os.environ.get(LOCK_IS_HELD) == str(lock):
+        yield
+        return
+    with hold_lock(lock, warn=lambda text: tell(f"WARNING: nnunet_plugins: {text}")) as held:
+        if not held:
+            raise FolderError(
+                f"nnunet_plugins: another training is running in {folder}, or the validation at its end. Two at once "
+                "would overwrite each other's checkpoints: wait for it, or stop it and go on with --c."
+            )
+        yield
+
+
+def run_of(folder: Path) -> str | None:
+    """Return the name of the run that was begun last in a folder; None if that is not known.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    try:
+        content = json.loads((folder / RUN_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content.get("run") if isinstance(content, dict) else None
+
+
+def begin_run(folder: Path, tell: Callable[[str], None]) -> str:
+    """Make a fold's folder ready for a training that does not go on from a checkpoint; returns the name of its run.
+
+    Checkpoints of an earlier training are moved into a folder beside them, together with its validation. From the
+    moment at which the new run has its name, `--c` leaves them alone, also those that are not moved yet.
+
+    Args:
+        folder: the fold's.
+        tell: called with a sentence, if anything is moved.
+
+    Raises:
+        FolderError: if it cannot be moved; nothing was written over then.
+    """
+    run = uuid.uuid4().hex
+    try:
+        old = [folder / name for name in CHECKPOINTS if os.path.lexists(folder / name)]
+        if not old:
+            write_text(folder / RUN_FILE, json.dumps({"run": run}))
+            return run
+        size = sum(path.lstat().st_size for path in old)
+        number = 1
+        while os.path.lexists(aside := folder / f"earlier_{number}"):
+            number += 1
+        # So that everything is as it was when all is moved back.
+        write_text(aside / RUN_FILE, json.dumps({"run": run_of(folder)}))
+        write_text(folder / RUN_FILE, json.dumps({"run": run}))
+        for path in [*old, folder / "validation"]:
+            if os.path.lexists(path):
+                path.rename(aside / path.name)  # within a folder this copies nothing, and so needs no space
+    except OSError as error:
+        raise FolderError(
+            f"nnunet_plugins: the files of an earlier training in {folder} could not be moved aside ({error}), and are "
+            "not written over. Move them away, or go on from them with --c."
+        ) from error
+    tell(
+        f"nnunet_plugins: this training starts anew. What an earlier one had left was moved to {aside}: "
+        f"`rm -r '{aside}'` deletes it; `mv '{aside}'/* '{folder}'` and --c go on with it instead."
+    )
+    # nnU-Net would have written over them, in the same space.
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        tell(
+            f"WARNING: nnunet_plugins: {free / 2**20:,.0f} MiB are free, and the checkpoints of the earlier training "
+            f"have {size / 2**20:,.0f} MiB; the new ones may not fit beside them."
+        )
+    return run
