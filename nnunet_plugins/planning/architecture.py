@@ -6,6 +6,9 @@ from nnunet_plugins.errors import InputError
 
 _LARGEST = 10_000  # channels, stages or convolutions that plans may ask for
 
+PER_STAGE = {"features_per_stage": 0, "n_conv_per_stage": 0, "n_blocks_per_stage": 0, "n_conv_per_stage_decoder": 1}
+"""Options of nnU-Net's U-Nets that list a number for each stage, and how many stages fewer the list has."""
+
 
 def check_numbers(options: Any, where: str) -> None:
     """Check the options of a plan's network before it is built, which would otherwise take forever, or all memory.
