@@ -22,7 +22,7 @@ from nnunet_plugins.planning.forecast import (
 )
 from nnunet_plugins.planning.names import fitted_plans_name
 from nnunet_plugins.planning.setting import Setting, find_trainer, forecast_setting, plan_setting
-from nnunet_plugins.planning.stages import Stages, plan_stages, replan, shorten, stages_of
+from nnunet_plugins.planning.stages import FEWEST_STAGES, Stages, plan_stages, replan, shorten, stages_of
 
 SMALLEST_BATCH = 2  # as in nnU-Net's own planner
 
@@ -79,7 +79,8 @@ def largest_patch(
 
     Step by step, it gets shorter along the axis where it is longest relative to the images: the next smaller patch that
     nnU-Net plans, which has stages of its own. Axes of one length that the plan pools alike shrink together, so that a
-    cube stays a cube. An axis stays as it is once the network refuses it shorter.
+    cube stays a cube. An axis stays as it is once the network refuses it shorter, and so does the patch where it would
+    leave too few stages.
 
     Args:
         needed: bytes for a patch; raises ValueError for one that the network cannot take.
@@ -94,7 +95,7 @@ def largest_patch(
     alike: dict[object, list[int]] = {}
     for axis, length in enumerate(stages.patch):
         alike.setdefault((length, stages.along(axis)), []).append(axis)
-    groups, refusal = list(alike.values()), ""
+    groups, fewest, refusal = list(alike.values()), min(FEWEST_STAGES, len(stages.strides)), ""
     while needed(stages.patch) > budget:
         if not groups:
             raise PlanError(
@@ -109,10 +110,12 @@ def largest_patch(
                 needed(shorter.patch)
         except ValueError as error:
             shorter, refusal = None, f" that the network takes. {error}"
-        if shorter:
-            stages = shorter
-        else:
+        if shorter is None:
             groups.remove(axes)
+        elif len(shorter.strides) < fewest:
+            groups.clear()
+        else:
+            stages = shorter
     return stages.patch
 
 
@@ -136,7 +139,7 @@ def fit_configuration(
 ) -> tuple[Size, Size]:
     """Return patch and batch size of a plan's configuration, and those that fit the budget (bytes).
 
-    The batch gets smaller first, down to 2, and only then the patch.
+    The batch gets smaller first, down to 2, and only then the patch; with that, the batch is as large as fits.
 
     Raises:
         PlanError: if nothing fits, or the network cannot take the plan at all.
@@ -159,6 +162,8 @@ def fit_configuration(
                 median = patch
             stages = stages_of(configuration)
             patch = largest_patch(lambda patch: needed(patch, batch), stages, configuration["spacing"], median, budget)
+            # With the patch, stages and their parameters go, and a larger batch may have room again.
+            batch = largest_batch(partial(needed, patch), before.batch, budget)
         return before, Size(patch, batch, needed(patch, batch))
     except ValueError as error:
         raise PlanError(str(error)) from error

@@ -90,7 +90,7 @@ def shorten(stages: Stages, spacing: Sequence[float], axes: Sequence[int]) -> St
         spacing: size of a voxel along each axis.
         axes: to shorten, all of one length, and to the same length again.
     """
-    length, fewest = stages.patch[axes[0]], min(FEWEST_STAGES, len(stages.strides))
+    length = stages.patch[axes[0]]
     # A patch of one pooling less may lie in between, as 112 does between 128 = 4 x 32 and 96 = 3 x 32 = 6 x 16.
     step = max(1, math.prod(stages.along(axes[0])[0]) // 2)
     for shorter in range(length - step, SMALLEST_MAP - 1, -step):
@@ -98,7 +98,7 @@ def shorten(stages: Stages, spacing: Sequence[float], axes: Sequence[int]) -> St
         changed = {found.patch[axis] for axis in axes}
         grown = any(new > old for new, old in zip(found.patch, stages.patch, strict=True))  # to be divisible
         fits = len(changed) == 1 and max(changed) < length and not grown
-        if fits and fewest <= len(found.strides) <= len(stages.strides):
+        if fits and len(found.strides) <= len(stages.strides):
             return found
     return None
 
