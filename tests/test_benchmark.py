@@ -15,7 +15,7 @@ from nnunet_plugins.benchmark.collect import read_log
 from nnunet_plugins.benchmark.progress import Usage
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
-from nnunet_plugins.benchmark.tasks import Folders, is_preprocessed, is_trained, training_tasks
+from nnunet_plugins.benchmark.tasks import Folders, is_made_from, is_preprocessed, is_trained, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import unfinished, write_text
 
@@ -133,6 +133,23 @@ def test_plans_made_to_fit_are_known_by_what_they_are_made_from(folders):
     assert fit.is_done()
     write(fitted, spacing=[2, 2])
     assert not fit.is_done()
+
+
+def test_plans_made_to_fit_may_have_other_stages_but_no_other_network(tmp_path):
+    options = {"n_stages": 3, "strides": [[1], [2], [2]], "features_per_stage": [8, 16, 32], "conv_bias": True}
+    full = {"patch_size": [16], "batch_size": 2, "architecture": {"network_class_name": "x", "arch_kwargs": options}}
+    old = {"3d_fullres": full, "3d_cascade_fullres": {"inherits_from": "3d_fullres"}}
+
+    def is_made(**changes):
+        part = {"patch_size": [8], "architecture": {"network_class_name": "x", "arch_kwargs": {**options, **changes}}}
+        new = {name: {**configuration, **part} for name, configuration in old.items()}
+        for name, configurations in (("old", old), ("new", new)):
+            write_text(tmp_path / f"{name}.json", json.dumps({"plans_name": name, "configurations": configurations}))
+        return is_made_from(tmp_path / "new.json", tmp_path / "old.json")
+
+    assert is_made(n_stages=2, strides=[[1], [2]], features_per_stage=[8, 16])
+    assert not is_made(features_per_stage=[16, 32, 64])
+    assert not is_made(conv_bias=False)
 
 
 LONG_PLANS = "nnUNetPlans_AutofocusUNet_24GB"

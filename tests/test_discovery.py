@@ -160,6 +160,47 @@ def test_a_users_own_folder_is_kept_and_comes_first(environment, tmp_path):
     assert first == second == f"{tmp_path}{os.pathsep}{environment.site}/nnunet_plugins/trainers/scanned"
 
 
+FIND_BOTH = """
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+print("FOUND", find("nnUNetTrainerMine").__module__)
+try:
+    find("nnUNetTrainerFIRENet")
+except RuntimeError as error:
+    print("REFUSED", error)
+"""
+
+
+@pytest.mark.parametrize("there", ["no package", "an older one"])
+def test_children_in_other_environments_find_their_own_trainers(environment, tmp_path, there):
+    """They inherit the variable, and with it our folder, before folders that they add."""
+    other = Environment(tmp_path / "env")
+    link_nnunet(other)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "mine.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+        "class nnUNetTrainerMine(nnUNetTrainer): pass\n"
+    )
+    if there == "an older one":
+        (other.site / "nnunet_plugins" / "trainers").mkdir(parents=True)
+        (other.site / "nnunet_plugins" / "__init__.py").write_text("")
+    leaked = f"{environment.site}/nnunet_plugins/trainers/scanned{os.pathsep}{mine}"
+    result = other.python(FIND_BOTH, nnUNet_extTrainer=leaked)
+    assert "FOUND mine" in result.stdout, result.stderr
+    assert "REFUSED Could not find requested nnunet trainer nnUNetTrainerFIRENet" in result.stdout
+    (line,) = (line for line in result.stderr.splitlines() if "nnunet_plugins" in line)  # nnU-Net asks for its folders
+    assert line.startswith(f"nnunet_plugins: its trainers cannot be had from {other.root} (")
+    assert "No module named 'nnunet_plugins" in line
+
+
+@pytest.mark.parametrize("content", ["", "raise RuntimeError('not for this Python')"])
+def test_another_package_of_the_name_first_on_the_path_makes_no_noise(environment, tmp_path, content):
+    (tmp_path / "nnunet_plugins").mkdir()
+    (tmp_path / "nnunet_plugins" / "__init__.py").write_text(content)
+    result = environment.python("print('started')", PYTHONPATH=str(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "started\n", "")
+
+
 def test_opting_out(environment):
     assert "Could not find requested nnunet trainer" in environment.find_line(nnUNet_plugins_discovery="0")
     folder = environment.run(environment.bin / "nnunet-plugins", "trainer-path").stdout.strip()

@@ -180,6 +180,15 @@ def test_no_mirroring_holds_beside_da5_where_the_recipe_has_a_view_of_its_own(da
         assert trainer.inference_allowed_mirroring_axes is None
 
 
+@pytest.mark.parametrize("recipe", ["FIRENetPaper", "FIRENetNoFabricPaper", "AFN4Paper"])
+@pytest.mark.parametrize("modifiers", ["DA5", "Adam_DA5_20epochs", "FocalLoss"])
+def test_a_recipe_without_mirroring_has_none_under_any_modifier(dataset, recipe, modifiers):
+    trainer = dataset.trainer(f"nnUNetTrainer{recipe}_{modifiers}")
+    assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[-1] is None
+    assert trainer.inference_allowed_mirroring_axes is None
+    assert issubclass(type(trainer), nnUNetTrainerDA5) == ("DA5" in modifiers)
+
+
 def test_paper_target_class_must_exist(dataset):
     trainer = dataset.trainer("nnUNetTrainerFIRENetPaper")
     trainer.target_class = 3

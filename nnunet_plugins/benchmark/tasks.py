@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
 from nnunet_plugins.files import is_json, read_json, short_name, unfinished
+from nnunet_plugins.planning.architecture import without_sizes
 from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed
 
 
@@ -155,16 +156,19 @@ def _fit(run: Run, protocol: Protocol, folders: Folders, needs: Sequence[str]) -
 
 
 def is_made_from(fitted: Path, plans: Path) -> bool:
-    """Tell whether plans differ from others only in their name, and in the patch and batch sizes."""
+    """Tell whether plans differ from others only in their name, the sizes, and the stages that follow from these."""
     found = []
     for file in (fitted, plans):
         if not is_json(file):
             return False
         content = {**read_json(file, PLANS), "plans_name": None}
-        for configuration in content["configurations"].values():
-            configuration.update(patch_size=None, batch_size=None)
+        content["configurations"] = {name: without_sizes(part) for name, part in content["configurations"].items()}
         found.append(content)
-    return found[0] == found[1]
+    new, old = found
+    for name, part in new["configurations"].items():
+        if "architecture" not in old["configurations"].get(name, {}):
+            part.pop("architecture", None)  # one of its own, where it had inherited another's
+    return new == old
 
 
 def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:

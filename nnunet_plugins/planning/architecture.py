@@ -1,10 +1,16 @@
-"""Whether a description of a network can be built at all. Loads nothing heavy."""
+"""What plans say of a network: whether it can be built at all, and what depends on the patch. Loads nothing heavy."""
 
 from typing import Any
 
 from nnunet_plugins.errors import InputError
 
 _LARGEST = 10_000  # channels, stages or convolutions that plans may ask for
+
+BY_STAGE = ("n_stages", "strides", "kernel_sizes")
+"""Options of nnU-Net's U-Nets that its planner derives from the patch and the spacing."""
+
+PER_STAGE = {"features_per_stage": 0, "n_conv_per_stage": 0, "n_blocks_per_stage": 0, "n_conv_per_stage_decoder": 1}
+"""Options of nnU-Net's U-Nets that list a number for each stage, and how many stages fewer the list has."""
 
 
 def check_numbers(options: Any, where: str) -> None:
@@ -26,3 +32,20 @@ def _numbers(value: Any) -> list[float]:
         return [value]
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return [number for part in parts for number in _numbers(part)]
+
+
+def without_sizes(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's configuration without what `nnunet-plugins plan` changes: patch, batch, and stages that follow.
+
+    Args:
+        configuration: as it stands in the plans file.
+    """
+    kept = {name: value for name, value in configuration.items() if name not in ("patch_size", "batch_size")}
+    architecture = kept.get("architecture")
+    if isinstance(architecture, dict) and isinstance(architecture.get("arch_kwargs"), dict):
+        options = {name: value for name, value in architecture["arch_kwargs"].items() if name not in BY_STAGE}
+        for name, fewer in PER_STAGE.items():
+            if isinstance(options.get(name), list):
+                options[name] = options[name][: 2 - fewer]  # fewer stages keep the numbers of the first ones
+        kept["architecture"] = {**architecture, "arch_kwargs": options}
+    return kept

@@ -23,10 +23,10 @@ def _add_plan(commands: Any) -> None:
         help="make plans whose batch and patch size fit your GPU's memory",
         description="Forecast the memory of a training step with a trainer's network, for each configuration of "
         "existing plans, and write a copy of the plans that fits the GPU: first with a smaller batch, down to 2, then "
-        "with a smaller patch. The copy uses the same preprocessed data, so you can train with it at once: "
-        "nnUNetv2_train ... -p NAME. No GPU is needed here. For example: nnunet-plugins plan -d 4 -tr "
-        "nnUNetTrainerAFN6 --gpu-memory 24. To compare networks fairly, train them with the same plans, or each with "
-        "plans for the same memory: nnunet-plugins benchmark does both.",
+        "with a smaller patch, whose strides and stages nnU-Net's own function plans. The copy uses the same "
+        "preprocessed data, so you can train with it at once: nnUNetv2_train ... -p NAME. No GPU is needed here. For "
+        "example: nnunet-plugins plan -d 4 -tr nnUNetTrainerAFN6 --gpu-memory 24. To compare networks fairly, train "
+        "them with the same plans, or each with plans for the same memory: nnunet-plugins benchmark does both.",
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
     command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")

@@ -4,9 +4,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
-from math import prod
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -22,6 +22,7 @@ from nnunet_plugins.planning.forecast import (
 )
 from nnunet_plugins.planning.names import fitted_plans_name
 from nnunet_plugins.planning.setting import Setting, find_trainer, forecast_setting, plan_setting
+from nnunet_plugins.planning.stages import FEWEST_STAGES, Stages, plan_stages, replan, shorten, stages_of
 
 SMALLEST_BATCH = 2  # as in nnU-Net's own planner
 
@@ -53,52 +54,84 @@ class FittedPlans:
     sizes: dict[str, tuple[Size, Size]]
 
 
-def largest_fit(
-    needed: Callable[[tuple[int, ...], int], int],
-    patch: tuple[int, ...],
-    batch: int,
-    multiple: Sequence[int],
-    budget: float,
-) -> Size:
-    """Lower the batch size, at most down to 2, and only then shrink the patch, until a training step fits.
-
-    Step by step, the axis is shortened that keeps most of its original length, of several the longest: so the patch
-    keeps its proportions. An axis stays as it is once the network refuses it shorter.
+def largest_batch(needed: Callable[[int], int], batch: int, budget: float) -> int:
+    """Return the largest batch size, from the present one down to 2, with which a training step fits; else the least.
 
     Args:
-        needed: bytes for a patch and a batch size; raises ValueError for a patch that the network cannot take.
-        patch: voxels per axis to start from.
-        batch: batch size to start from.
-        multiple: by which each axis of a shortened patch has to be divisible.
+        needed: bytes for a batch size; more images need more memory.
+        batch: the present one.
+        budget: bytes that may be needed.
+    """
+    if needed(batch) <= budget:
+        return batch
+    smallest = min(batch, SMALLEST_BATCH)
+    return smallest + bisect_right(range(smallest + 1, batch), budget, key=needed)
+
+
+def largest_patch(
+    needed: Callable[[tuple[int, ...]], int],
+    stages: Stages,
+    spacing: Sequence[float],
+    median: Sequence[float],
+    budget: float,
+) -> tuple[int, ...]:
+    """Shrink a patch until a training step fits, as nnU-Net's own planner shrinks it.
+
+    Step by step, it gets shorter along the axis where it is longest relative to the images: the next smaller patch that
+    nnU-Net plans, which has stages of its own. Axes of one length that the plan pools alike shrink together, so that a
+    cube stays a cube. An axis stays as it is once the network refuses it shorter, and so does the patch where it would
+    leave too few stages.
+
+    Args:
+        needed: bytes for a patch; raises ValueError for one that the network cannot take.
+        stages: of the patch to start from.
+        spacing: size of a voxel along each axis.
+        median: voxels of the median image along each axis.
         budget: bytes that may be needed.
 
     Raises:
         PlanError: if nothing fits.
     """
-    original = patch
-    smallest = min(batch, SMALLEST_BATCH)
-    if needed(patch, batch) > budget:
-        # The batch sizes in between; more images need more memory.
-        batch = smallest + bisect_right(range(smallest + 1, batch), budget, key=lambda b: needed(patch, b))
-    shortest, refusal = list(multiple), ""
-    while needed(patch, batch) > budget:
-        axes = [axis for axis, n in enumerate(patch) if n > shortest[axis]]
-        if not axes:
+    alike: dict[object, list[int]] = {}
+    for axis, length in enumerate(stages.patch):
+        alike.setdefault((length, stages.along(axis)), []).append(axis)
+    groups, fewest, refusal = list(alike.values()), min(FEWEST_STAGES, len(stages.strides)), ""
+    while needed(stages.patch) > budget:
+        if not groups:
             raise PlanError(
-                f"even a patch of {format_size(patch)} with batch size {batch} needs "
-                f"{format_bytes(needed(patch, batch))}, where {format_bytes(budget)} may be used. It can shrink no "
-                f"further: its axes are multiples of {format_size(multiple)}{refusal}"
+                f"even a patch of {format_size(stages.patch)} needs {format_bytes(needed(stages.patch))}, where "
+                f"{format_bytes(budget)} may be used; nnU-Net plans no smaller one{refusal}"
             )
-        next_lengths = [(n - 1) // m * m for n, m in zip(patch, multiple, strict=True)]
-        _, _, axis = max((next_lengths[axis] / original[axis], patch[axis], axis) for axis in axes)
-        shorter = (*patch[:axis], next_lengths[axis], *patch[axis + 1 :])
+        patch = stages.patch
+        axes = max(groups, key=lambda axes: (max(patch[axis] / median[axis] for axis in axes), patch[axes[0]]))
+        shorter = shorten(stages, spacing, axes)
         try:
-            needed(shorter, batch)
+            if shorter:
+                needed(shorter.patch)
         except ValueError as error:
-            shortest[axis], refusal = patch[axis], f". {error}"
+            shorter, refusal = None, f" that the network takes. {error}"
+        if shorter is None:
+            groups.remove(axes)
+        elif len(shorter.strides) < fewest:
+            groups.clear()
         else:
-            patch = shorter
-    return Size(patch, batch, needed(patch, batch))
+            stages = shorter
+    return stages.patch
+
+
+def resize(configuration: dict[str, Any], patch: tuple[int, ...], batch: int) -> dict[str, Any]:
+    """Return what another size changes in a plan's configuration: patch and batch, and with the patch the network.
+
+    Args:
+        configuration: complete, as nnU-Net's ConfigurationManager holds it.
+        patch: the present one, or one that nnU-Net plans for the configuration's spacing.
+        batch: batch size.
+    """
+    changed = {"patch_size": list(patch), "batch_size": batch}
+    if changed["patch_size"] == configuration["patch_size"]:
+        return changed
+    stages = plan_stages(configuration["spacing"], patch)
+    return {**changed, "architecture": replan(configuration["architecture"], stages)}
 
 
 def fit_configuration(
@@ -106,28 +139,32 @@ def fit_configuration(
 ) -> tuple[Size, Size]:
     """Return patch and batch size of a plan's configuration, and those that fit the budget (bytes).
 
+    The batch gets smaller first, down to 2, and only then the patch; with that, the batch is as large as fits.
+
     Raises:
         PlanError: if nothing fits, or the network cannot take the plan at all.
     """
-    manager = setting.configuration
+    configuration = setting.configuration.configuration
 
     @cache
     def needed(patch: tuple[int, ...], batch: int) -> int:
-        changed = ConfigurationManager({**manager.configuration, "patch_size": list(patch), "batch_size": batch})
+        changed = ConfigurationManager({**configuration, **resize(configuration, patch, batch)})
         sized = replace(setting, configuration=changed)
         return forecast_setting(trainer, sized, autocast=autocast).peak_bytes_training
 
-    patch, batch = tuple(manager.patch_size), manager.batch_size
-    strides = manager.network_arch_init_kwargs.get("strides")
-    if not strides:
-        raise PlanError("the plans describe no U-Net, so nobody knows which patch sizes are allowed")
-    fault = find_fault(strides, [[int]], "'strides'")
-    if fault or {len(axes) for axes in strides} != {len(patch)} or any(min(axes) < 1 for axes in strides):
-        raise PlanError(f"the plans' strides make no sense for a patch of {format_size(patch)}: {fault or strides}")
-    multiple = [prod(axis) for axis in zip(*strides, strict=True)]
+    patch, batch = tuple(configuration["patch_size"]), configuration["batch_size"]
     try:
         before = Size(patch, batch, needed(patch, batch))
-        return before, largest_fit(needed, patch, batch, multiple, budget)
+        batch = largest_batch(partial(needed, patch), batch, budget)
+        if needed(patch, batch) > budget:
+            median = configuration.get("median_image_size_in_voxels")
+            if find_fault(median, [(int, float)]) or len(median) != len(patch) or min(median) <= 0:
+                median = patch
+            stages = stages_of(configuration)
+            patch = largest_patch(lambda patch: needed(patch, batch), stages, configuration["spacing"], median, budget)
+            # With the patch, stages and their parameters go, and a larger batch may have room again.
+            batch = largest_batch(partial(needed, patch), before.batch, budget)
+        return before, Size(patch, batch, needed(patch, batch))
     except ValueError as error:
         raise PlanError(str(error)) from error
 
@@ -184,7 +221,8 @@ def fit_plans(
     new = deepcopy(old.plans)
     new["plans_name"] = name
     for configuration, (_, after) in sizes.items():
-        new["configurations"][configuration].update(patch_size=list(after.patch), batch_size=after.batch)
+        complete = settings[configuration].configuration.configuration
+        new["configurations"][configuration].update(resize(complete, after.patch, after.batch))
     file = folder / f"{name}.json"
     if file.exists() and not overwrite and read_json(file) != new:
         raise PlanError(f"{file} is there already and says something else; choose a --name, or give --overwrite")

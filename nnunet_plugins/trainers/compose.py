@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_plugins.registry import MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier, locate
+from nnunet_plugins.trainers.mirroring import NEVER_MIRRORING, NoMirroringTrainer
 from nnunet_plugins.trainers.names import parse
 from nnunet_plugins.trainers.reliable import ReliableTrainer
 
@@ -47,6 +48,8 @@ def _compose(
     # A recipe may hold a piece already; a second time would have no consistent order of bases. It keeps its effect,
     # because no two modifiers set the same thing.
     bases = [piece for piece in pieces if not issubclass(base, piece)] + [base]
+    if issubclass(base, NEVER_MIRRORING) and NoMirroringTrainer not in bases:
+        bases.insert(0, NoMirroringTrainer)  # before DA5, which chooses mirror axes of its own
     numbers = {
         attribute: max(1, round(factor * number))
         for modifier, number in modifiers

@@ -3,6 +3,13 @@
 from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
+    nnUNetTrainerNoMirroring,
+)
+
+NEVER_MIRRORING = (nnUNetTrainerNoDA, nnUNetTrainerNoMirroring)
+"""Bases of recipes without mirroring, which stay without it whatever augmentation is put on them."""
 
 
 class NoMirroringTrainer(nnUNetTrainer):
