@@ -89,14 +89,14 @@ def test_gpu_check(tmp_path):
     found = json.loads((tmp_path / "gpu_check.json").read_text())
     assert found["failed"] == []
     assert found["dry_run"] is True
-    assert set(found["networks"]) == {"nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerAFN1"}
+    assert set(found["networks"]) == {"nnUNetTrainer", "nnUNetTrainerAFN1"}
     for numbers in found["networks"].values():
         assert numbers["saved_bytes"] == pytest.approx(numbers["saved_bytes_forecast"], rel=0.02)
         assert numbers["finite"] is True
         assert numbers["peak_bytes"] is None
     assert found["networks"]["nnUNetTrainerAFN1"]["compiled_difference"] < 1e-4
     assert set(found["forms"]) == {"plain", "shared"}
-    assert "| nnUNetTrainerFIRENet | " in (tmp_path / "gpu_check.md").read_text()
+    assert "| nnUNetTrainerAFN1 | " in (tmp_path / "gpu_check.md").read_text()
 
 
 def test_bad_inputs(monkeypatch):
