@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,9 +32,9 @@ import nnunet_plugins
 from nnunet_plugins.networks.afnet import AFNet
 from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
-from nnunet_plugins.planning.forecast import SavedBytes
-from nnunet_plugins.planning.profile import measure_on_gpu, profile_network
-from nnunet_plugins.planning.setting import build_network, find_trainer, patch_setting
+from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast
+from nnunet_plugins.planning.profile import measure_on_gpu
+from nnunet_plugins.planning.setting import build_network, find_trainer, forecast_setting, patch_setting
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import STOCK_TRAINER
 
@@ -42,9 +43,9 @@ CLASSES = {1: 3, 4: 5}
 """As in the papers, by channels of the image: FIRENet's bladder, rectum and prostate, autofocus on BRATS."""
 
 
-def unet() -> nn.Module:
-    """nnU-Net's default for a patch of 64^3: five stages."""
-    setting = patch_setting((64, 64, 64), batch=2, channels=1, classes=CLASSES[1])
+def unet(size: int = 64) -> nn.Module:
+    """nnU-Net's default for a patch of so many voxels per axis; for 64 it has five stages."""
+    setting = patch_setting((size,) * 3, batch=2, channels=1, classes=CLASSES[1])
     return build_network(find_trainer(STOCK_TRAINER), setting, deep_supervision=False)
 
 
@@ -62,11 +63,12 @@ def firenet(dropout: float) -> nn.Module:
     return FIRENet(1, CLASSES[1], dropout=dropout)
 
 
-def saved_bytes(make: Make, shape: Sequence[int]) -> int:
-    with FakeTensorMode():
+def saved_bytes(make: Make, shape: Sequence[int], autocast: bool) -> int:
+    """What a GPU keeps, which need not be there."""
+    with FakeTensorMode(), torch.device("cuda"):
         network = make().train()
         saved = SavedBytes(network)
-        with saved:
+        with saved, cuda_autocast(enabled=autocast):
             network(torch.zeros(shape))
         return saved.take()
 
@@ -122,20 +124,18 @@ class Row(NamedTuple):
 
 
 def bytes_rows(afn_size: int, size: int) -> list[Row]:
-    def compare(ours: Make, theirs: Make, *shape: int) -> list[float]:
-        return [saved_bytes(make, shape) for make in (ours, theirs)]
+    def compare(ours: Make, theirs: Make, autocast: bool, *shape: int) -> list[float]:
+        return [saved_bytes(make, shape, autocast) for make in (ours, theirs)]
 
-    afn_shape, shape = (1, 4, *(afn_size,) * 3), (2, 1, *(size,) * 3)
-    return [
-        *(
-            Row(f"AFN-6 bytes, {how} / BASIC", 0.85, partial(compare, make, afn, *afn_shape))
-            for how, make in AFN6.items()
-        ),
-        *(
-            Row(f"FIRENet bytes, dropout {p:g} / U-Net", 1.0, partial(compare, partial(firenet, p), unet, *shape))
-            for p in (0.5, 0.0)
-        ),
-    ]
+    rows = []
+    for autocast, precision in ((False, "single"), (True, "mixed")):
+        for how, make in AFN6.items():
+            measure = partial(compare, make, afn, autocast, 1, 4, *(afn_size,) * 3)
+            rows.append(Row(f"AFN-6 bytes, {how}, {precision} precision / BASIC", 0.85, measure))
+        for n, p in product((size, 2 * size), (0.5, 0.0)):
+            measure = partial(compare, partial(firenet, p), partial(unet, n), autocast, 2, 1, n, n, n)
+            rows.append(Row(f"FIRENet bytes {n}^3, dropout {p:g}, {precision} precision / U-Net", 0.9, measure))
+    return rows
 
 
 def cpu_rows(afn_size: int, size: int, rounds: int) -> list[Row]:
@@ -204,13 +204,8 @@ def gpu_rows(afn_size: int, size: int, rounds: int) -> list[Row]:
 
 def forecast_and_peak(name: str, setting: Any) -> list[float]:
     trainer = find_trainer(name)
-    # The profile counts two copies per parameter for the optimizer, as Adam has; SGD has one.
-    forecast = profile_network(trainer, setting)
-    spare = 4 * forecast.parameters
-    return [
-        forecast.autocast.peak_bytes_training - spare,
-        (forecast.measured or measure_on_gpu(trainer, setting)).peak_bytes_training,
-    ]
+    forecast = forecast_setting(trainer, setting, autocast=True)
+    return [forecast.peak_bytes_training, measure_on_gpu(trainer, setting).peak_bytes_training]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

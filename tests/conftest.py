@@ -22,7 +22,7 @@ import torch
 from preloaded import write_commands
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_plugins.planning.forecast import SavedBytes
+from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and so would have all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,12 +43,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-parameters", action="store_true", help="record the parameters of rows that have none")
 
 
-def saved_bytes(make: Callable[[], torch.nn.Module], shape: tuple[int, ...]) -> int:
-    """Bytes that a network keeps for the backward pass of an image, counted on fake tensors."""
-    with FakeTensorMode():
+def saved_bytes(
+    make: Callable[[], torch.nn.Module], shape: tuple[int, ...], *, device: str = "cpu", autocast: bool = False
+) -> int:
+    """Bytes that a network keeps for the backward pass of an image, counted on fake tensors, with CUDA's autocast."""
+    with FakeTensorMode(), torch.device(device):
         network = make().train()
         saved = SavedBytes(network)
-        with saved:
+        with saved, cuda_autocast(enabled=autocast):
             network(torch.zeros(shape))
         return saved.take()
 

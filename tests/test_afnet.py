@@ -8,9 +8,11 @@ import torch
 from conftest import saved_bytes
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_plugins.networks.afnet import AFNet, Context, ResidualBlock
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
+from nnunet_plugins.networks.layers.device import compute_as_on
 from nnunet_plugins.networks.topology import anisotropy
 from nnunet_plugins.registry import BACKBONES
 
@@ -172,11 +174,37 @@ def test_channels_last_reach_the_convolutions_and_change_nothing(channels):
 
 
 @pytest.mark.parametrize("branch_norm", [True, False])
-def test_autofocus_layers_keep_less_for_the_backward_pass_than_plain_ones(branch_norm):
+@pytest.mark.parametrize(("device", "autocast"), [("cpu", False), ("cuda", False), ("cuda", True)])
+def test_autofocus_layers_keep_less_for_the_backward_pass_than_plain_ones(branch_norm, device, autocast):
     """AFN-6 against BASIC, in which no layer is an autofocus layer; the plain form kept 3.6 and 2.6 times as much."""
-    shape = (1, 4, 48, 48, 48)
-    autofocus = saved_bytes(partial(AFNet, 4, 5, autofocus_layers=6, branch_norm=branch_norm), shape)
-    assert autofocus <= 0.85 * saved_bytes(partial(AFNet, 4, 5), shape)
+    count = partial(saved_bytes, shape=(1, 4, 48, 48, 48), device=device, autocast=autocast)
+    autofocus = count(partial(AFNet, 4, 5, autofocus_layers=6, branch_norm=branch_norm))
+    assert autofocus <= 0.85 * count(partial(AFNet, 4, 5))
+
+
+def test_a_gpu_gets_neither_the_layout_nor_the_operator_of_the_cpu():
+    """With a GPU the recomputation stays, but its convolutions are PyTorch's, on maps in the layout of the image."""
+    network = AFNet(1, 3, autofocus_layers=2, dim=2)
+    x = torch.randn(1, 1, 9, 10)
+    names, layouts = [], []
+    for block in network.pathway:
+        block.register_forward_hook(lambda _, __, output: layouts.append(output.is_contiguous()))
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    outputs, calls = [], []
+    for device in ("cpu", "cuda"):
+        with compute_as_on(device), Operators():
+            outputs.append(network(x))
+        calls.append(sum(name == "nnunet_plugins::shared_convolution" for name in names))
+        names.clear()
+    assert calls == [2, 0]
+    assert not any(layouts[:5])
+    assert all(layouts[5:])
+    assert_close(*outputs)
 
 
 @pytest.mark.parametrize("branch_norm", [True, False])

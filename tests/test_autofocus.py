@@ -85,7 +85,7 @@ def test_attention_sums_to_one_and_comes_to_differ_between_voxels():
         assert_close(attention.sum(dim=1), torch.ones(1, 24, 24))
     assert start.std(dim=(2, 3)).max() < 0.01
     assert maps[""].std(dim=(2, 3)).max() > 0.05
-    assert not layer.attention._forward_hooks
+    assert not any(module._forward_hooks for module in layer.modules())
 
 
 def test_attention_learns_to_look_further_at_larger_objects():

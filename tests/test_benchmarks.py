@@ -1,6 +1,7 @@
 """The benchmark scripts run; what they measure depends on the machine."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -61,7 +62,7 @@ def test_makespan():
 def test_performance(tmp_path):
     script = ROOT / "benchmarks" / "performance.py"
     # The sizes are the smallest that these networks take.
-    for only, size, number in (("AFN-6", 16, 4), ("FIRENet", 32, 4), ("startup", 16, 1), ("help", 16, 1)):
+    for only, size, number in (("AFN-6", 16, 6), ("FIRENet", 32, 10), ("startup", 16, 1), ("help", 16, 1)):
         options = ["--device", "cpu", "--only", only, "--size", str(size), "--rounds", "1"]
         command = [PYTHON, script, *options, "--json", tmp_path / "rows.json"]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -73,6 +74,26 @@ def test_performance(tmp_path):
     result = subprocess.run([PYTHON, script, "--device", "cuda", "--list"], capture_output=True, text=True, check=True)
     assert "autofocus layer 64^3, fused / plain" in result.stdout
     assert "peak memory of nnUNetTrainerAFN6, forecast / measured" in result.stdout
+
+
+def test_gpu_check(tmp_path):
+    """The command for a machine with a GPU, on one without: everything runs, and what needs a GPU says so."""
+    command = ["bash", ROOT / "benchmarks" / "gpu_check.sh", "run", "--dry-run", "--output", tmp_path]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHON": sys.executable}
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert found["failed"] == []
+    assert found["dry_run"] is True
+    assert set(found["networks"]) == {"nnUNetTrainer", "nnUNetTrainerAFN1"}
+    for numbers in found["networks"].values():
+        assert numbers["saved_bytes"] == pytest.approx(numbers["saved_bytes_forecast"], rel=0.02)
+        assert numbers["finite"] is True
+        assert numbers["peak_bytes"] is None
+    assert found["networks"]["nnUNetTrainerAFN1"]["compiled_difference"] < 1e-4
+    assert set(found["forms"]) == {"plain", "shared"}
+    assert "| nnUNetTrainerAFN1 | " in (tmp_path / "gpu_check.md").read_text()
 
 
 def test_bad_inputs(monkeypatch):

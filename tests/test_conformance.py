@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
-from nnunet_plugins.planning.forecast import fake_tensors
+from nnunet_plugins.planning.forecast import cuda_autocast, fake_tensors
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.unet import UNetTrainer
@@ -166,18 +165,6 @@ def test_deep_supervision_changes_no_parameter(case):
         assert_close(supervised(x), plain)
 
 
-@contextmanager
-def cuda_autocast():
-    """CUDA's own casts, which need no GPU on fake tensors; `torch.autocast` would not switch them on without one."""
-    before = torch.is_autocast_enabled("cuda")
-    torch.set_autocast_enabled("cuda", True)
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cuda", before)
-        torch.clear_autocast_cache()
-
-
 def full_precision_modules(row, plan):
     """Names of the modules that return float32 maps in mixed precision on a GPU, in the order in which they end.
 
@@ -201,13 +188,7 @@ def full_precision_modules(row, plan):
     return found
 
 
-KNOWN = pytest.mark.xfail(reason="gates and interpolations are in float32 on a GPU; to be mended")
-HALF = [
-    pytest.param(row, plan, marks=KNOWN if re.search("FIRENet|DeepMedic", row.trainer) else ()) for row, plan in CASES
-]
-
-
-@pytest.mark.parametrize(("row", "plan"), HALF, ids=[f"{row.trainer} {plan}" for row, plan in CASES])
+@pytest.mark.parametrize(("row", "plan"), CASES, ids=[f"{row.trainer} {plan}" for row, plan in CASES])
 def test_mixed_precision_on_a_gpu_keeps_maps_in_half_precision(row, plan):
     """A single map in float32 makes all that follow it twice as large; on the CPU the casts are others."""
     assert full_precision_modules(row, plan) == []

@@ -72,6 +72,64 @@ def test_the_same_twice():
     assert all(map(torch.equal, first, second))
 
 
+def test_kernels_run_on_the_device_of_the_image(monkeypatch):
+    """Triton takes the current GPU: a trainer made in Python for cuda:1 may have left it at cuda:0."""
+    launched, chosen = [], []
+
+    class Chosen:
+        def __init__(self, tensor):
+            self.device = tensor.device
+
+        def __enter__(self):
+            chosen.append(self.device)
+
+        def __exit__(self, *_):
+            chosen.pop()
+
+    class Kernel:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            launched.append(list(chosen))
+            return self.kernel[grid]
+
+    kernels = ("_blend_and_multiply", "_attention_gradient", "_weight_gradient")
+    for name in kernels:
+        monkeypatch.setattr(fused, name, Kernel(getattr(fused, name)))
+    monkeypatch.setattr(torch.cuda, "device_of", Chosen)
+    *inputs, rates = layer("2d")
+    fused.fused_autofocus(*inputs, rates).sum().backward()
+    assert launched == [[inputs[0].device]] * 4
+
+
+PRECISIONS = """
+import torch
+from nnunet_plugins.networks.layers import fused_autofocus as fused
+
+def precision():
+    x = torch.zeros(1, 2, 3, 3)
+    return fused._Layer.of(x, torch.zeros(2, 2, 3, 3), x, [1, 1]).constants["PRECISION"]
+
+print(precision())
+torch.backends.cudnn.allow_tf32 = False
+print(precision())
+torch.backends.cudnn.allow_tf32 = True
+if hasattr(torch.backends.cudnn, "conv"):
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    print(precision())
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    print(precision())
+"""
+
+
+def test_precision_is_that_of_convolutions_however_it_was_set():
+    """From PyTorch 2.9 on `allow_tf32` raises an error once `fp32_precision` has been set."""
+    result = subprocess.run([sys.executable, "-c", PRECISIONS], capture_output=True, text=True, check=False)
+    expected = ["tf32", "ieee"] + ["ieee", "tf32"] * hasattr(torch.backends.cudnn, "conv")
+    assert result.stdout.split() == expected, result.stderr
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch looks for it itself
 def test_is_a_good_operator_for_pytorch():
     *inputs, rates = layer("2d")

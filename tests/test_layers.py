@@ -3,13 +3,23 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import gradcheck
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.layers.aspp import ASPP3D
-from nnunet_plugins.networks.layers.blocks import Activation, ConvBlock, Dropout, ResidualUnit, convolution, upsample
+from nnunet_plugins.networks.layers.blocks import (
+    Activation,
+    ConvBlock,
+    Dropout,
+    ResidualUnit,
+    convolution,
+    type_kept,
+    upsample,
+)
 from nnunet_plugins.networks.layers.ise import ISE
 from nnunet_plugins.networks.layers.recompute import recompute
 from nnunet_plugins.networks.layers.wrs import WRS
+from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast, fake_tensors
 
 
 class TestWRS:
@@ -34,6 +44,21 @@ class TestWRS:
 
     def test_keeps_half_precision(self):
         assert WRS(2)([torch.ones(2, 3, dtype=torch.bfloat16)] * 2).dtype == torch.bfloat16
+
+    def test_keeps_half_precision_on_a_gpu(self):
+        """CUDA's autocast would turn all to the type of the gate, and keep the maps in it for the backward pass."""
+        with fake_tensors(), torch.device("cuda"), cuda_autocast():
+            wrs = WRS(3)
+            saved = SavedBytes(wrs)
+            with saved:
+                total = wrs([torch.ones(2, 3, dtype=torch.float16) for _ in range(3)])
+        assert total.dtype == torch.float16
+        assert saved.take() <= 3 * 6 * 2 + 64  # the maps, and numbers
+
+    def test_gradients(self):
+        wrs = WRS(3).double()
+        inputs = [torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        assert gradcheck(lambda _, *inputs: wrs(inputs), (wrs.weight, *inputs))
 
 
 class TestISE:
@@ -136,6 +161,12 @@ class TestBlocks:
         line = upsample(torch.tensor([[[[0.0, 4.0]]]]), (1, 2))
         assert_close(line, torch.tensor([[[[0.0, 1.0, 3.0, 4.0]]]]))
 
+    @pytest.mark.parametrize("scale", [(2, 2), (1, 2, 2)])
+    def test_upsample_keeps_half_precision_on_a_gpu(self, scale):
+        with fake_tensors(), torch.device("cuda"), cuda_autocast():
+            assert upsample(torch.ones(1, 2, *scale, dtype=torch.float16), scale).dtype == torch.float16
+            assert torch.is_autocast_enabled("cuda")
+
 
 class TestRecompute:
     def test_runs_twice_and_counts_a_batch_once(self):
@@ -164,6 +195,23 @@ class TestRecompute:
         ):
             recompute(lambda x: x.sin().cos().exp(), x)
         assert [tensor.data_ptr() for tensor in saved] == [x.data_ptr()]
+
+    def test_autocast_is_the_same_again(self):
+        """What is switched off within a region is so twice, and what is on around it, too."""
+        types = []
+
+        def function(x):
+            with type_kept(x):
+                types.append((torch.is_autocast_enabled("cpu"), (x @ x).dtype))
+            types.append((torch.is_autocast_enabled("cpu"), (x @ x).dtype))
+            return (x @ x).sin()
+
+        x = torch.randn(3, 3, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = recompute(function, x)
+        y.float().sum().backward()
+        assert types == 2 * [(False, torch.float32), (True, torch.bfloat16)]
+        assert x.grad.dtype == torch.float32
 
     def test_without_gradients_it_is_the_function(self):
         with torch.no_grad():

@@ -40,7 +40,9 @@ from nnunet_plugins.networks.layers.blocks import (
     initialise_he,
     per_axis,
     pointwise,
+    type_kept,
 )
+from nnunet_plugins.networks.layers.device import device_type
 from nnunet_plugins.networks.layers.head import Head
 from nnunet_plugins.networks.topology import anisotropy
 
@@ -137,7 +139,7 @@ class Pathway(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, input_channels, *size)` to `(N, 50, *size)`."""
         for block in self:
-            if x.device.type == "cpu":
+            if device_type(x) == "cpu":
                 # Twice as fast at these widths: oneDNN's dilated convolutions like the channels last. Not once for the
                 # image alone: with a single channel the two layouts are one, and torch would go on with the other.
                 x = x.to(memory_format=CHANNELS_LAST[x.dim() - 2])
@@ -175,7 +177,8 @@ class Context(nn.Module):
         x = functional.pad(x, [k for amount in reversed(missing) for k in (0, amount)], mode="replicate")
         pool = functional.avg_pool2d if len(size) == 2 else functional.avg_pool3d
         x = self.pathway(pool(x, self.factor))
-        x = functional.interpolate(x, scale_factor=[float(f) for f in self.factor], mode="nearest")
+        with type_kept(x):
+            x = functional.interpolate(x, scale_factor=[float(f) for f in self.factor], mode="nearest")
         for axis, n in enumerate(size):
             x = x.narrow(axis + 2, 0, n)
         return x

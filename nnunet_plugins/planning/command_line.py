@@ -114,6 +114,12 @@ def _add_profile(commands: Any) -> None:
     patch.add_argument(
         "--classes", type=whole, default=2, metavar="N", help="with the background; default: %(default)s"
     )
+    command.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="what to count for, here or elsewhere: some layers compute in another way on a GPU; default: %(default)s",
+    )
     command.add_argument("--json", action="store_true", help="print JSON, in bytes and operations")
     command.set_defaults(run=_profile)
 
@@ -130,12 +136,15 @@ def _profile(arguments: argparse.Namespace) -> int:
         setting = patch_setting(arguments.patch, *sizes)
     else:
         setting = plan_setting(arguments.dataset, arguments.configuration, arguments.plans)
-    found, stock = (profile_network(network, setting).as_dict() for network in (trainer, find_trainer(STOCK_TRAINER)))
+    found, stock = (
+        profile_network(network, setting, device=arguments.device).as_dict()
+        for network in (trainer, find_trainer(STOCK_TRAINER))
+    )
     if arguments.json:
         about = {"trainer": arguments.trainer, "shape": setting.shape, "classes": setting.classes}
         print(json.dumps({**about, **found, STOCK_TRAINER: stock}, indent=2))
         return 0
-    print(f"{arguments.trainer} with {setting}")
+    print(f"{arguments.trainer} with {setting}, on a {'GPU' if arguments.device == 'cuda' else 'CPU'}")
     rows = [("", "this network", "U-Net", "ratio")]
     for name, unit, size, *keys in _ROWS:
         ours, theirs = (_pick(numbers, keys) for numbers in (found, stock))

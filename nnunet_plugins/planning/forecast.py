@@ -3,17 +3,30 @@
 One step, forward, loss and backward, runs on fake tensors, which have a shape and a type but no memory, while every
 storage is followed from its first tensor to its last. That takes a second on any machine, with or without a GPU.
 
+What is exact, and what is not:
+
+- For a CPU, all of it.
+- For a GPU, types and bytes of a forward pass, and so what is saved for the backward pass. It runs on fake CUDA tensors
+  with CUDA's own rules for mixed precision.
+- For a GPU, the peak of a training step is that of a stand-in, because PyTorch runs no backward pass of CUDA tensors
+  without a GPU: layers compute as on one (`compute_as_on`), on fake CPU tensors, in the types of the CPU's mixed
+  precision but for those in `_AsOnCUDA`. Where the stand-in saves other bytes than the GPU, the difference is added, as
+  if what is saved were there at the peak; it is where the backward pass begins.
+
 Counted is what PyTorch allocates for tensors. A GPU's memory also holds the CUDA context, cuDNN's workspaces and the
 allocator's gaps, and in distributed training the gradient buckets: leave room for them (`COMFORTABLE`). What
 torch.compile changes by fusing operations is not foreseen.
 """
 
 import contextlib
+import copy
 import logging
 import os
+import warnings
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +36,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from nnunet_plugins.container import container_limit
+from nnunet_plugins.networks.layers.device import compute_as_on
 
 GIB = 2**30
 
@@ -108,10 +124,10 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 class _AsOnCUDA(TorchFunctionMode):
-    """Makes CPU autocast keep the bytes that CUDA autocast keeps, where the two differ in our networks.
+    """Lets CPU autocast stand in for CUDA's: keeps the bytes that CUDA keeps, where the two differ in our networks.
 
     CUDA leaves softmax in float32, does not turn pooling and padding into float32, and saves a byte per voxel for
-    dropout.
+    dropout. What layers compute again in the backward pass is beyond its reach: there PyTorch switches such modes off.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -148,58 +164,79 @@ def loss_as_in_training(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch
 
 
 def measure_training(
-    network: nn.Module, shape: Sequence[int], *, autocast: bool, optimizer_copies: int = 2
+    network: nn.Module, shape: Sequence[int], *, autocast: bool, device: str | None = None, optimizer_copies: int = 2
 ) -> Forecast:
-    """Take one training step of a network, and measure what it keeps and needs.
+    """Take one training step of a network on the CPU, and measure what it keeps and needs.
 
     The tensors are fake where the network's are, else real. The gradients stay in the network.
 
     Args:
         network: in training mode; returns logits, or a list of them (deep supervision).
         shape: `(batch, channels, *patch)`.
-        autocast: mixed precision as nnU-Net trains on CUDA: bfloat16 on the CPU stands in for it, with the same bytes.
+        autocast: mixed precision, which nnU-Net has on CUDA alone; the CPU's stands in for it.
+        device: "cpu" or "cuda", for which the layers compute; by default CUDA in mixed precision and the CPU without.
         optimizer_copies: tensors that the optimizer keeps per parameter, of its shape: 1 for SGD with momentum, 2 for
             Adam, 3 with amsgrad.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    with LiveBytes() as live:
+    with LiveBytes() as live, compute_as_on(device or _device(autocast)):
         for tensor in [*network.parameters(), *network.buffers()]:
             live.add(tensor)
         image = torch.zeros(*shape)
         saved = SavedBytes(network)
-        with saved, _precision(autocast=autocast):
+        with (
+            saved,
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+            _AsOnCUDA() if autocast else contextlib.nullcontext(),
+        ):
             loss = loss_as_in_training(network(image))
         saved_bytes = saved.take()
-        # What layers compute again in the backward pass keeps the types that it had.
-        with _AsOnCUDA() if autocast else contextlib.nullcontext():
-            loss.backward()
+        loss.backward()
     optimizer_bytes = optimizer_copies * sum(p.nbytes for p in parameters)
     return Forecast(sum(p.numel() for p in parameters), saved_bytes, live.peak + optimizer_bytes)
+
+
+def saved_on_cuda(network: nn.Module, shape: Sequence[int], *, autocast: bool) -> int:
+    """Return the bytes that a GPU saves for the backward pass; the network's tensors are fake and on "cuda"."""
+    saved = SavedBytes(network)
+    with saved, cuda_autocast(enabled=autocast):
+        loss_as_in_training(network(torch.zeros(*shape, device="cuda")))
+    return saved.take()
 
 
 def forecast_inference(network: nn.Module, shape: Sequence[int], *, autocast: bool) -> int:
     """Return the most bytes that live at one time in a forward pass without gradients, parameters included.
 
     Args:
-        network: in evaluation mode; its tensors are fake, or else real memory is taken.
+        network: in evaluation mode; its tensors are fake, or else real memory is taken. It counts for their device.
         shape: `(batch, channels, *patch)`.
-        autocast: as in `measure_training`.
+        autocast: mixed precision, on CUDA.
     """
-    with LiveBytes() as live, torch.no_grad(), _precision(autocast=autocast):
-        for tensor in [*network.parameters(), *network.buffers()]:
+    tensors = [*network.parameters(), *network.buffers()]
+    with LiveBytes() as live, torch.no_grad(), cuda_autocast(enabled=autocast):
+        for tensor in tensors:
             live.add(tensor)
-        network(torch.zeros(*shape))
+        network(torch.zeros(*shape, device=tensors[0].device))
     return live.peak
 
 
 @contextlib.contextmanager
-def _precision(*, autocast: bool) -> Iterator[None]:
-    """Let operations take the types that they take in training on CUDA, with mixed precision or without."""
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
-        _AsOnCUDA() if autocast else contextlib.nullcontext(),
-    ):
-        yield
+def cuda_autocast(*, enabled: bool = True) -> Iterator[None]:
+    """Follow CUDA's rules for mixed precision, also without a GPU, where `torch.autocast` would switch itself off."""
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", enabled)
+    try:
+        with warnings.catch_warnings():
+            # For what stays in its own precision within; PyTorch 2.8 says even then that there is no CUDA.
+            warnings.filterwarnings("ignore", message=".*CUDA is not available")
+            yield
+    finally:
+        torch.set_autocast_enabled("cuda", before)
+        torch.clear_autocast_cache()
+
+
+def _device(autocast: bool) -> str:
+    return "cuda" if autocast else "cpu"
 
 
 @contextlib.contextmanager
@@ -215,14 +252,20 @@ def fake_tensors() -> Iterator[None]:
 
 
 def forecast_training(
-    build: Callable[[], nn.Module], shape: Sequence[int], *, autocast: bool, optimizer_copies: int = 2
+    build: Callable[[], nn.Module],
+    shape: Sequence[int],
+    *,
+    autocast: bool,
+    device: str | None = None,
+    optimizer_copies: int = 2,
 ) -> Forecast:
     """Forecast a training step of the network that `build` makes, without allocating it.
 
     Args:
-        build: makes the network.
+        build: makes the network, on PyTorch's default device.
         shape: as in `measure_training`, like the other arguments.
         autocast: as there.
+        device: as there.
         optimizer_copies: as there.
 
     Raises:
@@ -232,16 +275,39 @@ def forecast_training(
         >>> forecast_training(lambda: nn.Conv3d(1, 2, 3), (2, 1, 16, 16, 16), autocast=False).parameters
         56
     """
+    device = device or _device(autocast)
     with fake_tensors():
-        return measure_training(build(), shape, autocast=autocast, optimizer_copies=optimizer_copies)
+        counted = measure_training(build(), shape, autocast=autocast, device=device, optimizer_copies=optimizer_copies)
+        if device != "cuda":
+            return counted
+        with torch.device("cuda"):
+            saved = saved_on_cuda(build(), shape, autocast=autocast)
+    peak = counted.peak_bytes_training + saved - counted.saved_bytes
+    return replace(counted, saved_bytes=saved, peak_bytes_training=peak)
+
+
+def optimizer_copies(optimizer: torch.optim.Optimizer) -> int:
+    """Return how many tensors of a parameter's shape an optimizer keeps for it, by a step with another of six numbers.
+
+    The optimizer itself stays as it is.
+    """
+    parameter = nn.Parameter(torch.zeros(2, 3))
+    parameter.grad = torch.zeros(2, 3)
+    other = copy.copy(optimizer)
+    other.state = defaultdict(dict)
+    other.param_groups = [{**optimizer.param_groups[0], "params": [parameter]}]
+    other.step()
+    kept = tree_leaves(other.state[parameter])
+    return sum(isinstance(tensor, torch.Tensor) and tensor.shape == parameter.shape for tensor in kept)
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Return the memory of a device in bytes, used or not; None where nobody tells."""
+    """Return the memory of a device in bytes, used or not, as far as a container may use it; None if nobody tells."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "cpu" and hasattr(os, "sysconf"):  # not on Windows
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min(memory, container_limit() or memory)
     return None
 
 

@@ -1,6 +1,6 @@
-"""`nnunet-plugins profile`: what a trainer's network costs, counted on fake tensors in seconds and without a GPU.
+"""`nnunet-plugins profile`: what a trainer's network costs on a GPU or a CPU, counted on fake tensors in seconds.
 
-Where there is a GPU, some training steps are also taken and measured beside that.
+That needs no GPU. Where there is one, some training steps are also taken and measured beside that.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.dataset import PlanError
 from nnunet_plugins.planning.forecast import fake_tensors, forecast_inference, loss_as_in_training, measure_training
-from nnunet_plugins.planning.setting import Setting, build_network
+from nnunet_plugins.planning.setting import Setting, build_network, build_optimizer, forecast_setting
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, in one precision; see `forecast.Forecast` for what is counted in training.
+    """Bytes, in one precision; see `forecast` for what is counted in training, and how well.
 
     Attributes:
         saved_bytes: what autograd saves for the backward pass.
@@ -56,20 +56,22 @@ class Profile:
     """What a network costs.
 
     Attributes:
+        device: "cuda" or "cpu": some layers compute in another way on each.
         parameters: number of trainable parameters.
         forward_flops: floating-point operations of one forward pass of the batch, as at inference; a multiplication and
             an addition are two. Convolutions and matrix products are counted, the rest is not.
         step_flops: those of a training step, forward and backward, deep supervision included.
         memory: in float32.
-        autocast: in nnU-Net's mixed precision.
+        autocast: in mixed precision, which nnU-Net has on CUDA alone.
         measured: on a GPU, where there is one with enough memory.
     """
 
+    device: str
     parameters: int
     forward_flops: int
     step_flops: int
     memory: Memory
-    autocast: Memory
+    autocast: Memory | None
     measured: Measured | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,39 +81,50 @@ class Profile:
         return {**content, **memory, "autocast": autocast}
 
 
-def profile_network(trainer: type[nnUNetTrainer], setting: Setting) -> Profile:
+def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: str = "cuda") -> Profile:
     """Count what a trainer's network costs.
+
+    Args:
+        trainer: any that nnU-Net finds.
+        setting: what its network is for.
+        device: "cuda" or "cpu"; there need not be one.
 
     Raises:
         PlanError: if it cannot be built for the setting, or cannot run on fake tensors.
     """
+    precisions = (False, True) if device == "cuda" else (False,)
     try:
-        with fake_tensors():
+        with fake_tensors(), torch.device(device):
             network = build_network(trainer, setting, deep_supervision=False).eval()
             with torch.no_grad(), FlopCounterMode(display=False) as forward:
                 network(torch.zeros(setting.shape))
             one = (1, *setting.shape[1:])
-            inference = [forecast_inference(network, one, autocast=autocast) for autocast in (False, True)]
-            del network
-            memory = []
-            for autocast in (False, True):
-                network = build_network(trainer, setting).train()
-                training = measure_training(network, setting.shape, autocast=autocast)
-                memory.append(Memory(training.saved_bytes, training.peak_bytes_training, inference[autocast]))
+            inference = [forecast_inference(network, one, autocast=autocast) for autocast in precisions]
+        training = [forecast_setting(trainer, setting, autocast=autocast, device=device) for autocast in precisions]
+        with fake_tensors(), FlopCounterMode(display=False) as step:
             network = build_network(trainer, setting).train()
-            with FlopCounterMode(display=False) as step:
-                measure_training(network, setting.shape, autocast=False)
+            measure_training(network, setting.shape, autocast=False, device=device)
     except InputError:
         raise
     except Exception as error:  # whatever a foreign network does on fake tensors
         raise PlanError(f"{trainer.__name__} cannot be profiled with {setting}: {error}") from error
     measured = None
-    if torch.cuda.is_available():
+    if device == "cuda" and torch.cuda.is_available():
         # What does not fit has its forecast.
         with contextlib.suppress(torch.OutOfMemoryError):
             measured = measure_on_gpu(trainer, setting)
+    memory = [
+        Memory(found.saved_bytes, found.peak_bytes_training, peak)
+        for found, peak in zip(training, inference, strict=True)
+    ]
     return Profile(
-        training.parameters, forward.get_total_flops(), step.get_total_flops(), memory[0], memory[1], measured
+        device,
+        training[0].parameters,
+        forward.get_total_flops(),
+        step.get_total_flops(),
+        memory[0],
+        memory[1] if len(memory) > 1 else None,
+        measured,
     )
 
 
@@ -134,7 +147,7 @@ def measure_on_gpu(
     free_before, _ = torch.cuda.mem_get_info()
     network: Any = build_network(trainer, setting).to(device).train()
     parameters = list(network.parameters())
-    optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.99, nesterov=True)
+    optimizer = build_optimizer(trainer, network)
     scaler = torch.amp.GradScaler("cuda")
     run = torch.compile(network) if compiled else network
     image = torch.randn(setting.shape, device=device)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -19,7 +20,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
 from nnunet_plugins.planning.architecture import check_numbers
 from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, read_dataset_json
-from nnunet_plugins.planning.forecast import Forecast, forecast_training, format_size
+from nnunet_plugins.planning.forecast import Forecast, forecast_training, format_size, optimizer_copies
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError
 
@@ -186,20 +187,48 @@ def build_network(trainer: type[nnUNetTrainer], setting: Setting, *, deep_superv
         raise PlanError(f"{trainer.__name__} cannot build its network for {setting}: {_tell(error)}") from error
 
 
-def forecast_setting(trainer: type[nnUNetTrainer], setting: Setting, *, autocast: bool) -> Forecast:
-    """Forecast a training step of a trainer's network without allocating it.
+def build_optimizer(trainer: type[nnUNetTrainer], network: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer that a trainer would give to a network; SGD with momentum where only training can tell."""
+    # Without its constructor, which wants a dataset; these are the attributes that nnU-Net's own trainers look at.
+    undressed: nnUNetTrainer = object.__new__(trainer)
+    vars(undressed).update(network=network, initial_lr=1e-2, weight_decay=3e-5, num_epochs=1000)
+    try:
+        return undressed.configure_optimizers()[0]
+    except Exception:  # whatever a foreign trainer asks for besides
+        return torch.optim.SGD(network.parameters(), 1e-2, momentum=0.99, nesterov=True)
+
+
+def copies_kept(trainer: type[nnUNetTrainer]) -> int:
+    """Return how many tensors of a parameter's shape a trainer's optimizer keeps for it, 2 where nobody can tell."""
+    try:
+        return optimizer_copies(build_optimizer(trainer, nn.Linear(1, 1)))
+    except Exception:  # whatever a foreign optimizer asks for in a step
+        return 2
+
+
+def forecast_setting(
+    trainer: type[nnUNetTrainer], setting: Setting, *, autocast: bool, device: str | None = None
+) -> Forecast:
+    """Forecast a training step of a trainer's network, with its optimizer, without allocating it.
 
     Args:
         trainer: any that nnU-Net finds.
         setting: what its network is for.
         autocast: as in `forecast.measure_training`.
+        device: as there.
 
     Raises:
         ValueError: whatever the network raises for a size that it cannot take.
         PlanError: if it cannot be built, or cannot run on fake tensors.
     """
     try:
-        return forecast_training(partial(build_network, trainer, setting), setting.shape, autocast=autocast)
+        return forecast_training(
+            partial(build_network, trainer, setting),
+            setting.shape,
+            autocast=autocast,
+            device=device,
+            optimizer_copies=copies_kept(trainer),
+        )
     except (ValueError, InputError):
         raise
     except Exception as error:  # as above, or what fake tensors cannot do

@@ -4,8 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
-_NO_LIMIT = 2**60  # what the first version of cgroups says instead of "max"
+from nnunet_plugins.container import container_limit
+
 _PHRASES = (
     "out of memory",
     "allocate memory",
@@ -15,29 +15,6 @@ _PHRASES = (
     "new thread",
     "failed to map segment",  # of a library
 )
-
-
-def container_limit(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Return the bytes that the container may use; None if nothing limits it, or nobody tells.
-
-    Args:
-        root: where the control groups lie.
-        own: file that names this process's group.
-    """
-    files = [root / "memory.max", root / "memory" / "memory.limit_in_bytes"]
-    with contextlib.suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, kinds, group = line.split(":", 2)
-            if kinds in ("", "memory"):
-                base = root / "memory" if kinds else root
-                name = "memory.limit_in_bytes" if kinds else "memory.max"
-                # A limit of any group around it holds as well.
-                files += [base / part / name for part in (Path(group.lstrip("/")), *Path(group.lstrip("/")).parents)]
-    limits = []
-    for file in files:
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int(file.read_text()))
-    return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
 
 
 def keep_within(limit: int) -> None:

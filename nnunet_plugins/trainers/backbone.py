@@ -14,6 +14,7 @@ from nnunet_plugins.planning.forecast import (
     forecast_training,
     format_bytes,
     format_size,
+    optimizer_copies,
 )
 from nnunet_plugins.planning.names import fitting_commands
 from nnunet_plugins.rows import Backbone, locate
@@ -117,6 +118,7 @@ class BackboneTrainer(ReliableTrainer):
                 ),
                 (self.batch_size, self.num_input_channels, *patch_size),
                 autocast=self.device.type == "cuda",
+                optimizer_copies=optimizer_copies(self.optimizer),
             ).peak_bytes_training
         except Exception as error:
             # The forecast looks into torch; should it fail there, that is no reason not to train.

@@ -33,6 +33,7 @@ from nnunet_plugins.networks.layers.blocks import (
     pointwise,
     same_padding,
 )
+from nnunet_plugins.networks.layers.device import device_type
 from nnunet_plugins.networks.layers.recompute import recompute
 from nnunet_plugins.networks.layers.shared_convolution import shared_convolution
 
@@ -42,7 +43,8 @@ FORMS = ("plain", "shared", "fused")
 """How the layer can be computed. All have the same weights and the same results, but for rounding.
 
 plain: a convolution per rate, everything kept for the backward pass. The reference.
-shared: the products of one convolution for all rates (`layers.shared_convolution`); nothing per rate is kept.
+shared: nothing per rate is kept but computed again in the backward pass. On the CPU all rates share the products of one
+    convolution (`layers.shared_convolution`); on other devices there is a convolution per rate.
 fused: all in one kernel on a GPU (`layers.fused_autofocus`); needs Triton, and no norm per rate. On request only, until
     it has been measured on a GPU.
 """
@@ -62,7 +64,7 @@ class AutofocusConv(nn.Module):
         branch_norm: batch norm of its own for each rate, as in the authors' code. Otherwise norm, if any, comes after.
         detach_attention: let the attention's gradient stop at the layer's input, as in the authors' code.
         bias: whether the convolution has a bias.
-        form: one of `FORMS`; by default what suits the device of the input.
+        form: one of `FORMS`; by default "shared", and "plain" for a single rate.
 
     Raises:
         ValueError: if `rates` is empty or holds a rate below 1, or the form is unknown or cannot have a norm per rate.
@@ -134,23 +136,23 @@ class AutofocusConv(nn.Module):
             norm: batch norm to apply to the result. What is between the two then need not be kept for the backward
                 pass, as it must be for a norm that comes later.
         """
-        maps = self.attention(x.detach() if self.detach_attention else x)
-        form = self._form(x)
+        *layers, softmax = self.attention
+        scores = x.detach() if self.detach_attention else x
+        for layer in layers:
+            scores = layer(scores)
+        form = self.form or ("shared" if len(self.rates) > 1 else "plain")
 
-        def focus(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        # With the softmax: autocast makes it float32, and what is kept of it would have twice the bytes of the scores.
+        def focus(x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            # On the CPU as on a GPU.
+            maps = softmax(scores.to(torch.promote_types(scores.dtype, torch.float32)))
             y = self._focus(x, maps, form)
             return y if norm is None else norm(y)
 
         # The fused form by itself keeps nothing that could be computed again.
         if form == "plain" or (form == "fused" and norm is None):
-            return focus(x, maps)
-        return recompute(focus, x, maps, norms=[*self.norms, *([] if norm is None else [norm])])
-
-    def _form(self, x: torch.Tensor) -> str:
-        if self.form or len(self.rates) == 1:
-            return self.form or "plain"
-        # Other devices do not have all layouts.
-        return "shared" if x.device.type in ("cpu", "cuda", "meta") else "plain"
+            return focus(x, scores)
+        return recompute(focus, x, scores, norms=[*self.norms, *([] if norm is None else [norm])])
 
     def _focus(self, x: torch.Tensor, maps: torch.Tensor, form: str) -> torch.Tensor:
         """Sum the convolutions of all rates, weighted by the attention `(N, K, *size)`."""
@@ -172,13 +174,13 @@ class AutofocusConv(nn.Module):
         # Because the attention sums to one, a bias in every branch is one bias after the sum.
         if self.bias is not None and not self.norms:
             out = out + self._bias_like(out)
-        # The other layers go on in the layout of the input.
+        # The other layers go on in the layout of the input, and not in the one that the sum was made in.
         layout = CHANNELS_LAST[x.dim() - 2]
         return out if x.is_contiguous(memory_format=layout) else out.contiguous()
 
     def _convolve(self, x: torch.Tensor, form: str) -> list[torch.Tensor]:
         """Return `(N, out, *size)` for every rate, without bias."""
-        if form == "shared":
+        if form == "shared" and device_type(x) == "cpu":
             return shared_convolution(x, self.weight, self.rates)
         convolve = _CONVOLVE[len(self.kernel_size)]
         return [
@@ -218,7 +220,8 @@ def record_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
         return hook
 
     layers = [(name, module) for name, module in network.named_modules() if isinstance(module, AutofocusConv)]
-    handles = [layer.attention.register_forward_hook(keep(name)) for name, layer in layers]
+    # The softmax: in a training step it runs outside `attention`, and once more in the backward pass.
+    handles = [layer.attention[-1].register_forward_hook(keep(name)) for name, layer in layers]
     try:
         yield maps
     finally:

@@ -5,12 +5,14 @@ Sizes per axis (kernels, strides) are sequences ordered like the tensor's spatia
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from nnunet_plugins.networks.layers.device import device_type
 from nnunet_plugins.networks.layers.recompute import recompute
 
 # By dimension. Typed as Any, because torch wants pairs and triples where these take any tuple of the right length.
@@ -46,7 +48,7 @@ class DilatedConv3d(nn.Conv3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, in, *size)` to `(N, out, *size)`."""
         half = torch.is_autocast_enabled("cuda") or x.dtype in (torch.float16, torch.bfloat16)
-        if self.bias is None or not (x.is_cuda and half):
+        if self.bias is None or not (device_type(x) == "cuda" and half):
             return super().forward(x)
         y = functional.conv3d(x, self.weight, None, self.stride, self.padding, self.dilation)
         return y + self.bias.to(y.dtype).view(1, -1, 1, 1, 1)
@@ -81,10 +83,23 @@ def pointwise(in_channels: int, out_channels: int, dim: int) -> nn.Conv2d | nn.C
     return convolution(in_channels, out_channels, (1,) * dim)
 
 
+def type_kept(x: torch.Tensor) -> AbstractContextManager[object]:
+    """Let operations on `x` keep its type where autocast would turn it to float32, as CUDA's does for interpolation.
+
+    Interpolation weighs at most eight neighbours and needs no more digits than they have; a map in float32 would double
+    the memory of all that follows it.
+    """
+    device = x.device.type
+    # Not every device has autocast, and without it there is nothing to switch off.
+    on = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
 def upsample(x: torch.Tensor, scale: Sequence[int]) -> torch.Tensor:
     """Interpolate linearly: `(N, C, *size)` to `(N, C, *(size * scale))`."""
     size = [n * s for n, s in zip(x.shape[2:], scale, strict=True)]
-    return functional.interpolate(x, size=size, mode=INTERPOLATION[len(scale)], align_corners=False)
+    with type_kept(x):
+        return functional.interpolate(x, size=size, mode=INTERPOLATION[len(scale)], align_corners=False)
 
 
 def initialise_he(module: nn.Module) -> None:

@@ -270,6 +270,17 @@ def _sum_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _allows_tf32() -> bool:
+    """Tell what PyTorch's own convolutions may do.
+
+    From PyTorch 2.9 on there are two ways to say so, and the older one raises an error once the newer has been used.
+    """
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if convolutions is None:
+        return torch.backends.cudnn.allow_tf32
+    return convolutions.fp32_precision == "tf32"
+
+
 def _power_of_two(n: int, most: int) -> int:
     """Return the size of a block for n channels: tensor cores take 16 and more."""
     return min(most, max(16, triton.next_power_of_2(n)))
@@ -302,7 +313,7 @@ class _Layer(NamedTuple):
                 "RATES": tuple(n for rate in per_rate for n in rate),
                 "SUM": tl.float64 if x.dtype == torch.float64 else tl.float32,
                 # As PyTorch's own convolutions.
-                "PRECISION": "tf32" if single and torch.backends.cudnn.allow_tf32 else "ieee",
+                "PRECISION": "tf32" if single and _allows_tf32() else "ieee",
                 "VOXELS": BLOCK_V,
                 # Tiles of several steps at once, in full precision, are more than smaller GPUs can hold.
                 "num_stages": 1 if x.dtype.itemsize >= 4 else 3,
@@ -343,7 +354,9 @@ def _fused_autofocus(x: torch.Tensor, weight: torch.Tensor, maps: torch.Tensor, 
             "with form=None the layer takes a form that suits the device of its input"
         )
     layer = _Layer.of(x, weight, maps, rates)
-    return _first(_run_blend(layer, layer.x, layer.taps, back=False))
+    # Triton starts its kernels on the current GPU, wherever the tensors are.
+    with torch.cuda.device_of(x):
+        return _first(_run_blend(layer, layer.x, layer.taps, back=False))
 
 
 @_fused_autofocus.register_fake
@@ -360,25 +373,26 @@ def _fused_autofocus_backward(
     transposed = layer.taps.transpose(1, 2).contiguous()
     taps, channels, out_channels = layer.taps.shape
     voxels = layer.sizes[0]
-    dx = _run_blend(layer, gradient, transposed, back=True)
-    dmaps = torch.empty_like(layer.maps)
-    blocks = {"CHANNELS": _power_of_two(channels, 64), "OUT_CHANNELS": _power_of_two(out_channels, 64)}
-    _attention_gradient[(triton.cdiv(voxels, BLOCK_V),)](
-        *(layer.x, gradient, transposed, dmaps, *layer.sizes, channels, out_channels),
-        **layer.constants,
-        **blocks,
-        ALL_K=triton.next_power_of_2(layer.constants["K"]),
-    )
-    part_bytes = layer.taps.numel() * dmaps.itemsize
-    parts = max(1, min(64, PART_BYTES // part_bytes, voxels // (4 * BLOCK_V)))
-    part_voxels = triton.cdiv(triton.cdiv(voxels, parts), BLOCK_V) * BLOCK_V
-    partial = dmaps.new_empty(parts, taps, channels, out_channels)
-    tiles = triton.cdiv(channels, blocks["CHANNELS"]) * triton.cdiv(out_channels, blocks["OUT_CHANNELS"])
-    _weight_gradient[(taps, parts, tiles)](
-        *(layer.x, layer.maps, gradient, partial, part_voxels, *layer.sizes, channels, out_channels),
-        **layer.constants,
-        **blocks,
-    )
+    with torch.cuda.device_of(x):
+        dx = _run_blend(layer, gradient, transposed, back=True)
+        dmaps = torch.empty_like(layer.maps)
+        blocks = {"CHANNELS": _power_of_two(channels, 64), "OUT_CHANNELS": _power_of_two(out_channels, 64)}
+        _attention_gradient[(triton.cdiv(voxels, BLOCK_V),)](
+            *(layer.x, gradient, transposed, dmaps, *layer.sizes, channels, out_channels),
+            **layer.constants,
+            **blocks,
+            ALL_K=triton.next_power_of_2(layer.constants["K"]),
+        )
+        part_bytes = layer.taps.numel() * dmaps.itemsize
+        parts = max(1, min(64, PART_BYTES // part_bytes, voxels // (4 * BLOCK_V)))
+        part_voxels = triton.cdiv(triton.cdiv(voxels, parts), BLOCK_V) * BLOCK_V
+        partial = dmaps.new_empty(parts, taps, channels, out_channels)
+        tiles = triton.cdiv(channels, blocks["CHANNELS"]) * triton.cdiv(out_channels, blocks["OUT_CHANNELS"])
+        _weight_gradient[(taps, parts, tiles)](
+            *(layer.x, layer.maps, gradient, partial, part_voxels, *layer.sizes, channels, out_channels),
+            **layer.constants,
+            **blocks,
+        )
     dweight = partial.sum(dim=0).permute(2, 1, 0).reshape(weight.shape).to(weight.dtype).contiguous()
     return _first(dx), dweight, _first(dmaps)
 

@@ -10,8 +10,8 @@ The left column shifts and adds, the right one multiplies: one product per tap i
 backward pass, where K convolutions need K and 2 K. Nothing is assumed of what becomes of the y_k, so it holds with a
 norm per rate (the authors' code of the autofocus layer) and without (the paper's equation 3).
 
-On the CPU all of it runs in slabs that stay in the cache. On other devices the forward pass calls K convolutions,
-because Y_t would not stay in any cache there.
+All of it runs in slabs that stay in the CPU's cache, and on the CPU alone: on other devices Y_t would not stay in any
+cache, and K convolutions are better there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,12 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
-from nnunet_plugins.networks.layers.blocks import CHANNELS_LAST, same_padding
-
-_CONVOLVE: dict[int, Any] = {2: functional.conv2d, 3: functional.conv3d}
+from nnunet_plugins.networks.layers.blocks import CHANNELS_LAST
 
 SLAB_BYTES = 3 * 2**19
-"""Size of a slab of one feature map on the CPU, 1.5 MiB: as much as the caches of its cores take."""
+"""Size of a slab of one feature map, 1.5 MiB: as much as the caches of its cores take."""
 
 
 def shared_convolution(x: torch.Tensor, weight: torch.Tensor, rates: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -54,15 +51,27 @@ def as_under_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
-@torch.library.custom_op("nnunet_plugins::shared_convolution", mutates_args=())
+# A feature map of one image is `(D, H, W, channels)`, with length 1 along an axis too many.
+
+# The inputs have their types already; without this, autocast would turn the matrix products to half precision.
+_SINGLE: Any = torch.autocast("cpu", enabled=False)
+
+
+@torch.library.custom_op("nnunet_plugins::shared_convolution", mutates_args=(), device_types="cpu")
+@_SINGLE
 def _shared_convolution(x: torch.Tensor, weight: torch.Tensor, rates: list[int]) -> list[torch.Tensor]:
-    layout = CHANNELS_LAST[x.dim() - 2]
-    return [
-        _CONVOLVE[x.dim() - 2](x, weight, padding=same_padding(weight.shape[2:], rate), dilation=rate).contiguous(
-            memory_format=layout
-        )
-        for rate in _per_rate(rates, x.dim() - 2)
-    ]
+    images, taps = _images(x), _taps(weight)
+    moves = _moves(images.shape, weight, rates, back=False)
+    outputs = [images.new_zeros(*images.shape[:-1], weight.shape[0]) for _ in moves[0]]
+    for image, *targets in zip(images, *outputs, strict=True):
+        for begin, end in _slabs(image, weight.shape[0]):
+            pixels = image[begin:end].flatten(0, 2)
+            multiplied = image.new_empty(end - begin, *image.shape[1:3], weight.shape[0])
+            for tap, at_rates in zip(taps, moves, strict=True):
+                torch.mm(pixels, tap, out=multiplied.view(-1, weight.shape[0]))
+                for target, move in zip(targets, at_rates, strict=True):
+                    move.add(target, multiplied, move.depth - begin)
+    return [_features(output, x) for output in outputs]
 
 
 @_shared_convolution.register_fake
@@ -75,22 +84,28 @@ def _(x: torch.Tensor, weight: torch.Tensor, rates: list[int]) -> list[torch.Ten
     ]
 
 
-@torch.library.custom_op("nnunet_plugins::shared_convolution_backward", mutates_args=())
+@torch.library.custom_op("nnunet_plugins::shared_convolution_backward", mutates_args=(), device_types="cpu")
+@_SINGLE
 def _shared_convolution_backward(
     gradients: list[torch.Tensor], x: torch.Tensor, weight: torch.Tensor, rates: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    dim = x.dim() - 2
-    dx, dweight = None, None
-    for gradient, rate in zip(gradients, _per_rate(rates, dim), strict=True):
-        padding = same_padding(weight.shape[2:], rate)
-        more_x, more_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, [1] * dim, padding, rate, False, [0] * dim, 1, [True, True, False]
-        )
-        dx = more_x if dx is None else dx.add_(more_x)
-        dweight = more_weight if dweight is None else dweight.add_(more_weight)
-    assert dx is not None
-    assert dweight is not None
-    return dx.contiguous(memory_format=CHANNELS_LAST[dim]), dweight.contiguous()
+    images, taps = _images(x), _taps(weight)
+    moves = _moves(images.shape, weight, rates, back=True)
+    transposed = taps.transpose(1, 2).contiguous()
+    dimages, dtaps = torch.zeros_like(images), torch.zeros_like(taps)
+    for image, dimage, *sources in zip(images, dimages, *map(_images, gradients), strict=True):
+        for begin, end in _slabs(image, weight.shape[0]):
+            pixels, dpixels = image[begin:end].flatten(0, 2), dimage[begin:end].flatten(0, 2)
+            summed = image.new_empty(end - begin, *image.shape[1:3], weight.shape[0])
+            rows = summed.flatten(0, 2)
+            for tap, dtap, at_rates in zip(transposed, dtaps, moves, strict=True):
+                summed.zero_()
+                for source, move in zip(sources, at_rates, strict=True):
+                    move.add(summed, source, move.depth + begin)
+                dpixels.addmm_(rows, tap)
+                dtap.addmm_(pixels.T, rows)
+    dweight = dtaps.permute(2, 1, 0).reshape(weight.shape)
+    return _features(dimages, x), dweight.to(weight.dtype).contiguous()
 
 
 @_shared_convolution_backward.register_fake
@@ -126,53 +141,6 @@ def _forward_flops(x_shape: Any, weight_shape: Any, *_: Any, **__: Any) -> int:
 @register_flop_formula(torch.ops.nnunet_plugins.shared_convolution_backward)
 def _backward_flops(_: Any, x_shape: Any, weight_shape: Any, *__: Any, **___: Any) -> int:
     return 2 * convolution_flops(x_shape, weight_shape)
-
-
-# The form for the CPU. There a feature map of one image is `(D, H, W, channels)`, with length 1 along an axis too many.
-
-# The inputs have their types already; without this, autocast would turn the matrix products to half precision.
-_SINGLE: Any = torch.autocast("cpu", enabled=False)
-
-
-@_shared_convolution.register_kernel("cpu")
-@_SINGLE
-def _(x: torch.Tensor, weight: torch.Tensor, rates: list[int]) -> list[torch.Tensor]:
-    images, taps = _images(x), _taps(weight)
-    moves = _moves(images.shape, weight, rates, back=False)
-    outputs = [images.new_zeros(*images.shape[:-1], weight.shape[0]) for _ in moves[0]]
-    for image, *targets in zip(images, *outputs, strict=True):
-        for begin, end in _slabs(image, weight.shape[0]):
-            pixels = image[begin:end].flatten(0, 2)
-            multiplied = image.new_empty(end - begin, *image.shape[1:3], weight.shape[0])
-            for tap, at_rates in zip(taps, moves, strict=True):
-                torch.mm(pixels, tap, out=multiplied.view(-1, weight.shape[0]))
-                for target, move in zip(targets, at_rates, strict=True):
-                    move.add(target, multiplied, move.depth - begin)
-    return [_features(output, x) for output in outputs]
-
-
-@_shared_convolution_backward.register_kernel("cpu")
-@_SINGLE
-def _(
-    gradients: list[torch.Tensor], x: torch.Tensor, weight: torch.Tensor, rates: list[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    images, taps = _images(x), _taps(weight)
-    moves = _moves(images.shape, weight, rates, back=True)
-    transposed = taps.transpose(1, 2).contiguous()
-    dimages, dtaps = torch.zeros_like(images), torch.zeros_like(taps)
-    for image, dimage, *sources in zip(images, dimages, *map(_images, gradients), strict=True):
-        for begin, end in _slabs(image, weight.shape[0]):
-            pixels, dpixels = image[begin:end].flatten(0, 2), dimage[begin:end].flatten(0, 2)
-            summed = image.new_empty(end - begin, *image.shape[1:3], weight.shape[0])
-            rows = summed.flatten(0, 2)
-            for tap, dtap, at_rates in zip(transposed, dtaps, moves, strict=True):
-                summed.zero_()
-                for source, move in zip(sources, at_rates, strict=True):
-                    move.add(summed, source, move.depth + begin)
-                dpixels.addmm_(rows, tap)
-                dtap.addmm_(pixels.T, rows)
-    dweight = dtaps.permute(2, 1, 0).reshape(weight.shape)
-    return _features(dimages, x), dweight.to(weight.dtype).contiguous()
 
 
 class _Move(NamedTuple):

@@ -36,7 +36,8 @@ class WRS(nn.Module):
         gates = self.weight.sigmoid().unbind()
         total = gates[0] * inputs[0]
         for gate, x in zip(gates[1:], inputs[1:], strict=True):
-            total = torch.addcmul(total, gate, x)
+            # In the map's type: autocast on CUDA would turn all three to the gate's, float32.
+            total = torch.addcmul(total, gate.to(x.dtype), x)
         return total
 
     def extra_repr(self) -> str:
