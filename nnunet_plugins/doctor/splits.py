@@ -33,7 +33,9 @@ def check_splits(
         return
     named = {case for split in splits for part in split.values() for case in part}
     sound = True
-    for finding in _check_folds(file, splits, cases, named):
+    most = len(set(groups.values())) if groups_file else len(cases)
+    anew = split_command(file.parent.name, max(2, min(len(splits), most)), groups_file, overwrite=True)
+    for finding in _check_folds(file, splits, cases, named, anew):
         sound = False
         yield finding
     for twin in twins:
@@ -49,7 +51,7 @@ def check_splits(
                 tuple(twin),
             )
     groups = groups_of(named, table)
-    if groups and named <= set(groups):
+    if groups and len(groups) == len(named):
         torn = torn_groups(splits, groups)
         if number := len({name for names in torn for name in names}):
             sound = False
@@ -57,7 +59,7 @@ def check_splits(
             yield problem(
                 f"{number} group{'s are' if number > 1 else ' is'} in training and in validation of a fold, first of "
                 f"all {first}",
-                split_command(file.parent.name, len(splits), groups_file, overwrite=True),
+                anew,
             )
     if sound:
         yield ok(f"{len(splits)} folds, {len(named)} cases, none of them trained on and validated on")
@@ -86,9 +88,9 @@ def _without_splits(
 
 
 def _check_folds(
-    file: Path, splits: Sequence[dict[str, list[str]]], cases: Collection[str], named: set[str]
+    file: Path, splits: Sequence[dict[str, list[str]]], cases: Collection[str], named: set[str], anew: str
 ) -> Iterator[Finding]:
-    remedy = f"remove {file} and let nnU-Net make it anew, or correct it"
+    remedy = f"correct the file, or make it anew: {anew}"
     both = {case: f"fold {number}" for number, fold in enumerate(splits) for case in {*fold["train"]} & {*fold["val"]}}
     yield from of_cases("problem", "{} in training and in validation of one fold", both, remedy)
     alike = {composed(case) for case in cases}
