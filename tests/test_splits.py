@@ -253,3 +253,33 @@ def test_nnunet_trains_on_them(sandbox, monkeypatch, tmp_path):
     validated = {case["prediction_file"].split("/")[-1].removesuffix(".nii.gz") for case in summary["metric_per_case"]}
     assert validated == set(expected)
     assert len(validated) == 2
+
+
+@pytest.mark.slow
+def test_cases_are_removed_from_a_dataset_until_three_are_left(sandbox):
+    """What nnU-Net leaves of them is in no split, and three cases take no five folds."""
+    name, trainer = "Dataset002_Fewer", "nnUNetTrainer_1epochs_1iterations"
+    raw = write_dataset(sandbox.raw, name, cases=5)
+    sandbox.prepare(2, "3d_fullres")
+    for case in ("case_3", "case_4"):
+        (raw / "imagesTr" / f"{case}_0000.nii.gz").unlink()
+        (raw / "labelsTr" / f"{case}.nii.gz").unlink()
+    sandbox.run("nnUNetv2_preprocess", "-d", 2, "-c", "3d_fullres", "-np", 1)
+    sandbox.edit_plans(name, "small")
+    assert len(list((sandbox.preprocessed / name / "gt_segmentations").iterdir())) == 5
+
+    train = ("nnUNetv2_train", 2, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu")
+    last = sandbox.run(*train, ok=False).strip().splitlines()[-1]
+    assert "3 cases in" in last
+    command = last.partition("make splits that fit: ")[2].split()
+    assert command[:2] == ["nnunet-plugins", "split"]
+    sandbox.run(*command)
+    splits = json.loads((sandbox.preprocessed / name / "splits_final.json").read_text())
+    assert sorted(case for fold in splits for case in fold["val"]) == ["case_0", "case_1", "case_2"]
+    sandbox.train(name, "3d_fullres", trainer)
+
+    splits[0]["train"].append("case_4")
+    (sandbox.preprocessed / name / "splits_final.json").write_text(json.dumps(splits))
+    last = sandbox.run(*train, ok=False).strip().splitlines()[-1]
+    assert "names case_4" in last
+    assert "nnunet-plugins doctor -d Dataset002_Fewer" in last
