@@ -75,7 +75,9 @@ def _without_splits(
     """Say what nnU-Net will do without a file of splits."""
     number, what = (len(set(groups.values())), "group") if groups_file else (len(cases), "case")
     if 0 < number < NNUNET_FOLDS:
-        text = f"{number} {what}{'s' * (number > 1)}, and no splits yet ({file}): nnU-Net would split into {NNUNET_FOLDS}"
+        text = (
+            f"{number} {what}{'s' * (number > 1)}, and no splits yet ({file}): nnU-Net would split into {NNUNET_FOLDS}"
+        )
         if number == 1:
             return problem(text, f"one {what} cannot be split: add more, or train on all cases, fold 'all'")
         first = "" if (file.parent / "gt_segmentations").is_dir() else "when the dataset is preprocessed, "

@@ -127,7 +127,7 @@ def _check_writer(setting: Setting, file: Path) -> Iterator[Finding]:
     if reader in BYTE_WRITERS and largest > 255:
         yield problem(
             f"{reader} writes segmentations of 8 bits, in which label {largest} becomes {largest % 256}",
-            "name another reader in dataset.json, \"overwrite_image_reader_writer\": \"NibabelIOWithReorient\", and plan "
+            'name another reader in dataset.json, "overwrite_image_reader_writer": "NibabelIOWithReorient", and plan '
             "anew",
         )
 

@@ -100,7 +100,7 @@ def label_manager(description: dict[str, Any], file: Path) -> LabelManager:
 
 
 BYTE_WRITERS = ("SimpleITKIOWithReorient",)
-"""nnU-Net's readers that write segmentations of 8 bits, whatever the labels; the others take 16 where they need them."""
+"""nnU-Net's readers that write segmentations of 8 bits, whatever the labels; the others take 16 where they have to."""
 
 
 def largest_label(description: dict[str, Any], file: Path) -> int:

@@ -1,8 +1,8 @@
 """Read a table that says which cases belong together, such as all those of one patient.
 
-Names are names: a case may be called NA or 007. Letters such as ü count as equal however they are encoded, in one piece
-or as a letter and its accent, for file systems and spreadsheets differ in that. People make such tables by spreadsheet, so what is wrong with one is said
-by its row, with a hint. Loads nothing heavy.
+Names are names: a case may be called NA or 007. Letters such as ü count as equal however they are encoded, in one
+piece or as a letter and its accent, for file systems and spreadsheets differ in that. People make such tables by
+spreadsheet, so what is wrong with one is said by its row, with a hint. Loads nothing heavy.
 """
 
 import csv
@@ -37,7 +37,7 @@ def read_groups(file: Path) -> dict[str, str]:
             if len(row) > len(head) and any(cell.strip() for cell in row[len(head) :]):
                 raise InputError(
                     f"{file} has {len(row)} cells {place}, its head has {len(head)}; a name with a comma stands in "
-                    f'quotes: {", ".join(row)}'
+                    f"quotes: {', '.join(row)}"
                 )
             case, group = ((composed(row[at].strip()) if at < len(row) else "") for at in places)
             problems = {"no case": not case, "no group": not group, "a case a second time": case in groups}
