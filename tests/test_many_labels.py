@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from conftest import Sandbox, write_dataset
 
 from nnunet_plugins.planning.dataset import largest_label
@@ -29,6 +30,15 @@ def write_labels(folder: Path) -> None:
         sitk.WriteImage(changed, str(path))
 
 
+def predict_last_label(file: Path) -> None:
+    """Let a network that has hardly been trained find the last label, whatever it found before."""
+    checkpoint = torch.load(file, weights_only=False)
+    for name, values in checkpoint["network_weights"].items():
+        if ".seg_layers." in name and name.endswith(".bias"):
+            values[LABELS] += values.abs().max() + 1
+    torch.save(checkpoint, file)
+
+
 @pytest.fixture(scope="module")
 def many(sandbox: Sandbox) -> Sandbox:
     write_labels(write_dataset(sandbox.raw, DATASET, shape=(8, 8, 8)))
@@ -41,6 +51,7 @@ def many(sandbox: Sandbox) -> Sandbox:
 def test_three_hundred_labels_from_the_training_to_the_submission(many, tmp_path):
     summary = many.train(DATASET, "3d_fullres", TRAINER)
     assert len(summary["mean"]) == LABELS
+    predict_last_label(many.results / DATASET / f"{TRAINER}__small__3d_fullres" / "fold_0" / "checkpoint_final.pth")
 
     export = (
         "export-submission",
@@ -82,7 +93,7 @@ def test_three_hundred_labels_from_the_training_to_the_submission(many, tmp_path
         assert ours.GetPixelID() == sitk.sitkUInt16
         assert np.array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
         found |= set(np.unique(sitk.GetArrayFromImage(ours)))
-    assert max(found) > 255, "small labels prove nothing"
+    assert LABELS in found, "small labels prove nothing"
 
 
 @pytest.mark.parametrize(
