@@ -27,6 +27,11 @@ def natural(text: str) -> int:
     return whole(text, 0)
 
 
+def at_least_two(text: str) -> int:
+    """Read a whole number from 2."""
+    return whole(text, 2)
+
+
 def lay_out(rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows of text in left-aligned columns; the last one may be of any length."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]

@@ -225,8 +225,13 @@ def test_what_nnunet_chose_is_made_of_the_predictions_of_its_members(folders, be
     assert not any(task.command[0] == "nnUNetv2_apply_postprocessing" for task in later)
 
 
-def test_half_preprocessed_or_half_validated_is_not_done(folders):
+def test_half_preprocessed_or_half_validated_is_not_done(folders, monkeypatch):
     folder = folders.preprocessed / DATASET
+    (folders.raw / DATASET / "imagesTr").mkdir(parents=True)
+    for case in "ab":
+        (folders.raw / DATASET / "imagesTr" / f"{case}_0000.nii.gz").touch()
+    (folders.raw / DATASET / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    monkeypatch.setenv("nnUNet_raw", str(folders.raw))
     (folder / "gt_segmentations").mkdir(parents=True)
     (folder / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
     plans = {"configurations": {"3d_fullres": {"data_identifier": "data"}, "other": {"inherits_from": "3d_fullres"}}}
@@ -239,6 +244,9 @@ def test_half_preprocessed_or_half_validated_is_not_done(folders):
     (folder / "data" / "b.pkl").touch()
     assert is_preprocessed(folder, "nnUNetPlans", ["3d_fullres", "other"])
     assert not is_preprocessed(folder, "nnUNetPlans", ["2d"])
+    # nnU-Net keeps the truth of a case that has left the dataset.
+    (folder / "gt_segmentations" / "c.nii.gz").touch()
+    assert is_preprocessed(folder, "nnUNetPlans", ["3d_fullres"])
 
     fold = folders.results / "fold_0"
     (fold / "validation").mkdir(parents=True)

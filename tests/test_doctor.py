@@ -349,6 +349,86 @@ def test_splits(preprocessed, capsys, splits, level, text):
     assert [finding["level"] for finding in found if text in finding["text"]] == [level], found
 
 
+def remove(dataset: Path, *cases: str) -> None:
+    for case in cases:
+        label(dataset, case).unlink()
+        for channel in range(2):
+            image(dataset, case, channel).unlink()
+
+
+def test_fewer_cases_or_groups_than_folds(dataset, preprocessed, tmp_path, capsys):
+    """nnU-Net would split three cases into five folds when the first training begins, which ends it."""
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\n" + "".join(f"{case},{min(2, int(case[-1]))}\n" for case in CASES))
+    found = [finding for finding in examine(capsys, "--groups", table)[1] if finding["section"] == "Splits"]
+    assert [finding["level"] for finding in found] == ["problem"]
+    assert found[0]["text"].startswith("3 groups, and no splits yet")
+    assert found[0]["remedy"].endswith(f"nnunet-plugins split -d {NAME} --groups {table} --folds 3")
+
+    remove(dataset, "case_3", "case_4")
+    describe(dataset, numTraining=3)
+    for case in ("case_3", "case_4"):
+        (preprocessed / "data" / f"{case}.pkl").unlink()
+    code, found = examine(capsys)
+    (problem,) = [finding for finding in found if finding["section"] == "Splits"]
+    assert (code, problem["level"]) == (1, "problem")
+    assert problem["text"].startswith("3 cases, and no splits yet")
+    # The remedy is a command, and after it all is well.
+    command = problem["remedy"].rpartition("nnunet-plugins ")[2]
+    assert command == f"split -d {NAME} --folds 3"
+    assert main(command.split()) == 0
+    capsys.readouterr()
+    assert not [finding for finding in examine(capsys)[1] if finding["section"] == "Splits"]
+
+
+def test_one_case_has_no_splits(dataset, capsys):
+    remove(dataset, *CASES[1:])
+    (found,) = [finding for finding in examine(capsys)[1] if finding["section"] == "Splits"]
+    assert found["level"] == "problem"
+    assert "train on all cases, fold 'all'" in found["remedy"]
+
+
+def test_what_is_left_of_a_removed_case_is_named_with_a_remedy_that_works(dataset, preprocessed, capsys):
+    (preprocessed / "splits_final.json").write_text(json.dumps(SPLITS))
+    remove(dataset, "case_4")
+    describe(dataset, numTraining=4)
+    for ending in ("pkl", "b2nd"):  # the dataset was preprocessed again
+        (preprocessed / "data" / f"case_4.{ending}").unlink()
+    code, found = examine(capsys, "-tr", "nnUNetTrainer", "--gpu-memory", 24)
+    file = preprocessed / "gt_segmentations" / "case_4.nii.gz"
+    assert code == 1, "the splits name it"
+    by_section = {finding["section"]: finding for finding in found}
+    assert "that the dataset does not have: case_4" in by_section["Splits"]["text"]
+    stale = by_section["Preprocessed data"]
+    assert (stale["level"], stale["cases"]) == ("warning", ["case_4"])
+    assert f"rm {file}" in stale["remedy"]
+    assert "Training" not in by_section, "to preprocess again would help nothing"
+
+    assert main(by_section["Splits"]["remedy"].rpartition("nnunet-plugins ")[2].split()) == 0
+    capsys.readouterr()
+    file.unlink()
+    assert [f for f in examine(capsys)[1] if f["section"] in ("Splits", "Preprocessed data", "Training")] == []
+
+
+def test_no_processes_for_training_are_too_few_for_planning(dataset, monkeypatch, capsys):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    (found,) = [finding for finding in examine(capsys)[1] if finding["section"] == "Preprocessed data"]
+    assert found["level"] == "warning"
+    assert "nnUNet_n_proc_DA=1 nnUNetv2_plan_and_preprocess" in found["remedy"]
+
+
+def test_a_writer_of_bytes_has_no_room_for_many_labels(preprocessed, capsys):
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    for reader, problems in {"SimpleITKIOWithReorient": 1, "SimpleITKIO": 0}.items():
+        (preprocessed / "nnUNetPlans.json").write_text(json.dumps({**plans, "image_reader_writer": reader}))
+        for last in (255, 256):
+            describe(preprocessed, labels={"background": 0, **{f"s{value}": value for value in range(1, last + 1)}})
+            found = examine(capsys, "-tr", "nnUNetTrainer", "--gpu-memory", 24)[1]
+            said = [finding["text"] for finding in found if "8 bits" in finding["text"]]
+            assert len(said) == problems * (last == 256)
+            assert not said or "label 256 becomes 0" in said[0]
+
+
 def test_the_same_image_and_groups_may_not_be_torn(dataset, preprocessed, tmp_path, capsys):
     (preprocessed / "splits_final.json").write_text(json.dumps(SPLITS))
     (tmp_path / "groups.csv").write_text("case,group\n" + "\n".join(f"{case},{case[-1]}" for case in CASES))

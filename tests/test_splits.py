@@ -1,12 +1,14 @@
 """Splits that keep groups together: the splits themselves, the file nnU-Net reads, and what must not happen to it."""
 
 import json
+import unicodedata
 
 import pandas as pd
 import pytest
 from conftest import write_dataset
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.dataset import PlanError
 from nnunet_plugins.planning.splits import group_splits, read_groups, torn_groups
 
@@ -45,18 +47,55 @@ def test_fewer_groups_than_folds():
         ("name,group\na,1\n", "needs the columns 'case' and 'group', it has name, group"),
         ("case,group\na,1\na,2\n", "a case a second time in row 3: a, 2"),
         ("case,group\na,1\nb,\n", "no group in row 3: b"),
-        ("", "cannot be read"),
+        ("", "is empty"),
+        ("case,group\n", "has no row below its head"),
+        ("case,group\na,\n", "no group in row 2: a"),
+        ("case,group\na\n", "no group in row 2: a"),
+        ("case,group\na,1\n,2\n", "no case in row 3: , 2"),
+        ("case,group,Case\na,1,b\n", "'case' stands there twice"),
+        ("case;group\na;1\n", "its cells are separated by semicolons: save it as CSV with commas"),
+        ("case\tgroup\na\t1\n", "its cells are separated by tabs"),
+        ("case,group\na,1\nb,Smith, John\n", "has 3 cells in row 3, its head has 2; a name with a comma stands in"),
+        ('case,group\na,"1\n', "cannot be read in row 2"),
+        ("case,group\na,1\nMüller,2\n".encode("latin-1"), "is not in UTF-8, see row 3: Müller,2; save it as"),
+        ("case,group\na,1\n".encode("utf-16"), "is in UTF-16, or no text; save it as CSV with commas, in UTF-8"),
+        (b"PK\x03\x04rest of a spreadsheet", "is a spreadsheet, or another archive, and no CSV file"),
+        (None, "No such file or directory"),
     ],
 )
 def test_unfit_tables_are_named(tmp_path, text, message):
-    (tmp_path / "groups.csv").write_text(text)
-    with pytest.raises(PlanError, match=message):
+    if text is not None:
+        (tmp_path / "groups.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=message):
         read_groups(tmp_path / "groups.csv")
 
 
 def test_numbers_stay_as_they_are_written(tmp_path):
     (tmp_path / "groups.csv").write_text("group,case\n007, 01\n08,02\n")
     assert read_groups(tmp_path / "groups.csv") == {"01": "007", "02": "08"}
+
+
+@pytest.mark.parametrize("name", ["NA", "N/A", "None", "null", "nan", "1e5", "001", "True"])
+def test_names_are_names_whatever_they_look_like(tmp_path, name):
+    (tmp_path / "groups.csv").write_text(f"case,group\n{name},a\nother,{name}\n")
+    assert read_groups(tmp_path / "groups.csv") == {name: "a", "other": name}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Case,Group\na,1\nb,2\n",
+        " CASE , group \n a , 1 \n b,2 \n",
+        "\ufeffcase,group\na,1\nb,2\n",
+        "case,group\r\na,1\r\nb,2\r\n,\r\n\r\n",
+        "case,group\ra,1\rb,2\r",
+        '"case","group"\n"a","1"\n"b","2"\n',
+        "case,hospital,group,\na,x,1,\nb,,2,\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, text):
+    (tmp_path / "groups.csv").write_bytes(text.encode())
+    assert read_groups(tmp_path / "groups.csv") == {"a": "1", "b": "2"}
 
 
 @pytest.fixture
@@ -130,6 +169,77 @@ def test_cases_without_a_group_are_named(dataset, capsys):
     assert "names no group for 9 of 10 cases, first of all case_1" in capsys.readouterr().err
 
 
+def test_one_letter_encoded_in_two_ways_is_one_letter(dataset, capsys):
+    folder, table = dataset
+    names = {"case_0": "Müller_0", "case_1": "Müller_1"}
+    for (old, new), form in zip(names.items(), ("NFC", "NFD"), strict=True):
+        truth = folder / "gt_segmentations" / f"{old}.nii.gz"
+        truth.rename(truth.with_name(f"{unicodedata.normalize(form, new)}.nii.gz"))
+    rows = [(names.get(case, case), group) for case, group in GROUPS.items()]
+    for form in ("NFD", "NFC"):
+        text = "case,group\n" + "".join(f"{case},{group}\n" for case, group in rows)
+        table.write_text(unicodedata.normalize(form, text))
+        assert split(table) == 0, capsys.readouterr().err
+    for fold in json.loads((folder / "splits_final.json").read_text()):
+        # The names are those of the files, which nnU-Net will look for.
+        for name in [*fold["train"], *fold["val"]]:
+            assert (folder / "gt_segmentations" / f"{name}.nii.gz").is_file()
+
+
+def test_too_many_folds_come_with_a_number_that_works(dataset, capsys):
+    _, table = dataset
+    for options in ([], ["--groups", str(table)]):
+        assert main(["split", "-d", "Dataset001_Small", "--folds", "20", *options]) == 2
+        number = capsys.readouterr().err.split("give --folds ")[1].split()[0]
+        assert main(["split", "-d", "Dataset001_Small", "--folds", number, "--overwrite", *options]) == 0
+
+
+def write_data(folder, configuration, cases):
+    (folder / configuration).mkdir()
+    for case in cases:
+        (folder / configuration / f"{case}.pkl").touch()
+
+
+def write_raw(folder, cases, *, listed=False):
+    """Write the dataset's raw folder, as far as it says which cases there are."""
+    raw = folder.parents[1] / "nnUNet_raw" / folder.name
+    (raw / "imagesTr").mkdir(parents=True)
+    description = {"file_ending": ".nii.gz"}
+    if listed:
+        description["dataset"] = {case: {"label": f"{case}.nii.gz", "images": []} for case in cases}
+    else:
+        for case in cases:
+            (raw / "imagesTr" / f"{case}_0000.nii.gz").touch()
+    (raw / "dataset.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize("known", ["raw", "raw, listed", "raw, and old data", "data"])
+def test_cases_that_have_left_the_dataset_are_in_no_split(dataset, capsys, known):
+    """nnU-Net keeps the truth of a case that was removed before the dataset was preprocessed again."""
+    folder, table = dataset
+    left = [case for case in GROUPS if case != "case_5"]
+    if known != "data":
+        write_raw(folder, left, listed="listed" in known)
+    write_data(folder, "nnUNetPlans_3d_fullres", left)
+    if "old" in known:
+        write_data(folder, "nnUNetPlans_2d", GROUPS)
+    pd.DataFrame([(case, GROUPS[case]) for case in left], columns=["case", "group"]).to_csv(table, index=False)
+    for options in ([], ["--groups", str(table)]):
+        assert main(["split", "-d", "Dataset001_Small", "--overwrite", *options]) == 0, capsys.readouterr().err
+        for fold in json.loads((folder / "splits_final.json").read_text()):
+            assert sorted(fold["train"] + fold["val"]) == left
+
+
+def test_cases_that_are_not_preprocessed_yet_stay(dataset):
+    """A preprocessing that was killed has not removed a case from the dataset."""
+    folder, _ = dataset
+    write_raw(folder, GROUPS)
+    write_data(folder, "nnUNetPlans_3d_fullres", ["case_0"])
+    assert main(["split", "-d", "Dataset001_Small"]) == 0
+    fold = json.loads((folder / "splits_final.json").read_text())[0]
+    assert sorted(fold["train"] + fold["val"]) == sorted(GROUPS)
+
+
 @pytest.mark.slow
 def test_nnunet_trains_on_them(sandbox, monkeypatch, tmp_path):
     write_dataset(sandbox.raw, "Dataset001_Small", cases=6)
@@ -143,3 +253,33 @@ def test_nnunet_trains_on_them(sandbox, monkeypatch, tmp_path):
     validated = {case["prediction_file"].split("/")[-1].removesuffix(".nii.gz") for case in summary["metric_per_case"]}
     assert validated == set(expected)
     assert len(validated) == 2
+
+
+@pytest.mark.slow
+def test_cases_are_removed_from_a_dataset_until_three_are_left(sandbox):
+    """What nnU-Net leaves of them is in no split, and three cases take no five folds."""
+    name, trainer = "Dataset002_Fewer", "nnUNetTrainer_1epochs_1iterations"
+    raw = write_dataset(sandbox.raw, name, cases=5)
+    sandbox.prepare(2, "3d_fullres")
+    for case in ("case_3", "case_4"):
+        (raw / "imagesTr" / f"{case}_0000.nii.gz").unlink()
+        (raw / "labelsTr" / f"{case}.nii.gz").unlink()
+    sandbox.run("nnUNetv2_preprocess", "-d", 2, "-c", "3d_fullres", "-np", 1)
+    sandbox.edit_plans(name, "small")
+    assert len(list((sandbox.preprocessed / name / "gt_segmentations").iterdir())) == 5
+
+    train = ("nnUNetv2_train", 2, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu")
+    last = sandbox.run(*train, ok=False).strip().splitlines()[-1]
+    assert "3 cases in" in last
+    command = last.partition("make splits that fit: ")[2].split()
+    assert command[:2] == ["nnunet-plugins", "split"]
+    sandbox.run(*command)
+    splits = json.loads((sandbox.preprocessed / name / "splits_final.json").read_text())
+    assert sorted(case for fold in splits for case in fold["val"]) == ["case_0", "case_1", "case_2"]
+    sandbox.train(name, "3d_fullres", trainer)
+
+    splits[0]["train"].append("case_4")
+    (sandbox.preprocessed / name / "splits_final.json").write_text(json.dumps(splits))
+    last = sandbox.run(*train, ok=False).strip().splitlines()[-1]
+    assert "names case_4" in last
+    assert "nnunet-plugins doctor -d Dataset002_Fewer" in last

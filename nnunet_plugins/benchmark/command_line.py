@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_plugins.arguments import natural, positive, whole
+from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, split_name
 from nnunet_plugins.rows import STOCK_TRAINER
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "size (see nnunet-plugins plan --help); default: the same plans for all",
     )
     question.add_argument(
-        "-f", dest="folds", nargs="+", type=natural, default=[0, 1, 2, 3, 4], metavar="FOLD", help="default: all five"
+        "-f", dest="folds", nargs="+", type=natural, metavar="FOLD", help="default: all that the splits have"
     )
     question.add_argument(
         "--groups", metavar="FILE", help="keep groups of cases together in the splits; see nnunet-plugins split --help"
@@ -54,10 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument(
         "--folds",
         dest="number_of_folds",
-        type=whole,
-        default=5,
+        type=at_least_two,
         metavar="N",
-        help="number of folds of splits that are made here, default: %(default)s",
+        help="number of folds of the splits, which are made where there are none; default: those that are there, or 5",
     )
     question.add_argument("--with-twins", action="store_true", help="add the ablation twin of each of our networks")
     question.add_argument(
@@ -100,18 +99,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.benchmark import driver
+    from nnunet_plugins.benchmark.folds import choose_folds
     from nnunet_plugins.planning.dataset import dataset_name
 
     folders = driver.nnunet_folders(arguments.output)
+    datasets = tuple(dict.fromkeys(dataset_name(dataset) for dataset in arguments.datasets))
+    groups = Path(arguments.groups).absolute() if arguments.groups else None
+    folds, number_of_folds = choose_folds(datasets, folders, arguments.folds, arguments.number_of_folds, groups)
     protocol = Protocol(
-        datasets=tuple(dict.fromkeys(dataset_name(dataset) for dataset in arguments.datasets)),
+        datasets=datasets,
         configurations=tuple(dict.fromkeys(arguments.configurations)),
         trainers=tuple(dict.fromkeys(arguments.trainers)),
         plans=arguments.plans,
         gpu_memory=arguments.gpu_memory,
-        folds=tuple(sorted(set(arguments.folds))),
-        number_of_folds=arguments.number_of_folds,
-        groups=str(Path(arguments.groups).absolute()) if arguments.groups else None,
+        folds=folds,
+        number_of_folds=number_of_folds,
+        groups=str(groups) if groups else None,
         with_twins=arguments.with_twins,
         presets=tuple(dict.fromkeys(arguments.presets)),
         test=arguments.test,

@@ -19,7 +19,7 @@ from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkE
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
 from nnunet_plugins.files import hold_lock, read_json, unfinished
-from nnunet_plugins.planning.preprocessed import PLANS
+from nnunet_plugins.planning.preprocessed import PLANS, existing_cases
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems
 
@@ -90,10 +90,18 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
             if missing := [name for name in protocol.configurations if name not in known]:
                 raise BenchmarkError(f"{plans} has no configuration {missing[0]}; it has {', '.join(known)}")
         splits = folder / "splits_final.json"
-        number = len(read_splits(splits)) if splits.is_file() else protocol.number_of_folds
+        number = protocol.number_of_folds
+        if splits.is_file():
+            number = len(read_splits(splits))
+            _require_known_cases(splits, number, protocol.groups)
         # nnU-Net would not complain, but take a random split.
         if max(protocol.folds) >= number:
-            raise BenchmarkError(f"fold {max(protocol.folds)} does not exist: {dataset} is split into {number} folds")
+            remedy = f"-f {' '.join(map(str, range(number)))} are all of them"
+            if not splits.is_file():
+                remedy = f"give --folds {max(protocol.folds) + 1} for more"
+            raise BenchmarkError(
+                f"fold {max(protocol.folds)} does not exist: {dataset} is split into {number} folds; {remedy}"
+            )
     if protocol.device == "cuda" and place.cluster is None and torch.cuda.device_count() < place.slots:
         raise BenchmarkError(
             f"{place.slots} GPU{'s are' if place.slots > 1 else ' is'} asked for, torch {torch.__version__} sees "
@@ -101,11 +109,27 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
         )
 
 
+def _require_known_cases(splits: Path, number: int, groups: str | None) -> None:
+    """Refuse splits with cases that have left the dataset since: their trainings would fail."""
+    from nnunet_plugins.planning.splits import read_splits, split_command
+
+    if not (splits.parent / "gt_segmentations").is_dir():
+        return
+    there = set(existing_cases(splits.parent))
+    named = {case for fold in read_splits(splits) for part in fold.values() for case in part}
+    if gone := sorted(named - there):
+        number = max(2, min(number, len(there)))
+        command = split_command(splits.parent.name, number, groups, overwrite=True)
+        raise BenchmarkError(
+            f"{splits} names {gone[0]}, which the dataset does not have ({len(gone)} such); make it anew: {command}"
+        )
+
+
 def show_commands(protocol: Protocol, folders: Folders) -> str:
     """Return all commands of a benchmark, each with whether it is done."""
     lines = []
     for task in _all_tasks(protocol, folders):
-        line = shlex.join(task.command)
+        line = shlex.join([*(f"{name}={value}" for name, value in task.variables.items()), *task.command])
         if task.output:
             line = line.replace(str(unfinished(task.output)), str(task.output))
         lines += [f"# {task.title}{' (done)' if task.is_done() else ''}", line]

@@ -176,7 +176,7 @@ def _order(task: Task, folder: Path, variables: Mapping[str, str], device: str) 
         name=task.name,
         command=list(task.command),
         folder=str(folder),
-        variables=dict(variables),
+        variables={**variables, **task.variables},
         output=str(task.output) if task.output else None,
         keeps_text=task.keeps_text,
         training=(asdict(task.training[0]), task.training[1], device) if task.training else None,

@@ -4,7 +4,7 @@ Every command is nnU-Net's own, or this package's on nnU-Net's files.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +69,7 @@ class Task:
             stands in `command`, and renamed. None where the command sees to it itself.
         keeps_text: the output is what the command prints.
         training: for a training, its run and fold.
+        variables: environment variables that only this command gets.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Task:
     output: Path | None = None
     keeps_text: bool = False
     training: tuple[Run, int] | None = None
+    variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
@@ -138,6 +140,8 @@ def _preprocess(dataset: str, plans: str, protocol: Protocol, folders: Folders, 
         is_done=lambda: is_preprocessed(folder, plans, configurations),
         # One after the other: they share the fingerprint.
         needs=tuple(before),
+        # nnU-Net's planner takes as many threads as a training has processes that load, and 0 are too few for it.
+        variables={"nnUNet_n_proc_DA": "1"},
     )
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from nnunet_plugins.doctor.cases import check_cases
 from nnunet_plugins.doctor.comparison import compare_cases, duplicates
 from nnunet_plugins.doctor.dataset import RawDataset, check_description, check_files
-from nnunet_plugins.doctor.findings import Check, Finding, ok, warning
+from nnunet_plugins.doctor.findings import Check, Finding, warning
 from nnunet_plugins.doctor.images import CaseFacts, read_cases
 from nnunet_plugins.doctor.installation import check_folders
+from nnunet_plugins.doctor.preprocessed import check_preprocessed
 from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
 from nnunet_plugins.planning.dataset import PlanError, dataset_name
-from nnunet_plugins.planning.preprocessed import truth_cases
+from nnunet_plugins.planning.preprocessed import existing_cases
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def preflight(question: Question) -> dict[str, Check]:
     folder = Path(root, name)
 
     def check_its_splits() -> Iterator[Finding]:
-        cases = list(dataset.cases) or (truth_cases(folder) if preprocessed else [])
+        cases = list(dataset.cases) or (existing_cases(folder) if preprocessed else [])
         return check_splits(folder / "splits_final.json", cases, duplicates(facts), question.groups)
 
     def check_its_space() -> Iterator[Finding]:
@@ -91,10 +92,9 @@ def preflight(question: Question) -> dict[str, Check]:
     if not Path(root).is_dir() or not root:
         return checks  # which "Folders" tells
     checks["Splits"] = check_its_splits
+    checks["Preprocessed data"] = lambda: check_preprocessed(folder)
     if training:
         checks["Training"] = lambda: check_training(training, folder, list(dataset.cases))
-    elif not preprocessed:
-        checks["Preprocessed data"] = lambda: iter([ok("none yet: nnUNetv2_plan_and_preprocess makes it")])
     checks["Space"] = check_its_space
     return checks
 

@@ -1,11 +1,12 @@
 """Checks of a dataset's splits: cases that exist, and nothing that is trained on and validated on."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
-from nnunet_plugins.planning.splits import read_groups, read_splits, torn_groups
+from nnunet_plugins.planning.groups import composed, groups_of, read_groups
+from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits, split_command, torn_groups
 
 
 def check_splits(
@@ -19,15 +20,12 @@ def check_splits(
         twins: groups of cases with the same images.
         groups_file: table of the cases' groups, which splits are to keep together.
     """
-    groups = read_groups(groups_file) if groups_file else {}
+    table = read_groups(groups_file) if groups_file else {}
+    groups = groups_of(cases, table)
     without = {case: "" for case in sorted(cases) if groups_file and case not in groups}
     yield from of_cases("problem", f"{groups_file} names no group for {{}}", without, "add them")
     if not file.is_file():
-        text = f"no splits yet ({file}): nnU-Net makes random ones when the first training begins"
-        if groups_file or twins:
-            yield warning(text, "make splits that keep groups together: nnunet-plugins split --groups")
-        else:
-            yield ok(text)
+        yield _without_splits(file, cases, twins, groups, groups_file)
         return
     splits = read_splits(file)
     if not splits:
@@ -35,7 +33,9 @@ def check_splits(
         return
     named = {case for split in splits for part in split.values() for case in part}
     sound = True
-    for finding in _check_folds(file, splits, cases, named):
+    most = len(set(groups.values())) if groups_file else len(cases)
+    anew = split_command(file.parent.name, max(2, min(len(splits), most)), groups_file, overwrite=True)
+    for finding in _check_folds(file, splits, cases, named, anew):
         sound = False
         yield finding
     for twin in twins:
@@ -50,7 +50,8 @@ def check_splits(
                 "remove the copies, or keep them in one fold: nnunet-plugins split --groups",
                 tuple(twin),
             )
-    if groups and named <= set(groups):
+    groups = groups_of(named, table)
+    if groups and len(groups) == len(named):
         torn = torn_groups(splits, groups)
         if number := len({name for names in torn for name in names}):
             sound = False
@@ -58,20 +59,49 @@ def check_splits(
             yield problem(
                 f"{number} group{'s are' if number > 1 else ' is'} in training and in validation of a fold, first of "
                 f"all {first}",
-                f"nnunet-plugins split -d {file.parent.name} --groups {groups_file} --overwrite",
+                anew,
             )
     if sound:
         yield ok(f"{len(splits)} folds, {len(named)} cases, none of them trained on and validated on")
 
 
+def _without_splits(
+    file: Path,
+    cases: Collection[str],
+    twins: Sequence[Sequence[str]],
+    groups: Mapping[str, str],
+    groups_file: Path | None,
+) -> Finding:
+    """Say what nnU-Net will do without a file of splits."""
+    number, what = (len(set(groups.values())), "group") if groups_file else (len(cases), "case")
+    if 0 < number < NNUNET_FOLDS:
+        text = (
+            f"{number} {what}{'s' * (number > 1)}, and no splits yet ({file}): nnU-Net would split into {NNUNET_FOLDS}"
+        )
+        if number == 1:
+            return problem(text, f"one {what} cannot be split: add more, or train on all cases, fold 'all'")
+        first = "" if (file.parent / "gt_segmentations").is_dir() else "when the dataset is preprocessed, "
+        return problem(text, f"{first}make splits that fit: {split_command(file.parent.name, number, groups_file)}")
+    text = f"no splits yet ({file}): nnU-Net makes random ones when the first training begins"
+    if groups_file or twins:
+        command = split_command(file.parent.name, NNUNET_FOLDS, groups_file or "FILE")
+        return warning(text, f"make splits that keep groups together: {command}")
+    return ok(text)
+
+
 def _check_folds(
-    file: Path, splits: Sequence[dict[str, list[str]]], cases: Collection[str], named: set[str]
+    file: Path, splits: Sequence[dict[str, list[str]]], cases: Collection[str], named: set[str], anew: str
 ) -> Iterator[Finding]:
-    remedy = f"remove {file} and let nnU-Net make it anew, or correct it"
+    remedy = f"correct the file, or make it anew: {anew}"
     both = {case: f"fold {number}" for number, fold in enumerate(splits) for case in {*fold["train"]} & {*fold["val"]}}
     yield from of_cases("problem", "{} in training and in validation of one fold", both, remedy)
-    unknown, left_out = (dict.fromkeys(sorted(names), "") for names in (named - set(cases), set(cases) - named))
+    alike = {composed(case) for case in cases}
+    unknown = {
+        case: "its letters are encoded in another way in the file's name" if composed(case) in alike else ""
+        for case in sorted(named - set(cases))
+    }
     yield from of_cases("problem", f"{file} names {{}} that the dataset does not have", unknown, remedy)
+    left_out = dict.fromkeys(sorted(set(cases) - named), "")
     yield from of_cases("warning", f"{file} leaves {{}} out of all folds", left_out, remedy)
     for number, fold in enumerate(splits):
         for part in ("train", "val"):

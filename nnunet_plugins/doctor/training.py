@@ -17,9 +17,10 @@ from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
+from nnunet_plugins.planning.dataset import BYTE_WRITERS, DATASET, largest_label
 from nnunet_plugins.planning.forecast import GIB, Forecast, device_memory, format_bytes
 from nnunet_plugins.planning.names import fitting_commands
-from nnunet_plugins.planning.preprocessed import PLANS, data_folder, missing_cases, truth_cases
+from nnunet_plugins.planning.preprocessed import PLANS, data_folder, existing_cases, missing_cases
 from nnunet_plugins.planning.setting import Setting, find_trainer, forecast_setting, plan_setting
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.checks import require_labels
@@ -90,6 +91,7 @@ def check_training(training: Training, folder: Path, cases: Collection[str]) -> 
         yield problem(str(error), f"make the plans anew: {preprocess}")
         return
     yield ok(f"plans {training.plans}: {setting}")
+    yield from _check_writer(setting, folder / "dataset.json")
     if trainer:
         yield from _check_labels(trainer, setting, read_json(folder / "dataset.json", dict))
         yield from _check_network(training, trainer, setting)
@@ -97,7 +99,7 @@ def check_training(training: Training, folder: Path, cases: Collection[str]) -> 
 
 def _check_data(training: Training, folder: Path, cases: Collection[str], preprocess: str) -> Iterator[Finding]:
     data = data_folder(folder, training.plans, training.configuration)
-    known = truth_cases(folder)
+    known = existing_cases(folder)
     missing = dict.fromkeys(missing_cases(folder, training.plans, training.configuration), "")
     again = f"{preprocess} -c {training.configuration}"
     if training.plans != "nnUNetPlans":
@@ -117,6 +119,17 @@ def _check_data(training: Training, folder: Path, cases: Collection[str], prepro
     yield from of_cases("warning", "{} only among the raw or only among the preprocessed ones", changed, again)
     if not missing and not broken:
         yield ok(f"{len(known)} preprocessed cases in {data}")
+
+
+def _check_writer(setting: Setting, file: Path) -> Iterator[Finding]:
+    reader = setting.plans.plans.get("image_reader_writer")
+    largest = largest_label(read_json(file, DATASET), file)
+    if reader in BYTE_WRITERS and largest > 255:
+        yield problem(
+            f"{reader} writes segmentations of 8 bits, in which label {largest} becomes {largest % 256}",
+            'name another reader in dataset.json, "overwrite_image_reader_writer": "NibabelIOWithReorient", and plan '
+            "anew",
+        )
 
 
 def _check_labels(trainer: type[nnUNetTrainer], setting: Setting, description: dict) -> Iterator[Finding]:

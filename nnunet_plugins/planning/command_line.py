@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import lay_out, positive, whole
+from nnunet_plugins.arguments import at_least_two, lay_out, positive, whole
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.rows import STOCK_TRAINER
 
@@ -184,10 +184,6 @@ def _pick(numbers: Any, keys: list[str]) -> float | None:
     return float(numbers) if numbers else None
 
 
-def _at_least_two(text: str) -> int:
-    return whole(text, 2)
-
-
 def _add_split(commands: Any) -> None:
     command = commands.add_parser(
         "split",
@@ -202,7 +198,7 @@ def _add_split(commands: Any) -> None:
         metavar="FILE",
         help="CSV file with the columns 'case' and 'group'; default: nnU-Net's random splits",
     )
-    command.add_argument("--folds", type=_at_least_two, default=5, metavar="N", help="default: %(default)s")
+    command.add_argument("--folds", type=at_least_two, default=5, metavar="N", help="default: %(default)s")
     command.add_argument(
         "--leakage-check",
         action="store_true",

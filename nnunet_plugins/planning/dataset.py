@@ -99,6 +99,24 @@ def label_manager(description: dict[str, Any], file: Path) -> LabelManager:
         raise PlanError(f"{file}: the labels are not as nnU-Net wants them: {error}") from error
 
 
+BYTE_WRITERS = ("SimpleITKIOWithReorient",)
+"""nnU-Net's readers that write segmentations of 8 bits, whatever the labels; the others take 16 where they have to."""
+
+
+def largest_label(description: dict[str, Any], file: Path) -> int:
+    """Return the largest value that a predicted segmentation may have.
+
+    Args:
+        description: what a dataset.json says, in the shape `DATASET`.
+        file: where it was read, for the message.
+
+    Raises:
+        PlanError: if the labels are not as nnU-Net wants them.
+    """
+    labels = label_manager(description, file)
+    return int(max(description["regions_class_order"] if labels.has_regions else labels.foreground_labels, default=0))
+
+
 def find_reader(description: dict[str, Any], example: str) -> type[BaseReaderWriter]:
     """Return nnU-Net's class that reads a dataset's files, chosen as it does by one of them.
 

@@ -1,5 +1,6 @@
-"""What preprocessing has left in a dataset's folder. Loads nothing heavy."""
+"""What preprocessing has left in a dataset's folder, and which of its cases exist. Loads nothing heavy."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,69 @@ PLANS = {"configurations": {str: {"inherits_from?": str, "data_identifier?": str
 """What a plans file has to look like, as far as finding data goes; see `files.read_json`."""
 
 
-def truth_cases(folder: Path) -> list[str]:
-    """Return the names of the training cases, of whose truth preprocessing keeps a copy.
+def truth_files(folder: Path) -> dict[str, Path]:
+    """Return the copies of the true segmentations that preprocessing keeps, by case.
+
+    nnU-Net never removes one: those of cases that have left the dataset stay. See `existing_cases`.
 
     Raises:
         InputError: if the folder's dataset.json cannot be used.
     """
     ending = read_json(folder / "dataset.json", {"file_ending": str})["file_ending"]
-    truths = folder / "gt_segmentations"
-    return sorted(path.name.removesuffix(ending) for path in truths.glob("*") if path.name.endswith(ending))
+    truths = sorted(path for path in (folder / "gt_segmentations").glob("*") if path.name.endswith(ending))
+    return {path.name.removesuffix(ending): path for path in truths}
+
+
+def existing_cases(folder: Path) -> list[str]:
+    """Return the preprocessed training cases, without those that have left the dataset.
+
+    Raises:
+        InputError: if the folder's dataset.json cannot be used.
+    """
+    truths = truth_files(folder)
+    stale = stale_cases(folder, truths)
+    return [case for case in truths if case not in stale]
+
+
+def stale_cases(folder: Path, truths: Iterable[str]) -> set[str]:
+    """Return the cases that have left the dataset since it was first preprocessed.
+
+    Preprocessing makes a configuration's data anew, so a case is gone if the raw dataset does not have it and data do
+    not either. Where nobody knows the raw dataset, it is gone if no configuration has data of it.
+
+    Args:
+        folder: of the dataset, in nnUNet_preprocessed.
+        truths: the cases of whose truth there is a copy.
+    """
+    data: dict[Path, set[str]] = {}
+    for file in folder.glob("*/*.pkl"):
+        data.setdefault(file.parent, set()).add(file.stem)
+    if not data:
+        return set()
+    raw = raw_cases(folder.name)
+    there = raw | set.intersection(*data.values()) if raw else set.union(*data.values())
+    return set(truths) - there
+
+
+def raw_cases(dataset: str) -> set[str]:
+    """Return the names of a raw dataset's training cases as nnU-Net takes them; none if it is not there or unusable.
+
+    Args:
+        dataset: full name.
+    """
+    root = os.environ.get("nnUNet_raw")  # noqa: SIM112 - nnU-Net's own spelling
+    if not root:
+        return set()
+    folder = Path(root, dataset)
+    try:
+        description = read_json(folder / "dataset.json", {"file_ending": str, "dataset?": dict})
+    except InputError:
+        return set()
+    if "dataset" in description:
+        return set(description["dataset"])
+    ending = description["file_ending"]
+    # Without the channel, "_0000".
+    return {path.name.removesuffix(ending)[:-5] for path in folder.glob("imagesTr/*") if path.name.endswith(ending)}
 
 
 def data_folder(folder: Path, plans: str, configuration: str) -> Path:
@@ -48,7 +103,7 @@ def missing_cases(folder: Path, plans: str, configuration: str) -> list[str]:
     """
     data = data_folder(folder, plans, configuration)
     # Of each case's files the properties are written last.
-    return [case for case in truth_cases(folder) if not (data / f"{case}.pkl").is_file()]
+    return [case for case in existing_cases(folder) if not (data / f"{case}.pkl").is_file()]
 
 
 def is_preprocessed(folder: Path, plans: str, configurations: Iterable[str]) -> bool:
@@ -59,4 +114,4 @@ def is_preprocessed(folder: Path, plans: str, configurations: Iterable[str]) -> 
     """
     if not is_json(folder / f"{plans}.json") or not is_json(folder / "dataset.json"):
         return False
-    return bool(truth_cases(folder)) and not any(missing_cases(folder, plans, name) for name in configurations)
+    return bool(existing_cases(folder)) and not any(missing_cases(folder, plans, name) for name in configurations)

@@ -7,45 +7,24 @@ dataset's preprocessed folder, if it exists.
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import GroupKFold
 
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
-from nnunet_plugins.planning.preprocessed import truth_cases
+from nnunet_plugins.planning.groups import groups_of, read_groups
+from nnunet_plugins.planning.preprocessed import existing_cases
 
 Split = dict[str, list[str]]
 """One fold: the cases to train on, `train`, and to validate on, `val`."""
 
 SEED = 12345  # as nnU-Net's own split
-
-
-def read_groups(file: Path) -> dict[str, str]:
-    """Return the group of every case, from a table with the columns `case` and `group`.
-
-    Raises:
-        PlanError: if the table is not such a one, or has a case twice or without a group.
-    """
-    try:
-        table = pd.read_csv(file, dtype=str)
-    except (ValueError, OSError) as error:
-        raise PlanError(f"{file} cannot be read: {error}") from error
-    if not {"case", "group"} <= set(table.columns):
-        raise PlanError(f"{file} needs the columns 'case' and 'group', it has {', '.join(map(str, table.columns))}")
-    table["case"], table["group"] = table["case"].str.strip(), table["group"].str.strip()
-    for problem, rows in {
-        "no case": table["case"].isna(),
-        "no group": table["group"].isna(),
-        "a case a second time": table["case"].duplicated(),
-    }.items():
-        if rows.any():
-            row = int(rows.to_numpy().argmax())
-            raise PlanError(f"{file} has {problem} in row {row + 2}: {table['case'][row]}, {table['group'][row]}")
-    return dict(zip(table["case"], table["group"], strict=True))
+NNUNET_FOLDS = 5
+"""How many folds nnU-Net makes when a training finds no splits."""
 
 
 def read_splits(file: Path) -> list[Split]:
@@ -66,7 +45,7 @@ def group_splits(groups: Mapping[str, str], folds: int) -> list[Split]:
     cases = sorted(groups)
     labels = [groups[case] for case in cases]
     if len(set(labels)) < folds:
-        raise PlanError(f"{len(set(labels))} groups cannot be split into {folds} folds")
+        raise PlanError(_too_few(len(set(labels)), "group", folds))
     # Shuffled, because the order of the groups may have a meaning, such as their hospital.
     splitter = GroupKFold(folds, shuffle=True, random_state=SEED)
     return [
@@ -82,9 +61,27 @@ def random_splits(cases: Sequence[str], folds: int) -> list[Split]:
         PlanError: if there are fewer cases than folds.
     """
     if len(cases) < folds:
-        raise PlanError(f"{len(cases)} cases cannot be split into {folds} folds")
+        raise PlanError(_too_few(len(cases), "case", folds))
     splits = generate_crossval_split(sorted(cases), seed=SEED, n_splits=folds)
     return [{part: list(map(str, names)) for part, names in split.items()} for split in splits]
+
+
+def _too_few(number: int, what: str, folds: int) -> str:
+    text = f"{number} {what}{'s' * (number != 1)} cannot be split into {folds} folds"
+    return f"{text}; give --folds {number}" if number > 1 else f"{text}, nor into any other number"
+
+
+def split_command(dataset: str, folds: int, groups_file: Path | str | None = None, *, overwrite: bool = False) -> str:
+    """Return the command that makes a dataset's splits.
+
+    Args:
+        dataset: number or name.
+        folds: how many.
+        groups_file: table of the cases' groups.
+        overwrite: other splits that are there.
+    """
+    groups = f" --groups {shlex.quote(str(groups_file))}" if groups_file else ""
+    return f"nnunet-plugins split -d {dataset}{groups} --folds {folds}{' --overwrite' * overwrite}"
 
 
 def torn_groups(splits: Sequence[Split], groups: Mapping[str, str]) -> list[list[str]]:
@@ -95,20 +92,21 @@ def torn_groups(splits: Sequence[Split], groups: Mapping[str, str]) -> list[list
 
 
 def _cases(folder: Path) -> list[str]:
-    """Return the names of a dataset's training cases, of whose truth nnU-Net's preprocessing keeps a copy."""
+    """Return the names of a dataset's preprocessed training cases."""
     description = folder / "dataset.json"
     truths = folder / "gt_segmentations"
     if not description.is_file() or not truths.is_dir():
         raise PlanError(f"{folder} is not complete; preprocess the dataset first: nnUNetv2_plan_and_preprocess")
-    return truth_cases(folder)
+    return existing_cases(folder)
 
 
 def _groups_of(folder: Path, file: Path) -> dict[str, str]:
     """Return the groups of a dataset's cases."""
     groups, cases = read_groups(file), _cases(folder)
-    if missing := [case for case in cases if case not in groups]:
+    found = groups_of(cases, groups)
+    if missing := [case for case in cases if case not in found]:
         raise PlanError(f"{file} names no group for {len(missing)} of {len(cases)} cases, first of all {missing[0]}")
-    return {case: groups[case] for case in cases}
+    return found
 
 
 def _trained(dataset: str) -> list[Path]:

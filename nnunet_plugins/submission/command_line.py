@@ -74,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SUFFIX",
         help="mlcube's files CASE-SUFFIX.nii.gz, one for each channel; default: the channels' names",
     )
-    where.add_argument("--output-type", choices=OUTPUT_TYPES, default="uint8", help="of voxels (default: %(default)s)")
+    where.add_argument(
+        "--output-type",
+        choices=OUTPUT_TYPES,
+        help="of voxels; default: uint8, or uint16 where there are labels above 255",
+    )
     where.add_argument("--base-image", metavar="IMAGE", help="of the container; default: Python's of the version here")
     where.add_argument(
         "--separate-model", action="store_true", help="keep the model out of the image; it is uploaded as model.tar.gz"

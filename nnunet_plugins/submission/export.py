@@ -23,11 +23,20 @@ from nnunetv2.utilities.file_path_utilities import get_ensemble_name
 from nnunet_plugins import __version__
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.files import read_json, write_text
+from nnunet_plugins.planning.dataset import BYTE_WRITERS, largest_label
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.model_card import write_model_card
 from nnunet_plugins.submission.platforms import Platform
 from nnunet_plugins.submission.rendering import render
-from nnunet_plugins.submission.settings import FILE, MANIFEST, OUTPUT_TYPES, TRAINERS, Member, Settings
+from nnunet_plugins.submission.settings import (
+    FILE,
+    MANIFEST,
+    OUTPUT_TYPES,
+    TRAINERS,
+    Member,
+    Settings,
+    fitting_type,
+)
 from nnunet_plugins.submission.sources import Source, SubmissionError, require_one_task
 
 _SLUG = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*")
@@ -47,7 +56,7 @@ class Request:
         sources: the networks; their probabilities are averaged.
         input_names: by channel, sockets or suffixes of files.
         output_name: socket of the segmentation.
-        output_type: numpy's name.
+        output_type: numpy's name; None for the smallest type that holds the labels.
         postprocessing: file that nnU-Net's `determine_postprocessing` wrote; None: the one that fits, if there is one.
         without_postprocessing: leave it out, whatever there is.
         fast: resample with torch, no mirroring, a wider step.
@@ -65,7 +74,7 @@ class Request:
     sources: tuple[Source, ...]
     input_names: tuple[str, ...] = ()
     output_name: str = ""
-    output_type: str = "uint8"
+    output_type: str | None = None
     postprocessing: Path | None = None
     without_postprocessing: bool = False
     fast: bool = False
@@ -86,6 +95,11 @@ class Request:
     def image(self) -> str:
         """Name of the container's image."""
         return "-".join(re.findall("[a-z0-9]+", self.name.lower())) or "submission"
+
+    @cached_property
+    def largest_label(self) -> int:
+        """The largest value in a segmentation."""
+        return largest_label(self.first.dataset_json, self.first.folder / "dataset.json")
 
     @cached_property
     def found_postprocessing(self) -> Path | None:
@@ -128,8 +142,7 @@ def check_request(request: Request) -> None:
         )
     if request.separate_model and not platform.container:
         raise SubmissionError(f"{platform.name} has no image to leave the model out of; leave out --separate-model")
-    if request.output_type not in OUTPUT_TYPES:
-        raise SubmissionError(f"{request.output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
+    _check_output_type(request)
     if not re.fullmatch(r"[\w .+()-]+", request.name):
         raise SubmissionError(f"{request.name!r} cannot be a name; use letters, digits, spaces and . + - ( )")
     if request.platform.container and (sys.platform, this_platform.machine()) != ("linux", "x86_64"):
@@ -138,6 +151,23 @@ def check_request(request: Request) -> None:
                 "the wheels of this machine do not fit the container (linux/amd64); use --no-wheels, and `docker "
                 "build` downloads those that do"
             )
+
+
+def _check_output_type(request: Request) -> None:
+    largest, wanted = request.largest_label, request.output_type
+    if wanted is not None and wanted not in OUTPUT_TYPES:
+        raise SubmissionError(f"{wanted!r} is none of {', '.join(OUTPUT_TYPES)}")
+    if wanted is not None and largest > OUTPUT_TYPES[wanted]:
+        raise SubmissionError(
+            f"label {largest} does not fit into {wanted}, which ends at {OUTPUT_TYPES[wanted]}; leave out "
+            f"--output-type, or give --output-type {fitting_type(largest)}"
+        )
+    reader = request.first.plans.get("image_reader_writer")
+    if reader in BYTE_WRITERS and largest > OUTPUT_TYPES["uint8"]:
+        raise SubmissionError(
+            f"{reader}, which the plans name, writes segmentations of 8 bits, in which label {largest} becomes "
+            f"{largest % 256}; plan and train with another reader, such as NibabelIOWithReorient"
+        )
 
 
 def write_submission(request: Request, output: Path) -> None:
@@ -178,7 +208,7 @@ def _write_models(request: Request, models: Path) -> Settings:
         inputs=request.input_names or (request.first.channels if request.platform.layout == "case folders" else ()),
         output=request.output_name,
         ending=request.first.dataset_json["file_ending"],
-        output_type=request.output_type,
+        output_type=request.output_type or fitting_type(request.largest_label),
         postprocessing=tuple(_read_postprocessing(postprocessing)) if postprocessing else (),
         mirroring=not request.fast,
         step=_FAST_STEP if request.fast else 0.5,

@@ -23,7 +23,20 @@ LAYOUTS = {
 }
 """Where the images of a case lie."""
 
-OUTPUT_TYPES = ("uint8", "uint16", "int8", "int16", "int32", "float32")
+OUTPUT_TYPES = {
+    "uint8": 2**8 - 1,
+    "uint16": 2**16 - 1,
+    "int8": 2**7 - 1,
+    "int16": 2**15 - 1,
+    "int32": 2**31 - 1,
+    "float32": 2**24,
+}
+"""Types of a segmentation's voxels, by numpy's names, with the largest label that each one holds."""
+
+
+def fitting_type(largest_label: int) -> str:
+    """Return the smallest type that holds the labels."""
+    return next(name for name, largest in OUTPUT_TYPES.items() if largest_label <= largest)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from nnunet_plugins.trainers.checks import require_device, require_labels
 from nnunet_plugins.trainers.finite import FiniteTrainer
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS, RUN_FILE, begin_run, only_training, run_of
 from nnunet_plugins.trainers.progress import Candidate, Progress, choose, random_state, set_random_state
+from nnunet_plugins.trainers.splitting import require_splits
 
 SAVE_MINUTES = "nnUNet_plugins_save_minutes"
 """Environment variable: minutes between two checkpoints within an epoch; 10 if it is not set, and 0 for none."""
@@ -60,6 +61,7 @@ class ReliableTrainer(FiniteTrainer):
     """nnU-Net's trainer, which survives bad numbers, signals, kills and full disks; nothing else about it differs."""
 
     num_iterations_per_epoch: int
+    preprocessed_dataset_folder: str
     preprocessed_dataset_folder_base: str
 
     _resumed: Progress | None = None  # what the checkpoint knew of an epoch that had begun
@@ -220,6 +222,8 @@ class ReliableTrainer(FiniteTrainer):
         Several processes of a training, or several folds, may start at the same moment, when there is none yet.
         """
         file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold != "all":
+            require_splits(file, Path(self.preprocessed_dataset_folder), self.fold)
         if self.fold == "all" or file.exists():
             return super().do_split()
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{file.stem}.") as folder:

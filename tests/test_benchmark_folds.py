@@ -1,0 +1,131 @@
+"""Which folds a benchmark trains, on which cases, and what it refuses."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from nnunet_plugins.benchmark.command import environment
+from nnunet_plugins.benchmark.driver import nnunet_folders
+from nnunet_plugins.benchmark.engine import _order
+from nnunet_plugins.benchmark.protocol import Protocol
+from nnunet_plugins.benchmark.tasks import training_tasks
+from nnunet_plugins.cli import main
+
+A, B = "Dataset001_A", "Dataset002_B"
+
+
+def world(tmp_path, monkeypatch, splits: dict[str, int], cases: int = 12) -> Path:
+    """Datasets as preprocessing leaves them, as far as folds go; their splits have so many folds, or there are none."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    names = [f"c{number:02d}" for number in range(cases)]
+    for dataset, folds in splits.items():
+        folder = tmp_path / "nnUNet_preprocessed" / dataset
+        (folder / "gt_segmentations").mkdir(parents=True)
+        (folder / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+        for name in names:
+            (folder / "gt_segmentations" / f"{name}.nii.gz").touch()
+        if folds:
+            content = [{"train": names, "val": names[part::folds]} for part in range(folds)]
+            (folder / "splits_final.json").write_text(json.dumps(content))
+    return tmp_path / "out"
+
+
+def trained(output: Path, capsys, datasets: Sequence[str], *options: str) -> list[int]:
+    """The folds that a benchmark would train, from the commands that it shows."""
+    question = ["-d", *datasets, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output)]
+    assert main(["benchmark", *question, "--dry-run", *options]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("nnUNetv2_train ")]
+    return sorted({int(line[3]) for line in lines})
+
+
+@pytest.mark.parametrize(
+    ("splits", "options", "folds"),
+    [
+        ({A: 0}, [], range(5)),
+        ({A: 0}, ["--folds", "3"], range(3)),
+        ({A: 0}, ["--folds", "10"], range(10)),
+        ({A: 0}, ["--folds", "10", "-f", "0", "9"], [0, 9]),
+        ({A: 3}, [], range(3)),
+        ({A: 7}, ["--folds", "7"], range(7)),
+        ({A: 7}, ["-f", "6"], [6]),
+        ({A: 3, B: 0}, [], range(3)),
+        ({A: 3, B: 4}, ["-f", "0", "2"], [0, 2]),
+    ],
+)
+def test_the_folds_are_those_of_the_splits(tmp_path, monkeypatch, capsys, splits, options, folds):
+    output = world(tmp_path, monkeypatch, splits)
+    assert trained(output, capsys, list(splits), *options) == list(folds)
+
+
+@pytest.mark.parametrize(
+    ("splits", "options", "said"),
+    [
+        (
+            {A: 3},
+            ["--folds", "5"],
+            f"splits_final.json has 3 folds; leave --folds out, or make other splits: MEND{A} --fo",
+        ),
+        (
+            {A: 3, B: 4},
+            [],
+            f"split into 3 folds, {B} into 4; name folds that both have, -f 0 1 2, or make other splits: ",
+        ),
+        (
+            {A: 3, B: 4},
+            ["-f", "3"],
+            f"name folds that both have, -f 0 1 2, or make other splits: MEND{B} --folds 3 --ov",
+        ),
+        ({A: 3}, ["-f", "3"], f"fold 3 does not exist: {A} is split into 3 folds; -f 0 1 2 are all of them"),
+        ({A: 0}, ["-f", "7"], f"fold 7 does not exist: {A} is split into 5 folds; give --folds 8 for more"),
+        ({A: 0}, ["--folds", "20"], f"{A} has 12 cases, too few for 20 folds; give --folds 12"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused_with_what_mends_it(tmp_path, monkeypatch, capsys, splits, options, said):
+    output = world(tmp_path, monkeypatch, splits)
+    question = ["benchmark", "-d", *splits, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output), *options]
+    assert main(question) == 2
+    message = capsys.readouterr().err.strip()
+    assert said.replace("MEND", "nnunet-plugins split -d ") in message
+    if "MEND" in said:
+        assert main(message.rpartition("nnunet-plugins ")[2].split()) == 0
+        capsys.readouterr()
+        if "-f" not in options:
+            trained(output, capsys, list(splits), *options)
+
+
+def test_fewer_groups_than_folds_are_refused_before_anything_is_preprocessed(tmp_path, monkeypatch, capsys):
+    output = world(tmp_path, monkeypatch, {A: 0})
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\nother,9\n" + "".join(f"c{number:02d},{number % 4}\n" for number in range(12)))
+    question = ["benchmark", "-d", A, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output)]
+    assert main([*question, "--groups", str(table)]) == 2
+    assert f"{A} has 4 groups, too few for 5 folds; give --folds 4" in capsys.readouterr().err
+    assert trained(output, capsys, [A], "--groups", str(table), "--folds", "4") == list(range(4))
+
+
+def test_splits_with_a_case_that_has_left_the_dataset_are_refused(tmp_path, monkeypatch, capsys):
+    output = world(tmp_path, monkeypatch, {A: 5})
+    folder = tmp_path / "nnUNet_preprocessed" / A
+    (folder / "nnUNetPlans_3d_fullres").mkdir()
+    for number in range(11):
+        (folder / "nnUNetPlans_3d_fullres" / f"c{number:02d}.pkl").touch()
+    assert main(["benchmark", "-d", A, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output)]) == 2
+    message = capsys.readouterr().err.strip()
+    assert "names c11, which the dataset does not have" in message
+    assert main(message.rpartition("nnunet-plugins ")[2].split()) == 0
+    capsys.readouterr()
+    assert trained(output, capsys, [A]) == list(range(5))
+
+
+def test_planning_gets_a_thread_where_training_loads_without_processes(tmp_path, monkeypatch, capsys):
+    """nnU-Net's planner fails with nnUNet_n_proc_DA=0."""
+    output = world(tmp_path, monkeypatch, {A: 0})
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    folders = nnunet_folders(output)
+    tasks = training_tasks(Protocol((A,), ("2d",), ("nnUNetTrainer",), folds=(0,)), folders)
+    variables = {task.command[0]: _order(task, output, environment(1), "cpu").variables for task in tasks}
+    assert variables["nnUNetv2_plan_and_preprocess"]["nnUNet_n_proc_DA"] == "1"
+    assert variables["nnUNetv2_train"]["nnUNet_n_proc_DA"] == "0"
