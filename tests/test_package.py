@@ -43,6 +43,7 @@ ORDER = [
     "planning.forecast",
     "trainers",
     "planning",
+    "images",
     "metrics",
     "report",
     "benchmark",
