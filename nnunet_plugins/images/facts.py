@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 ALL, PROBLEM, WARNING, NOTE, NOTHING = "problem of all", "problem", "warning", "note", ""
+_SHOWN = 3  # files that a line names
 COMMANDS = ("doctor", "evaluate", "inference", "report")
 """The benchmark reads through `evaluate`, the check of a submission through inference."""
 
@@ -286,6 +287,24 @@ def problems(facts: Iterable[Fact], command: str) -> list[Fact]:
 def remarks(facts: Iterable[Fact], command: str) -> list[Fact]:
     """Return the facts that are told, and cost nothing."""
     return [fact for fact in facts if fact.level(command) in (WARNING, NOTE)]
+
+
+def summarise(facts: Iterable[Fact]) -> list[str]:
+    """Return a line for each kind of fact: how many files, which ones first of all, and the remedy."""
+    by_kind: dict[str, list[Fact]] = {}
+    for fact in facts:
+        by_kind.setdefault(fact.kind, []).append(fact)
+    lines = []
+    for name, found in by_kind.items():
+        if len(found) == 1:
+            lines.append(found[0].with_remedy())
+            continue
+        kind = KINDS[name]
+        what = kind.many.replace("{}", f"{len(found)} files")
+        shown = ", ".join(fact.file + (f" ({fact.detail})" if fact.detail else "") for fact in found[:_SHOWN])
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        lines.append(f"{what}: {shown}{more}; {kind.remedy}")
+    return lines
 
 
 def table() -> list[tuple[str, ...]]:

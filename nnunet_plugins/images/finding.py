@@ -73,10 +73,10 @@ def aside(path: Path, what: str, ending: str = "") -> Fact | None:
     if what == "leftover":
         like_image = path.name.startswith(".") and bool(ending) and path.name.endswith(ending)
         return Fact("leftover like an image" if like_image else "leftover", str(path))
-    if what == "dead link":
-        return Fact("dead link", str(path))
-    if what == "folder":
-        return Fact("unused", str(path), "a folder")
+    if what == "dead link" and (image_ending(path.name) or (ending and path.name.endswith(ending))):
+        return Fact("dead link", str(path), case=without_ending(path))
+    if what in ("folder", "dead link"):
+        return Fact("unused", str(path), f"a {what}")
     of_tif = ending.startswith(".tif") and path.suffix == ".json"  # where nnU-Net has its spacing
     return None if of_tif or _COMPANIONS.fullmatch(path.name) else Fact("unused", str(path))
 

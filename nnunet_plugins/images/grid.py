@@ -46,7 +46,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two grids differ: the kind of the fact, and by how much."""
+    """How two grids differ: the kind of the fact, and by how much, to be followed by what the first grid is of."""
 
     kind: str
     detail: str
@@ -85,15 +85,15 @@ def compare_grids(one: Grid, other: Grid, *, spacing: bool = True) -> list[Diffe
         spacing: whether both know theirs.
     """
     if one.shape != other.shape:
-        return [Difference("other size", f"{_times(other.shape)} voxels instead of {_times(one.shape)}")]
+        return [Difference("other size", f"{_times(other.shape)} voxels, not {_times(one.shape)} as")]
     lengths, others = np.asarray(one.spacing), np.asarray(other.spacing)
     off = np.abs(lengths - others) / np.where(lengths > 0, lengths, 1)
-    detail = f"{_times(others)} mm instead of {_times(lengths)}"
+    detail = f"{_times(others)} mm, not {_times(lengths)} as"
     if spacing and (off * np.maximum(1, np.asarray(one.shape) - 1)).max() > TOLERANCE:
         return [Difference("other spacing", detail)]
     found = []
     if spacing and not np.allclose(lengths, others, rtol=_EXACT):
-        found.append(Difference("spacing slightly off", f"{_precise(others)} mm instead of {_precise(lengths)}"))
+        found.append(Difference("spacing slightly off", f"{_precise(others)} mm, not {_precise(lengths)} as"))
     if one.affine is not None and other.affine is not None and (place := _place_detail(one, other)):
         found.append(Difference("other place", place))
     return found
@@ -106,7 +106,7 @@ def _place_detail(one: Grid, other: Grid) -> str:
     voxel = min((length for length, n in zip(one.spacing, one.shape, strict=True) if n > 1), default=1.0)
     if furthest <= TOLERANCE * voxel:
         return ""
-    apart = f"corners up to {furthest:.3g} mm ({furthest / voxel:.3g} voxels) apart"
+    apart = f"corners up to {furthest:.3g} mm ({furthest / voxel:.3g} voxels) from"
     if one.codes == other.codes:
         return apart
     return f"stored along {other.codes or 'unknown axes'} instead of {one.codes or 'unknown axes'}, {apart}"

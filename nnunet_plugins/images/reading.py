@@ -285,7 +285,12 @@ def compare(one: Reading, other: Reading) -> list[Fact]:
     if one.grid is None or other.grid is None:
         return []
     found: list[Difference] = compare_grids(one.grid, other.grid, spacing=one.has_spacing and other.has_spacing)
-    return [Fact(part.kind, str(other.file), f"{part.detail} in {one.file.name}") for part in found]
+    return [Fact(part.kind, str(other.file), f"{part.detail} {_near(one.file, other.file)}") for part in found]
+
+
+def _near(one: Path, other: Path) -> str:
+    """Return the name of a file, with its folder if another one is called the same."""
+    return one.name if one.name != other.name else f"{one.parent.name}/{one.name}"
 
 
 def read_picture(file: Path) -> tuple[NDArray[Any], list[float]]:

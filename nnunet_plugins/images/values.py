@@ -5,11 +5,18 @@ from math import isfinite
 from typing import Any
 
 import pandas as pd
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from nnunet_plugins.images.facts import Fact
 
 _SHOWN = 5
+
+
+def declared_labels(labels: LabelManager) -> list[int]:
+    """Return the values that a segmentation may have, in order: all labels, background and ignore label."""
+    ignored = [labels.ignore_label] if labels.ignore_label is not None else []
+    return [int(value) for value in [*labels.all_labels, *ignored]]
 
 
 def distinct(array: NDArray[Any]) -> tuple[float, ...]:
