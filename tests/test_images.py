@@ -298,7 +298,7 @@ def test_values():
     assert [(fact.kind, fact.detail) for fact in found] == [
         ("label not finite", "nan"),
         ("fraction", "0.5"),
-        ("undeclared", "7, 255"),
+        ("undeclared", "7, 255; declared are 0, 1, 2"),
     ]
     assert list(check_values([0, 2], {0, 1, 2}, "a")) == []
 

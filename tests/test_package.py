@@ -32,6 +32,7 @@ ORDER = [
     "errors",
     "files",
     "stop_request",
+    "memory",
     "workers",
     "rows",
     "registry",

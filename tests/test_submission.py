@@ -21,9 +21,10 @@ from feature_matrix import Datasets, Model, Setting
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from report_records import make_record
 
+from nnunet_plugins import memory
 from nnunet_plugins.cli import main
 from nnunet_plugins.report.statistics import case_scores
-from nnunet_plugins.submission import memory, wheels
+from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.cases import find_cases
 from nnunet_plugins.submission.check import check_files
 from nnunet_plugins.submission.dockerfile import check_dockerfile
@@ -278,7 +279,8 @@ def test_too_little_memory_is_told(cheap, tmp_path):
         sitk.WriteImage(large, str(inputs / f"large_{channel:04}.nii.gz"), False)
     code = f"""
 import sys
-from nnunet_plugins.submission import inference, memory
+from nnunet_plugins import memory
+from nnunet_plugins.submission import inference
 
 load = inference._load
 

@@ -24,6 +24,7 @@ class Kind:
         evaluate: level, also in a benchmark.
         inference: level, also in the check of a submission.
         report: level for a picture of the case.
+        noun: what is counted, files or cases.
     """
 
     one: str
@@ -33,6 +34,7 @@ class Kind:
     evaluate: str
     inference: str
     report: str = NOTHING
+    noun: str = "file"
 
 
 _ANEW = "get it anew, or make it anew"
@@ -45,6 +47,7 @@ KINDS: dict[str, Kind] = {
         "{} without any file that fits",
         "correct 'file_ending' in dataset.json, or the names of the files",
         *(ALL, ALL, ALL),
+        noun="folder",
     ),
     "leftover": Kind(
         "is a leftover of macOS, Windows or an editor, no image, and not used",
@@ -96,12 +99,14 @@ KINDS: dict[str, Kind] = {
         "{} with accents written in several ways (composed, decomposed), which nnU-Net takes for other names",
         "rename the files, all in one way: convmv -f utf8 -t utf8 --nfc --notest",
         *(PROBLEM, NOTE, NOTE),
+        noun="case",
     ),
     "names in other case": Kind(
         "differs from another name only in capital letters",
         "{} whose name differs from another one only in capital letters",
         "rename one of them; on macOS and Windows they are one file",
         *(WARNING, WARNING, WARNING),
+        noun="case",
     ),
     "no channel": Kind(
         "is not used, because its name has no number of a channel, such as _0000",
@@ -186,12 +191,14 @@ KINDS: dict[str, Kind] = {
         "{} with NaN or infinite intensities",
         "replace these voxels by a value that makes sense, such as that of the background",
         *(PROBLEM, NOTHING, PROBLEM, NOTE),
+        noun="case",
     ),
     "read as zero": Kind(
         "holds NaN or infinite intensities, which are read as 0",
         "{} with NaN or infinite intensities that SimpleITK, and so nnU-Net, reads as 0",
         "replace these voxels by a value that makes sense, such as that of the background",
         *(WARNING, NOTHING, PROBLEM, NOTE),
+        noun="case",
     ),
     # Grids.
     "other size": Kind(
@@ -199,30 +206,35 @@ KINDS: dict[str, Kind] = {
         "{} whose files differ in size",
         "resample segmentation and channels to one grid",
         *(PROBLEM,) * 4,
+        noun="case",
     ),
     "other spacing": Kind(
         "differs in spacing",
         "{} whose files differ in spacing",
         "resample segmentation and channels to one grid",
         *(PROBLEM, PROBLEM, PROBLEM, NOTE),
+        noun="case",
     ),
     "spacing slightly off": Kind(
         "differs in spacing by very little",
         "{} whose files differ in spacing by very little, which nnU-Net refuses",
         "write one spacing into all files of a case",
         *(PROBLEM, NOTE, PROBLEM, NOTHING),
+        noun="case",
     ),
     "other place": Kind(
         "lies elsewhere, or along other axes",
         "{} whose files differ in origin or direction, which nnU-Net overlooks",
         "resample segmentation and channels to one grid; nnU-Net's nnUNetv2_plot_overlay_pngs shows how they lie",
         *(WARNING, WARNING, WARNING, NOTE),
+        noun="case",
     ),
     "other orientation": Kind(
         "is stored along other axes than the other cases",
         "{} stored along other axes than the others",
         "reorient the images, or set 'overwrite_image_reader_writer' to 'NibabelIOWithReorient' in dataset.json",
         *(WARNING, NOTHING, NOTHING),
+        noun="case",
     ),
     # Values.
     "label not finite": Kind(
@@ -230,18 +242,21 @@ KINDS: dict[str, Kind] = {
         "{} whose segmentation holds NaN or infinite values",
         "correct the segmentations",
         *(PROBLEM, PROBLEM, NOTHING, NOTE),
+        noun="case",
     ),
     "fraction": Kind(
         "holds values that are no whole numbers",
         "{} whose segmentation holds values that are no whole numbers",
         "store labels as whole numbers; resample segmentations with nearest neighbours",
         *(PROBLEM, PROBLEM, NOTHING, NOTE),
+        noun="case",
     ),
     "undeclared": Kind(
         "holds labels that dataset.json does not declare",
         "{} whose segmentation holds labels that dataset.json does not declare",
         "declare them in 'labels', or correct the segmentations",
         *(PROBLEM, PROBLEM, NOTHING, NOTE),
+        noun="case",
     ),
 }
 """All kinds of facts. The docs show this table."""
@@ -300,7 +315,7 @@ def summarise(facts: Iterable[Fact]) -> list[str]:
             lines.append(found[0].with_remedy())
             continue
         kind = KINDS[name]
-        what = kind.many.replace("{}", f"{len(found)} files")
+        what = kind.many.replace("{}", f"{len(found)} {kind.noun}s")
         shown = ", ".join(fact.file + (f" ({fact.detail})" if fact.detail else "") for fact in found[:_SHOWN])
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         lines.append(f"{what}: {shown}{more}; {kind.remedy}")

@@ -42,7 +42,8 @@ def check_values(values: Iterable[float], declared: Collection[int], file: str, 
     }
     for kind, found in parts.items():
         if found:
-            yield Fact(kind, file, show(found), case)
+            detail = show(found) + (f"; declared are {show(sorted(declared))}" if kind == "undeclared" else "")
+            yield Fact(kind, file, detail, case)
 
 
 def show(values: Iterable[float]) -> str:

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_plugins import memory
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.arguments import positive
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.submission import memory
 from nnunet_plugins.submission.cases import Case, find_cases
 from nnunet_plugins.submission.settings import FILE, TRAINERS, Settings, read_settings
 
