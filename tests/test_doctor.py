@@ -136,7 +136,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str, list[str]]] = {
         lambda d: change(label(d), lambda array: array[:-1]),
         *(
             "problem",
-            "whose files differ in size: case_1 (case_1.nii.gz: 7 x 10 x 9 voxels, not 8 x 10 x 9 as case_1_0000.nii.gz)",
+            "differ in size: case_1 (case_1.nii.gz: 7 x 10 x 9 voxels, not 8 x 10 x 9 as case_1_0000.nii.gz)",
         ),
         ["case_1"],
     ),
@@ -295,7 +295,7 @@ def test_a_broken_case_does_not_hide_the_others(dataset, capsys):
     text = capsys.readouterr().out
     assert f"!! 1 file that nnU-Net's reader cannot read: {image(dataset, 'case_0')}" in text
     assert (
-        "case_3 (case_3.nii.gz: 7; declared are 0, 1, 2)\n       remedy: declare them in 'labels', or correct the segmentations"
+        "case_3 (case_3.nii.gz: 7; declared are 0, 1, 2)\n       remedy: declare them in 'labels', or correct the"
         in text
     )
     assert "2 problems, 0 warnings." in text

@@ -32,7 +32,7 @@ from nnunet_plugins.images.contents import check_contents
 from nnunet_plugins.images.facts import COMMANDS, KINDS, NOTE, NOTHING, problems
 from nnunet_plugins.images.finding import find_files
 from nnunet_plugins.images.grid import Grid, compare_grids
-from nnunet_plugins.images.reading import choose_reader, read_image, read_segmentation
+from nnunet_plugins.images.reading import choose_reader, read_image, read_label_map
 from nnunet_plugins.images.values import check_values
 
 NUMBERS = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
@@ -67,7 +67,7 @@ def samples(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_sound_file_is_read_without_a_word(samples, name):
     reader = reader_of(samples[name])
-    found = read_segmentation(samples[name], reader)
+    found = read_label_map(samples[name], reader)
     expected = labels() if found.array.shape[1] > 1 else labels()[2:3]
     assert np.array_equal(found.array[0], expected)
     assert [kind for kind in kinds(found.facts) if kind != "spacing in pixels"] == []
@@ -90,11 +90,11 @@ def test_whatever_is_cut_off_is_found_or_nothing_was_lost(samples, tmp_path, nam
     for file in samples[name].parent.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     file, reader = folder / samples[name].name, reader_of(samples[name])
-    expected = read_segmentation(samples[name], reader)
+    expected = read_label_map(samples[name], reader)
     for number, content in enumerate(contents):
         part = content[: int(share * len(content))]
         file.write_bytes(gzip.compress(part) if number else part)
-        found = read_segmentation(file, reader)
+        found = read_label_map(file, reader)
         if not problems(found.facts, "evaluate"):
             assert np.array_equal(found.array, expected.array)
             assert found.grid == expected.grid
@@ -102,7 +102,7 @@ def test_whatever_is_cut_off_is_found_or_nothing_was_lost(samples, tmp_path, nam
         file.write_bytes(whole)
         raw = file.with_suffix(".raw")
         raw.write_bytes(raw.read_bytes()[: int(share * 360)])
-        assert kinds(read_segmentation(file, reader).facts) == ["cut off"]
+        assert kinds(read_label_map(file, reader).facts) == ["cut off"]
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -111,16 +111,16 @@ def test_whatever_is_cut_off_is_found_or_nothing_was_lost(samples, tmp_path, nam
 def test_every_kind_of_number_in_nifti(tmp_path, kind, version, order):
     file = write_nifti(tmp_path / "a.nii.gz", labels(), kind, version, order)
     reader = SimpleITKIO() if version == 1 else NibabelIO()
-    found = read_segmentation(file, reader)
+    found = read_label_map(file, reader)
     assert found.facts == []
     assert np.array_equal(found.array[0], labels())
     cut_inside(file, 1)
-    assert kinds(read_segmentation(file, reader).facts) == ["cut off"]
+    assert kinds(read_label_map(file, reader).facts) == ["cut off"]
 
 
 def test_nifti_2_is_told_where_the_reader_does_not_know_it(tmp_path):
     file = write_nifti(tmp_path / "a.nii.gz", labels(), "uint8", 2)
-    (fact,) = read_segmentation(file, SimpleITKIO()).facts
+    (fact,) = read_label_map(file, SimpleITKIO()).facts
     assert fact.kind == "unreadable"
     assert "it is NIfTI-2, which SimpleITKIO does not know" in str(fact)
 
@@ -136,7 +136,7 @@ def test_what_simpleitk_reads_as_zero_is_counted(tmp_path, kind, order, value):
     assert (fact.kind, fact.detail) == ("read as zero", "3 voxels")
     (fact,) = read_image(file, NibabelIO()).facts
     assert (fact.kind, fact.detail) == ("not finite", "3 voxels")
-    assert kinds(read_segmentation(file, SimpleITKIO()).facts) == ["label not finite"]
+    assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["label not finite"]
 
 
 def test_what_is_no_plain_image(tmp_path):
@@ -146,7 +146,7 @@ def test_what_is_no_plain_image(tmp_path):
     colours = np.stack([labels()] * 3, axis=-1)
     for ending in ("nrrd", "mha", "nii.gz"):
         file = write_image(tmp_path / f"layers.{ending}", colours, vector=True)
-        (fact,) = read_segmentation(file, SimpleITKIO()).facts
+        (fact,) = read_label_map(file, SimpleITKIO()).facts
         assert (fact.kind, fact.detail) == ("vector", "3 values per voxel")
     file = write_image(tmp_path / "complex.nii.gz", labels().astype(np.complex64))
     assert kinds(read_image(file, SimpleITKIO()).facts) == ["complex"]
@@ -154,7 +154,7 @@ def test_what_is_no_plain_image(tmp_path):
 
 @pytest.mark.parametrize("mode", ["P", "RGB", "RGBA", "LA"])
 def test_colours_are_no_labels(tmp_path, mode):
-    assert kinds(read_segmentation(write_png(tmp_path / "a.png", mode), NaturalImage2DIO()).facts) == ["colours"]
+    assert kinds(read_label_map(write_png(tmp_path / "a.png", mode), NaturalImage2DIO()).facts) == ["colours"]
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("1", 1)])
@@ -175,12 +175,12 @@ def test_colours_are_channels_of_an_image(tmp_path, mode, channels):
     ],
 )
 def test_the_spacing_of_a_tif(tmp_path, spacing, kind, detail):
-    for read, name in ((read_image, "a_0000.tif"), (read_segmentation, "a.tif")):
+    for read, name in ((read_image, "a_0000.tif"), (read_label_map, "a.tif")):
         (fact,) = read(write_tif(tmp_path / name, labels(), spacing), Tiff3DIO()).facts
         assert fact.kind == kind
         assert detail in fact.detail
     (tmp_path / "a.json").write_text('{"Spacing": [2, 1, 1]}')
-    (fact,) = read_segmentation(tmp_path / "a.tif", Tiff3DIO()).facts
+    (fact,) = read_label_map(tmp_path / "a.tif", Tiff3DIO()).facts
     assert "a.json has no 'spacing'; it has 'Spacing'" in str(fact)
 
 
@@ -192,7 +192,7 @@ def test_the_spacing_of_a_truth_is_found_where_nnunet_left_it(tmp_path, monkeypa
     truth = write_tif(folder / "gt_segmentations" / "a.tif", labels(), None)
 
     def spacing():
-        found = read_segmentation(truth, Tiff3DIO())
+        found = read_label_map(truth, Tiff3DIO())
         return found.grid.spacing if found.has_spacing else None
 
     assert spacing() is None
@@ -215,7 +215,7 @@ def test_reading_properties_runs_no_program(tmp_path):
         place.mkdir(parents=True)
     truth = write_tif(folder / "gt_segmentations" / "a.tif", labels(), None)
     (folder / "data" / "a.pkl").write_bytes(pickle.dumps({"spacing": [2, 1, 1], "more": Program()}))
-    assert not read_segmentation(truth, Tiff3DIO()).has_spacing
+    assert not read_label_map(truth, Tiff3DIO()).has_spacing
     assert not (tmp_path / "ran").exists()
 
 
@@ -225,7 +225,7 @@ def test_a_spacing_that_nifti_does_not_say(tmp_path, place, value):
     """Zero, NaN, infinity; SimpleITK makes 1 mm of each."""
     file = write_image(tmp_path / "a.nii.gz", labels())
     change_nifti(file, place, value)
-    assert "spacing unknown" in kinds(read_segmentation(file, SimpleITKIO()).facts)
+    assert "spacing unknown" in kinds(read_label_map(file, SimpleITKIO()).facts)
 
 
 def test_a_spacing_that_other_formats_do_not_say(tmp_path):
@@ -234,7 +234,7 @@ def test_a_spacing_that_other_formats_do_not_say(tmp_path):
         raw_nrrd(tmp_path / "b.nrrd", labels(), "gzip"),
         raw_mha(tmp_path / "a.mha", labels()),
     ):
-        assert kinds(read_segmentation(file, SimpleITKIO()).facts) == ["spacing unknown"]
+        assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["spacing unknown"]
 
 
 def test_what_follows_the_end_and_what_is_not_compressed(tmp_path):
@@ -248,7 +248,7 @@ def test_what_follows_the_end_and_what_is_not_compressed(tmp_path):
         (gzip.compress(content[:99]) + gzip.compress(content[99:]), []),
     ):
         file.write_bytes(data)
-        found = read_segmentation(file, SimpleITKIO())
+        found = read_label_map(file, SimpleITKIO())
         assert kinds(found.facts) == kind
         assert np.array_equal(found.array[0], labels())
         assert problems(found.facts, "doctor") == []
@@ -288,7 +288,7 @@ def test_the_grid_says_by_how_much():
 def test_both_libraries_tell_the_same_orientation(tmp_path, reader):
     direction = (-1, 0, 0, 0, 0, 1, 0, 1, 0)
     file = write_image(tmp_path / "a.nii.gz", labels(), direction=direction, origin=(3, 4, 5))
-    found = read_segmentation(file, reader()).grid
+    found = read_label_map(file, reader()).grid
     assert found.codes == "RSP"
     assert np.allclose(np.array(found.affine)[:3, 3], (-3, -4, 5))
 

@@ -20,7 +20,7 @@ from nnunet_plugins import memory
 from nnunet_plugins.doctor.dataset import Case
 from nnunet_plugins.images.facts import Fact
 from nnunet_plugins.images.grid import Grid
-from nnunet_plugins.images.reading import Reading, compare, read_header, read_image, read_segmentation
+from nnunet_plugins.images.reading import Reading, compare, read_header, read_image, read_label_map
 from nnunet_plugins.images.values import check_values, distinct
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
@@ -147,7 +147,7 @@ def read_case(name: str, case: Case, reader: type[BaseReaderWriter], declared: C
     first: Reading | None = None
     for file in case.files:
         is_image = file != case.label
-        found = (read_image if is_image else read_segmentation)(Path(file), own)
+        found = (read_image if is_image else read_label_map)(Path(file), own)
         own_facts = found.facts
         if found.array is None or found.grid is None:
             facts.is_whole = False

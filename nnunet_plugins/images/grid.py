@@ -82,7 +82,7 @@ def compare_grids(one: Grid, other: Grid, *, spacing: bool = True) -> list[Diffe
     Args:
         one: what it should be.
         other: what it is.
-        spacing: whether both know theirs.
+        spacing: whether both know theirs; without it, their place is not known either.
     """
     if one.shape != other.shape:
         return [Difference("other size", f"{_times(other.shape)} voxels, not {_times(one.shape)} as")]
@@ -94,7 +94,8 @@ def compare_grids(one: Grid, other: Grid, *, spacing: bool = True) -> list[Diffe
     found = []
     if spacing and not np.allclose(lengths, others, rtol=_EXACT):
         found.append(Difference("spacing slightly off", f"{_precise(others)} mm, not {_precise(lengths)} as"))
-    if one.affine is not None and other.affine is not None and (place := _place_detail(one, other)):
+    known = spacing and one.affine is not None and other.affine is not None
+    if known and (place := _place_detail(one, other)):
         found.append(Difference("other place", place))
     return found
 

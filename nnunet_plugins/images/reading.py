@@ -5,6 +5,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from PIL import Image
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.contents import Contents, check_contents
-from nnunet_plugins.images.facts import Fact
+from nnunet_plugins.images.facts import Fact, problems
 from nnunet_plugins.images.finding import image_ending
 from nnunet_plugins.images.grid import Difference, Grid, compare_grids, make_grid
 from nnunet_plugins.images.spacing import Spacing, read_spacing_file, spacing_elsewhere, spacing_file
@@ -53,6 +54,14 @@ class Header:
     origin: tuple[float, ...]
     direction: tuple[float, ...]
 
+    @property
+    def grid(self) -> Grid:
+        """Where its voxels lie; of an image with two or three dimensions."""
+        flat = 3 - len(self.size)
+        spacing = (*(1.0,) * flat, *self.spacing[::-1])
+        stuff = {"spacing": self.spacing, "origin": self.origin, "direction": self.direction}
+        return make_grid((*(1,) * flat, *self.size[::-1]), {"spacing": spacing, "sitk_stuff": stuff})
+
 
 @dataclass
 class Reading:
@@ -83,7 +92,7 @@ class Reading:
     def use_spacing(self, spacing: Spacing) -> None:
         """Take a spacing that the file does not say itself, mm, `(z, y, x)`."""
         assert self.grid is not None
-        self.grid = Grid(self.grid.shape, spacing, self.grid.affine)
+        self.grid = Grid(self.grid.shape, spacing)
         self.properties["spacing"], self.has_spacing = list(spacing), True
         self.facts = [fact for fact in self.facts if fact.kind != "spacing unknown"]
         self.say("spacing from elsewhere", " x ".join(f"{length:g}" for length in spacing) + " mm")
@@ -99,15 +108,18 @@ def choose_reader(description: Mapping[str, Any], files: Sequence[Path]) -> type
     Raises:
         PlanError: if there is no reader for their ending.
     """
-    whole = [file for file in files if not _is_broken(file)] or list(files)
+    whole = (file for file in files if not _is_broken(file))
+    example = next(whole, files[0])
+    if not description["file_ending"].lower().startswith(".tif"):
+        with _quiet():
+            return find_reader(dict(description), str(example))
+    # For .tif nnU-Net has two readers, and a file whose spacing is wrong is read by none.
     with _quiet():
-        for file in whole[:_TRIED]:
+        for file in [example, *islice(whole, _TRIED - 1)]:
             reader = find_reader(dict(description), str(file))
             if _reads(reader, file):
                 return reader
-    if description["file_ending"].lower().startswith(".tif") and "overwrite_image_reader_writer" not in description:
-        return Tiff3DIO
-    return find_reader(dict(description), str(whole[0]))
+    return reader if description.get("overwrite_image_reader_writer", "None") != "None" else Tiff3DIO
 
 
 def _is_broken(file: Path) -> bool:
@@ -138,7 +150,7 @@ def read_image(file: Path, reader: BaseReaderWriter) -> Reading:
     return _read(file, reader, is_image=True)
 
 
-def read_segmentation(file: Path, reader: BaseReaderWriter) -> Reading:
+def read_label_map(file: Path, reader: BaseReaderWriter) -> Reading:
     """Read a segmentation, which has one channel."""
     return _read(file, reader, is_image=False)
 
@@ -306,9 +318,20 @@ def read_picture(file: Path) -> tuple[NDArray[Any], list[float]]:
     except PlanError as error:
         raise InputError(str(error)) from None
     found = read_image(file, reader)
+    wrong = problems(found.facts, "report")
+    if [fact.kind for fact in wrong] == ["vector"]:  # as colours are: the first value of each voxel shows enough
+        return _first_values(file)
     if found.array is None or found.grid is None:
-        raise InputError(str(found.facts[0]))
+        raise InputError(str(wrong[0]))
     return found.array[0], list(found.grid.spacing)
+
+
+def _first_values(file: Path) -> tuple[NDArray[Any], list[float]]:
+    with _quiet():
+        image = sitk.VectorIndexSelectionCast(sitk.ReadImage(str(file)), 0)
+    header = read_header(file)
+    assert header is not None
+    return sitk.GetArrayFromImage(image).reshape(header.grid.shape), list(header.grid.spacing)
 
 
 def _in_words(error: Exception, contents: Contents, reader: BaseReaderWriter) -> str:

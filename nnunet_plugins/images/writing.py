@@ -6,6 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.finding import image_ending
 from nnunet_plugins.images.reading import Header, read_header
 
 PIXELS = {
@@ -48,7 +49,7 @@ def convert_segmentation(file: Path, other: Path, output_type: str, geometry: He
     """
     written = sitk.ReadImage(str(file))
     kind = PIXELS[output_type]
-    if written.GetPixelID() == kind and other.name.endswith(file.name.partition(".")[2]):
+    if written.GetPixelID() == kind and image_ending(other.name) == image_ending(file.name):
         return file
     largest = int(sitk.GetArrayViewFromImage(written).max())
     if np.dtype(output_type).kind in "iu" and largest > np.iinfo(output_type).max:

@@ -19,7 +19,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.facts import Fact, problems, remarks, summarise
 from nnunet_plugins.images.finding import find_files, none_fits
-from nnunet_plugins.images.reading import Reading, choose_reader, compare, read_segmentation
+from nnunet_plugins.images.reading import Reading, choose_reader, compare, read_label_map
 from nnunet_plugins.images.values import check_values, declared_labels, distinct
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
 from nnunet_plugins.metrics.table import write_table
@@ -138,7 +138,7 @@ def evaluate_case(
     tolerance: float,
 ) -> Compared:
     """Compare one segmentation with its truth."""
-    readings = prediction, truth = [read_segmentation(file, reader) for file in (prediction_file, truth_file)]
+    readings = prediction, truth = [read_label_map(file, reader) for file in (prediction_file, truth_file)]
     facts = []
     if prediction.array is not None and truth.array is not None:
         _share_spacing(prediction, truth)
