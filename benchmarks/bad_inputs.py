@@ -6,8 +6,8 @@
 A small world (raw and preprocessed dataset, plans, splits, groups, checkpoint, predictions, a benchmark's record, a
 cluster) is made once. Each input spoils one thing in it, or the options, always in the same way for the same number,
 runs one command in this process, and puts the thing back. A violation is an error that leaves the command, another
-exit code than 0, 1 and 2, a 1 or 2 without a message, more than a minute, a file that is another one afterwards, or a
-half-written file that is left. The exit code is 1 if there is one.
+exit code than 0, 1 and 2, a 1 or 2 without a message, more than a minute, a file that is another one afterwards, a
+half-written file that is left, or silence about a file that is unsound or not used. The exit code is 1 if there is one.
 
 A spoilt thing need not be bad: the plans may just have another batch size. Such inputs end with 0.
 """
@@ -33,7 +33,10 @@ from typing import Any
 from bad_inputs_world import (
     NASTY,
     World,
+    add_unused,
     any_of,
+    copy_test_image,
+    make_unsound,
     make_world,
     spoil_checkpoint,
     spoil_cluster,
@@ -41,9 +44,13 @@ from bad_inputs_world import (
     spoil_json,
     spoil_table,
 )
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from tqdm import tqdm
 
 from nnunet_plugins.cli import main as command_line
+from nnunet_plugins.submission.cases import find_cases
+from nnunet_plugins.submission.images import ImageError, read_image
+from nnunet_plugins.submission.settings import Settings
 
 SECONDS, MEMORY = 60, 16 * 2**30
 
@@ -54,11 +61,11 @@ class HangError(BaseException):
 
 @dataclass(frozen=True)
 class Kind:
-    """Inputs of one kind: `prepare` spoils something, and returns the arguments and the files that may be replaced."""
+    """Inputs of one kind: `prepare` spoils something, and returns the arguments and what the answer has to name."""
 
     command: str
     what: str
-    prepare: Callable[[World, random.Random], list[str]]
+    prepare: Callable[[World, random.Random], tuple[list[str], str]]
     replaces: tuple[str, ...] = ()
 
 
@@ -76,6 +83,8 @@ OPTIONS: dict[str, list[str]] = {
     "warm-start": ["warm-start", "{root}/checkpoint.pth", "-tr", "nnUNetTrainerASPP3DUNet", "-o", "{root}/start.pth"],
     "evaluate": ["evaluate", "{root}/predicted", "{raw}/labelsTr", "-o", "{root}/metrics.csv", "-np", "1"],
     "report": ["report", "{root}/benchmark"],
+    # What a submission does before its network: find and read all images.
+    "infer": ["infer", "{raw}/imagesTr"],
     "benchmark --dry-run": [
         *("benchmark", "--dry-run", "-d", "1", "-tr", "nnUNetTrainer", "nnUNetTrainerFIRENet", "--device", "cpu"),
         *("-f", "0", "--groups", "{root}/groups.csv", "-o", "{root}/new"),
@@ -97,16 +106,16 @@ def arguments(world: World, command: str) -> list[str]:
     return [part.format(root=world.root, raw=world.raw) for part in OPTIONS[command]]
 
 
-def spoiling(command: str, what: str, change: Callable[[World, random.Random], None], *replaces: str) -> Kind:
-    def prepare(world: World, draw: random.Random) -> list[str]:
-        change(world, draw)
-        return arguments(world, command)
+def spoiling(command: str, what: str, change: Callable[[World, random.Random], str | None], *replaces: str) -> Kind:
+    def prepare(world: World, draw: random.Random) -> tuple[list[str], str]:
+        named = change(world, draw) or ""
+        return arguments(world, command), named
 
     return Kind(command, what, prepare, replaces)
 
 
 def with_bad_options(command: str, *replaces: str) -> Kind:
-    def prepare(world: World, draw: random.Random) -> list[str]:
+    def prepare(world: World, draw: random.Random) -> tuple[list[str], str]:
         found = arguments(world, command)
         for _ in range(draw.randint(1, 2)):
             # Not the command itself, nor what keeps a benchmark or a demo from running.
@@ -122,7 +131,7 @@ def with_bad_options(command: str, *replaces: str) -> Kind:
                 del found[place]
             else:
                 found.insert(place, draw.choice(NASTY))
-        return found
+        return found, ""
 
     return Kind(command, "options", prepare, replaces)
 
@@ -168,6 +177,16 @@ KINDS = [
         "export-submission", "checkpoint", lambda w, d: spoil_checkpoint(w.model / "fold_0" / "checkpoint_final.pth", d)
     ),
     with_bad_options("export-submission"),
+    spoiling("doctor", "unsound image", lambda w, d: make_unsound(any_of(w.raw / "imagesTr", d), d)),
+    spoiling("doctor", "unsound label", lambda w, d: make_unsound(any_of(w.raw / "labelsTr", d), d, labels=True)),
+    spoiling("doctor", "unused file", lambda w, d: add_unused(w.raw / d.choice(["imagesTr", "labelsTr"]), d)),
+    spoiling("doctor", "test image", lambda w, d: make_unsound(copy_test_image(w, d), d)),
+    spoiling("evaluate", "unsound label", lambda w, d: make_unsound(any_of(w.root / "predicted", d), d, labels=True)),
+    spoiling("evaluate", "unsound truth", lambda w, d: make_unsound(any_of(w.raw / "labelsTr", d), d, labels=True)),
+    spoiling("evaluate", "unused file", lambda w, d: add_unused(w.root / "predicted", d)),
+    spoiling("evaluate", "unused truth", lambda w, d: add_unused(w.raw / "labelsTr", d)),
+    spoiling("infer", "unsound image", lambda w, d: make_unsound(any_of(w.raw / "imagesTr", d), d)),
+    spoiling("infer", "unused file", lambda w, d: add_unused(w.raw / "imagesTr", d)),
 ]
 
 
@@ -185,9 +204,11 @@ def give(world: World, number: int) -> Outcome:
     """Give one input to its command, and put back what it spoilt."""
     kind, draw = KINDS[number % len(KINDS)], random.Random(number)
     contents = {path: path.read_bytes() if path.is_file() else None for path in world.root.rglob("*")}
-    told = kind.prepare(world, draw)
+    told, named = kind.prepare(world, draw)
     before = world.files()
     code, said, violations = run(told)
+    if named not in said:
+        violations.append(f"nothing is said of {named}")
     after = world.files()
     violations += [
         f"{path.relative_to(world.root)} is another file afterwards"
@@ -212,7 +233,7 @@ def run(told: list[str]) -> tuple[int | None, str, list[str]]:
     faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # for what does not come back to Python
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = command_line(told)
+            code = read_inputs(Path(told[1])) if told[0] == "infer" else command_line(told)
     except SystemExit as end:  # argparse's
         code = end.code if isinstance(end.code, int) else 1
     except HangError:
@@ -233,12 +254,24 @@ def run(told: list[str]) -> tuple[int | None, str, list[str]]:
     return code, text, violations
 
 
+def read_inputs(folder: Path) -> int:
+    """Find and read the images of a folder as a submission does; returns 1 if one is left out."""
+    settings, failed = Settings("world", (), ("MRI", "CT"), ending=".nii.gz"), 0
+    for case in find_cases(settings, folder, folder.with_name("out"), print):
+        try:
+            read_image(case, SimpleITKIO(), settings.ending, settings.channels, print)
+        except ImageError as error:
+            print(f"{case.name}: {error}")
+            failed = 1
+    return failed
+
+
 def restore(root: Path, contents: dict[Path, bytes | None]) -> None:
     """Put all files and folders (None) back, and remove those that are new."""
     for path in sorted(root.rglob("*"), reverse=True):
         is_folder = path.is_dir()
         if path not in contents or (contents[path] is None) != is_folder:
-            path.rmdir() if is_folder else path.unlink()
+            path.rmdir() if is_folder and not path.is_symlink() else path.unlink()
     for path, content in sorted(contents.items()):
         if content is None:
             path.mkdir(exist_ok=True)
@@ -265,7 +298,7 @@ def give_all(numbers: Sequence[int]) -> dict[int, Outcome]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", type=int, default=300, help="inputs, default: %(default)s")
+    parser.add_argument("--number", type=int, default=600, help="inputs, default: %(default)s")
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="only these")
     parser.add_argument("--show", action="store_true", help="print what the commands were told and said")
     options = parser.parse_args(argv)

@@ -1,15 +1,19 @@
 """A small world for `bad_inputs.py`: everything that the commands read, and ways to spoil it."""
 
 import copy
+import gzip
 import hashlib
 import json
 import os
 import random
+import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 import torch
@@ -239,6 +243,68 @@ def spoil_image(file: Path, draw: random.Random) -> None:
     elif way == 8:
         changed.SetOrigin([draw.choice([-1e6, 5.0, 1e30]) for _ in range(3)])
     sitk.WriteImage(changed, str(file))
+
+
+def make_unsound(file: Path, draw: random.Random, *, labels: bool = False) -> str:
+    """Make a file unsound in a way that no reader tells; returns its name, which the answer has to hold."""
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    ways = ["cut inside", "cut", "no spacing", "4D", "vector", "complex", "more", "not compressed", "turned", "NIfTI-2"]
+    way = draw.choice([*ways, *(["value", "NaN"] if labels else ["NaN"])])
+    if way == "cut inside":
+        file.write_bytes(gzip.compress(bytes(content[: draw.randrange(len(content))])))
+    elif way == "cut":
+        packed = file.read_bytes()
+        file.write_bytes(packed[: draw.randrange(len(packed))])
+    elif way == "no spacing":
+        content[80:92] = struct.pack("<3f", *[draw.choice([0.0, float("nan"), float("inf")])] * 3)
+        content[252:256] = bytes(4)
+        file.write_bytes(gzip.compress(bytes(content)))
+    elif way == "more":
+        file.write_bytes(gzip.compress(bytes(content) + b"x" * draw.randint(1, 9)))
+    elif way == "not compressed":
+        file.write_bytes(bytes(content))
+    elif way == "NIfTI-2":
+        nibabel.save(nibabel.Nifti2Image(array.transpose(), np.eye(4)), file)
+    else:
+        if way == "4D":
+            array = np.stack([array] * draw.randint(2, 3))
+        elif way == "vector":
+            array = np.stack([array] * draw.randint(2, 4), axis=-1)
+        elif way == "complex":
+            array = array.astype(draw.choice([np.complex64, np.complex128]))
+        elif way in ("value", "NaN"):
+            array = array.astype(draw.choice([np.float32, np.float64]))
+            value = draw.choice([0.5, 3, 255, -1, 1e9]) if way == "value" else draw.choice([np.nan, np.inf, -np.inf])
+            array.flat[draw.randrange(array.size)] = value
+        image = sitk.GetImageFromArray(array, isVector=way == "vector")
+        if way == "turned":
+            image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, 1))
+        sitk.WriteImage(image, str(file))
+    return file.name.removesuffix(".nii.gz")[:6]  # the case, which is in the file's name as well
+
+
+def add_unused(folder: Path, draw: random.Random) -> str:
+    """Put a file into a folder that no command uses as it is; returns its name, which the answer has to hold."""
+    file = any_of(folder, draw)
+    stem = file.name.removesuffix(".nii.gz")
+    names = [f"._{file.name}", ".DS_Store", "Thumbs.db", "notes.txt", f"{stem}.nii", f"{stem}.mha", f"{stem}.NII.GZ"]
+    names += [f"{stem.upper()}.nii.gz"] if stem.upper() != stem else []
+    name = draw.choice([*names, "extra.png", "link.nii.gz"])
+    if name == "link.nii.gz":
+        (folder / name).symlink_to(folder / "nowhere.nii.gz")
+    else:
+        (folder / name).write_bytes(file.read_bytes())
+    return name.removesuffix(".nii.gz")
+
+
+def copy_test_image(world: World, draw: random.Random) -> Path:
+    """Make a test case of a training case; returns one of its images."""
+    folder = world.raw / "imagesTs"
+    folder.mkdir()
+    for channel in range(2):
+        shutil.copy(world.raw / "imagesTr" / f"case_0_000{channel}.nii.gz", folder)
+    return any_of(folder, draw)
 
 
 def spoil_checkpoint(file: Path, draw: random.Random) -> None:

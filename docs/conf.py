@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nnunet_plugins import __version__
+from nnunet_plugins.images.facts import table
 from nnunet_plugins.registry import BACKBONES, MODIFIERS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -46,6 +47,10 @@ generated.mkdir(exist_ok=True)
 )
 (generated / "modifiers.md").write_text(
     _markdown_table(("modifier", "what it does"), [(f"`_{m.name}`", m.summary) for m in MODIFIERS])
+)
+# What a file means to each command is a table of the code as well.
+(generated / "facts.md").write_text(
+    _markdown_table(("files", "doctor", "evaluate, benchmark", "inference", "pictures of a report"), table())
 )
 
 

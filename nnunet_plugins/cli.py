@@ -78,6 +78,7 @@ def _warm_start(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from nnunet_plugins.images.facts import summarise
     from nnunet_plugins.metrics import folders
     from nnunet_plugins.metrics.table import describe
 
@@ -94,6 +95,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     )
     print(describe(found.table))
     print(f"Wrote {output}")
+    for line in summarise(found.facts):
+        print(f"nnunet-plugins evaluate: {line}", file=sys.stderr)
     for case, reason in found.failures.items():
         print(f"nnunet-plugins evaluate: {case} is not in it: {reason}", file=sys.stderr)
     return 1 if found.failures else 0

@@ -1,14 +1,12 @@
 """Files that are there completely or not at all, JSON files of others, and locks."""
 
 import contextlib
-import gzip
 import hashlib
 import json
 import os
 import sys
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -142,22 +140,6 @@ def _inside(place: str, key: str) -> str:
 def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def decompress(path: Path) -> bytes:
-    """Return what is in a .gz file, checked to its end; nothing for other files.
-
-    SimpleITK, and nnU-Net with it, reads a .nii.gz that was cut off as if zeros stood where it ends.
-
-    Raises:
-        ValueError: if it is cut off or damaged.
-    """
-    if path.suffix != ".gz":
-        return b""
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is cut off or damaged: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

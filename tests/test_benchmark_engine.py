@@ -228,6 +228,19 @@ def test_a_task_keeps_what_it_prints_and_gets_its_variables(tmp_path):
     assert read_state(tmp_path, "job")["status"] == "done"
 
 
+@pytest.mark.parametrize(
+    ("code", "writes", "partly", "expected"),
+    [(1, True, True, 0), (1, True, False, 1), (1, False, True, 1), (2, True, True, 1), (0, True, False, 0)],
+)
+def test_a_table_that_lacks_cases_is_taken(tmp_path, code, writes, partly, expected):
+    """`evaluate` ends with 1 and a table where it left out a case, and without one where something else is wrong."""
+    output, part = tmp_path / "metrics.csv", tmp_path / "metrics.partial.csv"
+    part.write_text("of an earlier start")
+    command = f"import sys, pathlib; {writes} and pathlib.Path({str(part)!r}).write_text('rows'); sys.exit({code})"
+    assert run_order(order(tmp_path, command, output=str(output), partly=partly)) == expected
+    assert output.is_file() == (expected == 0)
+
+
 def test_a_task_without_its_command_says_so(tmp_path):
     made = Order("job", ["nnUNetv2_no_such_command"], str(tmp_path))
     made.file.parent.mkdir(parents=True)

@@ -104,17 +104,17 @@ def same(array: np.ndarray) -> np.ndarray:
 FAULTS: dict[str, tuple[Callable[[Path], object], str, str, list[str]]] = {
     "truncated image": (
         lambda d: image(d).write_bytes(image(d).read_bytes()[:500]),
-        *("problem", "1 file cannot be read or is damaged: "),
+        *("problem", "1 file cut off: less content than the header says: "),
         ["imagesTr/case_1_0000.nii.gz"],
     ),
     "one byte off": (
         lambda d: image(d).write_bytes(flipped(image(d).read_bytes())),
-        *("problem", "1 file cannot be read or is damaged: "),
+        *("problem", "1 file damaged: "),
         ["imagesTr/case_1_0000.nii.gz"],
     ),
     "text for a segmentation": (
         lambda d: label(d).write_text("no image"),
-        *("problem", "1 file cannot be read or is damaged: "),
+        *("problem", "1 file that nnU-Net's reader cannot read: "),
         ["labelsTr/case_1.nii.gz"],
     ),
     "channel missing": (
@@ -129,12 +129,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str, list[str]]] = {
     ),
     "name without channel": (
         lambda d: shutil.copy(image(d), d / "imagesTr" / "other.nii.gz"),
-        *("problem", "1 file whose names are not CASE_0000.nii.gz"),
+        *("problem", "1 file whose names have no number of a channel"),
         ["other.nii.gz"],
     ),
     "other size": (
         lambda d: change(label(d), lambda array: array[:-1]),
-        *("problem", "whose files differ in size: case_1 (8 10 9 in case_1_0000.nii.gz, 7 10 9 in case_1.nii.gz)"),
+        *(
+            "problem",
+            "differ in size: case_1 (case_1.nii.gz: 7 x 10 x 9 voxels, not 8 x 10 x 9 as case_1_0000.nii.gz)",
+        ),
         ["case_1"],
     ),
     "other spacing": (
@@ -154,17 +157,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str, list[str]]] = {
     ),
     "NaN": (
         lambda d: change(image(d), put(np.nan)),
-        *("warning", "that SimpleITK, and so nnU-Net, reads as 0: case_1 (1 voxels of case_1_0000.nii.gz)"),
+        *("warning", "that SimpleITK, and so nnU-Net, reads as 0: case_1 (case_1_0000.nii.gz: 1 voxels)"),
         ["case_1"],
     ),
     "infinite": (
         lambda d: change(image(d), put(-np.inf)),
-        *("warning", "that SimpleITK, and so nnU-Net, reads as 0: case_1 (1 voxels of case_1_0000.nii.gz)"),
+        *("warning", "that SimpleITK, and so nnU-Net, reads as 0: case_1 (case_1_0000.nii.gz: 1 voxels)"),
         ["case_1"],
     ),
     "NaN that nnU-Net sees": (
         lambda d: (to_nrrd(d), change(d / "imagesTr" / "case_1_0000.nrrd", put(np.nan))),
-        *("problem", "with NaN or infinite intensities: case_1 (1 voxels of case_1_0000.nrrd)"),
+        *("problem", "with NaN or infinite intensities: case_1 (case_1_0000.nrrd: 1 voxels)"),
         ["case_1"],
     ),
     "constant": (
@@ -184,12 +187,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str, list[str]]] = {
     ),
     "undeclared label": (
         lambda d: change(label(d), put(7)),
-        *("problem", "that dataset.json does not declare (0, 1, 2): case_1 (7)"),
+        *("problem", "that dataset.json does not declare: case_1 (case_1.nii.gz: 7; declared are 0, 1, 2)"),
         ["case_1"],
     ),
     "fraction": (
         lambda d: change(label(d), lambda array: put(0.5)(array.astype(np.float32))),
-        *("problem", "holds values that are no whole numbers: case_1 (0.5)"),
+        *("problem", "holds values that are no whole numbers: case_1 (case_1.nii.gz: 0.5)"),
         ["case_1"],
     ),
     "real numbers": (
@@ -290,8 +293,11 @@ def test_a_broken_case_does_not_hide_the_others(dataset, capsys):
     change(label(dataset, "case_3"), put(7))
     assert main(["doctor", "-d", NAME]) == 1
     text = capsys.readouterr().out
-    assert f"!! 1 file cannot be read or is damaged: {image(dataset, 'case_0')}" in text
-    assert "case_3 (7)\n       remedy: declare them in 'labels', or correct the segmentations" in text
+    assert f"!! 1 file that nnU-Net's reader cannot read: {image(dataset, 'case_0')}" in text
+    assert (
+        "case_3 (case_3.nii.gz: 7; declared are 0, 1, 2)\n       remedy: declare them in 'labels', or correct the"
+        in text
+    )
     assert "2 problems, 0 warnings." in text
 
 

@@ -2,13 +2,12 @@
 
 import errno
 import fcntl
-import gzip
 import threading
 
 import pytest
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import decompress, hold_lock, is_json, read_json, short_name, unfinished, write_text
+from nnunet_plugins.files import hold_lock, is_json, read_json, short_name, unfinished, write_text
 
 
 def test_several_writers_leave_one_whole_file(tmp_path):
@@ -96,17 +95,6 @@ def test_json_that_is_missing_or_a_folder(tmp_path):
         read_json(tmp_path / "gone.json")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_json(tmp_path)
-
-
-def test_a_compressed_file_is_checked_to_its_end(tmp_path):
-    whole = gzip.compress(b"content" * 1000)
-    file = tmp_path / "file.gz"
-    file.write_bytes(whole)
-    assert decompress(file) == b"content" * 1000
-    for content in (whole[:-1], whole[:20], whole[:-8] + b"12345678", b"no gzip"):
-        file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"file\.gz is cut off or damaged"):
-            decompress(file)
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ ORDER = [
     "errors",
     "files",
     "stop_request",
+    "container",
+    "memory",
     "workers",
     "rows",
     "registry",
@@ -43,6 +46,7 @@ ORDER = [
     "planning.forecast",
     "trainers",
     "planning",
+    "images",
     "metrics",
     "report",
     "benchmark",
@@ -65,6 +69,13 @@ def test_imports_go_one_way(file):
         other = part_of(module)
         if own is not None and other is not None:
             assert other <= own, f"{file.name} imports {module}"
+
+
+def test_one_room_reads_images():
+    """Whatever else reads files of images judges them in its own way."""
+    reads = re.compile("ReadImage|read_seg|read_images|GetDirection")
+    places = {file.parent.name for file in PACKAGE.rglob("*.py") if reads.search(file.read_text())}
+    assert places == {"images"}
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "networks").rglob("*.py")), ids=lambda file: file.name)

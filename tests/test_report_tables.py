@@ -114,6 +114,14 @@ def test_cases_that_one_algorithm_lacks_count_for_nobody():
     assert "that all have" not in said(make_record(cases=10))
 
 
+def test_cases_that_could_not_be_evaluated_are_named():
+    record = make_record(algorithms=2)
+    (place,) = record.results[["dataset", "configuration", "split"]].drop_duplicates().itertuples(index=False)
+    record.about["left_out"] = {f"{place.dataset}/{place.configuration}": {place.split: ["case_bad"]}}
+    assert "Left out for all algorithms alike: case_bad." in said(record)
+    assert "lacks 1" in said(record)
+
+
 def test_no_case_in_common():
     record = make_record(algorithms=2, cases=4)
     results = record.results

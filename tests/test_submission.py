@@ -21,9 +21,10 @@ from feature_matrix import Datasets, Model, Setting
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from report_records import make_record
 
+from nnunet_plugins import memory
 from nnunet_plugins.cli import main
 from nnunet_plugins.report.statistics import case_scores
-from nnunet_plugins.submission import memory, wheels
+from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.cases import find_cases
 from nnunet_plugins.submission.check import check_files
 from nnunet_plugins.submission.dockerfile import check_dockerfile
@@ -188,10 +189,10 @@ def spoil_text(path: Path) -> None:
     ("spoil", "reason"),
     [
         (spoil_empty, "is empty"),
-        (spoil_cut, "is cut off or damaged"),
-        (spoil_nan, "3 of 15840 voxels are not finite"),
-        (spoil_grid, "does not lie on the grid of case_5_0000.nii.gz: spacing 1, 1, 3 instead of 1, 1, 1.5"),
-        (spoil_size, "20, 20, 18 voxels instead of 22, 20, 18"),
+        (spoil_cut, "is cut off"),
+        (spoil_nan, "holds NaN or infinite intensities, which are read as 0 (3 voxels)"),
+        (spoil_grid, "differs in spacing (3 x 1 x 1 mm, not 1.5 x 1 x 1 as case_5_0000.nii.gz)"),
+        (spoil_size, "voxels, not 18 x 20 x 22 as case_5_0000.nii.gz)"),
         (spoil_text, "cannot be read"),
         (Path.unlink, "1 channels in case_5_0000.nii.gz; the model has 2: T1, FLAIR"),
         (lambda path: path.rename(str(path).replace("0001", "0002")), "case_5_0001.nii.gz missing"),
@@ -278,7 +279,8 @@ def test_too_little_memory_is_told(cheap, tmp_path):
         sitk.WriteImage(large, str(inputs / f"large_{channel:04}.nii.gz"), False)
     code = f"""
 import sys
-from nnunet_plugins.submission import inference, memory
+from nnunet_plugins import memory
+from nnunet_plugins.submission import inference
 
 load = inference._load
 
@@ -554,13 +556,13 @@ def test_check_proves_a_submission(platform, options, trained, images, tmp_path)
     ("module", "old", "new", "told"),
     [
         (
-            "ensemble.py",
+            "submission/ensemble.py",
             "result = np.asarray(result)",
             "result = np.asarray(result) + 1",
             "7920 voxels have another label than nnU-Net gives them",
         ),
         (
-            "images.py",
+            "images/writing.py",
             "    if written.GetPixelID() == kind",
             "    written = written[1:]\n    if False",
             "size (21, 20, 18) instead of the image's (22, 20, 18)",
@@ -573,7 +575,7 @@ def test_check_of_another_prediction_fails(module, old, new, told, cheap, images
     path = next((spoilt / "wheels").glob("*.whl"))
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    module = f"nnunet_plugins/submission/{module}"
+    module = f"nnunet_plugins/{module}"
     before = files[module]
     files[module] = before.replace(old.encode(), new.encode())
     assert files[module] != before

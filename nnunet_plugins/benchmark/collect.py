@@ -1,6 +1,7 @@
 """Collect what a benchmark has found into the record that the report reads. Reads files only, nnU-Net's and our own."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from nnunet_plugins.benchmark.protocol import Protocol, Run
 from nnunet_plugins.benchmark.results import ensemble_name, read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
+from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.table import read_table
 from nnunet_plugins.report.comparison import count
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
@@ -69,7 +71,10 @@ def collect(
         curves=pd.DataFrame(curves, columns=CURVES),
         equality=proofs,
         failures=_failures(unfinished, folders),
-        about=_about(protocol, trained, folders, complete=not unfinished, command=command),
+        about={
+            **_about(protocol, trained, folders, complete=not unfinished, command=command),
+            "left_out": _left_out(protocol, trained, folders, [table for table in results if len(table)]),
+        },
     )
 
 
@@ -224,6 +229,32 @@ def _about(
     }
 
 
+def _left_out(
+    protocol: Protocol, trained: Mapping[Run, list[int]], folders: Folders, results: Sequence[pd.DataFrame]
+) -> dict[str, dict[str, list[str]]]:
+    """Return the cases that have segmentations, but could not be evaluated, by dataset/configuration and split."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for run, folds in trained.items():
+        places = {"cross-validation": folders.validated(run, folds)}
+        places["test"] = folders.predictions(run.name, protocol.folds)
+        description = folders.preprocessed / run.dataset / "dataset.json"
+        ending = json.loads(description.read_text())["file_ending"] if is_json(description) else ""
+        for split, place in places.items():
+            tables = [table for table in results if _is_of(table, run, split)]
+            if not tables or not place.is_dir():
+                continue
+            known = {composed(str(case)) for table in tables for case in table["case"].unique()}
+            if lacking := sorted(set(find_files(place, ending).files) - known):
+                cases = found.setdefault(f"{run.dataset}/{run.configuration}", {}).setdefault(split, [])
+                cases += [case for case in lacking if case not in cases]
+    return found
+
+
+def _is_of(table: pd.DataFrame, run: Run, split: str) -> bool:
+    wanted = {**_identity(run), "split": split}
+    return all(str(table[name].iloc[0]) == value for name, value in wanted.items())
+
+
 def _images(dataset: str, configuration: str, trained: Mapping[Run, list[int]], folders: Folders) -> dict[str, Any]:
     description = folders.preprocessed / dataset / "dataset.json"
     content: dict[str, Any] = {"labels": {}, "file_ending": ""}
@@ -236,11 +267,21 @@ def _images(dataset: str, configuration: str, trained: Mapping[Run, list[int]], 
     }
     return {
         "images": str(folders.raw / dataset / "imagesTr"),
+        "files": _listed_images(folders.raw / dataset),
         "truth": str(folders.truth(dataset)),
         "ending": content["file_ending"],
         "labels": {str(value): name for name, value in content["labels"].items() if name != "background"},
         "predictions": {run.algorithm: str(folders.validated(run, folds)) for run, folds in shown.items()},
     }
+
+
+def _listed_images(folder: Path) -> dict[str, str]:
+    """Return the first image of each case, where dataset.json lists the files; else nothing."""
+    file = folder / "dataset.json"
+    if not is_json(file) or "dataset" not in (content := json.loads(file.read_text())):
+        return {}
+    listed = {case: os.path.expandvars(files["images"][0]) for case, files in content["dataset"].items()}
+    return {case: str(Path(os.path.abspath(folder / image))) for case, image in listed.items()}
 
 
 def _best(folders: Folders) -> list[str]:

@@ -179,6 +179,7 @@ def _order(task: Task, folder: Path, variables: Mapping[str, str], device: str) 
         variables={**variables, **task.variables},
         output=str(task.output) if task.output else None,
         keeps_text=task.keeps_text,
+        partly=task.partly,
         training=(asdict(task.training[0]), task.training[1], device) if task.training else None,
     )
 

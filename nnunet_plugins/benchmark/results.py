@@ -184,6 +184,7 @@ def _metrics(
         is_done=output.is_file,
         needs=(after.name,),
         output=output,
+        partly=True,
     )
 
 

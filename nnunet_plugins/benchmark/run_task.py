@@ -46,6 +46,7 @@ class Order:
         variables: environment variables to set.
         output: what the command makes; see `tasks.Task`.
         keeps_text: the output is what the command prints.
+        partly: see `tasks.Task`.
         training: for a training, the fields of its run, its fold and its device.
     """
 
@@ -55,6 +56,7 @@ class Order:
     variables: dict[str, str] = field(default_factory=dict)
     output: str | None = None
     keeps_text: bool = False
+    partly: bool = False
     training: tuple[dict[str, str], int, str] | None = None
 
     @property
@@ -99,6 +101,8 @@ def _do(order: Order, state: "_State") -> int:
         # What an earlier attempt has left.
         if part.is_dir():
             shutil.rmtree(part)
+        elif order.partly:
+            part.unlink(missing_ok=True)
         part.parent.mkdir(parents=True, exist_ok=True)
     variables = {**os.environ, **order.variables}
     training = _Training(order, variables) if order.training else None
@@ -121,7 +125,8 @@ def _do(order: Order, state: "_State") -> int:
     if code == STOPPED:
         # A signal that reached the training alone, say a scheduler's; it has saved what it had done.
         raise KeyboardInterrupt
-    if code:
+    made_partly = order.partly and code == FAILED and part is not None and part.is_file()
+    if code and not made_partly:
         return code
     if part is not None and order.output:
         if order.keeps_text:

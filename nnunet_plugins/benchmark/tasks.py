@@ -68,6 +68,7 @@ class Task:
         output: file or folder that the command makes, whole or not at all: it is written to `unfinished(output)`, which
             stands in `command`, and renamed. None where the command sees to it itself.
         keeps_text: the output is what the command prints.
+        partly: exit code 1 with an output means that it is made, but for cases that the command has named.
         training: for a training, its run and fold.
         variables: environment variables that only this command gets.
     """
@@ -80,6 +81,7 @@ class Task:
     slot: str = "light"
     output: Path | None = None
     keeps_text: bool = False
+    partly: bool = False
     training: tuple[Run, int] | None = None
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
 

@@ -7,8 +7,9 @@ from statistics import median
 
 from nnunet_plugins.doctor.cases import Facts
 from nnunet_plugins.doctor.dataset import RawDataset, label_values
-from nnunet_plugins.doctor.findings import Finding, of_cases, ok, warning
+from nnunet_plugins.doctor.findings import Finding, of_cases, of_facts, ok, warning
 from nnunet_plugins.doctor.images import CaseFacts
+from nnunet_plugins.images.facts import Fact
 
 SCALE = 10
 """An image whose spread is this many times larger or smaller than the median image's is on another scale."""
@@ -23,6 +24,7 @@ def compare_cases(dataset: RawDataset, facts: Facts) -> Iterator[Finding]:
     sound = {name: case for name, case in facts.items() if len(case.channels) == len(dataset.channels)}
     found = [*_check_scales(dataset, sound), *_check_kinds(dataset, sound), *_check_spacings(sound)]
     yield from found
+    yield from _check_orientations(dataset, facts)
     yield from _check_duplicates(sound)
     yield from _check_occurrence(dataset, facts)
     if sound and not found:
@@ -100,11 +102,25 @@ def _check_spacings(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def _check_orientations(dataset: RawDataset, facts: Facts) -> Iterator[Finding]:
+    if dataset.reader is None or "Reorient" in dataset.reader.__name__:
+        return
+    codes = {name: case.channels[0].grid.codes for name, case in facts.items() if case.channels}
+    counts = Counter(code for code in codes.values() if code).most_common()
+    if len(counts) > 1:
+        usual = counts[0][0]
+        others = {name: code for name, code in codes.items() if code not in ("", usual)}
+        yield from of_facts(
+            Fact("other orientation", facts[name].channels[0].file, f"{code}, most are {usual}", name)
+            for name, code in others.items()
+        )
+
+
 def duplicates(facts: Facts) -> list[list[str]]:
     """Return groups of cases whose images have the same content, in all channels."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name, case in facts.items():
-        if case.channels and not case.broken and not _is_constant(case):
+        if case.channels and case.is_whole and not _is_constant(case):
             groups.setdefault(tuple(one.digest for one in case.channels), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
@@ -124,7 +140,8 @@ def _check_duplicates(facts: Facts) -> Iterator[Finding]:
 
 
 def _check_occurrence(dataset: RawDataset, facts: Facts) -> Iterator[Finding]:
-    if dataset.labels is None or not facts:
+    # A label may be in what cannot be read.
+    if dataset.labels is None or not facts or not all(case.segmentation for case in facts.values()):
         return
     present = {value for case in facts.values() if case.segmentation for value in case.segmentation.values}
     for value, name in label_values(dataset).items():

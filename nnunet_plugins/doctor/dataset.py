@@ -1,5 +1,6 @@
 """Checks of a raw dataset's dataset.json, and of which files there are."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,9 +13,13 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
+from nnunet_plugins.doctor.findings import Finding, of_cases, of_facts, ok, problem, warning
 from nnunet_plugins.files import find_fault, read_json
-from nnunet_plugins.planning.dataset import PlanError, find_reader, label_manager
+from nnunet_plugins.images.facts import Fact
+from nnunet_plugins.images.finding import Found, find_files, none_fits, twins
+from nnunet_plugins.images.reading import choose_reader
+from nnunet_plugins.images.values import declared_labels
+from nnunet_plugins.planning.dataset import PlanError, label_manager
 
 _FORMAT = "see nnU-Net's documentation/dataset_format.md"
 _REQUIRED = {"channel_names": {str: str}, "labels": {str: (int, list)}, "numTraining": int, "file_ending": str}
@@ -27,10 +32,20 @@ _OPTIONAL = {
 
 @dataclass
 class Case:
-    """Where a training case's files lie."""
+    """Where a case's files lie; the segmentation is None if there is none to be."""
 
     images: list[str]
-    label: str
+    label: str | None
+
+    @property
+    def files(self) -> list[str]:
+        """All files, the segmentation last."""
+        return [*self.images, *([self.label] if self.label else [])]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether all files are there."""
+        return bool(self.images) and all(map(os.path.isfile, self.files))
 
 
 @dataclass
@@ -43,6 +58,7 @@ class RawDataset:
         labels: nnU-Net's manager of its labels; None if they make no sense.
         reader: nnU-Net's class that reads its files; None if there is none.
         cases: those whose files are all there, by name.
+        test_cases: likewise, of imagesTs.
     """
 
     folder: Path
@@ -50,6 +66,7 @@ class RawDataset:
     labels: LabelManager | None = None
     reader: type[BaseReaderWriter] | None = None
     cases: dict[str, Case] = field(default_factory=dict)
+    test_cases: dict[str, Case] = field(default_factory=dict)
 
     @property
     def channels(self) -> list[str]:
@@ -58,10 +75,7 @@ class RawDataset:
 
     def expected_labels(self) -> list[int]:
         """Return the values that a segmentation may have, in order."""
-        if self.labels is None:
-            return []
-        ignored = [self.labels.ignore_label] if self.labels.ignore_label is not None else []
-        return [int(value) for value in [*self.labels.all_labels, *ignored]]
+        return declared_labels(self.labels) if self.labels else []
 
 
 def check_description(dataset: RawDataset) -> Iterator[Finding]:
@@ -130,24 +144,20 @@ def check_files(dataset: RawDataset) -> Iterator[Finding]:
         # A copy, because nnU-Net changes what it is given.
         listed = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
         found = {name: Case(files["images"], files["label"]) for name, files in listed.items()}
-        yield from _check_listed(found, len(dataset.channels))
+        yield from _check_listed(found)
     else:
         for part in ("imagesTr", "labelsTr"):
             if not (folder / part).is_dir():
                 yield problem(f"{folder / part} is no folder", _FORMAT)
                 return
         found = {}
-        yield from _check_folders(dataset, found)
-    if len(found) != description["numTraining"]:
+        yield from _check_folders(dataset, "Tr", found)
+    if found and len(found) != description["numTraining"]:
         yield problem(
             f"dataset.json says numTraining {description['numTraining']}, there are {len(found)} training cases",
             "correct the number, or look for what is missing",
         )
-    dataset.cases = {
-        name: case
-        for name, case in found.items()
-        if case.images and all(Path(file).is_file() for file in [*case.images, case.label])
-    }
+    dataset.cases = {name: case for name, case in found.items() if case.is_there}
     if not dataset.cases:
         yield problem(f"{folder} has no complete training case", _FORMAT)
         return
@@ -155,66 +165,80 @@ def check_files(dataset: RawDataset) -> Iterator[Finding]:
     yield from _find_reader(dataset)
 
 
-def _check_listed(found: dict[str, Case], channels: int) -> Iterator[Finding]:
-    missing = {
-        name: gone[0]
-        for name, case in found.items()
-        if (gone := [file for file in [*case.images, case.label] if not Path(file).is_file()])
-    }
+def check_test_files(dataset: RawDataset) -> Iterator[Finding]:
+    """Check the names of the test images, and of their segmentations where there are such."""
+    if not dataset.description:
+        return
+    found: dict[str, Case] = {}
+    yield from _check_folders(dataset, "Ts", found)
+    dataset.test_cases = {name: case for name, case in found.items() if case.is_there}
+
+
+def _check_listed(found: dict[str, Case]) -> Iterator[Finding]:
+    gone = {name: [file for file in case.files if not os.path.isfile(file)] for name, case in found.items()}
+    missing = {name: files[0] for name, files in gone.items() if files}
     yield from of_cases("problem", "dataset.json lists files that are not there for {}", missing, "correct the paths")
 
 
-def _check_folders(dataset: RawDataset, found: dict[str, Case]) -> Iterator[Finding]:
-    images, labels = dataset.folder / "imagesTr", dataset.folder / "labelsTr"
+def _check_folders(dataset: RawDataset, part: str, cases: dict[str, Case]) -> Iterator[Finding]:
+    """Check imagesTr and labelsTr, or imagesTs and labelsTs, which there need not be."""
+    images, labels = dataset.folder / f"images{part}", dataset.folder / f"labels{part}"
     ending, number = dataset.description["file_ending"], len(dataset.channels)
-    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
-    files = sorted(path.name for path in images.iterdir() if path.name.endswith(ending))
-    parts = [pattern.fullmatch(name) for name in files]
-    strange = {name: "" for name, part in zip(files, parts, strict=True) if part is None}
-    yield from of_cases(
-        "problem",
-        f"{images}: {{}} whose names are not CASE_0000{ending}, which nnU-Net takes for cases all the same",
-        strange,
-        "rename the files, or move them away",
-        "file",
-    )
-    channels: dict[str, list[int]] = {}
-    for part in parts:
-        if part:
-            channels.setdefault(part[1], []).append(int(part[2]))
-    for name, there in channels.items():
-        found[name] = Case(
-            [str(images / f"{name}_{channel:04d}{ending}") for channel in there], str(labels / f"{name}{ending}")
-        )
+    found = find_files(images, ending)
+    truths = find_files(labels, ending) if labels.is_dir() else Found()
+    facts = []
+    for folder, there in ((images, found), (labels, truths)):
+        # Which names are alike is asked of cases, not of files.
+        told = [fact for fact in there.facts if fact.kind != "names in other case"]
+        if not there.files and told:
+            facts.append(none_fits(folder, ending, told))
+            told = [fact for fact in told if fact.kind not in ("other format", "letter case")]
+        facts += told
+    channels: dict[str, dict[int, Path]] = {}
+    for name, path in found.files.items():
+        if match := re.fullmatch(r"(.+)_(\d{4})", name):
+            channels.setdefault(match[1], {})[int(match[2])] = path
+        else:
+            facts.append(Fact("no channel", str(path)))
+    for name, files in channels.items():
+        truth = truths.files.get(name)
+        needed = str(truth or labels / f"{name}{ending}") if part == "Tr" or truth else None
+        cases[name] = Case([str(file) for _, file in sorted(files.items())], needed)
+        first = next(iter(files.values())).name[: -len(ending) - 5]
+        if truth and truth.name.removesuffix(ending) != first:
+            facts.append(Fact("other letters", str(truth), case=name))
+    facts += twins({name: next(iter(files.values())) for name, files in channels.items()})
+    yield from of_facts(facts)
     # One file may hold several channels, as RGB photographs do; how many there are is known when they are read.
-    one_file = number > 1 and all(there == [0] for there in channels.values())
+    one_file = number > 1 and all(list(files) == [0] for files in channels.values())
     expected = [0] if one_file else list(range(number))
     wrong = {
-        name: f"has {', '.join(f'{channel:04d}' for channel in there)}"
-        for name, there in channels.items()
-        if there != expected
+        name: f"has {', '.join(f'{channel:04d}' for channel in sorted(files))}"
+        for name, files in channels.items()
+        if sorted(files) != expected
     }
     yield from of_cases(
         "problem",
         f"{{}} without exactly the channels {', '.join(f'{channel:04d}' for channel in expected)}",
         wrong,
-        "add or remove files in imagesTr, or correct 'channel_names' in dataset.json",
+        f"add or remove files in {images.name}, or correct 'channel_names' in dataset.json",
     )
-    known = {path.name.removesuffix(ending) for path in labels.iterdir() if path.name.endswith(ending)}
-    without = dict.fromkeys(sorted(set(channels) - known), "")
-    yield from of_cases("problem", f"{{}} without a segmentation CASE{ending} in labelsTr", without, "add the files")
+    if part == "Tr":
+        without = dict.fromkeys(sorted(set(channels) - set(truths.files)), "")
+        text = f"{{}} without a segmentation CASE{ending} in labelsTr"
+        yield from of_cases("problem", text, without, "add the files")
     yield from of_cases(
         "warning",
-        "labelsTr has segmentations of {} without images, which are not used",
-        dict.fromkeys(sorted(known - set(channels)), ""),
+        f"{labels.name} has segmentations of {{}} without images, which are not used",
+        dict.fromkeys(sorted(set(truths.files) - set(channels)), ""),
         "add the images, or move the segmentations away",
     )
 
 
 def _find_reader(dataset: RawDataset) -> Iterator[Finding]:
-    example = next(iter(dataset.cases.values())).images[0]
     try:
-        dataset.reader = find_reader(dataset.description, example)
+        examples = [Path(case.images[0]) for case in dataset.cases.values()]
+        dataset.reader = choose_reader(dataset.description, examples)
         yield ok(f"nnU-Net reads them with {dataset.reader.__name__}")
     except PlanError as error:
         yield problem(str(error), "convert the images, for example to .nii.gz, and correct 'file_ending'")

@@ -1,16 +1,18 @@
-"""What a check says: all is well, a warning, or a problem, the last two with a remedy. Loads nothing heavy."""
+"""What a check says: all is well, or a note, a warning or a problem with a remedy. Loads nothing heavy."""
 
 import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.facts import ALL, KINDS, Fact
 
-LEVELS = ("ok", "warning", "problem")
-_MARKS = {"ok": "ok", "warning": "! ", "problem": "!!"}
+LEVELS = ("ok", "note", "warning", "problem")
+_MARKS = {"ok": "ok", "note": "- ", "warning": "! ", "problem": "!!"}
 _SHOWN = 3  # cases that a text names
 
 
@@ -19,7 +21,7 @@ class Finding:
     """One finding.
 
     Attributes:
-        level: one of `LEVELS`; a problem stops nnU-Net or spoils its results, a warning may.
+        level: one of `LEVELS`; a problem stops nnU-Net or spoils its results, a warning may, a note does not.
         text: what was found.
         remedy: what to do about it; None where all is well.
         cases: all the cases that it is about, where it is about cases.
@@ -67,6 +69,19 @@ def of_cases(level: str, what: str, found: Mapping[str, str], remedy: str, noun:
     yield Finding(level, f"{what.replace('{}', number)}: {', '.join(shown)}{more}", remedy, tuple(found))
 
 
+def of_facts(facts: Iterable[Fact]) -> Iterator[Finding]:
+    """Yield one finding for all facts of one kind, in the order of the table."""
+    by_kind: dict[str, dict[str, str]] = {}
+    for fact in facts:
+        of_case = KINDS[fact.kind].noun == "case" and fact.case
+        detail = ": ".join(part for part in (Path(fact.file).name if of_case else "", fact.detail) if part)
+        by_kind.setdefault(fact.kind, {}).setdefault(fact.case if of_case else fact.file, detail)
+    for name, kind in KINDS.items():
+        if name in by_kind and kind.doctor:
+            level = "problem" if kind.doctor == ALL else kind.doctor
+            yield from of_cases(level, kind.many, by_kind[name], kind.remedy, kind.noun)
+
+
 def examine(sections: Mapping[str, Check], *, as_json: bool) -> int:
     """Run checks and print what they find; returns 1 if there is a problem, else 0.
 
@@ -89,7 +104,9 @@ def examine(sections: Mapping[str, Check], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"findings": rows, "summary": counts}, indent=2))
     elif counts["problem"] + counts["warning"]:
-        print(", ".join(f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in LEVELS[:0:-1]) + ".")
+        print(
+            ", ".join(f"{counts[level]} {level}{'s' * (counts[level] != 1)}" for level in ("problem", "warning")) + "."
+        )
     else:
         print("All is well.")
     return 1 if counts["problem"] else 0

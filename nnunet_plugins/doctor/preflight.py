@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_plugins.doctor.cases import check_cases
+from nnunet_plugins.doctor.cases import check_cases, check_channels
 from nnunet_plugins.doctor.comparison import compare_cases, duplicates
-from nnunet_plugins.doctor.dataset import RawDataset, check_description, check_files
-from nnunet_plugins.doctor.findings import Check, Finding, warning
+from nnunet_plugins.doctor.dataset import RawDataset, check_description, check_files, check_test_files
+from nnunet_plugins.doctor.findings import Check, Finding, of_facts, ok, warning
 from nnunet_plugins.doctor.images import CaseFacts, read_cases
 from nnunet_plugins.doctor.installation import check_folders
 from nnunet_plugins.doctor.preprocessed import check_preprocessed
@@ -60,13 +60,16 @@ def preflight(question: Question) -> dict[str, Check]:
 
         def read_and_check() -> Iterator[Finding]:
             if dataset.reader:
-                facts.update(read_cases(dataset.cases, dataset.reader, question.processes))
+                labels = dataset.expected_labels()
+                facts.update(read_cases(dataset.cases, dataset.reader, labels, question.processes))
                 yield from check_cases(dataset, facts)
 
         checks["dataset.json"] = lambda: check_description(dataset)
         checks["Files"] = lambda: check_files(dataset)
         checks["Cases"] = read_and_check
         checks["Cases side by side"] = lambda: compare_cases(dataset, facts)
+        if (raw / "imagesTs").is_dir():
+            checks["Test images"] = lambda: _check_test_images(dataset, question.processes)
     else:
         unknown = warning(f"{name} is not in nnUNet_raw, so its images are not checked", "put it there to check them")
         checks["Files"] = lambda: iter([unknown])
@@ -97,6 +100,16 @@ def preflight(question: Question) -> dict[str, Check]:
         checks["Training"] = lambda: check_training(training, folder, list(dataset.cases))
     checks["Space"] = check_its_space
     return checks
+
+
+def _check_test_images(dataset: RawDataset, processes: int | None) -> Iterator[Finding]:
+    yield from check_test_files(dataset)
+    if dataset.reader and dataset.test_cases:
+        facts = read_cases(dataset.test_cases, dataset.reader, dataset.expected_labels(), processes)
+        yield from of_facts(fact for case in facts.values() for fact in case.facts)
+        yield from check_channels(dataset, facts)
+        if all(case.is_whole for case in facts.values()):
+            yield ok(f"all files of {len(facts)} test cases can be read")
 
 
 def _folder(variable: str, dataset: str) -> Path | None:

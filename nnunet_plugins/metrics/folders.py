@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,15 +12,21 @@ import numpy as np
 import pandas as pd
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import decompress, read_json
+from nnunet_plugins.files import read_json
+from nnunet_plugins.images.facts import Fact, problems, remarks, summarise
+from nnunet_plugins.images.finding import find_files, none_fits
+from nnunet_plugins.images.reading import Reading, choose_reader, compare, read_label_map
+from nnunet_plugins.images.values import check_values, declared_labels, distinct
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
 from nnunet_plugins.metrics.table import write_table
-from nnunet_plugins.planning.dataset import DATASET, find_reader, label_manager
+from nnunet_plugins.planning.dataset import DATASET, label_manager
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
+_SHOWN = 3  # cases that a message names
 Label = int | tuple[int, ...]
 Rows = list[dict[str, Any]]
 
@@ -36,22 +42,25 @@ class Evaluation:
     Attributes:
         table: one row per case and label, columns as in the docs.
         failures: by case, why it could not be evaluated.
+        facts: that are told, and cost nothing.
     """
 
     table: pd.DataFrame
     failures: dict[str, str]
+    facts: list[Fact]
 
 
 def find_dataset_json(prediction: Path, truth: Path) -> Path:
     """Return the `dataset.json` that belongs to a prediction.
 
     nnU-Net writes one into every folder of predictions and into every model's folder, two above its validations; raw
-    datasets have one beside `labelsTr`.
+    datasets have one beside `labelsTr`. Where a folder is a link, both what it is in and what it leads to count.
 
     Raises:
         EvaluationError: if there is none.
     """
-    folders = [prediction, *prediction.resolve().parents[:2], truth.resolve().parent]
+    places = [*prediction.absolute().parents[:2], *prediction.resolve().parents[:2]]
+    folders = list(dict.fromkeys([prediction, *places, truth.absolute().parent, truth.resolve().parent]))
     for folder in folders:
         if (folder / "dataset.json").is_file():
             return folder / "dataset.json"
@@ -59,28 +68,62 @@ def find_dataset_json(prediction: Path, truth: Path) -> Path:
     raise EvaluationError(f"no dataset.json, which names the labels, in any of {looked}; give one with -djfile")
 
 
-def _cases(prediction: Path, truth: Path, ending: str, chill: bool) -> list[str]:
-    """Return the names of the cases to evaluate, checked on both sides."""
-    names = []
+@dataclass
+class _Pairs:
+    """Files to compare, and what is said of the others.
+
+    Attributes:
+        files: by case, the prediction and the truth.
+        failures: by case, why there is no pair of it.
+        facts: that are told, and cost nothing.
+    """
+
+    files: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    facts: list[Fact] = field(default_factory=list)
+
+
+def _pair(prediction: Path, truth: Path, ending: str, chill: bool) -> _Pairs:
+    """Return the cases to evaluate, checked on both sides."""
+    pairs = _Pairs()
+    sides = []
     for folder in (prediction, truth):
         if not folder.is_dir():
             raise EvaluationError(f"{folder} is no folder")
-        names.append({path.name.removesuffix(ending) for path in folder.glob(f"*{ending}")})
-        if not names[-1]:
-            raise EvaluationError(f"{folder} holds no segmentation *{ending}")
-    predicted, known = names
-    if unknown := sorted(predicted - known):
+        found = find_files(folder, ending)
+        if not found.files:
+            lines = [fact.with_remedy() for fact in problems(found.facts, "evaluate")]
+            raise EvaluationError("; ".join([none_fits(folder, ending, found.facts).with_remedy(), *lines[:_SHOWN]]))
+        pairs.facts += remarks(found.facts, "evaluate")
+        sides.append(found)
+    predicted, known = (found.files for found in sides)
+    odd, odd_truth = ({fact.case: fact for fact in problems(found.facts, "evaluate")} for found in sides)
+    if unknown := sorted(set(predicted) - set(known) - set(odd_truth)):
         raise EvaluationError(f"{truth} has no truth for {_some(unknown)} of {prediction}")
-    if (missing := sorted(known - predicted)) and not chill:
+    if (missing := sorted(set(known) - set(predicted) - set(odd))) and not chill:
         raise EvaluationError(
             f"{prediction} lacks {_some(missing)} of {truth}; --chill evaluates the cases that are there"
         )
-    return sorted(predicted)
+    wanted = {case: fact for case, fact in odd_truth.items() if case in predicted or not chill}
+    pairs.failures = {case: fact.with_remedy() for case, fact in {**wanted, **odd}.items()}
+    for case in sorted(set(predicted) & set(known)):
+        ours, theirs = pairs.files[case] = (predicted[case], known[case])
+        if ours.name != theirs.name:
+            pairs.facts.append(Fact("other letters", str(ours), case=case))
+    return pairs
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What `evaluate_case` finds: a row per label or region, none if a fact is a problem."""
+
+    rows: Rows
+    facts: list[Fact]
 
 
 def evaluate_case(
@@ -90,23 +133,51 @@ def evaluate_case(
     reader: BaseReaderWriter,
     labels: Sequence[Label],
     names: Sequence[str],
+    declared: Sequence[int],
+    ignore_label: int | None,
+    tolerance: float,
+) -> Compared:
+    """Compare one segmentation with its truth."""
+    readings = prediction, truth = [read_label_map(file, reader) for file in (prediction_file, truth_file)]
+    facts = []
+    if prediction.array is not None and truth.array is not None:
+        _share_spacing(prediction, truth)
+        facts = compare(truth, prediction)
+    for found in readings:
+        facts += found.facts
+        if found.array is not None:
+            facts += check_values(distinct(found.array), declared, str(found.file))
+    if problems(facts, "evaluate"):
+        return Compared([], facts)
+    assert prediction.array is not None
+    assert truth.array is not None
+    assert truth.grid is not None
+    rows = _compare_labels(
+        prediction.array[0], truth.array[0], truth.grid.spacing, labels, names, ignore_label, tolerance
+    )
+    return Compared(rows, facts)
+
+
+def _share_spacing(prediction: Reading, truth: Reading) -> None:
+    """Let one file take the spacing of the other where it does not say its own."""
+    assert prediction.grid is not None
+    assert truth.grid is not None
+    if truth.has_spacing and not prediction.has_spacing:
+        prediction.use_spacing(truth.grid.spacing)
+    # nnU-Net writes 1 mm into what it predicts where it does not know.
+    elif prediction.has_spacing and not truth.has_spacing and set(prediction.grid.spacing) != {1.0}:
+        truth.use_spacing(prediction.grid.spacing)
+
+
+def _compare_labels(
+    prediction: NDArray[Any],
+    truth: NDArray[Any],
+    spacing: Sequence[float],
+    labels: Sequence[Label],
+    names: Sequence[str],
     ignore_label: int | None,
     tolerance: float,
 ) -> Rows:
-    """Compare one segmentation with its truth; returns a row per label or region.
-
-    Raises:
-        ValueError: if a file is cut off, or the files differ in shape or spacing.
-    """
-    for file in (prediction_file, truth_file):
-        decompress(file)  # which finds what the reader overlooks
-    (prediction, of_prediction), (truth, of_truth) = (reader.read_seg(str(f)) for f in (prediction_file, truth_file))
-    prediction, truth = prediction[0], truth[0]
-    spacing, other = ([float(s) for s in properties["spacing"]] for properties in (of_truth, of_prediction))
-    if prediction.shape != truth.shape:
-        raise ValueError(f"{prediction_file} has {prediction.shape} voxels, {truth_file} {truth.shape}")
-    if not np.allclose(spacing, other, rtol=1e-3):
-        raise ValueError(f"{prediction_file} has the spacing {other}, {truth_file} {spacing}")
     counts = None if ignore_label is None else truth != ignore_label
     diagonal = float(np.linalg.norm([n * s for n, s in zip(truth.shape, spacing, strict=True) if n > 1]))
     rows = []
@@ -169,17 +240,18 @@ def evaluate_folders(
     manager, ending, values = label_manager(description, file), description["file_ending"], description["labels"]
     labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     known = {tuple(value) if isinstance(value, list) else value: name for name, value in values.items()}
-    cases = _cases(prediction, truth, ending, chill)
-    example = str(truth / f"{cases[0]}{ending}")
+    pairs = _pair(prediction, truth, ending, chill)
+    truths = [known for _, known in pairs.files.values()]
     evaluate = partial(
         evaluate_case,
-        reader=find_reader(description, example)(),
+        reader=choose_reader(description, truths)(),
         labels=labels,
         names=[known.get(label, "") for label in labels],
+        declared=declared_labels(manager),
         ignore_label=manager.ignore_label,
         tolerance=tolerance,
     )
-    jobs = {case: partial(evaluate, prediction / f"{case}{ending}", truth / f"{case}{ending}") for case in cases}
+    jobs = {case: partial(evaluate, *files) for case, files in pairs.files.items()}
     found = dict(
         tqdm(
             finish_jobs(jobs, processes or min(default_num_processes, os.cpu_count() or 1)),
@@ -188,15 +260,21 @@ def evaluate_folders(
             disable=None,
         )
     )
-    rows, failures = [], {}
-    for case in cases:
+    rows: Rows = []
+    failures, facts = pairs.failures, pairs.facts
+    for case, (_, known_file) in pairs.files.items():
         result = found[case]
         if isinstance(result, FailedJobError):
             failures[case] = str(result)
-        else:
-            rows += [{"case": case, **row} for row in result]
+            continue
+        name = known_file.name.removesuffix(ending)
+        rows += [{"case": name, **row} for row in result.rows]
+        facts += remarks(result.facts, "evaluate")
+        if wrong := problems(result.facts, "evaluate"):
+            failures[case] = "; ".join(summarise(wrong))
     if not rows:
-        raise EvaluationError(f"no case could be compared; {cases[0]}: {failures[cases[0]]}")
+        told = "".join(f"\n  {case}: {reason}" for case, reason in list(failures.items())[:_SHOWN])
+        raise EvaluationError(f"no case of {prediction} could be compared; {_some(list(failures))}:{told}")
     table = pd.DataFrame(rows)
     write_table(output, table)
-    return Evaluation(table, failures)
+    return Evaluation(table, failures, facts)

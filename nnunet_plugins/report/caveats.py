@@ -5,6 +5,9 @@ from nnunet_plugins.report.comparison import Comparison, count
 from nnunet_plugins.report.record import UNRANKED
 from nnunet_plugins.report.statistics import LEVEL
 
+NAMED = 10
+"""Cases that a line names."""
+
 
 def caveats(comparison: Comparison) -> list[str]:
     """Return what has to stand beside the numbers, the gravest first."""
@@ -62,6 +65,8 @@ def _incomplete(comparison: Comparison) -> list[str]:
     if some:
         shared = comparison.results["case"].nunique()
         lines.append(f"Only the {shared} of {count(comparison.cases, 'case')} that all have count: {', '.join(some)}.")
+        more = f" and {len(comparison.dropped) - NAMED} more" if len(comparison.dropped) > NAMED else ""
+        lines.append(f"Left out for all algorithms alike: {', '.join(comparison.dropped[:NAMED])}{more}.")
     return lines
 
 

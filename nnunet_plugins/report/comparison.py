@@ -36,6 +36,7 @@ class Comparison:
         roles: by algorithm, in the record's order, those without results last.
         lacking: by algorithm, how many of the cases it lacks.
         cases: how many there are altogether.
+        dropped: the cases that some or all ranked algorithms lack, which count for none.
     """
 
     split: str
@@ -49,6 +50,7 @@ class Comparison:
     roles: Mapping[str, str]
     lacking: Mapping[str, int]
     cases: int
+    dropped: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -94,7 +96,8 @@ def _comparison(record: Record, place: Mapping[str, str], results: pd.DataFrame)
     names = pd.concat([table[["algorithm", "role"]] for table in (results, runs, curves)]).drop_duplicates("algorithm")
     roles = dict(zip(names["algorithm"], names["role"], strict=True))
     having = results.groupby("algorithm")["case"].unique().map(set)
-    everything = set(results["case"])
+    left_out = record.about.get("left_out", {}).get("/".join(where.values()), {})
+    everything = {*results["case"], *left_out.get(place["split"], ())}
     shared = everything.intersection(*(having[name] for name in having.index if roles[name] not in UNRANKED))
     return Comparison(
         **place,
@@ -106,6 +109,7 @@ def _comparison(record: Record, place: Mapping[str, str], results: pd.DataFrame)
         roles=roles,
         lacking={name: len(everything - having.get(name, set())) for name in roles},
         cases=len(everything),
+        dropped=sorted(everything - shared),
     )
 
 

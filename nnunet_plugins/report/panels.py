@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.report.drawing import COLOURS
 
@@ -147,7 +148,8 @@ def _draw(case: str, why: str, shown: Mapping[str, float], files: Mapping[str, A
     ending, predictions = files["ending"], files["predictions"]
     if unknown := [name for name in shown if name not in predictions]:
         raise PanelError(f"it is not known where the segmentations of {unknown[0]} lie")
-    image, spacing = _read(Path(files["images"]) / f"{case}_0000{ending}")
+    own = files.get("files", {}).get(case)
+    image, spacing = _read(Path(own) if own else Path(files["images"]) / f"{case}_0000{ending}")
     segmentations = [_read(Path(files["truth"]) / f"{case}{ending}")[0]]
     segmentations += [_read(Path(predictions[name]) / f"{case}{ending}")[0] for name in shown]
     if any(segmentation.shape != image.shape for segmentation in segmentations):
@@ -165,20 +167,12 @@ def _draw(case: str, why: str, shown: Mapping[str, float], files: Mapping[str, A
 
 def _read(file: Path) -> tuple[NDArray[Any], list[float]]:
     """Return an image's first channel as an array `(z, y, x)`, and its spacing in the same order."""
-    import SimpleITK as sitk
+    from nnunet_plugins.images.reading import read_picture
 
-    if not file.is_file():
-        raise PanelError(f"{file} is missing")
     try:
-        image = sitk.ReadImage(str(file))
-    except RuntimeError:
-        raise PanelError(f"{file} cannot be read") from None
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        image = sitk.VectorIndexSelectionCast(image, 0)
-    array, spacing = sitk.GetArrayFromImage(image), list(image.GetSpacing()[::-1])
-    if array.ndim not in (2, 3):
-        raise PanelError(f"{file} has {array.ndim} dimensions")
-    return (array[None], [1.0, *spacing]) if array.ndim == 2 else (array, spacing)
+        return read_picture(file)
+    except InputError as error:
+        raise PanelError(str(error)) from None
 
 
 def _best_slice(segmentations: Sequence[NDArray[Any]], spacing: Sequence[float]) -> tuple[int, int]:

@@ -160,7 +160,17 @@ _SHAPES: dict[str, Any] = {
         "created?": str,
         "hardware?": [str],
         "versions?": {str: str},
-        "images?": {str: {"images": str, "truth": str, "ending": str, "labels": {str: str}, "predictions": {str: str}}},
+        "images?": {
+            str: {
+                "images": str,
+                "files?": {str: str},
+                "truth": str,
+                "ending": str,
+                "labels": {str: str},
+                "predictions": {str: str},
+            }
+        },
+        "left_out?": {str: {str: [str]}},
         "ensembles?": [str],
         "complete?": bool,
     },

@@ -6,13 +6,15 @@ A case with something missing is returned all the same, with what is wrong, so t
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
+from nnunet_plugins.images.facts import KINDS, Fact, summarise
+from nnunet_plugins.images.finding import aside, image_ending, list_folder, twins, without_ending
 from nnunet_plugins.submission.settings import LAYOUTS, Settings
 
-SOCKET_ENDINGS = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd", ".tif", ".tiff")
 _SOCKET = {"slug": str, "relative_path?": (str, type(None))}
 _INPUTS = [{"interface?": _SOCKET, "socket?": _SOCKET}]
 
@@ -34,20 +36,27 @@ class Case:
     fault: str = ""
 
 
-def find_cases(settings: Settings, inputs: Path, outputs: Path) -> list[Case]:
+def find_cases(
+    settings: Settings, inputs: Path, outputs: Path, log: Callable[[str], object] | None = None
+) -> list[Case]:
     """Return the cases in an input folder, in the order of their names.
 
     Args:
         settings: they say the layout, and the names of the channels' files.
         inputs: the folder.
         outputs: folder for the segmentations.
+        log: takes what is said of files that are not used, and of names.
 
     Raises:
         InputError: if the folder is missing, or holds nothing of the kind.
     """
     if not inputs.is_dir():
         raise InputError(f"there is no input folder {inputs}")
-    cases = _FINDERS[settings.layout](settings, inputs, outputs)
+    facts: list[Fact] = []
+    cases = _FINDERS[settings.layout](settings, inputs, outputs, facts)
+    if log:
+        for line in summarise(facts):
+            log(line)
     if not cases:
         raise InputError(f"{inputs} holds no images. The layout is {LAYOUTS[settings.layout]}{_expected(settings)}")
     return cases
@@ -58,57 +67,100 @@ def _expected(settings: Settings) -> str:
     return f" ({', '.join(names)})"
 
 
-def _find_files(settings: Settings, inputs: Path, outputs: Path) -> list[Case]:
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted(inputs.iterdir()):
-        if match := re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(settings.ending)}", path.name):
-            found.setdefault(match[1], {})[int(match[2])] = path
+def _left_out(path: Path, kind: str, outputs: Path, case: str = "") -> Case:
+    """Return a case that stands for an image that cannot be one, so that it is told and counted."""
+    return Case(case or path.name, (path,), outputs / path.name, Fact(kind, str(path)).with_remedy())
+
+
+def _is_image(path: Path, what: str, settings: Settings) -> bool:
+    return what == "image" or (what == "other" and path.name.endswith(settings.ending))
+
+
+def _find_files(settings: Settings, inputs: Path, outputs: Path, facts: list[Fact]) -> list[Case]:
+    found: dict[str, dict[int, list[Path]]] = {}
     cases = []
-    for name, files in found.items():
+    for path, what in list_folder(inputs):
+        if what == "dead link" and image_ending(path.name):
+            cases.append(_left_out(path, "dead link", outputs))
+        elif not _is_image(path, what, settings):
+            facts += filter(None, [aside(path, what, settings.ending)])
+        elif match := re.fullmatch(r"(.+)_(\d{4})", without_ending(path)):
+            found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(path)
+        else:
+            cases.append(_left_out(path, "no channel", outputs))
+    for files in found.values():
+        first = next(iter(files.values()))[0]
+        name = first.name[: -len(image_ending(first.name) or settings.ending) - len("_0000")]
         # Fewer files than channels may be right: some formats hold several channels.
         known = range(min(len(files), len(settings.channels)))
         missing = [f"{name}_{number:04}{settings.ending}" for number in known if number not in files]
-        more = [path.name for number, path in files.items() if number >= len(settings.channels)]
-        fault = f"{', '.join(missing)} missing" if missing else ""
-        fault = fault or (f"more channels than the model's {len(settings.channels)}: {', '.join(more)}" if more else "")
-        cases.append(Case(name, tuple(files.values()), outputs / f"{name}{settings.ending}", fault))
-    return cases
+        more = [paths[0].name for number, paths in files.items() if number >= len(settings.channels)]
+        faults = [_one_of(paths) for paths in files.values() if len(paths) > 1]
+        faults += [f"{', '.join(missing)} missing"] if missing else []
+        faults += [f"more channels than the model's {len(settings.channels)}: {', '.join(more)}"] if more else []
+        images = tuple(paths[0] for _, paths in sorted(files.items()))
+        cases.append(Case(name, images, outputs / f"{name}{settings.ending}", next(iter(faults), "")))
+    facts += twins({case.name: case.images[0] for case in cases})
+    return sorted(cases, key=lambda case: case.name)
 
 
-def _find_case_folders(settings: Settings, inputs: Path, outputs: Path) -> list[Case]:
+def _one_of(paths: Sequence[Path]) -> str:
+    names = " and ".join(path.name for path in paths)
+    return f"{names} are files of one image; which one is meant cannot be known; {KINDS['second file'].remedy}"
+
+
+def _find_case_folders(settings: Settings, inputs: Path, outputs: Path, facts: list[Fact]) -> list[Case]:
     cases = []
-    for folder in sorted(path for path in inputs.iterdir() if path.is_dir()):
-        faults: list[str] = []
-        images: list[Path] = []
-        for suffix in settings.inputs:
-            pattern = rf"(.*[-_])?{re.escape(suffix + settings.ending)}"
-            fitting = [path for path in sorted(folder.iterdir()) if re.fullmatch(pattern, path.name)]
-            if len(fitting) == 1:
-                images += fitting
-            else:
-                found = f"{len(fitting)} files" if fitting else "no file"
-                faults.append(f"{folder} has {found} ...-{suffix}{settings.ending}")
-        output = outputs / f"{folder.name}{settings.ending}"
-        cases.append(Case(folder.name, tuple(images), output, "; ".join(faults)))
+    for folder, what in list_folder(inputs):
+        if what == "folder":
+            cases.append(_find_case_folder(folder, settings, outputs, facts))
+        elif _is_image(folder, what, settings):
+            cases.append(_left_out(folder, "loose", outputs))
+        else:
+            facts += filter(None, [aside(folder, what, settings.ending)])
     return cases
 
 
-def _find_sockets(settings: Settings, inputs: Path, outputs: Path) -> list[Case]:
+def _find_case_folder(folder: Path, settings: Settings, outputs: Path, facts: list[Fact]) -> Case:
+    faults: list[str] = []
+    images: list[Path] = []
+    inside = list(list_folder(folder))
+    there = [path for path, what in inside if _is_image(path, what, settings)]
+    for suffix in settings.inputs:
+        pattern = rf"(.*[-_])?{re.escape(suffix)}"
+        fitting = [path for path in there if re.fullmatch(pattern, without_ending(path))]
+        if len(fitting) == 1:
+            images += fitting
+        else:
+            found = f"{len(fitting)} files" if fitting else "no file"
+            faults.append(f"{folder} has {found} ...-{suffix}{settings.ending}")
+    facts += [Fact("unused", str(path), "the model takes no such image") for path in there if path not in images]
+    facts += filter(None, [aside(path, what) for path, what in inside if path not in there])
+    output = outputs / f"{folder.name}{settings.ending}"
+    return Case(folder.name, tuple(images), output, "; ".join(faults))
+
+
+def _find_sockets(settings: Settings, inputs: Path, outputs: Path, facts: list[Fact]) -> list[Case]:
     folders = _socket_folders(settings.inputs, inputs)
-    images = [_images_in(folder) for folder in folders]
+    images = [_images_in(folder, facts) for folder in folders]
     target = outputs / "images" / settings.output
+    if (inputs / "images").is_dir():
+        others = [path for path in sorted((inputs / "images").iterdir()) if path not in folders]
+        facts += [Fact("unused", str(path), "the model takes no such input") for path in others]
     if not any(images):
         return []
     if all(len(files) == 1 for files in images):
         # One file each: they belong together, whatever they are called.
-        return [Case(_stem(images[0][0]), tuple(files[0] for files in images), target / f"{_stem(images[0][0])}.mha")]
-    by_name = [{_stem(file): file for file in files} for files in images]
+        name = _stem(images[0][0])
+        return [Case(name, tuple(files[0] for files in images), target / f"{name}.mha")]
+    by_name = [{name: list(paths) for name, paths in groupby(files, _stem)} for files in images]
     cases = []
     for name in sorted(set().union(*by_name)):
         missing = [str(folder) for folder, files in zip(folders, by_name, strict=True) if name not in files]
-        fault = f"{name} is missing in {', '.join(missing)}" if missing else ""
-        files = tuple(files[name] for files in by_name if name in files)
-        cases.append(Case(name, files, target / f"{name}.mha", fault))
+        faults = [_one_of(files[name]) for files in by_name if len(files.get(name, ())) > 1]
+        faults += [f"{name} is missing in {', '.join(missing)}"] if missing else []
+        files = tuple(files[name][0] for files in by_name if name in files)
+        cases.append(Case(name, files, target / f"{name}.mha", next(iter(faults), "")))
     return cases
 
 
@@ -129,15 +181,19 @@ def _socket_folders(slugs: Sequence[str], inputs: Path) -> list[Path]:
     return folders
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.name.endswith(SOCKET_ENDINGS)]
+def _images_in(folder: Path, facts: list[Fact]) -> list[Path]:
+    """Return the images of a socket, by their names without ending; what else there is becomes a fact."""
+    inside = list(list_folder(folder))
+    images = [path for path, what in inside if what == "image" or (what == "dead link" and image_ending(path.name))]
+    facts += filter(None, [aside(path, what) for path, what in inside if path not in images])
+    return sorted(images, key=_stem)
 
 
 def _stem(path: Path) -> str:
-    return next(path.name.removesuffix(ending) for ending in SOCKET_ENDINGS if path.name.endswith(ending))
+    return path.name.removesuffix(image_ending(path.name))
 
 
-_FINDERS: dict[str, Callable[[Settings, Path, Path], list[Case]]] = {
+_FINDERS: dict[str, Callable[[Settings, Path, Path, list[Fact]], list[Case]]] = {
     "files": _find_files,
     "sockets": _find_sockets,
     "case folders": _find_case_folders,

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_plugins import memory
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.arguments import positive
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.submission import memory
 from nnunet_plugins.submission.cases import Case, find_cases
 from nnunet_plugins.submission.settings import FILE, TRAINERS, Settings, read_settings
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, *, models: Path | None = None) -> in
         settings = read_settings(folder)
         if arguments.seconds_per_case:
             settings = replace(settings, seconds_per_case=arguments.seconds_per_case)
-        cases = find_cases(settings, arguments.input, arguments.output)
+        cases = find_cases(settings, arguments.input, arguments.output, log)
         _require_writable(arguments.output)
         if not arguments.overwrite:
             cases = _without_finished(cases)
@@ -150,7 +150,9 @@ def _segment(case: Case, number: str, ensemble: "Ensemble") -> bool:
     try:
         from nnunet_plugins.submission.images import read_image, write_segmentation
 
-        image, properties = read_image(case, ensemble.reader, ensemble.ending, settings.channels)
+        image, properties = read_image(
+            case, ensemble.reader, ensemble.ending, settings.channels, lambda line: log(f"{number} {case.name}: {line}")
+        )
         log(f"{number} {case.name}: {_size(image.shape[1:])} voxels of {_size(properties['spacing'])} mm")
         segmentation = ensemble.predict(image, properties, clock, log)
         del image

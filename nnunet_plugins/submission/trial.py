@@ -16,14 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.reading import read_header
+from nnunet_plugins.images.writing import convert_image, read_labels
 from nnunet_plugins.submission.cases import Case, find_cases
-from nnunet_plugins.submission.images import convert_image
 from nnunet_plugins.submission.settings import TRAINERS, Member, Settings
 from nnunet_plugins.submission.wheels import OWN, REQUIREMENTS
 
@@ -293,22 +293,23 @@ def _compare(case: Case, expected: Path, output_type: str) -> Iterator[Finding]:
     if not case.output.is_file():
         yield problem(f"{case.name}: there is no segmentation {case.output.name}", "look at the log above")
         return
-    ours, theirs, image = (sitk.ReadImage(str(path)) for path in (case.output, expected, case.images[0]))
-    if ours.GetSize() == theirs.GetSize():
-        different = int((sitk.GetArrayFromImage(ours) != sitk.GetArrayFromImage(theirs)).sum())
+    (ours, header), (theirs, _), image = read_labels(case.output), read_labels(expected), read_header(case.images[0])
+    if ours.shape == theirs.shape:
+        different = int((ours != theirs).sum())
         if different:
             yield problem(
                 f"{case.name}: {different} voxels have another label than nnU-Net gives them", "report this bug"
             )
         else:
             yield ok(f"{case.name}: the same labels as nnU-Net's, in every voxel")
-    for what in ("Size", "Spacing", "Origin", "Direction"):
-        found, wanted = (getattr(part, f"Get{what}")() for part in (ours, image))
-        if any(abs(one - other) > 1e-6 * max(1, abs(other)) for one, other in zip(found, wanted, strict=True)):
-            yield problem(f"{case.name}: {what.lower()} {found} instead of the image's {wanted}", "report this bug")
-    numpy_type = sitk.GetArrayViewFromImage(ours).dtype.name
-    if numpy_type != output_type:
-        yield problem(f"{case.name}: its voxels are {numpy_type}, not {output_type}", "report this bug")
+    for what in ("size", "spacing", "origin", "direction"):
+        found, wanted = (getattr(part, what) for part in (header, image))
+        if len(found) != len(wanted) or any(
+            abs(one - other) > 1e-6 * max(1, abs(other)) for one, other in zip(found, wanted, strict=True)
+        ):
+            yield problem(f"{case.name}: {what} {found} instead of the image's {wanted}", "report this bug")
+    if ours.dtype.name != output_type:
+        yield problem(f"{case.name}: its voxels are {ours.dtype.name}, not {output_type}", "report this bug")
 
 
 def _tail(text: str, lines: int = 20) -> str:

@@ -51,6 +51,17 @@ def _sizes() -> dict[str, int]:
     return {parts[0].rstrip(":"): 1024 * int(parts[1]) for parts in fields if parts[2:] == ["kB"]}
 
 
+def available_bytes() -> int | None:
+    """Return how much memory is free, of the machine's and of the container's; None where nobody tells."""
+    free = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    if limit := container_limit():
+        free.append(max(0, limit - _sizes().get("VmRSS", 0)))
+    return min(free, default=None)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error, whichever library raised it, means that there was no memory left."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -1,0 +1,76 @@
+"""Images and segmentations in another format, or with another type of numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.finding import image_ending
+from nnunet_plugins.images.reading import Header, read_header
+
+PIXELS = {
+    "uint8": sitk.sitkUInt8,
+    "uint16": sitk.sitkUInt16,
+    "int8": sitk.sitkInt8,
+    "int16": sitk.sitkInt16,
+    "int32": sitk.sitkInt32,
+    "float32": sitk.sitkFloat32,
+}
+"""SimpleITK's types by numpy's names."""
+
+
+def convert_image(file: Path, other: Path) -> None:
+    """Write an image in another format, without the notes that only its own format has.
+
+    Raises:
+        InputError: if SimpleITK cannot read or write it.
+    """
+    try:
+        image = sitk.ReadImage(str(file))
+        for key in image.GetMetaDataKeys():
+            image.EraseMetaData(key)
+        sitk.WriteImage(image, str(other))
+    except RuntimeError:
+        raise InputError(f"{file.name} cannot be converted to {other.suffix}") from None
+
+
+def convert_segmentation(file: Path, other: Path, output_type: str, geometry: Header) -> Path:
+    """Return a segmentation with another type of numbers, or in another format; itself if it is so already.
+
+    Args:
+        file: the segmentation.
+        other: where to write it, if need be.
+        output_type: numpy's name.
+        geometry: what the result has to have, to the last digit.
+
+    Raises:
+        InputError: if a label does not fit into the type.
+    """
+    written = sitk.ReadImage(str(file))
+    kind = PIXELS[output_type]
+    if written.GetPixelID() == kind and image_ending(other.name) == image_ending(file.name):
+        return file
+    largest = int(sitk.GetArrayViewFromImage(written).max())
+    if np.dtype(output_type).kind in "iu" and largest > np.iinfo(output_type).max:
+        raise InputError(f"label {largest} does not fit into {output_type}")
+    converted = sitk.Cast(written, kind)
+    converted.SetSpacing(geometry.spacing)
+    converted.SetOrigin(geometry.origin)
+    converted.SetDirection(geometry.direction)
+    for key in converted.GetMetaDataKeys():  # they are the other format's
+        converted.EraseMetaData(key)
+    sitk.WriteImage(converted, str(other), True)
+    return other
+
+
+def read_labels(file: Path) -> tuple[np.ndarray, Header]:
+    """Return a segmentation as it is stored, `(z, y, x)`, and its header.
+
+    Raises:
+        InputError: if SimpleITK cannot read it.
+    """
+    header = read_header(file)
+    if header is None:
+        raise InputError(f"{file} cannot be read")
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file))), header

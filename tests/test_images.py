@@ -1,0 +1,371 @@
+"""The room that finds, reads and compares files: what it says of every kind of file."""
+
+import gzip
+import pickle
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from image_files import (
+    FORMATS,
+    change_nifti,
+    cut_inside,
+    intensities,
+    labels,
+    raw_mha,
+    raw_nrrd,
+    write_nifti,
+    write_png,
+    write_tif,
+)
+from image_files import write as write_image
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+
+from nnunet_plugins.images.contents import check_contents
+from nnunet_plugins.images.facts import COMMANDS, KINDS, NOTE, NOTHING, problems
+from nnunet_plugins.images.finding import find_files
+from nnunet_plugins.images.grid import Grid, compare_grids
+from nnunet_plugins.images.reading import choose_reader, read_image, read_label_map
+from nnunet_plugins.images.values import check_values
+
+NUMBERS = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
+
+
+def reader_of(file: Path):
+    if file.suffix == ".tif":
+        return Tiff3DIO()
+    if file.suffix in (".png", ".bmp"):
+        return NaturalImage2DIO()
+    if "version 2" in str(file.parent) or b"n+2" in file.read_bytes()[:8]:
+        return NibabelIO()
+    return SimpleITKIO()
+
+
+def kinds(facts) -> list[str]:
+    return [fact.kind for fact in facts]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> dict[str, Path]:
+    """A sound file of every format."""
+    root = tmp_path_factory.mktemp("formats")
+    found = {}
+    for name, make in FORMATS.items():
+        folder = root / name
+        folder.mkdir()
+        found[name] = make(folder)
+    return found
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_sound_file_is_read_without_a_word(samples, name):
+    reader = reader_of(samples[name])
+    found = read_label_map(samples[name], reader)
+    expected = labels() if found.array.shape[1] > 1 else labels()[2:3]
+    assert np.array_equal(found.array[0], expected)
+    assert [kind for kind in kinds(found.facts) if kind != "spacing in pixels"] == []
+    assert found.has_spacing
+    if found.array.shape[1] > 1:
+        assert found.grid.spacing == (2, 1, 1) or name == "tif, OME"
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True))
+@pytest.mark.parametrize("name", FORMATS)
+def test_whatever_is_cut_off_is_found_or_nothing_was_lost(samples, tmp_path, name, share):
+    """Of every byte of the file, and of what is inside a compressed one."""
+    whole = samples[name].read_bytes()
+    contents = [whole]
+    if samples[name].suffix == ".gz":
+        contents.append(gzip.decompress(whole))
+    folder = tmp_path / samples[name].parent.name
+    folder.mkdir(exist_ok=True)
+    for file in samples[name].parent.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    file, reader = folder / samples[name].name, reader_of(samples[name])
+    expected = read_label_map(samples[name], reader)
+    for number, content in enumerate(contents):
+        part = content[: int(share * len(content))]
+        file.write_bytes(gzip.compress(part) if number else part)
+        found = read_label_map(file, reader)
+        if not problems(found.facts, "evaluate"):
+            assert np.array_equal(found.array, expected.array)
+            assert found.grid == expected.grid
+    if name == "mhd":
+        file.write_bytes(whole)
+        raw = file.with_suffix(".raw")
+        raw.write_bytes(raw.read_bytes()[: int(share * 360)])
+        assert kinds(read_label_map(file, reader).facts) == ["cut off"]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_every_kind_of_number_in_nifti(tmp_path, kind, version, order):
+    file = write_nifti(tmp_path / "a.nii.gz", labels(), kind, version, order)
+    reader = SimpleITKIO() if version == 1 else NibabelIO()
+    found = read_label_map(file, reader)
+    assert found.facts == []
+    assert np.array_equal(found.array[0], labels())
+    cut_inside(file, 1)
+    assert kinds(read_label_map(file, reader).facts) == ["cut off"]
+
+
+def test_nifti_2_is_told_where_the_reader_does_not_know_it(tmp_path):
+    file = write_nifti(tmp_path / "a.nii.gz", labels(), "uint8", 2)
+    (fact,) = read_label_map(file, SimpleITKIO()).facts
+    assert fact.kind == "unreadable"
+    assert "it is NIfTI-2, which SimpleITKIO does not know" in str(fact)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_simpleitk_reads_as_zero_is_counted(tmp_path, kind, order, value):
+    array = intensities()
+    array.flat[[3, 100, 200]] = value
+    file = write_nifti(tmp_path / "a.nii.gz", array, kind, 1, order)
+    (fact,) = read_image(file, SimpleITKIO()).facts
+    assert (fact.kind, fact.detail) == ("read as zero", "3 voxels")
+    (fact,) = read_image(file, NibabelIO()).facts
+    assert (fact.kind, fact.detail) == ("not finite", "3 voxels")
+    assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["label not finite"]
+
+
+def test_what_is_no_plain_image(tmp_path):
+    """More dimensions, several values per voxel, complex numbers: each said as what it is, by the header alone."""
+    four = np.stack([labels()] * 2)
+    assert kinds(read_image(write_image(tmp_path / "four.nii.gz", four), SimpleITKIO()).facts) == ["dimensions"]
+    colours = np.stack([labels()] * 3, axis=-1)
+    for ending in ("nrrd", "mha", "nii.gz"):
+        file = write_image(tmp_path / f"layers.{ending}", colours, vector=True)
+        (fact,) = read_label_map(file, SimpleITKIO()).facts
+        assert (fact.kind, fact.detail) == ("vector", "3 values per voxel")
+    file = write_image(tmp_path / "complex.nii.gz", labels().astype(np.complex64))
+    assert kinds(read_image(file, SimpleITKIO()).facts) == ["complex"]
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "RGBA", "LA"])
+def test_colours_are_no_labels(tmp_path, mode):
+    assert kinds(read_label_map(write_png(tmp_path / "a.png", mode), NaturalImage2DIO()).facts) == ["colours"]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), ("RGBA", 4), ("1", 1)])
+def test_colours_are_channels_of_an_image(tmp_path, mode, channels):
+    found = read_image(write_png(tmp_path / "a_0000.png", mode), NaturalImage2DIO())
+    assert (kinds(found.facts), len(found.array)) == (["spacing in pixels"], channels)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "kind", "detail"),
+    [
+        (None, "spacing unknown", "there is no a.json"),
+        ([2, 1], "spacing impossible", "three lengths in mm, not [2, 1]"),
+        ([-2, 1, 1], "spacing impossible", "not [-2, 1, 1]"),
+        ([0, 1, 1], "spacing impossible", "not [0, 1, 1]"),
+        ([float("nan"), 1, 1], "spacing impossible", "not [nan, 1, 1]"),
+        ("2", "spacing impossible", "not '2'"),
+    ],
+)
+def test_the_spacing_of_a_tif(tmp_path, spacing, kind, detail):
+    for read, name in ((read_image, "a_0000.tif"), (read_label_map, "a.tif")):
+        (fact,) = read(write_tif(tmp_path / name, labels(), spacing), Tiff3DIO()).facts
+        assert fact.kind == kind
+        assert detail in fact.detail
+    (tmp_path / "a.json").write_text('{"Spacing": [2, 1, 1]}')
+    (fact,) = read_label_map(tmp_path / "a.tif", Tiff3DIO()).facts
+    assert "a.json has no 'spacing'; it has 'Spacing'" in str(fact)
+
+
+def test_the_spacing_of_a_truth_is_found_where_nnunet_left_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    folder = tmp_path / "preprocessed" / "Dataset001_T"
+    for place in (folder / "gt_segmentations", folder / "data", tmp_path / "raw" / "Dataset001_T" / "imagesTr"):
+        place.mkdir(parents=True)
+    truth = write_tif(folder / "gt_segmentations" / "a.tif", labels(), None)
+
+    def spacing():
+        found = read_label_map(truth, Tiff3DIO())
+        return found.grid.spacing if found.has_spacing else None
+
+    assert spacing() is None
+    properties = {"spacing": [1, 1, 1], "class_locations": {1: np.zeros((2, 4), np.int64)}}
+    (folder / "data" / "a.pkl").write_bytes(pickle.dumps(properties))
+    assert spacing() is None, "nnU-Net writes that where it does not know"
+    (folder / "data" / "a.pkl").write_bytes(pickle.dumps({**properties, "spacing": [np.float64(4), 1, 1]}))
+    assert spacing() == (4, 1, 1)
+    (tmp_path / "raw" / "Dataset001_T" / "imagesTr" / "a.json").write_text('{"spacing": [3, 1, 1]}')
+    assert spacing() == (3, 1, 1)
+
+
+def test_reading_properties_runs_no_program(tmp_path):
+    class Program:
+        def __reduce__(self):
+            return (Path(tmp_path / "ran").touch, ())
+
+    folder = tmp_path / "preprocessed"
+    for place in (folder / "gt_segmentations", folder / "data"):
+        place.mkdir(parents=True)
+    truth = write_tif(folder / "gt_segmentations" / "a.tif", labels(), None)
+    (folder / "data" / "a.pkl").write_bytes(pickle.dumps({"spacing": [2, 1, 1], "more": Program()}))
+    assert not read_label_map(truth, Tiff3DIO()).has_spacing
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("place", [80, 84, 88])
+@pytest.mark.parametrize("value", [b"\0\0\0\0", b"\0\0\xc0\x7f", b"\0\0\x80\x7f"])
+def test_a_spacing_that_nifti_does_not_say(tmp_path, place, value):
+    """Zero, NaN, infinity; SimpleITK makes 1 mm of each."""
+    file = write_image(tmp_path / "a.nii.gz", labels())
+    change_nifti(file, place, value)
+    assert "spacing unknown" in kinds(read_label_map(file, SimpleITKIO()).facts)
+
+
+def test_a_spacing_that_other_formats_do_not_say(tmp_path):
+    for file in (
+        raw_nrrd(tmp_path / "a.nrrd", labels(), "raw"),
+        raw_nrrd(tmp_path / "b.nrrd", labels(), "gzip"),
+        raw_mha(tmp_path / "a.mha", labels()),
+    ):
+        assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["spacing unknown"]
+
+
+def test_what_follows_the_end_and_what_is_not_compressed(tmp_path):
+    file = write_image(tmp_path / "a.nii.gz", labels())
+    content = gzip.decompress(file.read_bytes())
+    for data, kind in (
+        (content, ["not compressed"]),
+        (gzip.compress(content) + b"more", ["bytes after the end"]),
+        (gzip.compress(content + b"more"), ["bytes after the end"]),
+        (gzip.compress(content) + bytes(9), []),
+        (gzip.compress(content[:99]) + gzip.compress(content[99:]), []),
+    ):
+        file.write_bytes(data)
+        found = read_label_map(file, SimpleITKIO())
+        assert kinds(found.facts) == kind
+        assert np.array_equal(found.array[0], labels())
+        assert problems(found.facts, "doctor") == []
+
+
+def test_no_message_shows_a_librarys_own_words(tmp_path, capfd):
+    file = tmp_path / "a.nii.gz"
+    for content in (b"no image", gzip.compress(b"no image" * 99), gzip.compress(b"")):
+        file.write_bytes(content)
+        (fact,) = problems(read_image(file, SimpleITKIO()).facts, "doctor")
+        for word in ("itk", "cxx", "::", "line"):
+            assert word not in str(fact).lower().replace("simpleitkio", "")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_grid_says_by_how_much():
+    def grid(shape=(5, 8, 9), spacing=(2.0, 1.0, 1.0), affine=((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 2, 0), (0, 0, 0, 1))):
+        return Grid(shape, spacing, affine)
+
+    one = grid()
+    assert compare_grids(one, one) == []
+    assert one.codes == "RAS"
+    (found,) = compare_grids(one, grid(shape=(4, 8, 9)))
+    assert (found.kind, found.detail) == ("other size", "4 x 8 x 9 voxels, not 5 x 8 x 9 as")
+    (found,) = compare_grids(one, grid(spacing=(2.1, 1.0, 1.0)))
+    assert (found.kind, found.detail) == ("other spacing", "2.1 x 1 x 1 mm, not 2 x 1 x 1 as")
+    (found,) = compare_grids(one, grid(spacing=(2.0001, 1.0, 1.0)))
+    assert found.kind == "spacing slightly off"
+    assert compare_grids(one, grid(spacing=(2.0000001, 1.0, 1.0))) == []
+    (found,) = compare_grids(one, grid(affine=((1, 0, 0, 50), (0, 1, 0, 0), (0, 0, 2, 0), (0, 0, 0, 1))))
+    assert (found.kind, found.detail) == ("other place", "corners up to 50 mm (50 voxels) from")
+    (found,) = compare_grids(one, grid(affine=((-1, 0, 0, 8), (0, 1, 0, 0), (0, 0, 2, 0), (0, 0, 0, 1))))
+    assert found.detail == "stored along LAS instead of RAS, corners up to 8 mm (8 voxels) from"
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
+def test_both_libraries_tell_the_same_orientation(tmp_path, reader):
+    direction = (-1, 0, 0, 0, 0, 1, 0, 1, 0)
+    file = write_image(tmp_path / "a.nii.gz", labels(), direction=direction, origin=(3, 4, 5))
+    found = read_label_map(file, reader()).grid
+    assert found.codes == "RSP"
+    assert np.allclose(np.array(found.affine)[:3, 3], (-3, -4, 5))
+
+
+def test_values():
+    found = list(check_values([0, 1, 0.5, 7, 255, float("nan")], {0, 1, 2}, "a"))
+    assert [(fact.kind, fact.detail) for fact in found] == [
+        ("label not finite", "nan"),
+        ("fraction", "0.5"),
+        ("undeclared", "7, 255; declared are 0, 1, 2"),
+    ]
+    assert list(check_values([0, 2], {0, 1, 2}, "a")) == []
+
+
+def test_nothing_in_a_folder_stays_unnamed(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "Müller")
+    used = ["a.nii.gz", "C0.nii.gz", "c0.nii.gz", f"{decomposed}.nii.gz"]
+    told = {
+        "._a.nii.gz": "leftover like an image",
+        ".DS_Store": "leftover",
+        "Thumbs.db": "leftover",
+        "up.NII.GZ": "letter case",
+        "b.mha": "other format",
+        "a.nii": "second file",
+        "notes.txt": "unused",
+        "folder": "unused",
+        "gone.nii.gz": "dead link",
+        "c0.nii.gz": "names in other case",
+    }
+    for name in {*used, *told} - {"folder", "gone.nii.gz"}:
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "dataset.json").touch()
+    found = find_files(tmp_path, ".nii.gz")
+    assert sorted(found.files) == sorted(["a", "C0", "c0", "Müller"])
+    assert {Path(fact.file).name: fact.kind for fact in found.facts} == told
+
+
+def test_one_name_in_two_ways_of_writing_is_used_in_none(tmp_path):
+    names = [unicodedata.normalize(form, "Müller.nii.gz") for form in ("NFC", "NFD")]
+    for name in names:
+        (tmp_path / name).touch()
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system takes both for one")
+    found = find_files(tmp_path, ".nii.gz")
+    assert found.files == {}
+    assert kinds(found.facts) == ["same letters"] * 2
+
+
+def test_a_broken_example_does_not_decide_the_reader(tmp_path):
+    broken, sound = (write_tif(tmp_path / f"{name}_0000.tif", labels()) for name in "ab")
+    (tmp_path / "a.json").write_text("{}")
+    assert choose_reader({"file_ending": ".tif"}, [broken, sound]) is Tiff3DIO
+    sound.write_bytes(sound.read_bytes()[:99])
+    assert choose_reader({"file_ending": ".tif"}, [broken, sound]) is Tiff3DIO
+    flat = tmp_path / "c_0000.tif"
+    tifffile.imwrite(flat, labels()[2])
+    assert choose_reader({"file_ending": ".tif"}, [flat]) is NaturalImage2DIO
+
+
+def test_the_content_is_not_kept(tmp_path):
+    """A file is checked in pieces: what one takes does not grow with it."""
+    import tracemalloc
+
+    file = tmp_path / "a.nii.gz"
+    write_image(file, np.zeros((100, 512, 512), np.float32))
+    tracemalloc.start()
+    assert check_contents(file).facts == []
+    assert tracemalloc.get_traced_memory()[1] < 2**24 < 100 * 512 * 512 * 4
+    tracemalloc.stop()
+
+
+def test_the_table_says_something_of_every_kind_to_every_command():
+    for name, kind in KINDS.items():
+        levels = [getattr(kind, command) for command in COMMANDS]
+        assert any(level != NOTHING for level in levels), name
+        assert kind.remedy, name
+        if all(level in (NOTE, NOTHING) for level in levels):
+            assert "{}" in kind.many
