@@ -152,7 +152,7 @@ _SHAPES: dict[str, Any] = {
             "accepted": bool,
         }
     ],
-    "failures": [{"task": str, "exit_code": None, "log": str, "tail": str}],
+    "failures": [{"task": str, "command": (str, list), "exit_code": None, "log": str, "tail": str}],
     "about": {
         "title?": str,
         "command?": str,
