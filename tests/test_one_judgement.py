@@ -37,7 +37,7 @@ SETTINGS = Settings("name", (), ("MRI",), ending=".nii.gz")
 
 @dataclass(frozen=True)
 class World:
-    """A raw dataset of four cases, and predictions of them."""
+    """A raw dataset of five cases, and predictions of them."""
 
     root: Path
 
@@ -57,12 +57,12 @@ def world(tmp_path, monkeypatch) -> World:
         monkeypatch.setenv(name, str(tmp_path / name))
     for part in ("imagesTr", "labelsTr"):
         (found.raw / part).mkdir(parents=True)
-    for number, case in enumerate("abcd"):
+    for number, case in enumerate("abcde"):
         write(found.raw / "imagesTr" / f"{case}_0000.nii.gz", intensities() + number)
         write(found.raw / "labelsTr" / f"{case}.nii.gz", labels())
     shutil.copytree(found.raw / "labelsTr", tmp_path / "predicted")
     description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "one": 1, "two": 2}}
-    (found.raw / "dataset.json").write_text(json.dumps({**description, "numTraining": 4, "file_ending": ".nii.gz"}))
+    (found.raw / "dataset.json").write_text(json.dumps({**description, "numTraining": 5, "file_ending": ".nii.gz"}))
     return found
 
 
@@ -210,7 +210,7 @@ def test_names_in_other_letters(world, capsys):
     _, findings = doctor(capsys)
     assert level_in(findings, "names in other case") == "warning"
     said: list[str] = []
-    assert len(find_cases(SETTINGS, world.raw / "imagesTr", world.root, said.append)) == 5
+    assert len(find_cases(SETTINGS, world.raw / "imagesTr", world.root, said.append)) == 6
     assert "differs from another name only in capital letters" in said[0]
 
 
@@ -248,7 +248,7 @@ def test_nothing_fits(world, capsys):
     assert evaluate(world) == 2
     assert "4 files, none ends in .nii.gz but in .nii" in capsys.readouterr().err
     cases = find_cases(SETTINGS, world.raw / "imagesTr", world.root)
-    assert [read_image(case, SimpleITKIO(), ".nii.gz", ["MRI"])[0].shape for case in cases] == [(1, 5, 8, 9)] * 4
+    assert [read_image(case, SimpleITKIO(), ".nii.gz", ["MRI"])[0].shape for case in cases] == [(1, 5, 8, 9)] * 5
 
 
 def test_test_images_are_looked_at(world, capsys):
