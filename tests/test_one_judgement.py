@@ -244,9 +244,9 @@ def test_nothing_fits(world, capsys):
     code, findings = doctor(capsys)
     assert code == 1
     (first, *_) = [finding["text"] for finding in findings if finding["level"] == "problem"]
-    assert "4 files, none ends in .nii.gz but in .nii" in first
+    assert "5 files, none ends in .nii.gz but in .nii" in first
     assert evaluate(world) == 2
-    assert "4 files, none ends in .nii.gz but in .nii" in capsys.readouterr().err
+    assert "5 files, none ends in .nii.gz but in .nii" in capsys.readouterr().err
     cases = find_cases(SETTINGS, world.raw / "imagesTr", world.root)
     assert [read_image(case, SimpleITKIO(), ".nii.gz", ["MRI"])[0].shape for case in cases] == [(1, 5, 8, 9)] * 5
 

@@ -268,10 +268,12 @@ def test_a_run_that_was_given_up_is_moved_aside_and_never_resumed(faulty, uninte
     fresh(faulty)
     interrupt(faulty, "train 2 0", signal.SIGTERM)
     given_up = checkpoints(fold(faulty))
-    # Stopped before its first step, and in its first epoch.
+    # Stopped before its first step, it has changed nothing; in its first epoch, it has taken the folder.
     output = interrupt(faulty, "start", signal.SIGTERM)
+    assert "The checkpoints are as they were" in output
     assert output.endswith(f"exit code {STOPPED}")
-    output += interrupt(faulty, "train 0 1", signal.SIGTERM, "--c")
+    assert checkpoints(fold(faulty)) == given_up
+    output = interrupt(faulty, "train 0 1", signal.SIGTERM)
     assert checkpoints(fold(faulty) / "earlier_1") == given_up
     assert output.count("deletes it") == 1
     second = train(faulty, "--c")
@@ -296,6 +298,17 @@ def test_old_files_are_moved_after_the_weights_to_begin_with_were_read_and_not_t
     assert checkpoints(folder / "earlier_1") == before
     assert (folder / "earlier_1" / "validation" / "summary.json").read_bytes() == summary
     assert set(checkpoints(folder)) == {"checkpoint_final.pth", "checkpoint_best.pth"}
+
+
+def test_a_checkpoint_without_a_training_in_it_is_refused(faulty, begun):
+    path = fold(faulty) / "checkpoint_best.pth"
+    before = path.read_bytes()
+    whole = torch.load(path, weights_only=False)
+    torch.save({key: whole[key] for key in ("network_weights", "init_args", "trainer_name")}, path)
+    last = train(faulty, "--c", ok=False).strip().splitlines()[-1]
+    path.write_bytes(before)
+    assert "checkpoint_best.pth is no training to go on from: it has no current_epoch and no optimizer_state" in last
+    assert checkpoints(fold(faulty)) == begun
 
 
 @pytest.mark.parametrize("name", SIGNALS)

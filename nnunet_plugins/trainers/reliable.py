@@ -211,6 +211,9 @@ class ReliableTrainer(FiniteTrainer):
             return Candidate(path, damage=str(error))
         except (OSError, MemoryError, CheckpointError) as error:
             return Candidate(path, obstacle=str(error) if isinstance(error, CheckpointError) else f"{path}: {error!r}")
+        if missing := {"optimizer_state", "current_epoch"} - set(checkpoint):
+            lacks = " and no ".join(sorted(missing))
+            return Candidate(path, obstacle=f"{path} is no training to go on from: it has no {lacks}")
         progress = Progress.from_state(checkpoint["optimizer_state"].get(PROGRESS, {}))
         return Candidate(path, checkpoint["current_epoch"], len(progress.losses), progress.run)
 
@@ -265,9 +268,6 @@ class ReliableTrainer(FiniteTrainer):
 
     def on_train_start(self) -> None:
         """Start training, or go on with the random numbers where they were."""
-        if not self.was_initialized:  # what cannot be built moves nothing aside
-            self.initialize()
-        self._take_folder()
         super().on_train_start()
         if self.local_rank == 0:
             for name in CHECKPOINTS:  # what a kill in the middle of writing has left
@@ -278,6 +278,9 @@ class ReliableTrainer(FiniteTrainer):
 
     def on_epoch_start(self) -> None:
         """Start an epoch, or go on with one that had begun."""
+        # From here on there is something to save. A stop waits for the first step, and so for all that is moved aside.
+        self._started, self._stop.at_once = True, False
+        self._take_folder()
         super().on_epoch_start()
         resumed, self._resumed = self._resumed, None
         self._iterations = self.num_iterations_per_epoch
@@ -286,7 +289,6 @@ class ReliableTrainer(FiniteTrainer):
             self._progress = resumed
             self.logger.get_value("epoch_start_timestamps", step=None)[-1] -= resumed.seconds
             self._steps_to_skip = min(len(resumed.losses), self._iterations)
-        self._started, self._stop.at_once = True, False
 
     def on_train_epoch_start(self) -> None:
         """Start the training steps; those that were taken before the interruption are not repeated."""
@@ -424,7 +426,6 @@ class ReliableTrainer(FiniteTrainer):
             place = f"in epoch {self.current_epoch} after iteration {len(self._progress.losses)} of {self._iterations}"
             saved = "Nothing is saved" if self.disable_checkpointing else f"{CHECKPOINTS[1]} is saved"
         else:
-            self._take_folder()  # --c shall not go on from what this training was to replace
             place, saved = "before the first step", "The checkpoints are as they were"
         self._end_workers()
         self.print_to_log_file(f"Stopped by {self._stop.signal} {place}. {saved}; go on with --c. Exit code {STOPPED}.")
