@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from report_records import make_record
@@ -15,6 +16,7 @@ from report_records import make_record
 from nnunet_plugins.benchmark.cluster import read_cluster
 from nnunet_plugins.benchmark.protocol import BenchmarkError
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.spacing import spacing_elsewhere
 from nnunet_plugins.report.record import Record, read_record
 from nnunet_plugins.report.tables import write_challenger, write_csv, write_latex, write_markdown
 
@@ -38,6 +40,7 @@ ALLOWED = {
     ("trainers/checkpoints.py", "zipfile.ZipFile"),  # compares checksums, unpacks nothing
     ("trainers/checkpoints.py", "pydoc.locate"),  # below PyTorch and nnU-Net's architectures alone
     ("benchmark/run_task.py", "zipfile.ZipFile"),  # looks for the end of a checkpoint, unpacks nothing
+    ("images/spacing.py", "pickle.Unpickler"),  # takes numbers and arrays, and calls nothing else
     ("submission/wheels.py", "zipfile.ZipFile"),  # writes this package's own wheel, reads none
     ("benchmark/interchange.py", "runpy.run_path"),  # Parsl's own program, as installed
 }
@@ -114,6 +117,19 @@ class Malicious:
 
 
 PICKLED = pickle.dumps({"a": Malicious()})
+
+
+def test_properties_of_preprocessed_cases_run_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "Dataset001_X"
+    for name, content in (("bad", {"spacing": Malicious()}), ("good", {"spacing": [np.float64(3), 1.0, 2]})):
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        (folder / "data" / f"{name}.pkl").write_bytes(pickle.dumps(content))
+    found = [spacing_elsewhere(folder / "gt_segmentations" / f"{name}.tif") for name in ("bad", "good")]
+    assert found == [None, (3.0, 1.0, 2.0)]
+    assert not (tmp_path / "owned").exists()
+
+
 YAML = b'provider: !!python/object/apply:os.system ["touch owned"]\n'
 
 
