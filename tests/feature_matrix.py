@@ -437,10 +437,8 @@ def best_configuration(model: Model) -> None:
 
 @feature("Prediction", "nnUNetv2_ensemble")
 def ensemble(model: Model) -> None:
-    members, output = (
-        [model.data.stock(model.plain.configuration).predicted, model.predicted],
-        model.outputs / "ensemble",
-    )
+    members = [model.data.stock[model.plain.configuration].predicted, model.predicted]
+    output = model.outputs / "ensemble"
     model.data.run("nnUNetv2_ensemble", "-i", *members, "-o", output, "-np", 1, "--save_npz")
     check_segmentations(output)
     first, second, mean = map(probabilities, (*members, output))
