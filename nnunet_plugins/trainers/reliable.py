@@ -72,7 +72,6 @@ class ReliableTrainer(FiniteTrainer):
     _steps_to_skip = 0
     _in_step = False
     _holds_folder = False
-    _saved_at = 0.0
 
     def __init__(
         self,
@@ -90,6 +89,7 @@ class ReliableTrainer(FiniteTrainer):
         # Launchers of several processes send a second Ctrl-C of their own accord.
         self._stop = StopRequest(SIGNALS, "saving a checkpoint at the end of this step.", second_ends=not self.is_ddp)
         self._only_training = contextlib.ExitStack()
+        self._saved_at = time.monotonic()
 
     # Checkpoints
 
