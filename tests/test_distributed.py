@@ -218,7 +218,11 @@ def two_processes(
     ]
     # Both at once: each waits for the other, and for a reader of what it prints.
     with ThreadPoolExecutor(2) as readers:
-        outputs = [output for output, _ in readers.map(lambda process: process.communicate(timeout=300), processes)]
+        try:
+            outputs = [output for output, _ in readers.map(lambda process: process.communicate(timeout=300), processes)]
+        finally:
+            for process in processes:
+                process.kill()
     assert [process.returncode for process in processes] == [code, code], "\n".join(outputs)
     return outputs
 

@@ -279,8 +279,9 @@ class ReliableTrainer(FiniteTrainer):
     def on_epoch_start(self) -> None:
         """Start an epoch, or go on with one that had begun."""
         # From here on there is something to save. A stop waits for the first step, and so for all that is moved aside.
-        self._started, self._stop.at_once = True, False
-        self._take_folder()
+        is_first, self._started, self._stop.at_once = not self._started, True, False
+        if is_first:
+            self._take_folder()
         super().on_epoch_start()
         resumed, self._resumed = self._resumed, None
         self._iterations = self.num_iterations_per_epoch
@@ -401,7 +402,7 @@ class ReliableTrainer(FiniteTrainer):
 
     def _take_folder(self) -> None:
         """Move aside what an earlier training has left, unless this one goes on from it."""
-        if self._loaded or self._run:
+        if self._loaded:
             return
         if self.is_ddp:
             distributed.barrier()  # others may still be reading there, say the weights to begin with
