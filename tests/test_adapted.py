@@ -65,21 +65,21 @@ def test_the_multiple_is_found_and_any_size_is_taken(times, multiple):
 
 
 def test_the_output_layer_is_renamed_and_not_copied():
-    network = make(deep_supervision=True, several=True)
+    network = make(deep_supervision=True, several=True, output=1)
     state = network.state_dict()
     heads = {key for key in state if key.startswith("decoder.seg_layers.")}
     assert heads == {f"decoder.seg_layers.{n}.{kind}" for n in (0, 1) for kind in ("weight", "bias")}
     assert not [key for key in state if "heads" in key]
     assert set(state) == {name for name, _ in network.named_parameters()}
     assert sum(value.numel() for value in state.values()) == sum(p.numel() for p in network.body.parameters())
-    other = make(several=True)
+    other = make(several=True, output=1)
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     other.load_state_dict(torch.load(file), strict=True)
     x = torch.randn(1, 2, 12, 20)
     assert_close(other(x), network(x)[0])
-    wrapped = nn.Sequential(make(several=True))  # as DDP and torch.compile do, under a prefix
+    wrapped = nn.Sequential(make(several=True, output=1))  # as DDP and torch.compile do, under a prefix
     wrapped.load_state_dict({f"0.{key}": value for key, value in state.items()}, strict=True)
     with pytest.raises(RuntimeError, match=r"Missing key.*decoder.seg_layers.1.weight"):
         other.load_state_dict({key: value for key, value in state.items() if key != "decoder.seg_layers.1.weight"})
@@ -92,12 +92,16 @@ def test_several_outputs_come_the_one_that_counts_first():
     assert [out.shape[2:] for out in outputs] == [(13, 22), (6, 11)]
     network.decoder.deep_supervision = False
     assert network(torch.randn(2, 2, 13, 22)).shape == (2, 3, 13, 22)
-    with pytest.raises(ValueError, match=r"takes no multiple of 1, 2, .*; the last reason: it returns \[\d+, \d+\] vox"):
+    with pytest.raises(
+        ValueError, match=r"takes no multiple of 1, 2, .*; the last reason: it returns \[\d+, \d+\] vox"
+    ):
         make(several=True)
 
 
 def test_a_patch_that_is_too_small_is_named_with_what_would_do():
-    with pytest.raises(ValueError, match=r"halving: a patch of 4x4 voxels does not fit .* axis 0 has 4 and needs at le") as caught:
+    with pytest.raises(
+        ValueError, match=r"halving: a patch of 4x4 voxels does not fit .* axis 0 has 4 and needs at le"
+    ) as caught:
         make(patch=(4, 4), times=3)
     enough = int(re.findall("at least ([0-9]+)", str(caught.value))[0])
     assert enough == 9
@@ -151,17 +155,17 @@ def test_what_cannot_be_adapted_is_said_before_training(kind, error, reason):
 
 # MONAI's networks, and the multiple of voxels that each takes; an error where it cannot be one of nnU-Net's.
 MONAI = {
-    "BasicUNet": (16, lambda c, k, d: monai.BasicUNet(d, c, k, features=(4,) * 6)),
-    "BasicUNet++": (16, lambda c, k, d: monai.BasicUNetPlusPlus(d, c, k, features=(4,) * 6)),
+    "BasicUNet": (1, lambda c, k, d: monai.BasicUNet(d, c, k, features=(4,) * 6)),
+    "BasicUNet++": (1, lambda c, k, d: monai.BasicUNetPlusPlus(d, c, k, features=(4,) * 6)),
     "UNet": (8, lambda c, k, d: monai.UNet(d, c, k, channels=(4,) * 4, strides=(2,) * 3)),
     "AttentionUnet": (8, lambda c, k, d: monai.AttentionUnet(d, c, k, channels=(4,) * 4, strides=(2,) * 3)),
     "DynUNet": (4, lambda c, k, d: monai.DynUNet(d, c, k, [3] * 3, [1, 2, 2], [2, 2], filters=[4, 4, 4])),
     "VNet": (16, lambda c, k, d: monai.VNet(d, c, k)),
     "SegResNet": (8, lambda c, k, d: monai.SegResNet(d, 8, c, k)),
-    "SegResNetDS": (16, lambda c, k, d: monai.SegResNetDS(d, 8, c, k)),
+    "SegResNetDS": (8, lambda c, k, d: monai.SegResNetDS(d, 8, c, k)),
     "HighResNet": (1, lambda c, k, d: monai.HighResNet(d, c, k)),
     "MedNeXt": (16, lambda c, k, d: monai.MedNeXt(d, 4, c, k)),
-    "UNETR": (TypeError, lambda c, k, d: monai.UNETR(c, k, (32,) * d, spatial_dims=d, feature_size=4)),
+    "UNETR": (ValueError, lambda c, k, d: monai.UNETR(c, k, (32,) * d, spatial_dims=d, feature_size=4)),
     "SwinUNETR": (32, lambda c, k, d: monai.SwinUNETR(c, k, feature_size=12, spatial_dims=d)),
 }
 
@@ -170,5 +174,16 @@ MONAI = {
 @pytest.mark.parametrize("patch", [(48, 56, 40), (37, 40)], ids=["3d", "2d"])
 def test_monais_networks_train_or_are_refused(name, patch):
     multiple, build = MONAI[name]
-    network = make(lambda input_channels, num_classes, dimensions, **_: build(input_channels, num_classes, dimensions), patch)
+
+    def factory(*, input_channels, num_classes, dimensions, patch_size):
+        return build(input_channels, num_classes, dimensions)
+
+    output = -1 if name == "BasicUNet++" else 0
+    if multiple is ValueError:
+        with pytest.raises(
+            ValueError, match='takes no multiple of 1, .*; the last reason: .*give the row the option "mult'
+        ):
+            make(factory, patch)
+        return
+    network = make(factory, patch, output=output)
     assert network.multiple == (multiple,) * len(patch)

@@ -101,9 +101,7 @@ def test_a_packages_row_gets_what_ours_get(house, capsys):
     assert main(["list"]) == 0
     assert re.search(r"^nnUNetTrainerMyNet .*one layer \(from mylab 1.2\)$", capsys.readouterr().out, re.MULTILINE)
     assert main(["list", "--json"]) == 0
-    (row,) = [
-        one for one in json.loads(capsys.readouterr().out)["backbones"] if one["trainer"] == "nnUNetTrainerMyNet"
-    ]
+    (row,) = [one for one in json.loads(capsys.readouterr().out)["backbones"] if one["trainer"] == "nnUNetTrainerMyNet"]
     assert row["source"] == {"place": "mylab_rows:BACKBONES", "distribution": "mylab", "version": "1.2"}
     with pytest.raises(UnknownTrainerError, match="nearest valid name is 'nnUNetTrainerMyNetPaper'"):
         parse("nnUNetTrainerMyNetPapr")
@@ -111,7 +109,7 @@ def test_a_packages_row_gets_what_ours_get(house, capsys):
 
 def test_a_file_may_hold_the_class_itself(house):
     (house.files / "lab.py").write_text(NETWORK + rows("LabNet", network="Net"))
-    (house.files / "aside.py").write_text("raise SystemExit('not for us')")
+    (house.files / "aside.py").write_text("if __name__ != 'aside':\n    raise SystemExit('not for us')\n")
     assert recursive_find_trainer_class_by_name("nnUNetTrainerLabNet_2epochs").__module__ == "nnunet_plugins.trainers"
     assert logits("nnUNetTrainerLabNet").shape == (1, 2, 4, 4)
     assert backbones.source_of("nnUNetTrainerLabNet") == backbones.Source(str(house.files / "lab.py"))
@@ -134,7 +132,10 @@ def test_nothing_is_imported_for_our_own_names(house):
         ("", "AttributeError: module 'mylab_rows' has no attribute 'BACKBONES'"),
         ("BACKBONES = 3", "it is no sequence of rows but int 3"),
         ("BACKBONES = 'text'", "it is no sequence of rows but str 'text'"),
-        (rows("MyNet").replace('    paper="none",\n', ""), "TypeError: .*missing 1 required positional argument: 'paper'"),
+        (
+            rows("MyNet").replace('    paper="none",\n', ""),
+            "TypeError: .*missing 1 required positional argument: 'paper'",
+        ),
     ],
     ids=range(7),
 )
@@ -190,6 +191,6 @@ def test_two_packages_with_one_name_are_both_named_and_neither_is_taken(house):
 
 
 def test_a_network_that_is_not_there_is_named_when_it_is_built(house):
-    house.package("mylab", rows("MyNet", network='"mylab_net.Nett"'))
+    house.package("mylab", rows("Gone", network='"mylab_net.Nett"'))
     with pytest.raises(AttributeError, match="mylab_net.*Nett"):
-        logits("nnUNetTrainerMyNet")
+        logits("nnUNetTrainerGone")

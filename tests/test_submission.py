@@ -271,6 +271,24 @@ def test_efforts_are_left_out_in_the_stated_order():
     assert Clock().choose(found, work) == whole
 
 
+def test_a_limit_that_is_reached_fails_in_python():
+    """OpenBLAS ends the process where it gets no memory, at its first product."""
+    code = """
+import numpy as np
+import scipy.linalg
+from nnunet_plugins import memory
+memory.keep_within(memory._sizes()["RssAnon"] + 4 * 2**20)
+one = np.ones((200, 200))
+print(np.dot(one, one)[0, 0], scipy.linalg.blas.dgemm(1.0, one, one)[0, 0], flush=True)
+try:
+    np.ones(10**8)
+except MemoryError:
+    print("told")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "200.0 200.0\ntold\n", result.stderr
+
+
 def test_too_little_memory_is_told(cheap, tmp_path):
     inputs = tmp_path / "in"
     inputs.mkdir()

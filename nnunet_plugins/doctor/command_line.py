@@ -43,7 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     of_training = any(option is not None for option in options)
     if arguments.checkpoint is not None:
         if of_training or arguments.groups or arguments.dataset:
-            raise InputError("a checkpoint is looked into by itself, without -d, -tr, -c, -p, --gpu-memory and --groups")
+            raise InputError(
+                "a checkpoint is looked into by itself, without -d, -tr, -c, -p, --gpu-memory and --groups"
+            )
         from nnunet_plugins.doctor.checkpoint import sections as of_checkpoint
 
         return examine(of_checkpoint(Path(arguments.checkpoint)), as_json=arguments.json)

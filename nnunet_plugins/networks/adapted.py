@@ -4,6 +4,7 @@ What nnU-Net asks of a network beyond logits stands in `rows.Backbone`. Here it 
 of it, and what cannot be added is found on PyTorch's meta device, before any training.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -108,15 +109,16 @@ class Adapted(nn.Module):
                 raise TypeError(f"{name} returned {type(made).__name__}, and has to return a torch.nn.Module")
             return made
 
-        with torch.device("meta"):
-            trial, other = _Trial(module(num_classes), name, input_channels, num_classes, output), module(num_classes + 1)
-        heads = _class_sized(trial.module, other, name)
+        body = module(num_classes)
+        with torch.random.fork_rng():
+            heads = _class_sized(body, module(num_classes + 1), name)
+        trial = _Trial(body, name, input_channels, num_classes, output)
         if multiple is None:
             multiple = trial.find_multiple(dim)
         trial.multiple = (multiple,) * dim if isinstance(multiple, int) else tuple(multiple)
         scales = trial.require(patch_size)
         return cls(
-            module(num_classes),
+            body,
             heads,
             multiple=trial.multiple,
             output=output,
@@ -140,10 +142,11 @@ class Adapted(nn.Module):
 
 
 class _Trial:
-    """A module on the meta device, where only sizes count and nothing is computed."""
+    """A module's twin on the meta device, where only sizes count and nothing is computed."""
 
     def __init__(self, module: nn.Module, name: str, channels: int, classes: int, output: int) -> None:
-        self.module, self.name, self.output = module.train(), name, output
+        # Made there it might not be: some modules compute numbers as they are made.
+        self.module, self.name, self.output = copy.deepcopy(module).to("meta").train(), name, output
         self.channels, self.classes = channels, classes
         self.multiple: tuple[int, ...] = ()
         self.reason = ""
