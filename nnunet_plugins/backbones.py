@@ -151,8 +151,10 @@ def _others(folders: tuple[str, ...]) -> Found:
 
 
 def _entry_points() -> Iterator[tuple[Source, "functools.partial[object]"]]:
-    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.dist.name, point.name)):
-        yield Source(point.value, point.dist.name, point.dist.version), functools.partial(point.load)
+    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: point.value):
+        package = point.dist
+        about = (package.name, package.version) if package else ()
+        yield Source(point.value, *about), functools.partial(point.load)
 
 
 def _files(folders: Iterable[str]) -> Iterator[tuple[Source, "functools.partial[object]"]]:
@@ -184,7 +186,8 @@ def _run(file: Path) -> object:
     # Under the name that nnU-Net imports it by, which it forgets again, it could be mistaken for another module.
     name = f"nnunet_plugins_file_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None  # it ends in .py
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no module")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -192,5 +192,5 @@ def test_two_packages_with_one_name_are_both_named_and_neither_is_taken(house):
 
 def test_a_network_that_is_not_there_is_named_when_it_is_built(house):
     house.package("mylab", rows("Gone", network='"mylab_net.Nett"'))
-    with pytest.raises(AttributeError, match="mylab_net.*Nett"):
+    with pytest.raises(AttributeError, match=r"mylab_net.*Nett"):
         logits("nnUNetTrainerGone")

@@ -109,7 +109,7 @@ def test_list_as_json(capsys):
     rows = json.loads(capsys.readouterr().out)["backbones"]
     assert [row["trainer"] for row in rows] == [row.trainer for row in BACKBONES]
     for row in rows:
-        assert set(row) == {"trainer", "network", "options", "paper", "dimensions", "twin", "summary"}
+        assert set(row) == {"trainer", "network", "options", "paper", "dimensions", "twin", "summary", "source"}
     assert rows[0]["network"] == "nnunet_plugins.networks.firenet.FIRENet"
 
 

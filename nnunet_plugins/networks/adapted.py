@@ -52,11 +52,9 @@ class Adapted(nn.Module):
         self.multiple, self.output = tuple(multiple), output
         self.scales = tuple(map(tuple, scales))
         # Registered first, because parameters go by the first name under which they are found.
-        self.decoder = nn.Module()
-        self.decoder.deep_supervision = deep_supervision
-        self.decoder.seg_layers = nn.ModuleList(map(body.get_submodule, heads))
+        self.decoder = _Outputs(map(body.get_submodule, heads), deep_supervision)
         self.body = body
-        self._twice = tuple(f"body.{name}." for name in heads)
+        self._second_names = tuple(f"body.{name}." for name in heads)
         self.register_state_dict_post_hook(_leave_out_second_names)
         self.register_load_state_dict_pre_hook(_add_second_names)
 
@@ -141,6 +139,15 @@ class Adapted(nn.Module):
         return [_crop(out, each) for out, each in zip(outputs, sizes, strict=True)]
 
 
+class _Outputs(nn.Module):
+    """What nnU-Net looks for in a network's decoder."""
+
+    def __init__(self, layers: Iterable[nn.Module], deep_supervision: bool) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.seg_layers = nn.ModuleList(layers)
+
+
 class _Trial:
     """A module's twin on the meta device, where only sizes count and nothing is computed."""
 
@@ -203,7 +210,9 @@ class _Trial:
     def _scales(self, size: Sequence[int]) -> list[list[float]] | None:
         padded = [n + -n % multiple for n, multiple in zip(size, self.multiple, strict=True)]
         outputs = self._outputs(padded)
-        return outputs and [[n / whole for n, whole in zip(out.shape[2:], padded, strict=True)] for out in outputs]
+        if outputs is None:
+            return None
+        return [[n / whole for n, whole in zip(out.shape[2:], padded, strict=True)] for out in outputs]
 
     def _outputs(self, size: Sequence[int]) -> list[torch.Tensor] | None:
         """Return the outputs for a size; None if it is not taken, for a reason that is kept."""
@@ -248,7 +257,7 @@ def _crop(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def _class_sized(one: nn.Module, other: nn.Module, name: str) -> list[str]:
-    """Return the names of the modules that hold weights whose shapes differ, in two networks of more or less classes."""
+    """Return the names of the modules that hold weights whose shapes differ between two numbers of classes."""
     shapes = {key: value.shape for key, value in other.state_dict().items()}
     keys = one.state_dict()
     if set(keys) != set(shapes):
@@ -265,12 +274,12 @@ def _class_sized(one: nn.Module, other: nn.Module, name: str) -> list[str]:
 
 
 def _leave_out_second_names(network: Adapted, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for key in [key for key in state if key.startswith(tuple(prefix + name for name in network._twice))]:
+    for key in [key for key in state if key.startswith(tuple(prefix + name for name in network._second_names))]:
         del state[key]
 
 
 def _add_second_names(network: Adapted, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for number, name in enumerate(network._twice):
+    for number, name in enumerate(network._second_names):
         start = f"{prefix}decoder.seg_layers.{number}."
         for key in [key for key in state if key.startswith(start)]:
             state[prefix + name + key.removeprefix(start)] = state[key]

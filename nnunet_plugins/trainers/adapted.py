@@ -1,5 +1,7 @@
 """The recipe for networks of one's own that have outputs at several scales."""
 
+from typing import Any
+
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from torch import nn
 
@@ -17,11 +19,15 @@ class DeepSupervisionTrainer(BackboneTrainer):
     deep_supervision = True
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
-        return list(map(list, self.bare_network().scales)) if self.enable_deep_supervision else None
+        return self._scales() if self.enable_deep_supervision else None
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
         if isinstance(loss, DeepSupervisionWrapper):
-            halves = [0.5**number for number in range(len(self.bare_network().scales))]
+            halves = [0.5**number for number in range(len(self._scales()))]
             loss.weight_factors = tuple(half / sum(halves) for half in halves)
         return loss
+
+    def _scales(self) -> list[list[float]]:
+        scales: Any = self.bare_network().scales
+        return [list(scale) for scale in scales]
