@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What only a real GPU can tell, in one prepared command of at most eight minutes, on a machine without a network.
+# What only a real GPU can tell, in one prepared command of at most eight minutes, on a machine without a network. The
+# first run there installs the wheels before, which takes minutes of its own.
 #
 #     bash benchmarks/gpu_check.sh pack FOLDER      # here, with a network: wheels and scripts into FOLDER (gigabytes)
 #     bash FOLDER/gpu_check.sh run                  # there: an environment from the wheels, then all measurements
