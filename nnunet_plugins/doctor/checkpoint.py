@@ -10,7 +10,7 @@ from nnunet_plugins.planning.dataset import PlanError
 from nnunet_plugins.planning.setting import find_trainer
 from nnunet_plugins.trainers.backbone import ORIGIN
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
-from nnunet_plugins.trainers.reliable import PROGRESS
+from nnunet_plugins.trainers.progress import PROGRESS
 
 
 def sections(path: Path) -> dict[str, Check]:
