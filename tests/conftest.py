@@ -24,6 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast
 
+# Their assertions are told as those of tests are.
+pytest.register_assert_rewrite("nnunet_plugins.testing")
+
 # A shell that starts the tests in the background has Ctrl-C ignored, and `nohup` the end of the terminal, and so would
 # have all that they start. Signals that are handled are not handed down.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -20,7 +20,6 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from test_conformance import architecture
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
@@ -28,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from nnunet_plugins._startup import VARIABLE
 from nnunet_plugins.registry import MODIFIERS
 from nnunet_plugins.rows import locate
+from nnunet_plugins.testing.plans import architecture
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.compose import trainer_class
 

@@ -14,7 +14,6 @@ from conftest import Sandbox
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from test_conformance import CASES, CHANNELS, PLANS, build
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -215,25 +214,9 @@ def test_a_gpu_keeps_what_its_own_rules_for_mixed_precision_say():
     assert promoted.peak_bytes_training - kept.peak_bytes_training >= extra
 
 
-@pytest.mark.parametrize(
-    ("row", "plan"),
-    [(row, plan) for row, plan in CASES if plan in ("3d isotropic", "3d odd", "2d anisotropic")],
-    ids=lambda part: part if isinstance(part, str) else part.trainer,
-)
-def test_every_backbone_can_be_forecast(row, plan):
-    shape = (2, CHANNELS, *PLANS[plan][0])
-    supervised = trainer_class(row.trainer).deep_supervision
-    foretold = forecast_training(lambda: build(row, plan, deep_supervision=supervised), shape, autocast=True)
-    assert foretold.parameters == sum(p.numel() for p in build(row, plan).parameters())
-    assert foretold.saved_bytes < foretold.peak_bytes_training
-    # What stands in for a GPU in the backward pass keeps what the GPU keeps, but for a few numbers of norms.
-    with forecast.fake_tensors():
-        network = build(row, plan, deep_supervision=supervised)
-        stand_in = measure_training(network, shape, autocast=True)
-    assert stand_in.saved_bytes == pytest.approx(foretold.saved_bytes, rel=5e-3)
-
-
 # Plans that fit. What nnU-Net plans for a smaller patch is tested in test_stages.py.
+
+
 def test_an_axis_that_the_network_refuses_to_shorten_stays():
     def needed(patch):
         if patch[0] < 32:

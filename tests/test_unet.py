@@ -3,7 +3,6 @@
 import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from test_conformance import PLANS, architecture
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.aspp3d_unet import ASPP3DUNet
@@ -12,6 +11,7 @@ from nnunet_plugins.networks.layers.aspp import ASPP3D
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv, record_attention
 from nnunet_plugins.networks.topology import fit_rates
 from nnunet_plugins.networks.unet import stage_sizes
+from nnunet_plugins.testing.plans import PLANS, architecture
 
 U_NETS = ["3d isotropic", "3d anisotropic", "3d resenc", "2d isotropic", "2d resenc"]
 
