@@ -139,7 +139,7 @@ def _others(folders: tuple[str, ...]) -> Found:
     good = [(source, row) for source, row in brought if (source, getattr(row, "trainer", None)) not in refused]
     known = {STOCK_TRAINER, *OURS, *(row.trainer for _, row in good)}
     for source, row in good:
-        if row.twin not in known - {row.trainer} and row.twin not in _of_nnunet():
+        if row.twin not in known - {row.trainer} and row.twin not in trainers_of_nnunet():
             unusable.append(Unusable(source, f"its twin {row.twin!r} is no other trainer's name", row.trainer))
     refused = {(one.source, one.trainer) for one in unusable}
     good = [(source, row) for source, row in good if (source, row.trainer) not in refused]
@@ -202,7 +202,7 @@ def _fault(row: object) -> str | None:
         return f"{row.trainer!r} is no name for a trainer; {STOCK_TRAINER}, then a capital, letters and digits"
     if row.trainer in OURS:
         return "nnunet-plugins itself has a backbone of this name"
-    if row.trainer in _of_nnunet():
+    if row.trainer in trainers_of_nnunet():
         return "nnU-Net itself has a trainer of this name, and finds that one first"
     for attribute in ("summary", "paper", "twin"):
         value = getattr(row, attribute)
@@ -229,7 +229,7 @@ def _kind(value: object) -> str:
 
 
 @functools.cache
-def _of_nnunet() -> frozenset[str]:
+def trainers_of_nnunet() -> frozenset[str]:
     """Return the names of nnU-Net's own trainers, which it is not necessary to import for that."""
     spec = importlib.util.find_spec("nnunetv2")
     folders = [Path(place, "training", "nnUNetTrainer") for place in (spec and spec.submodule_search_locations) or ()]

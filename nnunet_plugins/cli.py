@@ -18,6 +18,8 @@ from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.registry import BACKBONES, MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, path_of
 from nnunet_plugins.submission import command_line as submission
+from nnunet_plugins.template import command_line as template
+from nnunet_plugins.testing import command_line as testing
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -240,6 +242,9 @@ def parser() -> argparse.ArgumentParser:
     )
     submission.add_arguments(command)
     command.set_defaults(run=submission.run)
+
+    template.add_command(commands)
+    testing.add_command(commands)
 
     command = commands.add_parser(
         "demo",

@@ -6,16 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_plugins.registry import BACKBONES as ROWS
+from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.testing import test_backbone as suite
 from nnunet_plugins.testing.plans import build
-from nnunet_plugins.testing.test_backbone import *  # noqa: F403 - the very tests that anybody's rows have to pass
+from nnunet_plugins.testing.test_backbone import *  # noqa: F403 - the tests that anybody's rows have to pass
+
+ROWS = BACKBONES
+"""What these tests run over."""
 
 PARAMETERS = Path(__file__).with_name("parameters.json")
 """Trainer to the parameters of its network as it is, with 2 input channels and 3 classes, for isotropic plans."""
 
 # All networks of one kind at a time, in test_distributed.py: two processes for each would take minutes.
-del test_two_processes_train_one_network
+del test_two_processes_train_one_network  # noqa: F821
 
 
 class TestRow(suite.TestRow):

@@ -15,17 +15,24 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, Sandbox, commands
-from test_conformance import NETWORKS, build, image, smallest
 from test_trainers import EXPECTED, bare, gates, moved
 from torch import nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.planning.splits import read_splits
+from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.stop_request import STOPPED
-from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.testing.distributed import (
+    join,
+    loss_of,
+    make_for_rank,
+    mean_gradients,
+    require_same_weights,
+    take_two_steps,
+)
+from nnunet_plugins.testing.plans import build, image, networks
 from nnunet_plugins.trainers.firenet import hold_frozen_gates
 
 PLAN = "2d isotropic"
@@ -39,57 +46,31 @@ def kind(row) -> str:
 
 
 # Of each kind the one with most autofocus layers or dropout.
-KINDS = list({kind(row): row for row in reversed(NETWORKS)}.values())
+KINDS = list({kind(row): row for row in reversed(networks(BACKBONES))}.values())
 FAMILY = [row for row in KINDS if row.network.endswith("AFNet")]
 
 
-def loss(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    torch.manual_seed(1)  # for dropout
-    outputs = network(x)
-    truth = torch.zeros(len(x), *x.shape[2:], dtype=torch.long)
-    return sum(
-        functional.cross_entropy(out, truth[(slice(None), *map(slice, out.shape[2:]))])
-        for out in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
-    )
-
-
-def take_steps(row, rank: int) -> None:
-    """Train for three steps, FIRENet in another stage at each, on different batches of different sizes."""
-    plan = smallest(row)
-    network = build(row, plan, deep_supervision=trainer_class(row.trainer).deep_supervision).train()
-    x = image(plan)[: 2 - rank] + rank
-    # What DDP has to make: the mean of what the processes get on their own.
-    alone = copy.deepcopy(network)
-    loss(alone, x).backward()
-    expected = {}
-    for name, parameter in alone.named_parameters():
-        assert parameter.grad is not None, f"{name} gets no gradient"
-        dist.all_reduce(parameter.grad)
-        expected[name] = parameter.grad / 2
+def take_stages(row, rank: int) -> None:
+    """Train FIRENet for three steps, in another stage of its schedule at each."""
+    network, x = make_for_rank(row, rank)
+    expected = mean_gradients(network, x)
     wrapped = DistributedDataParallel(network)
     optimizer, stage = torch.optim.SGD(wrapped.parameters(), 1e-3, momentum=0.99), [1]
-    schedule = isinstance(network, FIRENet) and any(".wrs." in name for name in expected)
-    if schedule:
-        hold_frozen_gates(optimizer, bare(wrapped, is_ddp=True), lambda: stage[0])
+    hold_frozen_gates(optimizer, bare(wrapped, is_ddp=True), lambda: stage[0])
     for stage[0] in (1, 2, 3):
         before = gates(network)
         optimizer.zero_grad(set_to_none=True)
-        loss(wrapped, x).backward()
+        loss_of(wrapped, x).backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None, f"{name} gets no gradient in stage {stage[0]}"
             if stage[0] == 1:
                 # Frozen gates must not count in the norm of the gradient, which nnU-Net clips.
-                there = torch.zeros_like(expected[name]) if schedule and ".wrs." in name else expected[name]
+                there = torch.zeros_like(expected[name]) if ".wrs." in name else expected[name]
                 assert_close(parameter.grad, there, msg=lambda text, name=name: f"{name}: {text}")
         optimizer.step()
-        if schedule:
-            fabric = "bottleneck" not in row.options
-            assert moved(before, gates(network)) == EXPECTED[stage[0]] - (set() if fabric else {"bottleneck"})
-    flat = torch.cat([tensor.detach().flatten() for tensor in network.parameters()])
-    both = [torch.empty_like(flat) for _ in range(2)]
-    dist.all_gather(both, flat)
-    assert torch.isfinite(flat).all()
-    assert torch.equal(both[0], both[1])
+        fabric = "bottleneck" not in row.options
+        assert moved(before, gates(network)) == EXPECTED[stage[0]] - (set() if fabric else {"bottleneck"})
+    require_same_weights(network)
 
 
 class Idle(nn.Module):
@@ -105,10 +86,13 @@ class Idle(nn.Module):
 
 def run_rank(rank: int, meeting: str) -> None:
     """What one of two processes does."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    join(rank, meeting)
     for row in KINDS:
-        take_steps(row, rank)
+        network, _ = make_for_rank(row, rank)
+        if isinstance(network, FIRENet) and any(".wrs." in name for name, _ in network.named_parameters()):
+            take_stages(row, rank)
+        else:
+            take_two_steps(row, rank)
         print("trained", row.trainer, flush=True)
     wrapped = DistributedDataParallel(Idle())
     wrapped(torch.zeros(1, 2)).sum().backward()
@@ -285,7 +269,7 @@ class TestSynchronisedBatchNorm:
         network = build(row, PLAN).train()
         converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
         for each in (network, converted):
-            loss(each, image(PLAN)).backward()
+            loss_of(each, image(PLAN)).backward()
         assert_close(converted.state_dict(), network.state_dict())
         for name, parameter in converted.named_parameters():
             assert_close(parameter.grad, network.get_parameter(name).grad)
@@ -301,7 +285,7 @@ class TestSynchronisedBatchNorm:
             for name, module in network.named_modules():
                 if isinstance(module, nn.SyncBatchNorm):
                     module.register_forward_pre_hook(lambda *_, name=name, calls=calls: calls.append(name))
-            loss(network, x).backward()
+            loss_of(network, x).backward()
             orders.append(calls)
             assert len(calls) >= len(set(calls)) > 5
         assert orders[0] == orders[1]

@@ -53,6 +53,8 @@ ORDER = [
     "demo",
     "doctor",
     "submission",
+    "testing",
+    "template",
     "cli",
 ]
 
@@ -131,6 +133,8 @@ def test_trainer_path_is_the_folder(capsys):
         "evaluate",
         "benchmark",
         "export-submission",
+        "new-backbone",
+        "check-backbone",
         "demo",
     ],
 )

@@ -1,4 +1,4 @@
-"""The options of the conformance tests; pytest loads this wherever the package is installed, so it does nothing else."""
+"""The options of the conformance tests. Pytest loads this wherever the package is installed: nothing else is done."""
 
 from typing import Any
 

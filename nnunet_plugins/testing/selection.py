@@ -1,43 +1,43 @@
-"""Which rows are tested: those that a module names in `ROWS`, or those of `--backbone`."""
+"""Which rows are tested: those that a module names in `ROWS`, or those of `--backbone`. Knows pytest by name only."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import pytest
-
-from nnunet_plugins import backbones
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.rows import Backbone
-from nnunet_plugins.trainers.names import UnknownTrainerError, parse
+from nnunet_plugins.trainers.names import parse
+
+if TYPE_CHECKING:
+    import pytest
 
 
-def rows_of(metafunc: pytest.Metafunc) -> Sequence[Backbone]:
+def rows_of(metafunc: "pytest.Metafunc") -> Sequence[Backbone]:
     """Return the rows that a test is for.
 
     Raises:
-        pytest.UsageError: if none are named, or one that does not exist.
+        pytest.Collector.CollectError: if none are named, or one that does not exist.
     """
+    import pytest
+
     named = getattr(metafunc.module, "ROWS", None)
-    if named is not None:
-        for row in named:
-            find_row(row.trainer)
-        return list(named)
-    names = metafunc.config.getoption("--backbone")
-    if not names:
-        raise pytest.UsageError("which backbone? Give --backbone TRAINER, for example --backbone nnUNetTrainerFIRENet")
-    return [find_row(name) for name in names]
+    names = metafunc.config.getoption("--backbone") if named is None else [row.trainer for row in named]
+    try:
+        if not names:
+            raise InputError("which backbone? Give --backbone TRAINER, as --backbone nnUNetTrainerFIRENet")
+        return [find_row(name) for name in names]
+    except InputError as error:
+        raise pytest.Collector.CollectError(str(error)) from error
 
 
 def find_row(name: str) -> Backbone:
     """Return the row of a trainer's name.
 
     Raises:
-        pytest.UsageError: if there is none, or the name has modifiers, or is that of nnU-Net's own trainer.
+        InputError: if there is none, or the name has modifiers, or is that of nnU-Net's own trainer.
     """
-    try:
-        found = parse(name)
-    except UnknownTrainerError as error:
-        hint = " A package has to be installed to be found" if backbones.find(name.split("_")[0]) is None else ""
-        raise pytest.UsageError(f"{str(error).removeprefix('nnunet_plugins: ')}{hint}") from error
-    if found.modifiers or found.backbone is None:
-        wanted = found.backbone.trainer if found.backbone else "a backbone's"
-        raise pytest.UsageError(f"backbones are tested by their own name: {wanted}, not {name}")
+    found = parse(name)
+    if found.backbone is None:
+        raise InputError(f"{name} is nnU-Net's own trainer; give that of a backbone, of `nnunet-plugins list`")
+    if found.modifiers:
+        raise InputError(f"{name} has modifiers; a backbone is checked by its own name, {found.backbone.trainer}")
     return found.backbone

@@ -92,9 +92,9 @@ def test_trains(case: tuple[Backbone, str, Any]) -> None:
 
 @needed
 def test_saves_and_loads_into_the_form_nnunet_builds_for_inference(case: tuple[Backbone, str, Any]) -> None:
-    """nnU-Net predicts with a network that it builds anew, without deep supervision, and into which it loads the weights.
+    """nnU-Net predicts with a network that it builds anew, without deep supervision, and loads the weights into it.
 
-    It does so strictly: what is missing or is left over stops the prediction. Whatever the logits depend on has to be
+    It loads strictly: what is missing or is left over stops the prediction. Whatever the logits depend on has to be
     in the state, or predictions are others than in the validation.
     """
     row, plan, network = case
@@ -251,7 +251,7 @@ class TestRow:
 
     @needed
     def test_a_tiny_patch_works_or_is_named_before_training(self, row: Backbone) -> None:
-        """nnU-Net plans small patches for small images. One that does not fit is a ValueError when the network is built.
+        """Small images get small patches. One that does not fit is a ValueError when nnU-Net builds the network.
 
         It says "<size> voxels ...: axis <k> has <n> and needs at least <m>", and with m voxels it fits or another axis
         is named: `nnunet-plugins plan` looks for patches that way.
