@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from nnunet_plugins.rows import locate, path_of
@@ -28,6 +29,8 @@ class Adapted(nn.Module):
       them under the recipe `trainers.adapted.DeepSupervisionTrainer`, and at the first one alone under others.
     - The layers whose weights depend on the number of classes stand in `decoder.seg_layers`, under which name they are
       saved; they are still the module's own.
+    - Maps stay in half precision where autocast on GPUs would turn them to float32, as it does after group norm and
+      interpolation, which would double the memory of all that follows. Inside, these compute as they did.
 
     Args:
         body: the module.
@@ -54,6 +57,10 @@ class Adapted(nn.Module):
         # Registered first, because parameters go by the first name under which they are found.
         self.decoder = _Outputs(map(body.get_submodule, heads), deep_supervision)
         self.body = body
+        for module in body.modules():
+            # A softmax wants the digits, and what follows it is converted anyway.
+            if not isinstance(module, nn.Softmax) and not list(module.children()):
+                module.register_forward_hook(_keep_type)
         self._second_names = tuple(f"body.{name}." for name in heads)
         self.register_state_dict_post_hook(_leave_out_second_names)
         self.register_load_state_dict_pre_hook(_add_second_names)
@@ -149,11 +156,13 @@ class _Outputs(nn.Module):
 
 
 class _Trial:
-    """A module's twin on the meta device, where only sizes count and nothing is computed."""
+    """A module's twin without memory, of which only sizes count and nothing is computed."""
 
     def __init__(self, module: nn.Module, name: str, channels: int, classes: int, output: int) -> None:
         # Made there it might not be: some modules compute numbers as they are made.
-        self.module, self.name, self.output = copy.deepcopy(module).to("meta").train(), name, output
+        twins = {id(tensor): _without_memory(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+        self.device = next((twin.device for twin in twins.values()), torch.device("meta"))
+        self.module, self.name, self.output = copy.deepcopy(module, twins).train(), name, output
         self.channels, self.classes = channels, classes
         self.multiple: tuple[int, ...] = ()
         self.reason = ""
@@ -217,7 +226,7 @@ class _Trial:
     def _outputs(self, size: Sequence[int]) -> list[torch.Tensor] | None:
         """Return the outputs for a size; None if it is not taken, for a reason that is kept."""
         with torch.no_grad():
-            x = torch.empty(2, self.channels, *size, device="meta")
+            x = torch.empty(2, self.channels, *size, device=self.device)
             try:
                 result = self.module(x)
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
@@ -271,6 +280,23 @@ def _class_sized(one: nn.Module, other: nn.Module, name: str) -> list[str]:
     if "" in found:
         raise ValueError(f"{name}: the output layer's weights have to be in a module of their own")
     return list(dict.fromkeys(found))
+
+
+def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's twin on the meta device; itself if it has no memory anyway, as in forecasts."""
+    if isinstance(tensor, FakeTensor):
+        return tensor
+    twin = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+
+
+def _keep_type(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    """Return a layer's output in half precision if its input was."""
+    x = inputs[0] if inputs else None
+    if isinstance(x, torch.Tensor) and isinstance(output, torch.Tensor) and output.dtype == torch.float32:
+        if x.dtype in (torch.float16, torch.bfloat16):
+            return output.to(x.dtype)
+    return output
 
 
 def _leave_out_second_names(network: Adapted, state: dict[str, Any], prefix: str, _: Any) -> None:

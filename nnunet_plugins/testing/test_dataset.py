@@ -35,7 +35,7 @@ def setting(request: pytest.FixtureRequest) -> Setting:
 
 @needed
 def test_trains_on_the_plan(row: Backbone, setting: Setting) -> None:
-    """nnU-Net compares each output with the truth at the scale that the recipe names for it, and updates all weights."""
+    """nnU-Net compares each output with the truth at the scale that the recipe names, and updates all weights."""
     trainer: Any = trainer_class(row.trainer)
     with fake_tensors():
         network = build_network(trainer, setting).train()
