@@ -102,13 +102,17 @@ def environment(tmp_path_factory, wheel) -> Environment:
 
 
 def link_nnunet(environment: Environment) -> None:
-    """Put nnU-Net's installed wheel into an environment, with the console script that the doctor looks for."""
+    """Put nnU-Net's installed wheel into an environment, with console scripts, one of which the doctor looks for."""
     for entry in SITE.glob("nnunetv2*"):
         (environment.site / entry.name).symlink_to(entry)
-    entry_point = "from nnunetv2.run.run_training import run_training_entry; run_training_entry()"
-    script = environment.bin / "nnUNetv2_train"
-    script.write_text(f"#!{environment.bin / 'python'}\n{entry_point}\n")
-    script.chmod(0o755)
+    for name, module, function in [
+        ("nnUNetv2_train", "run.run_training", "run_training_entry"),
+        ("nnUNetv2_predict", "inference.predict_from_raw_data", "predict_entry_point"),
+    ]:
+        script = environment.bin / name
+        code = f"if __name__ == '__main__':\n    from nnunetv2.{module} import {function}\n    {function}()\n"
+        script.write_text(f"#!{environment.bin / 'python'}\n{code}")
+        script.chmod(0o755)
 
 
 def test_wheel_carries_the_startup_files_beside_the_package(wheel):

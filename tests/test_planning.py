@@ -148,6 +148,18 @@ def test_autocast_keeps_what_cuda_keeps(function, more):
     assert saved(function) - saved(lambda x: x) == more
 
 
+def test_the_stand_in_computes_norms_as_cuda_does():
+    """Group norm and layer norm keep float32 maps in CUDA's mixed precision, and half ones in the CPU's."""
+
+    def normed(x):
+        return nn.functional.layer_norm(nn.functional.group_norm(x, 2), (8, 8, 8))
+
+    with forecast.fake_tensors():
+        stand_in = measure_training(Layer(normed), (1, 1, 8, 8, 8), autocast=True)
+    with forecast.fake_tensors(), torch.device("cuda"):
+        assert stand_in.saved_bytes == forecast.saved_on_cuda(Layer(normed), (1, 1, 8, 8, 8), autocast=True)
+
+
 def test_the_optimizer_counts():
     peaks = [forecast_training(unet, SHAPE, autocast=False, optimizer_copies=n).peak_bytes_training for n in (1, 2)]
     assert peaks[1] - peaks[0] == 4 * sum(p.numel() for p in unet().parameters())

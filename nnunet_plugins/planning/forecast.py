@@ -35,7 +35,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nnunet_plugins.container import container_limit
 from nnunet_plugins.networks.layers.device import compute_as_on
@@ -126,8 +126,8 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 class _AsOnCUDA(TorchFunctionMode):
     """Lets CPU autocast stand in for CUDA's: keeps the bytes that CUDA keeps, where the two differ in our networks.
 
-    CUDA leaves softmax in float32, does not turn pooling and padding into float32, and saves a byte per voxel for
-    dropout. What layers compute again in the backward pass is beyond its reach: there PyTorch switches such modes off.
+    CUDA leaves softmax, group norm and layer norm in float32, does not turn pooling and padding into float32, and saves
+    a byte per voxel for dropout. What layers compute again in the backward pass is beyond its reach: there PyTorch switches such modes off.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -135,6 +135,10 @@ class _AsOnCUDA(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("softmax", "log_softmax"):
             kwargs = {**kwargs, "dtype": torch.float32}
+        elif name in ("group_norm", "layer_norm") and torch.is_autocast_enabled("cpu"):
+            args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
+            with torch.autocast("cpu", enabled=False):
+                return func(*args, **kwargs)
         elif name == "pad" or "pool" in name:
             with torch.autocast("cpu", enabled=False):
                 return func(*args, **kwargs)

@@ -41,9 +41,7 @@ def write_package(name: str, folder: Path, trainer: str | None = None) -> str:
     if keyword.iskeyword(module):
         raise InputError(f"{name!r} is a word of Python's own, and cannot be imported; choose another name")
     if importlib.util.find_spec(module) is not None:
-        raise InputError(
-            f"there is a module {module!r} already, and one of this name would hide it; choose another"
-        )
+        raise InputError(f"there is a module {module!r} already, and one of this name would hide it; choose another")
     trainer = trainer or STOCK_TRAINER + "".join(word.capitalize() for word in re.split("[-_]", name))
     require_free(trainer)
     if folder.exists():
