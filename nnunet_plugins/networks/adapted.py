@@ -293,10 +293,10 @@ def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
 def _keep_type(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
     """Return a layer's output in half precision if its input was."""
     x = inputs[0] if inputs else None
-    if isinstance(x, torch.Tensor) and isinstance(output, torch.Tensor) and output.dtype == torch.float32:
-        if x.dtype in (torch.float16, torch.bfloat16):
-            return output.to(x.dtype)
-    return output
+    if not isinstance(x, torch.Tensor) or not isinstance(output, torch.Tensor):
+        return output
+    halved = x.dtype in (torch.float16, torch.bfloat16) and output.dtype == torch.float32
+    return output.to(x.dtype) if halved else output
 
 
 def _leave_out_second_names(network: Adapted, state: dict[str, Any], prefix: str, _: Any) -> None:

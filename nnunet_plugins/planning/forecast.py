@@ -127,7 +127,8 @@ class _AsOnCUDA(TorchFunctionMode):
     """Lets CPU autocast stand in for CUDA's: keeps the bytes that CUDA keeps, where the two differ in our networks.
 
     CUDA leaves softmax, group norm and layer norm in float32, does not turn pooling and padding into float32, and saves
-    a byte per voxel for dropout. What layers compute again in the backward pass is beyond its reach: there PyTorch switches such modes off.
+    a byte per voxel for dropout. What layers compute again in the backward pass is beyond its reach: there PyTorch
+    switches such modes off.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

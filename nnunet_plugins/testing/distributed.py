@@ -4,6 +4,7 @@ nnU-Net's own launcher takes GPUs only, so the network is wrapped here as it wra
 """
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def loss_of(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     outputs = network(x)
     truth = torch.zeros(len(x), *x.shape[2:], dtype=torch.long)
     losses = [
-        functional.cross_entropy(out, truth[(slice(None), *map(slice, out.shape[2:]))])
+        functional.cross_entropy(out, truth[tuple(map(slice, (len(x), *out.shape[2:])))])
         for out in (outputs if isinstance(outputs, (list, tuple)) else [outputs])
     ]
     return torch.stack(losses).sum()
@@ -92,7 +93,7 @@ def take_two_steps(row: Backbone, rank: int) -> None:
         loss_of(wrapped, x).backward()
         if step == 0:
             for name, parameter in network.named_parameters():
-                assert_close(parameter.grad, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+                assert_close(parameter.grad, expected[name], msg=functools.partial("{}: {}".format, name))
         optimizer.step()
     require_same_weights(network)
 

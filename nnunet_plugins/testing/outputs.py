@@ -47,7 +47,7 @@ def require_gradients(network: nn.Module, *, numbers: bool = True, zeros: bool =
     if without:
         raise AssertionError(f"no gradient for {', '.join(without[:10])} ({len(without)} in all)")
     for name, parameter in network.named_parameters() if numbers else ():
-        gradient = parameter.grad
+        gradient: Any = parameter.grad
         if not torch.isfinite(gradient).all():
             raise AssertionError(f"{name} gets a gradient that is not finite")
         if parameter.dim() > 1 and not zeros and not gradient.any():

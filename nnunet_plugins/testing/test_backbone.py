@@ -252,7 +252,7 @@ class TestRow:
     def test_same_seed_same_weights(self, row: Backbone) -> None:
         """Trainings are repeated with a seed; a network that draws its weights elsewhere cannot be."""
         first, second = (build(row, smallest(row)).state_dict() for _ in range(2))
-        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert all(torch.equal(first[key], second[key]) for key in first), "other weights with the same seed"
 
     @needed
     def test_a_tiny_patch_works_or_is_named_before_training(self, row: Backbone) -> None:
