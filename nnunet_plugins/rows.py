@@ -17,7 +17,7 @@ STOCK_TRAINER = "nnUNetTrainer"
 class Backbone:
     """One network with its training recipe, under the name that `nnUNetv2_train -tr` takes.
 
-    A network knows torch and not nnU-Net, and keeps to this, which the conformance tests check for every row:
+    A network knows torch and not nnU-Net, and keeps to this, which `nnunet_plugins.testing` checks for every row:
 
     - It is a `torch.nn.Module` with a class method `from_plan(*, input_channels, num_classes, deep_supervision,
       patch_size, strides, kernel_sizes, **options)`, the last three as the plan has them, one stride and kernel per

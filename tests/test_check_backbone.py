@@ -55,7 +55,7 @@ def row(trainer, factory, dimensions, **options):
 
 
 BACKBONES = [
-    row("nnUNetTrainerLabSegResNet", segresnet, (3,), multiple=8),
+    row("nnUNetTrainerLabSegResNet", segresnet, (2,), multiple=8),
     row("nnUNetTrainerLabFaulty", Faulty, (2,)),
 ]
 '''
@@ -76,7 +76,7 @@ def lab(sandbox: Sandbox, tmp_path) -> Sandbox:
     """A sandbox with a lab's file, and the plans of a dataset, as far as they are looked at."""
     (tmp_path / "lab.py").write_text(LAB)
     sandbox.env["nnUNet_extTrainer"] = str(tmp_path)
-    plans, dataset = plans_and_dataset("3d anisotropic")
+    plans, dataset = plans_and_dataset("2d anisotropic")
     folder = sandbox.preprocessed / plans["dataset_name"]
     folder.mkdir(exist_ok=True)
     (folder / "conformance.json").write_text(json.dumps(plans))

@@ -49,7 +49,7 @@ CHOSEN = "Toy or registry or sample or recorded or record_ or readme or pickle o
 
 
 def test_a_new_row_touches_two_files_and_gets_all_tests(tmp_path):
-    for part in ("nnunet_plugins", "tests", "docs", "pyproject.toml", "README.md", "CITATION.cff"):
+    for part in ("nnunet_plugins", "tests", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md", "CITATION.cff"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, tmp_path / part)
     (tmp_path / "nnunet_plugins" / "networks" / "toy.py").write_text(NETWORK)
