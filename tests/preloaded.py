@@ -248,6 +248,7 @@ def _run(arguments: list[str], launcher: str) -> None:
 
     sys.executable = launcher
     multiprocessing.set_executable(launcher)
+    sys.path[1:1] = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     while arguments[0].startswith("-") and arguments[0] not in ("-c", "-m"):
         arguments = arguments[1:]  # options of the interpreter, which is the same anyway
     if arguments[0] == "-c":

@@ -61,8 +61,8 @@ def shorten(code: str) -> str:
             line += " --help"  # it takes a minute, and test_check_backbone.py runs it
         if line.startswith("nnunet-plugins new-backbone"):
             line = f"[ -d {line.split()[-1]} ] || {line}"  # another page may have made it
-        if command == "pip" and line.endswith(" mylab"):
-            line = line.replace("-e mylab", "-q --target $SITE mylab")  # not into the environment of the tests
+        if command == "pip" and line.endswith(" ./mylab"):
+            line = line.replace("-e", "-q --target $SITE")  # not into the environment of the tests
         elif command == "pip":
             line += " --dry-run --no-deps --no-build-isolation -q"
         lines.append(line)
@@ -125,9 +125,7 @@ def test_commands_run(page: Path, hippocampus: Sandbox):
         (hippocampus.root / "cluster.yaml").write_text(file)
     shortened = shorten("\n".join(lines)).splitlines()
     new = [line for line in shortened if line not in RUN_BEFORE]
-    script = "\n".join(
-        f"(cd {ROOT} && {line})" if line.startswith("pip") and "mylab" not in line else line for line in new
-    )
+    script = "\n".join(f"(cd {ROOT} && {line})" if re.match("pip(?!.* ./mylab$)", line) else line for line in new)
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=hippocampus.root,

@@ -1,6 +1,7 @@
 """The command `new-backbone`. Loads nothing heavy."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output or arguments.name)
     trainer = write_package(arguments.name, folder, arguments.trainer)
     print(f"Wrote {folder} with {trainer}. Next:")
-    print(f"  pip install --no-deps --no-build-isolation -e {folder}")
+    # With a separator in it, pip takes it for a folder and not for a package's name.
+    print(f"  pip install --no-deps --no-build-isolation -e {os.path.join(os.curdir, folder)}")
     print(f"  nnunet-plugins check-backbone {trainer}")
     print(f"  nnUNetv2_train 4 3d_fullres 0 -tr {trainer}")
     return 0
