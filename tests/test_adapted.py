@@ -10,6 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.adapted import Adapted
+from nnunet_plugins.planning.forecast import forecast_training, measure_training
+from nnunet_plugins.testing.outputs import full_precision_modules
 
 
 class Halving(nn.Module):
@@ -108,6 +110,34 @@ def test_a_patch_that_is_too_small_is_named_with_what_would_do():
     make(patch=(9, 4), times=3)
     with pytest.raises(ValueError, match="axis 0 has 8"):
         make(patch=(8, 4), times=3)
+
+
+class Normed(nn.Module):
+    """Layers that CUDA's autocast computes in float32."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(channels, 4, 2, 2), nn.GroupNorm(2, 4)
+        self.up, self.last = nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, classes, 1)
+
+    def forward(self, x):
+        return self.last(self.up(self.norm(self.first(x))))
+
+
+def test_maps_stay_in_half_precision():
+    def network():
+        return make(lambda *, input_channels, num_classes, **_: Normed(input_channels, num_classes))
+
+    assert full_precision_modules(network, (2, 2, 12, 20)) == []
+    adapted, x = network(), torch.randn(2, 2, 12, 20)
+    assert_close(adapted(x), adapted.body(x), msg="in single precision nothing is different")
+
+
+def test_its_memory_is_forecast():
+    """On tensors without memory, of which the network makes a twin of its own to find what it takes."""
+    counted = forecast_training(make, (2, 2, 12, 20), autocast=False)
+    assert counted == measure_training(make(), (2, 2, 12, 20), autocast=False)
+    assert forecast_training(make, (2, 2, 12, 20), autocast=True).parameters == counted.parameters
 
 
 def bad(kind):
