@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -195,7 +196,7 @@ def test_an_image_in_the_doctor_and_in_inference(world, capsys, name):
 def test_every_row_of_the_table_is_tried():
     tried = {name.partition(",")[0] for name in (*SAME, *OF_LABELS, *OF_IMAGES)}
     elsewhere = {"nothing fits", "same letters", "other letters", "loose", "colours", "spacing from elsewhere"}
-    elsewhere |= {"spacing in pixels", "spacing impossible", "other orientation"}
+    elsewhere |= {"spacing in pixels", "spacing impossible", "other orientation", "more images", "unlisted"}
     assert tried | elsewhere == set(KINDS)
 
 
@@ -212,6 +213,16 @@ def test_names_in_other_letters(world, capsys):
     said: list[str] = []
     assert len(find_cases(SETTINGS, world.raw / "imagesTr", world.root, said.append)) == 6
     assert "differs from another name only in capital letters" in said[0]
+
+
+def test_no_case_is_left_to_compare(world, capsys):
+    """All predictions have a truth that cannot be used, and --chill asks for no others."""
+    for case in "acde":
+        (world.root / "predicted" / f"{case}.nii.gz").unlink()
+    SAME["dead link"](world.file("labelsTr"))
+    places = [str(world.root / "predicted"), str(world.raw / "labelsTr"), "-o", str(world.root / "m.csv")]
+    assert main(["evaluate", *places, "--chill", "-np", "1"]) == 2
+    assert "b.nii.gz is a link to what is not there" in capsys.readouterr().err
 
 
 def test_composed_and_decomposed_names_are_one(world, capsys):
@@ -282,6 +293,13 @@ def test_inputs_of_other_formats_are_converted_or_named(tmp_path):
     assert {case.name: case.fault for case in cases if case.fault}.keys() == {"d.nii.gz", "e"}
     assert any("._a_0000.nii.gz" in line for line in said)
     assert any("notes.txt" in line for line in said)
+
+
+def test_an_image_in_two_files_is_one_case(tmp_path):
+    nibabel.save(nibabel.Nifti1Pair(intensities().T, np.diag([1, 1, 2, 1])), tmp_path / "a_0000.img")
+    (case,) = find_cases(SETTINGS, tmp_path, tmp_path / "out")
+    array, _ = read_image(case, SimpleITKIO(), ".nii.gz", ["MRI"])
+    assert np.array_equal(array[0], intensities())
 
 
 def test_what_a_conversion_would_hide_is_found(tmp_path):
