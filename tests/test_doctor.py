@@ -320,9 +320,9 @@ def test_no_more_processes_than_the_memory_has_room_for(dataset, monkeypatch):
 
     assert processes(None) == 8
     assert processes(2**40) == 8
-    one = 2**29 + 8 * voxels  # int16, its copy, float32
+    one = images._BASE + 8 * voxels  # int16, its copy, float32
     assert [processes(int(number * one / 0.7) + 100) for number in (0.5, 1, 3, 7)] == [1, 1, 3, 7]
-    larger = 2**29 + 14 * voxels  # nibabel's copy is of float64
+    larger = images._BASE + 14 * voxels  # nibabel's copy is of float64
     assert processes(int(3 * larger / 0.7) + 100, NibabelIO) == 3
     monkeypatch.setattr(images.os, "cpu_count", lambda: 2)
     assert processes(2**40) == 2

@@ -23,12 +23,16 @@ from image_files import (
     write_png,
     write_tif,
 )
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from PIL import Image
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.images.facts import KINDS
+from nnunet_plugins.images.writing import read_labels
 from nnunet_plugins.submission.cases import Case, find_cases
-from nnunet_plugins.submission.images import ImageError, read_image
+from nnunet_plugins.submission.images import ImageError, read_image, write_segmentation
 from nnunet_plugins.submission.settings import Settings
 
 CASES = ROOT.parent / "shared" / "cases"
@@ -300,6 +304,29 @@ def test_an_image_in_two_files_is_one_case(tmp_path):
     (case,) = find_cases(SETTINGS, tmp_path, tmp_path / "out")
     array, _ = read_image(case, SimpleITKIO(), ".nii.gz", ["MRI"])
     assert np.array_equal(array[0], intensities())
+
+
+@pytest.mark.parametrize("ending", [".tif", ".png", ".bmp"])
+@pytest.mark.parametrize(("kind", "label"), [("uint8", 2), ("uint16", 2), ("uint16", 300)])
+def test_a_segmentation_of_a_picture_is_written(tmp_path, ending, kind, label):
+    """Whose resolution, dots per inch, is no spacing to nnU-Net."""
+    file, reader = tmp_path / f"a_0000{ending}", Tiff3DIO() if ending == ".tif" else NaturalImage2DIO()
+    if ending == ".tif":
+        write_tif(file, labels(), resolution=(300, 300), resolutionunit="INCH")
+    else:
+        Image.fromarray(labels()[2]).save(file, dpi=(300, 300))
+    case = Case("a", (file,), tmp_path / f"out{ending}")
+    image, properties = read_image(case, reader, ending, ["MRI"])
+    segmentation = np.zeros(image.shape[1:], np.uint16)
+    segmentation.flat[9] = label
+    if ending == ".bmp" and kind == "uint16":
+        if label == 2:
+            with pytest.raises(ImageError, match="can only be written as uint8"):
+                write_segmentation(segmentation, properties, case, reader, ending, kind)
+        return
+    write_segmentation(segmentation, properties, case, reader, ending, kind)
+    assert np.array_equal(reader.read_seg(str(case.output))[0][0], segmentation)
+    assert read_labels(case.output)[0].dtype.name == kind or ending == ".bmp"
 
 
 def test_what_a_conversion_would_hide_is_found(tmp_path):

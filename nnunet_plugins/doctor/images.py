@@ -28,7 +28,7 @@ from nnunet_plugins.workers import FailedJobError, finish_jobs
 _SAMPLE = 1_000_000  # voxels are enough for percentiles
 _PER_PROCESS = 2**26  # bytes of files; for less, a process takes longer to start than to read
 _SHARE = 0.7  # of the free memory
-_BASE = 2**29  # bytes of a process, with its libraries
+_BASE = 3 * 2**28  # bytes of a process, with its libraries
 _UNPACKED = 20  # how many times larger than its file an image of an unknown format may be
 _LARGEST = 8  # files whose headers are looked at for the memory
 

@@ -271,6 +271,12 @@ def _take_spacing(found: Reading, contents: Contents, reader: BaseReaderWriter, 
         found.say("spacing unknown")
 
 
+def keeps_geometry(file: Path) -> bool:
+    """Tell whether nnU-Net knows from a file where its voxels lie; the resolution of a picture is none to it."""
+    ending = image_ending(file.name).lower()
+    return ending not in _PILLOW and not ending.startswith(".tif")
+
+
 def count_finite(array: NDArray[Any]) -> int:
     """Return how many numbers are finite, slice by slice: a mask of the whole would be a quarter of the image."""
     if array.ndim < 3:
