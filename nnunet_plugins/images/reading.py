@@ -241,9 +241,10 @@ def _look_at_header(found: Reading, reader: BaseReaderWriter, *, is_image: bool)
 
 def _look_at_tif(found: Reading, tif: tifffile.TiffFile, reader: BaseReaderWriter) -> None:
     page = tif.series[0].keyframe
-    found.kind = f"{8 * page.dtype.itemsize}-bit {_NUMBERS.get(page.dtype.kind, page.dtype.name)}"
-    if page.dtype.kind == "c":
-        found.say("complex", page.dtype.name)
+    kind = np.dtype(page.dtype)
+    found.kind = f"{8 * kind.itemsize}-bit {_NUMBERS.get(kind.kind, kind.name)}"
+    if kind.kind == "c":
+        found.say("complex", kind.name)
     elif page.samplesperpixel > 1 and isinstance(reader, Tiff3DIO):
         found.say("vector", f"{page.samplesperpixel} values per voxel")
     elif len(tif.series) > 1:
