@@ -188,7 +188,7 @@ KINDS = [
     spoiling("evaluate", "unused truth", lambda w, d: add_unused(w.raw / "labelsTr", d)),
     spoiling("infer", "unsound image", lambda w, d: make_unsound(any_of(w.raw / "imagesTr", d), d)),
     spoiling("infer", "other format", lambda w, d: cut_in_other_format(any_of(w.raw / "imagesTr", d), d)),
-    spoiling("split", "unused truth", lambda w, d: add_unused(w.preprocessed / "gt_segmentations", d)),
+    spoiling("split --leakage-check", "unused truth", lambda w, d: add_unused(w.preprocessed / "gt_segmentations", d)),
     spoiling("infer", "unused file", lambda w, d: add_unused(w.raw / "imagesTr", d)),
 ]
 
