@@ -99,8 +99,8 @@ def _mednext() -> list[_Row]:
 def _classics() -> list[Backbone]:
     """One row per network that others are compared with, and a second where its paper's recipe is another.
 
-    The narrow networks have one step more than the plans of the tests; those of all MedNeXts of one kernel are the same,
-    so that the tests build few of them.
+    The narrow networks have one step more than the plans of the tests. Those of all MedNeXts of one kernel are the
+    same, so that the tests build few of them.
     """
     unet, plain = "unet_classic.ClassicUNet", "backbone.BackboneTrainer"
     unet3d = {"features": (64, 128, 256, 512), "early_doubling": True, "norm": "batch", "up_bias": False}

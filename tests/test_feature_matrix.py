@@ -116,8 +116,10 @@ CHOSEN = {
 FAMILIES = {(row.network, row.recipe): row.trainer for row in reversed(BACKBONES)}
 COVERED = {(row.network, row.recipe) for row in BACKBONES if row.trainer in CHOSEN}
 CHEAPEST = {row.trainer: "2d" if 2 in row.dimensions else "3d_fullres, 1 channel" for row in BACKBONES}
-# But FCN-8s, whose checkpoints have 1 GB each, and what is nnU-Net's recipe with another optimizer and loss alone.
-LEFT_OUT = {row.trainer for row in BACKBONES if row.network.endswith(".FCN8s") or ".rivals." in row.recipe}
+# But recipes that are nnU-Net's with another optimizer and loss alone, and the larger ones of the classic networks, which
+# take minutes and, FCN-8s, checkpoints of 1 GB; the whole matrix has them.
+LARGE = ("UNet2015", "VNet", "UNetPlusPlus", "FCN8s")
+LEFT_OUT = {f"nnUNetTrainer{name}" for name in LARGE} | {r.trainer for r in BACKBONES if ".rivals." in r.recipe}
 SAMPLE = {
     **CHOSEN,
     **{

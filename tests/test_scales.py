@@ -12,7 +12,7 @@ from torch.testing import assert_close
 # Patch, strides after the first stage. The third has odd maps, which nnU-Net's own strides never make.
 PLANS = {
     "three stages": ((32, 32, 32), [[2, 2, 2]] * 2),
-    "six stages": ((64, 64, 64), [[2, 2, 2]] * 5),
+    "six stages": ((32, 32, 64), [[2, 2, 2]] * 5),
     "odd maps": ((40, 56, 40), [[2, 2, 2]] * 3),
     "anisotropic": ((10, 32, 48), [[1, 2, 2], [1, 2, 2], [2, 2, 2]]),
 }
@@ -23,10 +23,16 @@ NAMES = {
     "nnUNetTrainerUNetPlusPlusPaper_DiceLoss": [1 / 4] * 4,
 }
 
+# As deep as they are, but narrow.
+NARROW = {
+    "MedNeXt": {"width": 2, "blocks": (1,) * 9, "ratios": (2,) * 9},
+    "UNetPlusPlus": {"features": (2, 2, 2, 2, 2)},
+}
+
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """Make a trainer as far as its loss, with the narrow network."""
+    """Make a trainer as far as its loss, with a narrow network."""
 
     def trainer(name, plan):
         dataset = FakeDataset(tmp_path, monkeypatch)
@@ -39,15 +45,16 @@ def make(tmp_path, monkeypatch):
         made = dataset.trainer(name)
         monkeypatch.setattr(upstream, "infer_dataset_class", lambda folder: None)
         row = type(made).backbone
-        monkeypatch.setattr(type(made), "backbone", replace(row, options={**row.options, **row.narrow}))
+        monkeypatch.setattr(type(made), "backbone", replace(row, options=NARROW[row.network.split(".")[-1]]))
         made.initialize()
         return made
 
     return trainer
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "plan"), [(name, plan) for name in NAMES for plan in PLANS if "_" not in name or plan == "odd maps"]
+)
 def test_outputs_targets_and_weights_belong_together(make, name, plan):
     trainer = make(name, plan)
     patch_size = PLANS[plan][0]
