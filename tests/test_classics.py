@@ -13,6 +13,9 @@ from nnunet_plugins.networks.unetplusplus import UNetPlusPlus
 from nnunet_plugins.networks.vnet import VNet
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import locate
+from nnunet_plugins.trainers.backbone import BackboneTrainer
+from nnunet_plugins.trainers.checks import loss_piece
+from nnunet_plugins.trainers.compose import trainer_class
 
 ROWS = {row.trainer.removeprefix("nnUNetTrainer"): row for row in BACKBONES}
 
@@ -295,3 +298,61 @@ def test_u_net_plus_plus_gives_its_largest_u_net_first():
         nn.init.ones_(network.nodes["4_0"][2].bias)
         after = network(x)
     assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "axis", "least"),
+    [
+        (isotropic(UNetPlusPlus, 2, 1, 2, features=(2, 2, 2), norm="instance"), (4, 7), 1, 8),
+        (isotropic(UNetPlusPlus, 2, 1, 2, features=(2, 2, 2)), (3, 7), 0, 4),
+        (isotropic(VNet, 2, 1, 2, features=(2, 2), convolutions=(1, 1, 1)), (1, 2), 1, 3),
+        (isotropic(MedNeXt, 3, 1, 2, width=2, blocks=(1,) * 3, ratios=(2,) * 3), (2, 1, 2), 0, 3),
+    ],
+    ids=["instance norm", "no norm", "batch norm", "MedNeXt"],
+)
+def test_what_leaves_a_single_voxel_is_named(network, size, axis, least):
+    """A norm has no statistics over one, and pooling leaves none of three."""
+    message = (
+        rf"{'x'.join(map(str, size))} voxels is too small.*axis {axis} has {size[axis]} and needs at least {least}$"
+    )
+    with pytest.raises(ValueError, match=message):
+        network(torch.zeros(1, 1, *size))
+    enough = [least if n == axis else length for n, length in enumerate(size)]
+    assert network(torch.randn(2, 1, *enough)).shape == (2, 2, *enough)
+
+
+SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "rates"),
+    [
+        ("VNetPaper", SGD, [1e-4, 1e-4, 1e-5, 1e-5]),
+        ("AttentionUNetPaper", ADAM, [1e-4, 1e-4 * 0.2**0.9, 1e-4 * (1 / 6) ** 0.9, 1e-4 * (1 / 30) ** 0.9]),
+        ("SegResNetPaper", ADAM, [1e-4, 1e-4 * 0.2**0.9, 1e-4 * (1 / 6) ** 0.9, 1e-4 * (1 / 30) ** 0.9]),
+        ("UNetPlusPlusPaper", ADAM, [3e-4, 3e-4 * 0.2**0.9, 3e-4 * (1 / 6) ** 0.9, 3e-4 * (1 / 30) ** 0.9]),
+        ("MedNeXtSPaper", ADAMW, [1e-3, 1e-3 * 0.2**0.9, 1e-3 * (1 / 6) ** 0.9, 1e-3 * (1 / 30) ** 0.9]),
+        ("FCN8sPaper", SGD, [1e-4] * 4),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "_CELoss"])
+def test_the_papers_recipes(name, optimizer, rates, suffix, monkeypatch):
+    trainer = object.__new__(trainer_class(f"nnUNetTrainer{name}{suffix}"))
+    monkeypatch.setattr(BackboneTrainer, "initialize", lambda self: setattr(self, "loss", None))
+    trainer.initialize()
+    trainer.network, trainer.num_epochs, trainer.weight_decay = nn.Linear(2, 2), 30, 3e-5
+    made, schedule = trainer.configure_optimizers()
+    assert type(made) is optimizer
+    found = []
+    for epoch in (0, 24, 25, 29):
+        schedule.step(epoch)
+        found.append(made.param_groups[0]["lr"])
+    assert found == pytest.approx(rates)
+
+
+def test_dice_alone_is_the_loss_of_those_papers_that_say_so():
+    losses = {name: loss_piece(trainer_class(f"nnUNetTrainer{name}")) for name in ROWS if name.endswith("Paper")}
+    dice = {name for name, loss in losses.items() if loss and loss.name == "DiceLoss"}
+    assert dice >= {"VNetPaper", "SegResNetPaper", "AttentionUNetPaper"}
+    assert not dice & {"UNetPlusPlusPaper", "MedNeXtSPaper", "FCN8sPaper"}
+    assert losses["FCN8sPaper"].name == "CELoss"

@@ -45,7 +45,7 @@ class VNetPaperTrainer(nnUNetTrainerDiceLoss, PaperTrainer):
         """Return SGD with the paper's schedule."""
         optimizer = torch.optim.SGD(self.network.parameters(), self.initial_lr, momentum=0.99)
         # DropLR drops at two thirds of what it takes for the whole.
-        return optimizer, DropLR(optimizer, self.initial_lr, round(self.num_epochs * 5 / 4))
+        return optimizer, DropLR(optimizer, self.initial_lr, self.num_epochs * 5 // 4)
 
 
 class AttentionUNetPaperTrainer(nnUNetTrainerDiceLoss, PaperTrainer):
