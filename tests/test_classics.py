@@ -3,9 +3,12 @@
 import pytest
 import torch
 from conftest import saved_bytes
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from test_names import FakeDataset
 from torch import nn
 from torch.testing import assert_close
 
+from nnunet_plugins.cli import main
 from nnunet_plugins.networks.mednext import MedNeXt
 from nnunet_plugins.networks.segresnet import SegResNet
 from nnunet_plugins.networks.unet_classic import ClassicUNet
@@ -279,6 +282,33 @@ class TestUpKern:
         small, large = self.networks()
         name = "encoder.0.0.depthwise.weight"
         assert small.adopt(large.state_dict())[name].shape[2:] == (5, 5, 5)
+
+    def test_the_command_grows_a_checkpoint(self, tmp_path, monkeypatch, capsys):
+        """nnU-Net's `-pretrained_weights` then finds every weight in the right shape."""
+        data = FakeDataset(tmp_path, monkeypatch)
+        architecture = data.plans["configurations"]["3d_fullres"]["architecture"]
+        architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+        made = {}
+        for name in ("nnUNetTrainerMedNeXtS", "nnUNetTrainerMedNeXtSKernel5"):
+            plans = PlansManager(data.plans)
+            trainer, configuration = trainer_class(name), plans.get_configuration("3d_fullres")
+            made[name] = trainer.build_network_architecture(plans, configuration, 1, 3, True).state_dict()
+        arguments = {"plans": data.plans, "configuration": "3d_fullres", "dataset_json": data.dataset}
+        small, large = made
+        content = {"network_weights": made[small], "init_args": arguments, "trainer_name": small}
+        torch.save(content, tmp_path / "small.pth")
+        start = tmp_path / "start.pth"
+        assert main(["warm-start", str(tmp_path / "small.pth"), "-tr", large, "-o", str(start)]) == 0
+        assert "New weights, all others are the checkpoint's: none" in capsys.readouterr().out
+        written = torch.load(start, weights_only=False)["network_weights"]
+        assert {key: value.shape for key, value in written.items()} == {
+            key: value.shape for key, value in made[large].items()
+        }
+        assert torch.equal(written["stem.weight"], made[small]["stem.weight"])
+        # The other way is refused.
+        torch.save({**content, "network_weights": made[large]}, tmp_path / "large.pth")
+        assert main(["warm-start", str(tmp_path / "large.pth"), "-tr", small, "-o", str(tmp_path / "no.pth")]) == 2
+        assert "first of all encoder.0.0.depthwise.weight" in capsys.readouterr().err
 
 
 def test_u_net_plus_plus_without_its_side_heads():
