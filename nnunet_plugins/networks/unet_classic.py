@@ -156,18 +156,19 @@ class ClassicUNet(Pyramid):
         )
         self.pools = nn.ModuleList(MAX_POOL[dim](stride, stride) for stride in self.strides)
         keeps = early_doubling or upsampling == "linear"
-        up, expansion, gates = [], [], []
+        up, expansion = [], []
         for fine, coarse, stride, kernel in zip(features, features[1:], self.strides, kernel_sizes, strict=False):
             width = coarse if keeps else fine
-            after = norm if up_norm else None
-            up.append(Up(coarse, width, stride, kind=upsampling, norm=after, bias=up_bias))
+            up.append(Up(coarse, width, stride, kind=upsampling, norm=norm if up_norm else None, bias=up_bias))
             expansion.append(Convolutions([fine + width, fine, fine], kernel, norm=norm, bias=conv_bias))
-            gates.append(AttentionGate(fine, coarse, stride, norm=norm))
         self.up, self.expansion = nn.ModuleList(up), nn.ModuleList(expansion)
         self.signal: nn.Module | None = None
-        self.gates: Any = nn.ModuleList(gates[1:] if gated else [])
-        if gated:  # what the authors call the gating signal
+        self.gates: Any = nn.ModuleList()
+        if gated:
+            # What the authors call the gating signal.
             self.signal = Convolutions([features[-1]] * 2, (1,) * dim, norm=norm)
+            for fine, coarse, stride in zip(features[1:], features[2:], self.strides[1:], strict=False):
+                self.gates.append(AttentionGate(fine, coarse, stride, norm=norm))
         output = SideOutputs if side_outputs else Head
         channels = features[:-1] if side_outputs else features[:1]
         self.decoder = output(channels, num_classes, dim, deep_supervision=deep_supervision)
