@@ -33,7 +33,7 @@ def _list(arguments: argparse.Namespace) -> int:
                     "dimensions": list(row.dimensions),
                     "twin": row.twin,
                     "summary": row.summary,
-                    "source": asdict(backbones.source_of(row.trainer)),
+                    "source": asdict(backbones.source_of(row.trainer) or backbones.OWN),
                 }
                 for row in backbones.every().values()
             ],

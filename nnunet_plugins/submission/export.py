@@ -255,15 +255,16 @@ def _write_trainers(sources: Sequence[Source], models: Path) -> None:
 def _is_in_a_folder(source: Source) -> bool:
     """Tell whether a trainer, or the row of its network, is in no package."""
     row = getattr(source.trainer, "backbone", None)
-    of_a_package = row is None or backbones.source_of(row.trainer).distribution is not None
-    return not of_a_package or source.trainer.__module__.split(".")[0] not in ("nnunetv2", "nnunet_plugins")
+    place = backbones.source_of(row.trainer) if row else None
+    is_a_file = place is not None and place.distribution is None
+    return is_a_file or source.trainer.__module__.split(".")[0] not in ("nnunetv2", "nnunet_plugins")
 
 
 def _brought_by(sources: Sequence[Source]) -> list[str]:
     """Return the other packages that the networks come from."""
     rows = [row for source in sources if (row := getattr(source.trainer, "backbone", None))]
-    names = {backbones.source_of(row.trainer).distribution for row in rows} - {None, wheels.OWN}
-    return sorted(name for name in names if name)
+    names = {place.distribution for row in rows if (place := backbones.source_of(row.trainer))}
+    return sorted(name for name in names if name and name != wheels.OWN)
 
 
 def _no_sources(place: str, names: list[str]) -> list[str]:
