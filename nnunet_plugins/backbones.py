@@ -94,13 +94,9 @@ def find(trainer: str) -> Backbone | None:
     return OURS.get(trainer) or others().rows.get(trainer)
 
 
-def source_of(trainer: str) -> Source:
-    """Return where the row of a trainer comes from.
-
-    Raises:
-        KeyError: if there is no such row.
-    """
-    return OWN if trainer in OURS else others().sources[trainer]
+def source_of(trainer: str) -> Source | None:
+    """Return where the row of a trainer comes from; None if it is only in a trainer class of one's own."""
+    return OWN if trainer in OURS else others().sources.get(trainer)
 
 
 def every() -> Mapping[str, Backbone]:

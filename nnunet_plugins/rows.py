@@ -27,8 +27,10 @@ class Backbone:
     - `forward` maps images `(N, input_channels, *size)` to logits `(N, num_classes, *size)`, without a final
       nonlinearity, for any size from a smallest one on.
     - `decoder.deep_supervision` is a bool that nnU-Net sets: if it is True, `forward` returns a list, full size first,
-      of as many outputs as the recipe weighs: one, unless the recipe's class attribute `deep_supervision` is True. It
-      changes no parameter, so that a `state_dict` always fits.
+      of as many outputs as the recipe weighs: one, unless the recipe's class attribute `deep_supervision` is True. If
+      the outputs' scales are not those of the plan, the recipe is a `trainers.scales.ScalesTrainer`, and the network's
+      `output_sizes(size)` tells the size of each. If it is False, `forward` returns the first, or, where
+      `decoder.averaged` is True, the mean of all. It changes no parameter, so that a `state_dict` always fits.
     - `decoder.seg_layers` holds all that depends on the number of classes: nnU-Net's `-pretrained_weights` leaves out
       the keys with ".seg_layers." in them, and nothing else. `networks.layers.head.Head` has both, for networks with
       outputs at full size alone.

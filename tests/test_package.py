@@ -40,6 +40,8 @@ ORDER = [
     "registry",
     "networks.layers",
     "networks",
+    "images.facts",
+    "images.finding",
     "planning.names",
     "planning.architecture",
     "planning.preprocessed",

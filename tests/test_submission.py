@@ -542,6 +542,32 @@ def test_the_own_wheel_is_what_is_installed(tmp_path):
     assert "nnunet_plugins.start" in names
 
 
+def test_another_packages_wheel_is_what_is_installed(tmp_path, monkeypatch):
+    """A network's package may have come from a checkout or a file that is gone."""
+    site, info = tmp_path / "site", "my_lab-1.2.dist-info"
+    contents = {
+        "mylab/__init__.py": "ROWS = 3\n",
+        "mylab/__pycache__/__init__.pyc": "",
+        "../../bin/mylab": "#!/nowhere\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: my-lab\nVersion: 1.2\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/direct_url.json": '{"url": "file:///gone.whl", "archive_info": {}}',
+        f"{info}/entry_points.txt": "[nnunet_plugins.backbones]\nmylab = mylab:ROWS\n",
+    }
+    contents[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*contents, f"{info}/RECORD"])
+    for name, text in contents.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    monkeypatch.syspath_prepend(str(site))
+    (tmp_path / "wheels").mkdir()
+    wheel = wheels.write_wheel("my-lab", tmp_path / "wheels")
+    assert wheels.matching({"my-lab": "1.2"}, tmp_path / "wheels") == {"my-lab": wheel}
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target"]
+    subprocess.run([*command, str(tmp_path / "there"), str(wheel)], check=True)
+    assert (tmp_path / "there" / "mylab" / "__init__.py").read_text() == "ROWS = 3\n"
+    assert (tmp_path / "there" / info / "entry_points.txt").is_file()
+
+
 def test_the_lock_holds_all_that_is_needed():
     versions = wheels.locked()
     assert {"nnunet-plugins", "nnunetv2", "torch", "simpleitk", "numpy"} <= set(versions)

@@ -26,7 +26,7 @@ class Adapted(nn.Module):
 
     - Images are padded with zeros at the far end to the multiple that the module takes, and the logits cropped back.
     - Of several outputs, the one that counts comes first, the others after it by their size. Training looks at all of
-      them under the recipe `trainers.adapted.DeepSupervisionTrainer`, and at the first one alone under others.
+      them under the recipe `trainers.scales.ScalesTrainer`, and at the first one alone under others.
     - The layers whose weights depend on the number of classes stand in `decoder.seg_layers`, under which name they are
       saved; they are still the module's own.
     - Maps stay in half precision where autocast on GPUs would turn them to float32, as it does after group norm and
@@ -141,9 +141,11 @@ class Adapted(nn.Module):
         if not self.decoder.deep_supervision:
             return _crop(outputs[0], size)
         shares = [[n / whole for n, whole in zip(out.shape[2:], x.shape[2:], strict=True)] for out in outputs]
-        # As nnU-Net rounds the sizes of its smaller truths.
-        sizes = [[round(n * share) for n, share in zip(size, each, strict=True)] for each in shares]
-        return [_crop(out, each) for out, each in zip(outputs, sizes, strict=True)]
+        return [_crop(out, _part(size, share)) for out, share in zip(outputs, shares, strict=True)]
+
+    def output_sizes(self, size: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the size of each output for an image's."""
+        return [_part(size, scale) for scale in self.scales]
 
 
 class _Outputs(nn.Module):
@@ -257,6 +259,11 @@ def _in_order(result: Any, first: int, name: str = "the factory") -> list[torch.
     outputs = list(result)
     counts = outputs.pop(first)
     return [counts, *sorted(outputs, key=lambda out: -out[0, 0].numel())]
+
+
+def _part(size: Sequence[int], scale: Sequence[float]) -> tuple[int, ...]:
+    """Return a smaller size, rounded as nnU-Net rounds those of its smaller truths."""
+    return tuple(round(n * part) for n, part in zip(size, scale, strict=True))
 
 
 def _crop(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -9,7 +9,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_plugins.backbones import source_of
+from nnunet_plugins.backbones import Source, source_of
 from nnunet_plugins.planning.forecast import (
     GIB,
     device_memory,
@@ -98,8 +98,9 @@ class BackboneTrainer(ReliableTrainer):
 
     def _state(self) -> dict[str, Any]:
         # Where the network comes from; whoever has the checkpoint and not the package can ask `doctor`.
-        origin = asdict(source_of(self.backbone.trainer))
-        return {**super()._state(), ORIGIN: {**origin, "network": path_of(self.backbone.network)}}
+        origin = asdict(source_of(self.backbone.trainer) or Source(type(self).__module__))
+        network: Any = self.backbone.options.get("factory", self.backbone.network)  # of an adapted one, what makes it
+        return {**super()._state(), ORIGIN: {**origin, "network": path_of(network)}}
 
     def on_train_start(self) -> None:
         """Start or resume training, once its memory is known to suffice."""
