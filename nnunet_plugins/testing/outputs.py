@@ -9,10 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from nnunet_plugins.planning.forecast import cuda_autocast, fake_tensors
 
-_SEVERAL = (
-    "A module with several outputs needs a recipe that weighs them, "
-    "nnunet_plugins.trainers.adapted.DeepSupervisionTrainer"
-)
+_SEVERAL = "A module with several outputs needs a recipe that weighs them, nnunet_plugins.trainers.scales.ScalesTrainer"
 
 
 def require_outputs(outputs: Any, sizes: Sequence[Sequence[int]], classes: int) -> None:
