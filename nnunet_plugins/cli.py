@@ -55,7 +55,7 @@ def _trainer_path(arguments: argparse.Namespace) -> int:
 def _warm_start(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError
+    from nnunet_plugins.trainers.checkpoints import CheckpointError, UnsafeCheckpointError
     from nnunet_plugins.trainers.warm_start import write_warm_start
 
     if arguments.dataset:
@@ -78,6 +78,10 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     except UnsafeCheckpointError as error:
         hint = "If you trust whoever made it as you trust a program, use --run-code-in-checkpoint"
         raise InputError(f"{error}. {hint}") from error
+    except CheckpointError as error:
+        if "no 'network_weights'" not in str(error):
+            raise
+        raise InputError(f"{error}. For VGG16's file name the dataset with -d and the configuration with -c") from error
     print(f"New weights, all others are the checkpoint's: {', '.join(new) or 'none'}")
     print(f"Wrote {arguments.output}. Train with the same plans and fold:")
     print(f"  nnUNetv2_train ... -tr {arguments.trainer} -pretrained_weights {arguments.output}")

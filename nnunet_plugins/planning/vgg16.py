@@ -33,7 +33,6 @@ def write_vgg16_start(path: Path, trainer: str, dataset: str, configuration: str
         InputError: if there is no such trainer, or the plans cannot be used.
     """
     require_new(output)
-    weights = _read(path)
     setting = plan_setting(dataset, configuration, plans)
     try:
         network: Any = build_network(find_trainer(trainer), setting)
@@ -42,7 +41,7 @@ def write_vgg16_start(path: Path, trainer: str, dataset: str, configuration: str
     if not hasattr(network, "adopt_vgg16"):
         raise CheckpointError(f"{trainer} has no place for the weights of VGG16; nnUNetTrainerFCN8s has")
     try:
-        network.load_state_dict(network.adopt_vgg16(weights), strict=False)
+        network.load_state_dict(network.adopt_vgg16(_read(path)), strict=False)
     except ValueError as error:
         raise CheckpointError(f"{path} is another file: {error}; {WANTED}") from error
     write_start({"network_weights": network.state_dict(), "trainer_name": trainer}, output)
