@@ -5,8 +5,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from nnunet_plugins import __version__
+from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import trainer_folder
 from nnunet_plugins.arguments import lay_out, positive, whole
 from nnunet_plugins.benchmark import command_line as benchmark
@@ -15,32 +16,41 @@ from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.registry import BACKBONES, MODIFIERS
-from nnunet_plugins.rows import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER, path_of
 from nnunet_plugins.submission import command_line as submission
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    unusable = backbones.others().unusable
     if arguments.json:
         content = {
             "backbones": [
                 {
                     "trainer": row.trainer,
-                    "network": row.network,
+                    "network": path_of(row.network),
                     "options": dict(row.options),
                     "paper": row.paper,
                     "dimensions": list(row.dimensions),
                     "twin": row.twin,
                     "summary": row.summary,
+                    "source": asdict(backbones.source_of(row.trainer) or backbones.OWN),
                 }
-                for row in BACKBONES
+                for row in backbones.every().values()
             ],
+            "unusable": [asdict(one) for one in unusable],
             "modifiers": [{"name": m.name, "sets": m.slot, "summary": m.summary} for m in MODIFIERS],
         }
-        print(json.dumps(content, indent=2))
+        # Options may be anything, in other people's rows.
+        print(json.dumps(content, indent=2, default=str))
         return 0
     rows = [("trainer", "works in", "ablation twin", "what it is")]
-    rows += [(r.trainer, ", ".join(f"{d}D" for d in r.dimensions), r.twin, r.summary) for r in BACKBONES]
+    for row in backbones.every().values():
+        source = backbones.source_of(row.trainer)
+        origin = "" if source == backbones.OWN else f" (from {source})"
+        rows.append((row.trainer, ", ".join(f"{d}D" for d in row.dimensions), row.twin, row.summary + origin))
     print(lay_out(rows))
+    for one in unusable:
+        print(f"Left out: {one}")
     print(f"\nModifiers for these and for {STOCK_TRAINER}, each after one underscore, in any order:")
     print(lay_out([(f"  _{m.name}", m.summary) for m in MODIFIERS]))
     print(f"\nFor example: nnUNetv2_train 4 3d_fullres 0 -tr {BACKBONES[0].trainer}_100epochs_NoMirroring")

@@ -1,10 +1,11 @@
 """What a row of the registry says, and what a network has to keep to so that its row is all it needs.
 
-Loads nothing heavy: rows name networks and recipes by their import paths.
+Loads nothing heavy: rows name networks and recipes by their import paths. Those of a file, which has none, hold the
+classes themselves.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -45,8 +46,8 @@ class Backbone:
 
     Attributes:
         trainer: the trainer's name; no underscore, and not a name nnU-Net itself has.
-        network: import path of the network's class, or of the function that changes the plan's U-Net.
-        recipe: import path of the trainer class that holds the recipe, a `trainers.backbone.BackboneTrainer`.
+        network: import path of the network's class, or of the function that changes the plan's U-Net; or itself.
+        recipe: import path of the trainer class that holds the recipe, a `trainers.backbone.BackboneTrainer`; or it.
         summary: one line for tables.
         paper: where the network comes from.
         dimensions: spatial dimensions it works in.
@@ -57,8 +58,8 @@ class Backbone:
     """
 
     trainer: str
-    network: str
-    recipe: str
+    network: str | Callable[..., Any]
+    recipe: str | type
     summary: str
     paper: str
     dimensions: tuple[int, ...]
@@ -88,7 +89,14 @@ class Modifier:
     unsupported: tuple[str, ...] = ()
 
 
-def locate(path: str) -> Any:
+def locate(path: str | Callable[..., Any]) -> Any:
     """Import what a row names by a dotted path; an import that fails inside it shows its own reason."""
+    if not isinstance(path, str):
+        return path
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def path_of(thing: str | Callable[..., Any]) -> str:
+    """Return the import path of a row's network or recipe, for tables and records."""
+    return thing if isinstance(thing, str) else f"{thing.__module__}.{thing.__qualname__}"
