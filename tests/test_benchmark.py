@@ -12,12 +12,14 @@ from conftest import Sandbox, commands, write_dataset
 
 from nnunet_plugins.benchmark import conditions, equality, recipe
 from nnunet_plugins.benchmark.collect import read_log
+from nnunet_plugins.benchmark.done import is_made_from, is_trained
 from nnunet_plugins.benchmark.progress import Usage
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
-from nnunet_plugins.benchmark.tasks import Folders, is_made_from, is_preprocessed, is_trained, training_tasks
+from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import unfinished, write_text
+from nnunet_plugins.planning.preprocessed import is_preprocessed
 
 DATASET = "Dataset001_Small"
 
@@ -99,7 +101,7 @@ def test_every_need_stands_before_its_task(folders):
     assert len(set(names)) == len(names)
     for position, task in enumerate(tasks):
         assert set(task.needs) <= set(names[:position])
-        assert not task.is_done()
+        assert not task.is_done(folders.ledger)
     trainings = [task for task in tasks if task.training]
     assert len(trainings) == 3 * 2
     assert all(task.slot == "train" and {"--npz", "--c"} <= set(task.command) for task in trainings)
@@ -128,11 +130,11 @@ def test_plans_made_to_fit_are_known_by_what_they_are_made_from(folders):
         write_text(file, json.dumps({**plans, "configurations": {"2d": {**configuration, **changes}}}))
 
     write(fitted.with_name("nnUNetPlans.json"))
-    assert not fit.is_done()
+    assert not fit.is_done(folders.ledger)
     write(fitted, patch_size=[4, 4], batch_size=2)
-    assert fit.is_done()
+    assert fit.is_done(folders.ledger)
     write(fitted, spacing=[2, 2])
-    assert not fit.is_done()
+    assert not fit.is_done(folders.ledger)
 
 
 def test_plans_made_to_fit_may_have_other_stages_but_no_other_network(tmp_path):
@@ -199,6 +201,8 @@ def test_what_nnunet_chose_is_made_of_the_predictions_of_its_members(folders, be
     unet = question.runs()[0]
     scores = "".join(f"{name}: {score}\n" for name, score in {**SCORES, ENSEMBLE: 0.6, best: 0.9}.items())
     write_text(folders.best(unet, (0, 1)), f"***All results:***\n{scores}\n*Best*: {best}: 0.9\n")
+    task = next(task for task in result_tasks(question, folders, as_if_trained=True) if task.keeps_text)
+    folders.ledger.write(task.output, task.command, folders.ledger.identities(task.inputs), task.makes)
     tasks = prediction_tasks(question, folders, as_if_trained=True)
     saved = [task.title.rpartition(" ")[2] for task in tasks if "--save_probabilities" in task.command]
     joined = [task for task in tasks if task.command[0] == "nnUNetv2_ensemble"]
@@ -214,10 +218,13 @@ def test_what_nnunet_chose_is_made_of_the_predictions_of_its_members(folders, be
     assert "labelsTs" in " ".join(tasks[-1].command)
 
     # Predictions that were made before without probabilities are made again for an ensemble.
+    ledger = folders.ledger
     for task in tasks:
         if task.command[0] == "nnUNetv2_predict":
             task.output.mkdir(parents=True)
-            assert task.is_done() == ("--save_probabilities" not in task.command)
+            without = [part for part in task.command if part != "--save_probabilities"]
+            ledger.write(task.output, without, ledger.identities(task.inputs))
+            assert task.is_done(ledger) == ("--save_probabilities" not in task.command)
 
     # With another network, nnU-Net has to choose anew.
     more = protocol(trainers=("nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerAFN4"), test=True)
