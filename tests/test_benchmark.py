@@ -11,8 +11,9 @@ import pytest
 from conftest import Sandbox, commands, write_dataset
 
 from nnunet_plugins.benchmark import conditions, equality, recipe
-from nnunet_plugins.benchmark.collect import read_log
+from nnunet_plugins.benchmark.collect import collect, provenance, read_log
 from nnunet_plugins.benchmark.done import is_made_from, is_trained
+from nnunet_plugins.benchmark.engine import tasks_left
 from nnunet_plugins.benchmark.progress import Usage
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
@@ -44,6 +45,18 @@ def test_the_stock_trainer_is_the_baseline_wherever_it_stands():
         ("nnUNetTrainerFIRENet", "method"),
     ]
     assert protocol(trainers=("MyTrainer", "nnUNetTrainerFIRENet")).baseline() == "MyTrainer"
+
+
+@pytest.mark.parametrize(
+    ("trainers", "baseline"),
+    [
+        (("nnUNetTrainer_NoMirroring", "nnUNetTrainer"), "nnUNetTrainer"),
+        (("nnUNetTrainerFIRENet", "nnUNetTrainer_DA5", "nnUNetTrainer_NoMirroring"), "nnUNetTrainer_DA5"),
+        (("nnUNetTrainerFIRENet", "MyTrainer"), "nnUNetTrainerFIRENet"),
+    ],
+)
+def test_the_baseline_is_the_stock_trainer_or_else_its_first_variant(trainers, baseline):
+    assert protocol(trainers=trainers).baseline() == baseline
 
 
 def test_twins_and_presets_join_once():
@@ -85,6 +98,12 @@ def test_names_show_modifiers_only_where_they_differ():
         "nnUNetTrainer": "U-Net",
         "nnUNetTrainer_DA5": "U-Net DA5",
     }
+
+
+@pytest.mark.parametrize("more", [(), ("nnUNetTrainer",), ("nnUNetTrainer_DA5",)])
+def test_no_two_trainers_have_one_name(more):
+    trainers = ["nnUNetTrainerMyNet", "MyNet", *more]
+    assert len(set(short_names(trainers).values())) == len(trainers)
 
 
 # The graph
@@ -302,11 +321,13 @@ def prove(folders: Folders, question: Protocol, changes: dict[str, dict], *, acc
         change = changes.get(run.algorithm, {})
         settings = {"optimizer.lr": 0.01, "epochs": 10, "loss": "Dice", "loss.weight": 1, **change.get("recipe", {})}
         write_text(folders.recipe(run), json.dumps({"recipe": settings}))
-        hashes = {"plans": "p", "splits": "s", "data": "d", **change.get("hashes", {})}
+        hashes = {"plans": "p", "splits": "s", "data": "d", "recipe": conditions.hash_content(settings)}
+        hashes |= change.get("hashes", {})
         attempt = {"hashes": hashes, "environment": {"torch": "2.9", **change.get("environment", {})}}
         for fold in question.folds:
             folder = folders.fold(run, fold)
             folder.mkdir(parents=True)
+            (folder / "checkpoint_final.pth").touch()
             attempts = change.get("attempts", [attempt])
             conditions.conditions_file(folder).write_text(json.dumps({"attempts": attempts}))
     return equality.prove(runs, question.folds, folders, accepted=accepted)
@@ -456,6 +477,104 @@ def test_logs_of_a_training_that_was_resumed_are_one_curve(tmp_path):
     ]
     assert log["epochs"][0]["pseudo_dice"] == pytest.approx(0.6)
     assert log["voxels_per_second"] == pytest.approx(3000)
+
+
+def test_torn_lines_tell_nothing_and_logs_stand_in_the_order_of_time(tmp_path):
+    def write(moment: str, loss: str) -> None:
+        lines = (
+            "Epoch 0 ",
+            f"train_loss {loss} ",
+            "Current learning rate: 0.0",
+            "Current learning rate: 0.01 2026-01",
+            "Epoch time: 3.5 s ",
+        )
+        text = "".join(f"2026-01-02 03:04:05.000000: {line}\n" for line in lines)
+        (tmp_path / f"training_log_{moment}.txt").write_text(text)
+
+    write("2026_10_1_00_00_00", "0.2")
+    write("2026_9_30_00_00_00", "0.9")
+    write("2026_9_4_00_00_00", "-0.8-0.")
+    (row,) = read_log(tmp_path)["epochs"]
+    assert (row["train_loss"], row["learning_rate"], row["seconds"]) == (0.2, 0.0, 3.5)
+    (tmp_path / "training_log_2026_10_1_00_00_00.txt").unlink()
+    (tmp_path / "training_log_2026_9_30_00_00_00.txt").unlink()
+    (row,) = read_log(tmp_path)["epochs"]
+    assert "train_loss" not in row
+
+
+def finish(task, folders: Folders, text: str = "") -> None:
+    """Do as if a task had been done just now."""
+    if task.keeps_text or task.output.suffix:
+        write_text(task.output, text)
+    else:
+        task.output.mkdir(parents=True, exist_ok=True)
+    folders.ledger.write(task.output, task.command, folders.ledger.identities(task.inputs), task.makes)
+
+
+def test_what_was_found_with_other_folds_or_of_old_trainings_is_not_listed(folders):
+    question = protocol(folds=(0, 1))
+    for run in question.runs():
+        for fold in (0, 1, 2):
+            train(folders, run, fold)
+    best = next(task for task in result_tasks(question, folders) if task.keeps_text)
+    more = next(task for task in result_tasks(protocol(folds=(0, 1, 2)), folders) if task.keeps_text)
+    for task, model in ((best, "nnUNetTrainerFIRENet"), (more, "nnUNetTrainer")):
+        finish(task, folders, f"\n*Best*: {model}__nnUNetPlans__3d_fullres: 0.9\n")
+
+    def listed() -> list[str]:
+        record = collect(question, folders, [best], accept_unequal=True, command="")
+        return record.about["ensembles"]
+
+    assert listed() == ["*Best*: nnUNetTrainerFIRENet__nnUNetPlans__3d_fullres: 0.9"]
+    train(folders, question.runs()[1], 1, "trained again")
+    assert listed() == []
+
+
+def train(folders: Folders, run, fold: int, text: str = "") -> None:
+    """Do as if a fold had been trained."""
+    folder = folders.fold(run, fold)
+    for name in ("checkpoint_final.pth", "validation/a.pkl", "validation/a.npz"):
+        write_text(folder / name, text)
+    write_text(folder / "validation" / "summary.json", json.dumps(text))
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_after_a_fold_is_trained_again_no_old_figure_is_left(folders, fold):
+    question = protocol(test=True)
+    for part in ("imagesTs", "labelsTs"):
+        (folders.raw / DATASET / part).mkdir(parents=True)
+    unet, firenet = question.runs()
+    for run in (unet, firenet):
+        for number in (0, 1):
+            train(folders, run, number)
+
+    def tasks() -> list:
+        return [*result_tasks(question, folders), *prediction_tasks(question, folders)]
+
+    rows = "case,label,name,Dice,ASSD_mm,HD95_mm,NSD,volume_error_ml,volume_truth_ml,tolerance_mm,diagonal_mm\n"
+    for task in result_tasks(question, folders):
+        finish(
+            task, folders, f"\n*Best*: {firenet.model}: 0.9\n" if task.keeps_text else f"{rows}a,1,x,1,0,0,1,0,1,1,9\n"
+        )
+    for task in prediction_tasks(question, folders):
+        finish(task, folders, f"{rows}a,1,x,1,0,0,1,0,1,1,9\n")
+    assert all(task.is_done(folders.ledger) for task in tasks())
+    record = collect(question, folders, tasks(), accept_unequal=True, command="")
+    assert set(record.results["algorithm"]) == {"U-Net", "FIRENet", "U-Net + FIRENet", "FIRENet, post-processed"}
+    assert len(provenance(tasks(), folders)["outputs"]) == len(tasks())
+
+    train(folders, firenet, fold, "again")
+    assert [task.title.partition(": ")[2] for task in tasks_left(tasks(), folders.ledger)] == [
+        "cross-validated segmentations of FIRENet",
+        "metrics of FIRENet",
+        "best configuration, ensembles of all pairs, post-processing",
+        "metrics of U-Net + FIRENet",
+        "predict the test images with FIRENet",
+        "metrics of FIRENet on the test images",
+    ]
+    record = collect(question, folders, tasks(), accept_unequal=True, command="")
+    assert set(record.results["algorithm"]) == {"U-Net"}
+    assert len(record.failures) == 6
 
 
 # The command

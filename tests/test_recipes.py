@@ -9,13 +9,13 @@ from nnunet_plugins.benchmark.sources import overridden_methods
 
 DATASET = "Dataset001_Small"
 OPTIONS = {
-    "n_stages": 2,
-    "features_per_stage": [4, 8],
+    "n_stages": 3,
+    "features_per_stage": [4, 4, 4],
     "conv_op": "torch.nn.modules.conv.Conv2d",
-    "kernel_sizes": [[3, 3], [3, 3]],
-    "strides": [[1, 1], [2, 2]],
-    "n_conv_per_stage": [1, 1],
-    "n_conv_per_stage_decoder": [1],
+    "kernel_sizes": [[3, 3]] * 3,
+    "strides": [[1, 1], [2, 2], [2, 2]],
+    "n_conv_per_stage": [1, 1, 1],
+    "n_conv_per_stage_decoder": [1, 1],
     "conv_bias": True,
     "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
     "norm_op_kwargs": {"eps": 1e-5, "affine": True},
@@ -104,15 +104,14 @@ def describe(tmp_path, monkeypatch):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     folder = tmp_path / "preprocessed" / DATASET
     folder.mkdir()
+    (folder / "data").mkdir()
+    (folder / "data" / "a.b2nd").touch()
     (folder / "tiny.json").write_text(json.dumps(PLANS))
     (folder / "dataset.json").write_text(json.dumps(LABELS))
     namespace: dict = {"__name__": "mine"}
     exec(TRAINERS, namespace)
     find = "nnunetv2.utilities.find_objects.recursive_find_trainer_class_by_name"
     monkeypatch.setattr(find, namespace.get)
-    for module in ("nnUNet_preprocessed", "nnUNet_results"):
-        value = str(tmp_path / module.removeprefix("nnUNet_"))
-        monkeypatch.setattr(f"nnunetv2.training.nnUNetTrainer.nnUNetTrainer.{module}", value)
     return lambda trainer: recipe.describe(DATASET, "2d", "tiny", trainer)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_plugins.benchmark import conditions, equality
-from nnunet_plugins.benchmark.engine import read_state
+from nnunet_plugins.benchmark.engine import read_state, tasks_left
 from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
 from nnunet_plugins.benchmark.protocol import Protocol, Run
 from nnunet_plugins.benchmark.results import read_choice, trained_folds, whole_groups
@@ -46,16 +46,15 @@ def collect(
     """
     runs = protocol.runs()
     trained = trained_folds(protocol, folders)
-    done = [task for task in tasks if task.is_done(folders.ledger)]
+    unfinished = tasks_left(tasks, folders.ledger)
     # Of what is there, only what was made of the trainings as they are.
-    results = [_metrics(task) for task in done if task.rows]
+    results = [_metrics(task) for task in tasks if task.rows and task not in unfinished]
     costs, curves = [], []
     for run, folds in trained.items():
         for fold in folds:
             log = read_log(folders.fold(run, fold))
             costs.append({**run.identity, "fold": fold, **_cost(run, fold, log, folders)})
             curves += [{**run.identity, "fold": fold, **row} for row in log["epochs"]]
-    unfinished = [task for task in tasks if task not in done]
     proofs = []
     for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in runs):
         group = [run for run in runs if (run.dataset, run.configuration) == (dataset, configuration)]
@@ -75,10 +74,10 @@ def collect(
     )
 
 
-def provenance(tasks: Iterable[Task], folders: Folders) -> dict[str, Any]:
+def provenance(tasks: Sequence[Task], folders: Folders) -> dict[str, Any]:
     """Return the markers of all outputs, with the rows of the results that come from them; see `provenance.py`."""
-    done = [task for task in tasks if task.output and task.is_done(folders.ledger)]
-    markers = [(read_marker(task.output), task.rows) for task in done if task.output]
+    left = tasks_left(tasks, folders.ledger)
+    markers = [(read_marker(task.output), task.rows) for task in tasks if task.output and task not in left]
     return {"outputs": [replace(marker, of=dict(rows)).to_json() for marker, rows in markers if marker]}
 
 

@@ -184,7 +184,7 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
         outcome = _perform(found, protocol, folders, place, display, outcome)
     page = write_report(protocol, folders, tasks, accept_unequal=place.accept_unequal)
     _say(f"Time of this run: {duration(time.monotonic() - start)}\nReport: {page}")
-    left = [task for task in tasks if not task.is_done(folders.ledger)]
+    left = tasks_left(tasks, folders.ledger)
     for task in left:
         _say(f"Not done: {task.title}, log: {folders.output / 'logs' / f'{task.name}.log'}")
     return not left

@@ -183,7 +183,7 @@ def run_tasks(
 
 
 def tasks_left(tasks: Sequence[Task], ledger: Ledger) -> list[Task]:
-    """Return the tasks that are not done, or may not be when what they need is: then its output may be another one.
+    """Return the tasks that are not done, or whose output is made of that of another one that is not done.
 
     Args:
         tasks: a task stands after those that it needs.
@@ -191,7 +191,7 @@ def tasks_left(tasks: Sequence[Task], ledger: Ledger) -> list[Task]:
     """
     left: dict[str, Task] = {}
     for task in tasks:
-        if not left.keys().isdisjoint(task.needs) or not task.is_done(ledger):
+        if (task.output and not left.keys().isdisjoint(task.needs)) or not task.is_done(ledger):
             left[task.name] = task
     return list(left.values())
 
