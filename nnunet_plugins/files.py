@@ -227,6 +227,21 @@ def hold_lock(
             _open_locks.discard(file)
 
 
+def lock_descriptor(path: Path) -> int | None:
+    """Return the descriptor of a lock that this process holds; who inherits it holds the lock with it, and after it."""
+    return next((file.fileno() for file in _open_locks if file.name == str(path)), None)
+
+
+def adopt_lock(path: Path) -> None:
+    """Keep a lock that was inherited from those that this process forks, as its own are."""
+    descriptors = Path("/proc/self/fd")
+    known = {file.fileno() for file in _open_locks}
+    for number in [int(entry.name) for entry in descriptors.iterdir()] if descriptors.is_dir() else []:
+        with contextlib.suppress(OSError):  # the one that has listed them is gone
+            if number not in known and os.path.samestat(os.fstat(number), path.stat()):
+                _open_locks.add(os.fdopen(number, "a"))
+
+
 def lock_holder(path: Path) -> str:
     """Say who holds a lock that is held: process, machine, and since when; nothing if its file does not tell."""
     try:

@@ -613,12 +613,13 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     sandbox = Sandbox(tmp_path)
     sandbox.env["nnUNet_n_proc_DA"] = "1"
     write_dataset(sandbox.raw, DATASET, cases=6)
-    trainers = ["nnUNetTrainer_1epochs_1iterations", "nnUNetTrainerFIRENet_1epochs_1iterations"]
+    # nnU-Net's own, which knows nothing of locks, and one that asks for the lock that the benchmark holds for it.
+    trainers = ["nnUNetTrainer_tiny", "nnUNetTrainerFIRENet_1epochs_1iterations"]
     output = tmp_path / "out"
-    command = ["benchmark", "-d", 1, "-tr", *trainers, "MyTrainer_1epochs_1iterations", "-f", 0, 1, "--folds", 3]
+    command = ["benchmark", "-d", 1, "-tr", *trainers, "nnUNetTrainer_broken", "-f", 0, 1, "--folds", 3]
     command += ["--device", "cpu", "--retries", 0, "-o", output]
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "broken.py").write_text(BROKEN)
+    (tmp_path / "mine" / "mine.py").write_text(MINE)
     sandbox.env["nnUNet_extTrainer"] = str(tmp_path / "mine")
 
     # kill -9, as soon as the first training is done.
@@ -627,7 +628,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
             [commands() / "nnunet-plugins", *map(str, command)], env=sandbox.env, cwd=tmp_path, stdout=log, stderr=log
         )
         deadline = time.monotonic() + 600
-        while "train U-Net, fold 0: done" not in (tmp_path / "first.log").read_text():
+        while "train U-Net tiny, fold 0: done" not in (tmp_path / "first.log").read_text():
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -637,19 +638,21 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     before = (unet / "checkpoint_final.pth").stat().st_mtime_ns
 
     said = sandbox.run("nnunet-plugins", *command, ok=False)  # 1, because a trainer is broken
-    assert "train U-Net, fold 0: done before" in said
-    assert "train MyTrainer, fold 0: failed: exit code 1" in said
+    assert "train U-Net tiny, fold 0: done before" in said
+    assert "train U-Net broken, fold 0: failed: exit code 1" in said
     assert "not today" in said
     assert (unet / "checkpoint_final.pth").stat().st_mtime_ns == before
 
     page = (output / "report" / "index.html").read_text()
-    for text in ("FIRENet", "U-Net + FIRENet", "not today", "1 epoch x 1 iteration, folds 0 1"):
+    for text in ("FIRENet", "U-Net tiny + FIRENet", "not today", "1 epoch x 1 iteration, folds 0 1"):
         assert text in page
     results = (output / "report" / "results.csv").read_text()
     assert results.count("\n") == 1 + 3 * 4 * 2  # two networks and their ensemble, four cases, two labels
     proof = json.loads((output / "record" / "equality.json").read_text())[0]
     assert {"plans", "splits", "data"} <= set(proof["same"])
-    assert {found["what"] for found in proof["differences"] if found["algorithm"] == "FIRENet"} == {"deep supervision"}
+    firenet = "FIRENet 1epochs 1iterations"
+    differing = {found["what"] for found in proof["differences"] if found["algorithm"] == firenet}
+    assert differing == {"deep supervision", "own method __init__"}
 
     # The numbers are nnU-Net's own.
     summary = json.loads(next(output.glob("cross-validation/*FIRENet*/summary.json")).read_text())
@@ -657,7 +660,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     dice = [
         float(row[table[0].index("Dice")])
         for row in table[1:]
-        if row[table[0].index("algorithm")] == "FIRENet" and row[table[0].index("label")] == "1"
+        if row[table[0].index("algorithm")] == firenet and row[table[0].index("label")] == "1"
     ]
     assert sum(dice) / len(dice) == pytest.approx(summary["mean"]["1"]["Dice"], abs=1e-12)
 
@@ -669,16 +672,18 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     assert (copy / "report" / "index.html").is_file()
 
 
-BROKEN = """
+MINE = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
-class MyTrainer_1epochs_1iterations(nnUNetTrainer):
+class nnUNetTrainer_tiny(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.num_iterations_per_epoch = 1
         self.num_val_iterations_per_epoch = 1
 
+
+class nnUNetTrainer_broken(nnUNetTrainer_tiny):
     def on_train_start(self):
         raise RuntimeError("not today")
 """

@@ -370,6 +370,44 @@ def test_two_benchmarks_never_train_one_fold_at_once(tmp_path, kind):
     assert set(attempt["hashes"]) == {"plans", "splits", "data", "recipe"}
 
 
+DEAF = """
+import os, sys, time
+from pathlib import Path
+from nnunet_plugins.trainers.fold_folder import only_training
+fold = Path(sys.argv[1])
+with only_training(fold, print):
+    worker = os.fork()
+    if worker:
+        (fold / "pids").write_text(f"{os.getpid()} {worker}")
+    time.sleep(300)
+"""
+
+
+def test_a_training_that_outlives_its_starter_keeps_others_out_and_its_workers_do_not(tmp_path):
+    run, variables = preprocessed(tmp_path)
+    folders = Folders(*map(Path, variables.values()), tmp_path / "out")
+    fold = folders.fold(run, 0)
+    write_text(folders.recipe(run), json.dumps({"recipe": {}, "epochs": 1, "labels": []}))
+    more = {"variables": variables, "there": ["trained", str(fold)], "lock": str(fold / LOCK)}
+    command = [sys.executable, "-c", DEAF, str(fold)]
+    made = Order("job", command, str(folders.output), training=(run.identity, 0, "cpu"), **more)
+    write_text(made.file, json.dumps(vars(made)))
+    with subprocess.Popen([sys.executable, "-m", "nnunet_plugins.benchmark.run_task", str(made.file)]) as process:
+        wait_for(lambda: (fold / "pids").exists() and " " in (fold / "pids").read_text())
+        process.kill()
+    training, worker = map(int, (fold / "pids").read_text().split())
+    try:
+        with hold_lock(fold / LOCK) as held:
+            assert not held
+        os.kill(training, signal.SIGKILL)
+        wait_for(lambda: not alive(training))
+        assert alive(worker)
+        with hold_lock(fold / LOCK) as held:
+            assert held
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
 PREDICT = """
 import sys, time
 from pathlib import Path

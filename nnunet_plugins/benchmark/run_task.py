@@ -30,7 +30,7 @@ from nnunet_plugins.benchmark.done import is_done
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
 from nnunet_plugins.benchmark.results import EXPORTS
 from nnunet_plugins.benchmark.tasks import Folders, known_files
-from nnunet_plugins.files import hold_lock, lock_holder, unfinished, write_text
+from nnunet_plugins.files import hold_lock, lock_descriptor, lock_holder, unfinished, write_text
 from nnunet_plugins.provenance import Ledger, marker_file
 from nnunet_plugins.stop_request import STOPPED
 from nnunet_plugins.trainers.fold_folder import LOCK_IS_HELD
@@ -92,7 +92,7 @@ class Order:
 def run(order: Order) -> int:
     """Run a task to its end; returns the exit code."""
     state = _State(order)
-    lock = Path(order.lock) if order.lock else order.file.with_suffix(".lock")
+    lock = _lock(order)
     variables = {**os.environ, **order.variables}
     if order.training:
         variables[LOCK_IS_HELD] = str(lock)  # our trainers would take it themselves; nnU-Net's know nothing of it
@@ -111,6 +111,10 @@ def run(order: Order) -> int:
         code = FAILED
     state.write("done" if code == 0 else "failed", exit_code=code)
     return FAILED if code else 0
+
+
+def _lock(order: Order) -> Path:
+    return Path(order.lock) if order.lock else order.file.with_suffix(".lock")
 
 
 def _ledger(order: Order, variables: Mapping[str, str]) -> Ledger:
@@ -147,8 +151,11 @@ def _do(order: Order, state: "_State", variables: Mapping[str, str]) -> int:
             state.fraction = follower.fraction
             state.write("running", told=told)
 
+    # A training that outlives this process, should that be killed outright, still keeps others out of its folder.
+    lock = lock_descriptor(_lock(order)) if training else None
+    inherits = () if lock is None else (lock,)
     with usage:
-        code = command.run(order.command, variables, order.log, follow, started=usage.watch)
+        code = command.run(order.command, variables, order.log, follow, started=usage.watch, inherits=inherits)
     if training:
         training.end(usage)
     if code == STOPPED:
