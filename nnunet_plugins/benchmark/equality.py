@@ -17,6 +17,7 @@ from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.recipe import UNKNOWN
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.benchmark.unrecorded import known_of
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json
 
 SIZES = ("epochs", "iterations per epoch", "batch size", "patch size")
@@ -62,7 +63,7 @@ def prove(
     rows = [row for run in runs for fold in folds if (row := _recorded(run, fold, folders, recipes[run]))]
     if upcoming and rows:
         rows += [
-            _Row(run, fold, {**conditions.present_hashes(folders, run), "recipe": hash_content(recipes[run])})
+            _Row(run, fold, {**_present(run, folders), "recipe": hash_content(recipes[run])})
             for run in runs
             for fold in folds
             if not is_trained(folders.fold(run, fold))
@@ -123,6 +124,14 @@ def _recorded(run: Run, fold: int, folders: Folders, recipe: Mapping[str, Any]) 
     for name in dict.fromkeys(name for one in recipes for name in one):
         row.settings[name] = _summary(str(one.get(name, ABSENT)) for one in recipes)
     return row
+
+
+def _present(run: Run, folders: Folders) -> dict[str, str]:
+    """Return hashes of what a run would be trained on now; none where planning has failed."""
+    try:
+        return conditions.present_hashes(folders, run)
+    except (OSError, InputError):
+        return {}
 
 
 def _summary(values: Iterable[str]) -> str:
