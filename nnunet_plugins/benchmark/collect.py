@@ -186,7 +186,9 @@ def _about(
 ) -> dict[str, Any]:
     recipes = [json.loads(folders.recipe(run).read_text()) for run in protocol.runs() if is_json(folders.recipe(run))]
     budgets = dict.fromkeys(
-        f"{count(recipe['epochs'], 'epoch')} x {count(recipe['iterations'], 'iteration')}" for recipe in recipes
+        f"{count(recipe['epochs'], 'epoch')} x {count(recipe['iterations'], 'iteration')}"
+        for recipe in recipes
+        if recipe["epochs"] and recipe["iterations"]
     )
     versions = conditions.environment(protocol.device)
     return {

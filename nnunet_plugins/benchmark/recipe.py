@@ -149,18 +149,16 @@ def _own_methods(methods: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Return the methods by which a trainer may train otherwise, although all settings are the same.
 
     The network is what is compared. The methods of this package's own trainers are left out: that they take nnU-Net's
-    steps, its tests show; what they set otherwise is among the settings.
+    steps, its tests show; what they set otherwise is among the settings. So is what the variants that come with nnU-Net
+    set where they are made.
     """
-    found = {}
+    settings = {}
     for name, hashes in methods.items():
-        others = [f"{kind.rpartition('.')[2]} {value}" for kind, value in hashes.items() if not _is_ours(kind)]
+        known = "nnunet_plugins.", *(["nnunetv2."] if name == "__init__" else [])
+        others = [f"{kind.rpartition('.')[2]} {value}" for kind, value in hashes.items() if not kind.startswith(known)]
         if others and name != "build_network_architecture":
-            found[f"own method {name}"] = ", ".join(others)
-    return found
-
-
-def _is_ours(kind: str) -> bool:
-    return kind.startswith("nnunet_plugins.")
+            settings[f"own method {name}"] = ", ".join(others)
+    return settings
 
 
 def _recipe(trainer: Any, sizes: Mapping[str, Any], parts: _Parts) -> dict[str, Any]:
