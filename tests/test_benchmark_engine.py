@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -471,6 +472,18 @@ def test_a_good_cluster_file_becomes_jobs_of_one_task(tmp_path):
     assert train.max_workers_per_node == 1
     assert "module load cuda" in provider.worker_init
     assert str(Path(sys.executable).parent) in provider.worker_init
+
+
+def test_keys_are_kept_where_nobody_else_reads_them_or_not_used(tmp_path, monkeypatch):
+    """As on a disk that was mounted from Windows."""
+    (tmp_path / "cluster.yaml").write_text(GOOD)
+    monkeypatch.setattr(
+        tempfile, "mkdtemp", lambda *_, **__: (tmp_path / "open").mkdir(0o777) or str(tmp_path / "open")
+    )
+    with pytest.raises(BenchmarkError, match="would be no secret; give another folder with -o"):
+        configure(tmp_path, device="cuda", slots=1, retries=0, cluster=tmp_path / "cluster.yaml")
+    (train,) = configure(tmp_path, device="cpu", slots=1, retries=0, used=("train",)).executors
+    assert (train.encrypted, train.address) == (False, "127.0.0.1")
 
 
 @pytest.mark.parametrize("kind", ["lsf", "pbs"])
