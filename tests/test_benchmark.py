@@ -11,7 +11,8 @@ import pytest
 from conftest import Sandbox, commands, write_dataset
 
 from nnunet_plugins.benchmark import conditions, equality, recipe
-from nnunet_plugins.benchmark.collect import read_log
+from nnunet_plugins.benchmark.collect import collect
+from nnunet_plugins.benchmark.logs import read_log
 from nnunet_plugins.benchmark.progress import Usage
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
@@ -42,6 +43,8 @@ def test_the_stock_trainer_is_the_baseline_wherever_it_stands():
         ("nnUNetTrainerFIRENet", "method"),
     ]
     assert protocol(trainers=("MyTrainer", "nnUNetTrainerFIRENet")).baseline() == "MyTrainer"
+    assert protocol(trainers=("nnUNetTrainer_NoMirroring", "nnUNetTrainer")).baseline() == "nnUNetTrainer"
+    assert protocol(trainers=("MyTrainer", "nnUNetTrainer_DA5")).baseline() == "nnUNetTrainer_DA5"
 
 
 def test_twins_and_presets_join_once():
@@ -82,6 +85,14 @@ def test_names_show_modifiers_only_where_they_differ():
     assert short_names(["nnUNetTrainer", "nnUNetTrainer_DA5"]) == {
         "nnUNetTrainer": "U-Net",
         "nnUNetTrainer_DA5": "U-Net DA5",
+    }
+
+
+def test_no_two_trainers_share_a_name():
+    assert short_names(["nnUNetTrainer", "nnUNetTrainerMyNet", "MyNet"]) == {
+        "nnUNetTrainer": "U-Net",
+        "nnUNetTrainerMyNet": "nnUNetTrainerMyNet",
+        "MyNet": "MyNet",
     }
 
 
@@ -355,6 +366,42 @@ def test_a_training_that_went_on_under_other_conditions_is_not_equal(folders):
     assert found["value"] == "s, then t"
 
 
+def test_what_is_unknown_of_the_baseline_is_compared_among_the_others(folders):
+    """A baseline from before the benchmark has no record: it is no reference, and the methods differ all the same."""
+    question = protocol(trainers=("nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerAFN4"))
+    proof = prove(folders, question, {"U-Net": {"attempts": []}, "AFN4": {"hashes": {"splits": "other"}}})
+    (found,) = equality.refused(proof)
+    assert (found["algorithm"], found["what"], found["against"]) == ("AFN4", "splits", "FIRENet")
+    assert proof["same"] == []
+    unknown = [one["what"] for one in proof["differences"] if one["algorithm"] == "U-Net"]
+    assert unknown == ["plans", "splits", "data", "recipe", "torch"]
+
+
+def test_one_fold_without_a_record_hides_no_difference(folders):
+    proof = prove(folders, protocol(), {"FIRENet": {"hashes": {"plans": "other"}}})
+    (first, *_) = protocol().runs()
+    conditions.conditions_file(folders.fold(first, 0)).unlink()
+    proof = equality.prove(protocol().runs(), protocol().folds, folders, accepted=False)
+    assert [one["what"] for one in equality.refused(proof)] == ["plans"]
+    assert {"splits", "data"}.isdisjoint(proof["same"])
+
+
+def test_a_recipe_that_could_not_be_described_is_unknown_and_no_stop(folders):
+    prove(folders, protocol(), {})
+    folders.recipe(protocol().runs()[1]).unlink()
+    proof = equality.prove(protocol().runs(), protocol().folds, folders, accepted=False)
+    (found,) = proof["differences"]
+    assert (found["algorithm"], found["what"], found["value"]) == ("FIRENet", "recipe", "unknown")
+    assert equality.refused(proof) == []
+
+
+def test_recipes_are_compared_before_anything_is_trained(folders):
+    for run, epochs in zip(protocol().runs(), (10, 20), strict=True):
+        write_text(folders.recipe(run), json.dumps({"recipe": {"epochs": epochs}}))
+    (found,) = equality.refused(equality.prove(protocol().runs(), (0, 1), folders, accepted=False))
+    assert (found["algorithm"], found["what"], found["value"]) == ("FIRENet", "epochs", "20")
+
+
 def test_another_object_is_one_difference_not_one_per_attribute(folders):
     proof = prove(folders, protocol(), {"FIRENet": {"recipe": {"loss": "Focal", "loss.weight": 3, "loss.gamma": 2}}})
     assert [one["what"] for one in proof["differences"]] == ["loss"]
@@ -449,6 +496,41 @@ def test_logs_of_a_training_that_was_resumed_are_one_curve(tmp_path):
     ]
     assert log["epochs"][0]["pseudo_dice"] == pytest.approx(0.6)
     assert log["voxels_per_second"] == pytest.approx(3000)
+
+
+def test_a_torn_line_costs_that_line(tmp_path):
+    whole = ["Epoch 0 ", "train_loss 0.5 ", "val_loss 0.25 ", "Pseudo dice [0.5, 0.7] ", "Epoch time: 12.5 s "]
+    torn = ["train_loss 0.5-", "Pseudo dice [1e", "Epoch time: 1.2.", "Epoch time: . s", "Current learning rate: 0.0e "]
+    stamped = [f"2026-01-02 03:04:05.000000: {line}" for line in [*whole, *torn]]
+    odd = ["2026-13-42 99:99:99.0: predicting a", "a, shape torch.Size([1, , 30]), rank 0", "2026-01-02 03:0"]
+    (tmp_path / "training_log_2026_1.txt").write_text("\n".join([*stamped, *odd]))
+    (row,) = read_log(tmp_path)["epochs"]
+    assert (row["train_loss"], row["val_loss"], row["seconds"]) == (0.5, 0.25, 12.5)
+
+
+def test_logs_are_read_in_the_order_of_their_times(tmp_path):
+    """nnU-Net writes no leading zeros, so that as texts 10 comes before 9."""
+    for name, loss in (("2026_9_30_10_00_00", 0.9), ("2026_10_1_09_00_00", 0.5)):
+        lines = ["Epoch 0 ", f"train_loss {loss} ", "Epoch time: 12.5 s "]
+        (tmp_path / f"training_log_{name}.txt").write_text("\n".join(lines))
+    (row,) = read_log(tmp_path)["epochs"]
+    assert row["train_loss"] == 0.5
+
+
+def test_what_nnunet_chose_for_other_folds_is_not_listed(folders):
+    question = protocol()
+    first, second = question.runs()
+    for fold in question.folds:
+        for run in (first, second):
+            validation = folders.fold(run, fold) / "validation"
+            validation.mkdir(parents=True)
+            for name in ("summary.json", "a.npz", "a.pkl"):
+                (validation / name).write_text("{}")
+            (validation.parent / "checkpoint_final.pth").touch()
+    write_text(folders.best(first, question.folds), "*Best*: these folds\n")
+    write_text(folders.best(first, (0,)), "*Best*: another fold\n")
+    record = collect(question, folders, [], accept_unequal=False, command="")
+    assert record.about["ensembles"] == ["*Best*: these folds"]
 
 
 # The command

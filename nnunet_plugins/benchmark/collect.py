@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -15,15 +14,15 @@ import pandas as pd
 
 from nnunet_plugins.benchmark import conditions, equality
 from nnunet_plugins.benchmark.engine import read_state
-from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
+from nnunet_plugins.benchmark.logs import read_log
 from nnunet_plugins.benchmark.protocol import Protocol, Run
 from nnunet_plugins.benchmark.results import ensemble_name, read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
 from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.table import read_table
-from nnunet_plugins.report.comparison import count
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
+from nnunet_plugins.report.words import count
 
 
 def collect(
@@ -123,47 +122,6 @@ def _joint_identity(members: Sequence[Run], role: str) -> dict[str, str]:
     return {**_identity(members[0]), **names, "role": role}
 
 
-def read_log(fold: Path) -> dict[str, Any]:
-    """Read a training's logs, of which there is one for each time it was started or gone on with.
-
-    Returns:
-        `epochs`, rows with the columns of `CURVES` from `epoch` on, and `voxels_per_second` of the validation.
-    """
-    epochs: dict[int, dict[str, Any]] = {}
-    voxels_per_second = np.nan
-    for file in sorted(fold.glob("training_log*.txt")):
-        epoch: dict[str, Any] = {}
-        begun, voxels = 0.0, 0
-        for line in file.read_text(errors="replace").splitlines():
-            found = STAMP.match(line)
-            text = line[found.end() :].strip() if found else line.strip()
-            if match := re.fullmatch(r"Epoch (\d+)", text):
-                epoch = epochs[int(match[1])] = {"epoch": int(match[1])}
-            elif match := re.fullmatch(r"Current learning rate: (\S+)", text):
-                epoch["learning_rate"] = float(match[1])
-            elif match := re.fullmatch(r"(train_loss|val_loss) (\S+)", text):
-                epoch[match[1]] = float(match[2])
-            elif text.startswith("Pseudo dice "):
-                values = [value for value in pseudo_dice(text) if not np.isnan(value)]
-                epoch["pseudo_dice"] = float(np.mean(values)) if values else np.nan
-            elif match := re.fullmatch(r"Epoch time: (\S+) s", text):
-                epoch["seconds"] = float(match[1])
-            elif found and text.startswith("predicting ") and not begun:
-                begun = _seconds(found[0])
-            elif match := re.search(r", shape torch.Size\(\[([\d, ]+)\]\)", text):
-                voxels += int(np.prod([int(n) for n in match[1].split(",")][1:]))
-            elif found and text.startswith("Validation complete") and begun:
-                voxels_per_second = voxels / max(_seconds(found[0]) - begun, 1e-3)
-    rows = [row for _, row in sorted(epochs.items()) if "seconds" in row]
-    return {"epochs": rows, "voxels_per_second": voxels_per_second}
-
-
-def _seconds(stamp: str) -> float:
-    moment = stamp.rstrip(": ")
-    whole, _, fraction = moment.partition(".")
-    return time.mktime(time.strptime(whole, "%Y-%m-%d %H:%M:%S")) + float(f"0.{fraction}")
-
-
 def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict[str, Any]:
     file = folders.recipe(run)
     recipe = json.loads(file.read_text()) if is_json(file) else {}
@@ -224,7 +182,7 @@ def _about(
             f"{dataset}/{configuration}": _images(dataset, configuration, trained, folders)
             for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in trained)
         },
-        "ensembles": _best(folders),
+        "ensembles": _best(protocol, trained, folders),
         "complete": complete,
     }
 
@@ -284,7 +242,8 @@ def _listed_images(folder: Path) -> dict[str, str]:
     return {case: str(Path(os.path.abspath(folder / image))) for case, image in listed.items()}
 
 
-def _best(folders: Folders) -> list[str]:
-    """Return what nnU-Net's find_best_configuration found."""
-    files = sorted((folders.output / "best").glob("*.txt"))
-    return [line.strip() for file in files for line in file.read_text().splitlines() if line.startswith("*Best*")]
+def _best(protocol: Protocol, trained: Mapping[Run, list[int]], folders: Folders) -> list[str]:
+    """Return what nnU-Net's find_best_configuration found for these folds; files of others lie beside them."""
+    files = dict.fromkeys(folders.best(group[0], protocol.folds) for group in whole_groups(trained, protocol))
+    texts = [file.read_text() for file in files if file.is_file()]
+    return [line.strip() for text in texts for line in text.splitlines() if line.startswith("*Best*")]

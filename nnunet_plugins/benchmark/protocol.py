@@ -61,7 +61,7 @@ class Protocol:
     Attributes:
         datasets: full names.
         configurations: of every dataset.
-        trainers: any that nnU-Net finds; the first stock one among them is the baseline, or else the first.
+        trainers: any that nnU-Net finds; the stock one is the baseline, or else its first variant, or else the first.
         plans: plans that all networks share, or from which each one's own are made.
         gpu_memory: in GiB, what every network may use, on plans of its own that are made to fit; None for shared plans.
         folds: folds to train.
@@ -95,8 +95,9 @@ class Protocol:
 
     def baseline(self) -> str:
         """Return the trainer that the others are compared with."""
+        exact = [trainer for trainer in self.trainers if trainer == STOCK_TRAINER]
         stock = [trainer for trainer in self.trainers if split_name(trainer)[0] == STOCK_TRAINER]
-        return (stock or self.trainers)[0]
+        return (exact or stock or self.trainers)[0]
 
     def plans_of(self, trainer: str) -> str:
         """Return the name of the plans that a trainer is trained with."""
@@ -142,11 +143,15 @@ def twin_of(trainer: str) -> str | None:
 
 
 def short_names(trainers: Sequence[str]) -> dict[str, str]:
-    """Return what tables call the trainers: the network, with modifiers only where the trainers differ in them."""
+    """Return what tables call the trainers: the network, with modifiers only where the trainers differ in them.
+
+    Two trainers never share a name: where they would, as nnUNetTrainerMyNet and MyNet, it is their own.
+    """
     parts = {trainer: split_name(trainer) for trainer in trainers}
     same = len({modifiers for _, modifiers in parts.values()}) == 1
     names = {}
     for trainer, (base, modifiers) in parts.items():
         network = base.removeprefix(STOCK_TRAINER) or "U-Net"
         names[trainer] = network if same else network + modifiers.replace("_", " ")
-    return names
+    taken = list(names.values())
+    return {trainer: name if taken.count(name) == 1 else trainer for trainer, name in names.items()}

@@ -27,7 +27,7 @@ def write_table(path: Path, table: pd.DataFrame, **options: str) -> None:
         table: to write, without its index.
         options: for pandas.
     """
-    texts = _map_texts(table, _mark)
+    texts = map_texts(table, _mark)
     write_text(path, texts.to_csv(index=False, **options))
 
 
@@ -39,16 +39,25 @@ def read_table(file: Path, types: Mapping[str, type]) -> pd.DataFrame:
         ValueError: if it is no CSV file.
     """
     table = pd.read_csv(file, dtype=dict(types), keep_default_na=False, na_values=[""])
-    return _map_texts(table, _unmark)
+    return map_texts(table, _unmark)
 
 
-def _map_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
-    texts = {
-        str(name): column.map(lambda value: change(value) if isinstance(value, str) else value)
-        for name, column in table.items()
-        if not pd.api.types.is_numeric_dtype(column)
-    }
-    return table.assign(**texts)
+def map_texts(table: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """Return the table with its texts changed, each different one once."""
+    return table.assign(
+        **{
+            str(name): _map_column(column, change)
+            for name, column in table.items()
+            if not pd.api.types.is_numeric_dtype(column)
+        }
+    )
+
+
+def _map_column(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
+    codes, values = pd.factorize(column)
+    changed = [change(value) if isinstance(value, str) else value for value in values]
+    # Missing ones have the code -1.
+    return pd.Series(np.array([*changed, np.nan], dtype=object)[codes], column.index, dtype=object)
 
 
 def _mark(text: str) -> str:
