@@ -31,7 +31,7 @@ def _algorithms(names: Sequence[str], own_plan: bool) -> list[dict[str, str]]:
             "plans": PLANS,
             "trainer": name,
             "algorithm": name,
-            "role": "baseline" if name == STOCK_TRAINER else "twin" if name in twins else "method",
+            "role": "baseline" if name == names[0] else "twin" if name in twins else "method",
         }
         for name in names
     ]

@@ -53,7 +53,7 @@ def write_challenger(analysis: Analysis, path: Path) -> None:
             parts.append(pd.DataFrame({**columns, "metric": metric, "value": scores.values[metric][chosen].ravel()}))
     columns = ["task", "algorithm", "case", "metric", "value"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    write_table(path, table, na_rep="NA")
+    write_table(path, table, missing="NA")
 
 
 def write_markdown(analysis: Analysis, path: Path) -> None:
@@ -155,8 +155,6 @@ def _latex_table(section: Section, title: str, number: int) -> str:
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    # These would be an option of the line that ends before them.
-    **{character: f"{{{character}}}" for character in "[]*"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -175,8 +173,8 @@ _KNOWN = {chr(number) for number in range(0xA1, 0x17F)} - set("«»ÐÞðþĄą�
 
 def _latex(text: str) -> str:
     """Return text, on one line, that LaTeX prints as it is."""
-    # Two hyphens would become a dash.
-    text = re.sub("-(?=-)", "-\0", " ".join(text.split()))
+    # Two hyphens would become a dash; what begins so, an option of the line that ends before it.
+    text = re.sub(r"-(?=-)|^(?=[\[*])", "\\g<0>\0", " ".join(text.split()))
     return "".join(
         _LATEX.get(letter) or (letter if letter.isascii() or letter in _KNOWN else f"U+{ord(letter):04X}")
         for letter in text
