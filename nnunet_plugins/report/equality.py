@@ -103,7 +103,7 @@ class Equality:
         """The differences for which runs may not stand side by side; none, if the user has accepted them."""
         return [] if self.accepted else [found for found in self.differences if not found["allowed"]]
 
-    @property
+    @cached_property
     def unknown(self) -> dict[str, dict[str, list[int]]]:
         """What is not known: by algorithm and setting, the folds."""
         found: dict[str, dict[str, list[int]]] = {}

@@ -140,9 +140,11 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
     with drawing():
         columns = 1 if any(len(name) > 26 for name in names) else 2
         legend = 0.2 * -(-len(names) // columns) + 0.1
-        figure = Figure(figsize=(WIDTH, 5.6 + legend), layout="constrained")
-        above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(5.6, legend)))
-        rows = above.subplots(len(panels), 1, sharex=True)
+        height = 5.6 + legend
+        figure = Figure(figsize=(WIDTH, height))
+        edges = {"left": 0.15, "right": 0.98, "top": 1 - 0.08 / height, "bottom": (legend + 0.5) / height}
+        rows = figure.subplots(len(panels), 1, sharex=True, gridspec_kw={**edges, "hspace": 0.1})
+        figure.align_ylabels(rows)
         for axes, label in zip(rows, panels.values(), strict=True):
             axes.set_ylabel(label)
         for name in names:
@@ -155,8 +157,13 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
         if curves["epoch"].nunique() == 1:
             rows[-1].set_xlim(curves["epoch"].iloc[0] - 1, curves["epoch"].iloc[0] + 1)
         handles = [Line2D([], [], color=looks[name].colour, linestyle=looks[name].dashes, lw=2) for name in names]
-        below.legend(
-            handles, [wrapped(name, 60) for name in names], loc="center", ncols=columns, borderpad=0, handlelength=3.2
+        figure.legend(
+            handles,
+            [wrapped(name, 60) for name in names],
+            loc="lower center",
+            ncols=columns,
+            borderpad=0,
+            handlelength=3.2,
         )
         return to_svg(figure, key, title, "Losses and pseudo Dice over the epochs, folds thin, their means thick")
 

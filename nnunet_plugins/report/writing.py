@@ -138,19 +138,20 @@ def write_latex(analysis: Analysis, path: Path) -> None:
 
 
 def _latex_table(section: Section, title: str, number: int) -> str:
-    table = section.table.astype(str).map(_latex)
+    table = section.table
     sides = [r"p{0.25\linewidth}" if name == "Flags" else "l" if name in TEXTS else "r" for name in table.columns]
-    table.columns = pd.Index([_latex(str(name)) for name in table.columns])
-    return str(
-        table.to_latex(
-            index=False,
-            escape=False,
-            caption=_latex(f"{title}: {section.caption}"),
-            label=f"tab:benchmark-{number}",
-            column_format="".join(sides),
-            longtable=len(table) > _LONG,
-        )
-    ).strip()
+    head, *rows = (
+        " & ".join(_latex(str(value)) for value in row) + r" \\"
+        for row in [table.columns, *table.itertuples(index=False)]
+    )
+    caption = [rf"\caption{{{_latex(f'{title}: {section.caption}')}}}", rf"\label{{tab:benchmark-{number}}}"]
+    titled = [r"\toprule", head, r"\midrule"]
+    if len(table) > _LONG:
+        begin = [rf"\begin{{longtable}}{{{''.join(sides)}}}", " ".join(caption) + r" \\"]
+        begin += [*titled, r"\endfirsthead", *titled, r"\endhead", r"\bottomrule", r"\endfoot"]
+        return "\n".join([*begin, *rows, r"\end{longtable}"])
+    begin = [r"\begin{table}", *caption, rf"\begin{{tabular}}{{{''.join(sides)}}}", *titled]
+    return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
 _LATEX = {
