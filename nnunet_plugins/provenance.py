@@ -23,7 +23,6 @@ all markers in `provenance.json`, {"outputs": [marker, ...]}; there each has bes
 import contextlib
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -168,6 +167,15 @@ class Ledger:
         write_text(marker_file(output), json.dumps(marker.to_json(), indent=1))
         return marker
 
+    def begin(self, part: Path, command: Sequence[str], inputs: Mapping[str, str]) -> None:
+        """Write down of what an unfinished output is being made, so that the next attempt knows whether to go on."""
+        marker = Marker(self.names(command), author(command), dict(inputs), {})
+        write_text(marker_file(part), json.dumps(marker.to_json(), indent=1))
+
+    def was_begun(self, part: Path, command: Sequence[str], inputs: Mapping[str, str]) -> bool:
+        """Tell whether an unfinished output was being made by this command of these inputs."""
+        return read_marker(part) == Marker(self.names(command), author(command), dict(inputs), {})
+
     def differences(self, marker: Marker) -> dict[str, tuple[str, str | None]]:
         """Compare what a marker says with what is there.
 
@@ -186,7 +194,10 @@ class Ledger:
 
     def names(self, command: Sequence[str]) -> list[str]:
         """Return a command with the names that markers give to its files."""
-        return ["python" if part == sys.executable else self.name(part) for part in command]
+        program, *arguments = command
+        # Of the interpreter there may be links.
+        program = "python" if Path(program).name.startswith("python") else self.name(program)
+        return [program, *map(self.name, arguments)]
 
     def _identity(self, path: Path) -> str:
         if path.is_dir():

@@ -75,6 +75,8 @@ class StopRequest:
         if first:
             # Not print, which must not be entered a second time from within a handler. Whoever reads the output may be
             # gone: `tee` by the same Ctrl-C, a terminal by the hang-up that the signal tells of.
+            if sys.stderr is None:  # closed before Python began: 2 may be any other file
+                return
             with contextlib.suppress(OSError):
                 os.write(2, f"\nnnunet_plugins: {self.signal}: {self._answer}\n".encode())
 
@@ -102,6 +104,8 @@ def drop_unread_output(*failed: TextIO) -> None:
         failed: streams that are known to be read by nobody.
     """
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # closed before Python began
+            continue
         try:
             if stream in failed:
                 raise BrokenPipeError

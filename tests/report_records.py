@@ -145,15 +145,14 @@ def _equality(
     dataset: str, configuration: str, names: Sequence[str], folds: int, unequal: bool, accepted: bool
 ) -> dict[str, Any]:
     """What was equal; `unequal` gives the last algorithm other plans and another number of epochs."""
-    runs, recipes, described = [], {}, {}
+    runs, recipes = [], {}
     for name in names:
         own = name.endswith(f"({OWN_PLANS})")
         other = unequal and name == names[-1]
         network = "PlainConvUNet" if own or name == STOCK_TRAINER else name
-        recipe = {"network": network, "epochs": 10 if other else 20, "optimizer.lr": 0.001 if other else 0.01}
+        recipes[name] = {"network": network, "epochs": 10 if other else 20, "optimizer.lr": 0.001 if other else 0.01}
         plans = "77aa88bb" if own else "ffff0000" if other else "ab12cd34"
         hashes = {"plans": plans, "splits": "56ef78aa", "data": "90bc12de", "recipe": f"recipe of {name}"}
-        recipes[hashes["recipe"]], described[name] = recipe, hashes["recipe"]
         environment = {"nnunetv2": "2.8.1", "torch": "2.11.0", "device": "NVIDIA H200"}
         runs += [
             {"algorithm": name, "fold": fold, "hashes": hashes, "environment": environment} for fold in range(folds)
@@ -165,7 +164,6 @@ def _equality(
         "plans": {name: OWN_PLANS if name.endswith(f"({OWN_PLANS})") else PLANS for name in names},
         "runs": runs,
         "recipes": recipes,
-        "described": described,
         "accepted": accepted,
     }
 

@@ -88,7 +88,7 @@ class TestTrainer:
             ("load_checkpoint", "self filename_or_checkpoint", "trainers/reliable.py"),
             ("perform_actual_validation", "self save_probabilities=False", "trainers/reliable.py"),
             ("run_training", "self", "trainers/reliable.py"),
-            ("do_split", "self", "trainers/reliable.py"),
+            ("do_split", "self", "trainers/splitting.py"),
         ],
     )
     def test_method(self, name, expected, relying):
@@ -125,7 +125,7 @@ class TestTrainer:
         trainer.preprocessed_dataset_folder = trainer.folder_with_segs_from_previous_stage = None
         trainer.do_split()
         found = [path.name for path in tmp_path.iterdir()]
-        expect(found, ["splits_final.json"], "what nnUNetTrainer.do_split writes", "trainers/reliable.py")
+        expect(found, ["splits_final.json"], "what nnUNetTrainer.do_split writes", "trainers/splitting.py")
 
     @pytest.mark.parametrize("row", [row for row in MODIFIERS if row.piece], ids=lambda row: row.name)
     def test_pieces_of_modifiers(self, row):

@@ -183,8 +183,8 @@ def test_examples_in_docstrings():
 
 @pytest.mark.parametrize("trainer", [f"nnUNetTrainerFIRENet{kind}" for kind in ("", "Paper", "NoFabric")])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("size", [64, 128])
-def test_keeps_less_for_the_backward_pass_than_the_unet(trainer, autocast, size):
+@pytest.mark.parametrize(("size", "most"), [(40, 1), (64, 0.9), (128, 0.9)])
+def test_keeps_less_for_the_backward_pass_than_the_unet(trainer, autocast, size, most):
     """On a GPU, in both precisions. Without recomputation it was 1.5 times as much, and with dropout 2.3 times."""
     setting = patch_setting((size,) * 3, batch=2, channels=1, classes=3)
     ours, unet = (
@@ -196,7 +196,7 @@ def test_keeps_less_for_the_backward_pass_than_the_unet(trainer, autocast, size)
         )
         for name in (trainer, STOCK_TRAINER)
     )
-    assert ours <= 0.9 * unet
+    assert ours <= most * unet
 
 
 @pytest.mark.parametrize("dropout", [0.5, 0.0])

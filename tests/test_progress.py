@@ -1,5 +1,6 @@
 """What a checkpoint keeps of a training, the choice of one, and the folder they lie in; no nnU-Net is needed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -100,6 +101,8 @@ def fold(tmp_path: Path) -> Path:
 
 def test_checkpoints_and_validation_are_moved_aside_together(fold):
     told: list[str] = []
+    os.truncate(fold / "checkpoint_best.pth", 2 * 2**20)
+    os.truncate(fold / "validation" / "summary.json", 3 * 2**20)
     run = begin_run(fold, told.append)
     assert run_of(fold) == run != "first"
     aside = fold / "earlier_1"
@@ -108,7 +111,7 @@ def test_checkpoints_and_validation_are_moved_aside_together(fold):
     assert (aside / "validation" / "summary.json").exists()
     assert run_of(aside) == "first"
     assert len(told) == 1
-    assert f"`rm -r '{aside}'` deletes it" in told[0]
+    assert f"moved to {aside}, 5 MiB: `rm -r '{aside}'` deletes it" in told[0]
     begin_run(fold, told.append)  # nothing is there by now
     assert len(told) == 1
     (fold / "checkpoint_latest.pth").touch()
@@ -124,7 +127,69 @@ def test_the_move_is_told_if_the_new_checkpoints_may_not_fit(fold, monkeypatch):
     assert "may not fit" in told[1]
 
 
-def test_a_move_that_is_interrupted_leaves_nothing_to_go_on_from(fold, monkeypatch):
+class Killed(BaseException):
+    """As by SIGKILL: nothing that would catch an error sees it."""
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """What is in a folder's files, the names of runs as those of the fixture and of others."""
+    found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {name: text if "run.json" not in name or "first" in text else "another run" for name, text in found.items()}
+
+
+# Each way in which a file can come to its place; some of them make a folder, or sync it, in the same moment.
+STEPS = ((Path, "rename"), (Path, "replace"), (Path, "mkdir"), (Path, "write_text"), (os, "fsync"))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_move_that_is_killed_anywhere_is_completed_by_the_next_start(fold, tmp_path, after):
+    whole, told = tmp_path.parent / f"{tmp_path.name} whole", []
+    shutil.copytree(fold, whole)
+    before = contents(whole)
+    begin_run(whole, lambda _: None)
+    expected = contents(whole)
+    assert len(expected) == len(before) + 1
+
+    def interrupt(folder: Path, at: int) -> int:
+        """Begin a run, killed at a step; returns how many were taken."""
+        taken = 0
+        # Nothing cleans up after a killed process.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Path, "unlink", lambda *_, **__: None)
+            for owner, name in STEPS:
+                real = getattr(owner, name)
+
+                def step(*arguments: object, real=real, **options: object) -> object:
+                    nonlocal taken
+                    taken += 1
+                    if taken == at and not after:
+                        raise Killed
+                    result = real(*arguments, **options)
+                    if taken == at:
+                        raise Killed
+                    return result
+
+                patched.setattr(owner, name, step)
+            with contextlib.suppress(Killed):
+                begin_run(folder, lambda _: None)
+        return taken
+
+    for at in range(1, 100):
+        folder = tmp_path.parent / f"{tmp_path.name} {at}"
+        shutil.copytree(fold, folder)
+        if interrupt(folder, at) < at:
+            break
+        left = [Candidate(folder / name, run="first") for name in fold_folder.CHECKPOINTS if (folder / name).exists()]
+        # `--c` goes on with all of the earlier training, or none of it.
+        assert len(left) == 2 or choose(left, run_of(folder)).path is None
+        interrupt(folder, 3)
+        run = begin_run(folder, told.append)
+        assert run_of(folder) == run != "first"
+        assert contents(folder) == expected
+    assert len(told) > 5  # interrupted moves were completed
+
+
+def test_what_cannot_be_moved_is_told_and_stays(fold, monkeypatch):
     rename = Path.rename
 
     def fail(path: Path, target: Path) -> Path:

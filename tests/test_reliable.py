@@ -25,8 +25,8 @@ from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.finite import are_finite
 from nnunet_plugins.trainers.fold_folder import RUN_FILE
-from nnunet_plugins.trainers.progress import random_state, set_random_state
-from nnunet_plugins.trainers.reliable import PROGRESS, SIGNALS, minutes_between_checkpoints
+from nnunet_plugins.trainers.progress import PROGRESS, random_state, set_random_state
+from nnunet_plugins.trainers.reliable import SIGNALS, minutes_between_checkpoints
 
 pytestmark = pytest.mark.slow
 DATASET = "Dataset001_Small"
@@ -88,7 +88,7 @@ def all_finite(state: dict[str, torch.Tensor]) -> bool:
 def fresh(sandbox: Sandbox, trainer: str = FAULTS) -> None:
     for path in fold(sandbox, trainer).glob("checkpoint_*"):
         path.unlink()
-    for path in fold(sandbox, trainer).glob("earlier_*"):
+    for path in fold(sandbox, trainer).glob("earlier*"):
         shutil.rmtree(path)
 
 
@@ -324,6 +324,20 @@ def test_a_start_up_that_fails_is_no_stop(faulty, begun):
     assert "the start-up failed" in output.strip().splitlines()[-1]
     assert "Exit code 75" not in output
     assert checkpoints(fold(faulty)) == begun
+
+
+def test_a_stop_while_old_files_cannot_be_moved_saves_nothing_over_them(faulty):
+    fresh(faulty)
+    interrupt(faulty, "train 1 2", signal.SIGTERM)
+    before = checkpoints(fold(faulty))
+    output = interrupt(faulty, "move", signal.SIGTERM)
+    assert output.endswith("exit code 1")
+    assert "could not be moved aside" in output.splitlines()[-2]
+    assert checkpoints(fold(faulty)) == before
+    # The next start, which may, moves them into the folder that was begun.
+    output = train(faulty)
+    assert checkpoints(fold(faulty) / "earlier_1") == before
+    assert re.search(r"was moved to \S+/earlier_1, \d+ MiB: `rm -r '\S+'` deletes it", output)
 
 
 @pytest.fixture(scope="module")
@@ -632,6 +646,22 @@ class TestStopRequest:
         process.stdout.close()
         process.stdin.close()
         assert process.wait(30) == STOPPED
+
+    def test_streams_that_were_closed_before_python_began(self, tmp_path):
+        """Their numbers are then those of the next files that are opened."""
+        code = (
+            "import os, signal, sys\n"
+            "files = [open(path, 'w') for path in sys.argv[1:]]\n"
+            "from nnunet_plugins.stop_request import StopRequest, drop_unread_output\n"
+            "with StopRequest(['SIGTERM'], 'yes'):\n"
+            "    os.kill(os.getpid(), signal.SIGTERM)\n"
+            "drop_unread_output()\n"
+            "sys.exit(75)\n"
+        )
+        files = [tmp_path / "one", tmp_path / "two"]
+        closed = ["bash", "-c", 'exec "$@" >&- 2>&-', "bash", sys.executable, "-c", code, *map(str, files)]
+        assert subprocess.run(closed, check=False, timeout=30).returncode == STOPPED
+        assert [file.read_text() for file in files] == ["", ""]
 
     def test_forked_workers_leave_ctrl_c_to_us(self):
         """A terminal sends it to all of them."""

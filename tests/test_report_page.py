@@ -261,7 +261,7 @@ def test_a_record_of_the_first_version_is_read(tmp_path):
     (entry,) = record.equality
     last = entry["runs"][-1]["algorithm"]
     own = next(run["algorithm"] for run in entry["runs"] if "Plans" in run["algorithm"])
-    for name in ("baseline", "plans", "recipes", "described"):
+    for name in ("baseline", "plans", "recipes"):
         del entry[name]
     entry["same"] = ["splits", "data"]
     entry["differences"] = [

@@ -183,6 +183,8 @@ def hostile(name: str) -> Record:
     record.equality[0]["dataset"] = name
     for run in record.equality[0]["runs"]:
         run["algorithm"] = run["algorithm"].replace("nnUNetTrainerFIRENet", name)
+    for part in ("plans", "recipes"):
+        record.equality[0][part][name] = record.equality[0][part].pop("nnUNetTrainerFIRENet")
     failure = {"task": name, "command": name, "exit_code": 1, "log": name, "tail": name}
     about = {"title": name, "budget": name, "ensembles": [name], "hardware": [name], "versions": {name: name}}
     return dataclasses.replace(record, failures=[failure], about={**record.about, **about})

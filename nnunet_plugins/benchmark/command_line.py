@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="TRAINER",
-        help=f"as for nnUNetv2_train; {STOCK_TRAINER}, or a variant such as {STOCK_TRAINER}_100epochs, is the baseline",
+        help=f"as for nnUNetv2_train; {STOCK_TRAINER}, or else the first variant of it, such as "
+        f"{STOCK_TRAINER}_100epochs, is the baseline",
     )
     question.add_argument("-p", dest="plans", default=DEFAULT_PLANS, metavar="PLANS", help="default: %(default)s")
     question.add_argument(

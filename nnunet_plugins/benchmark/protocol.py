@@ -1,6 +1,7 @@
 """What a benchmark compares: networks on datasets, each with the plans, folds and budget of the others."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,6 +54,17 @@ class Run:
         """A name for files, unique in a benchmark."""
         return f"{self.dataset}__{self.model}"
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What its rows in the record have in common."""
+        return asdict(self)
+
+
+def joint_identity(members: Sequence[Run], role: str) -> dict[str, str]:
+    """Return what the rows in the record have in common that several runs have made together."""
+    names = {name: " + ".join(getattr(run, name) for run in members) for name in ("trainer", "algorithm")}
+    return {**members[0].identity, **names, "role": role}
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -61,7 +73,7 @@ class Protocol:
     Attributes:
         datasets: full names.
         configurations: of every dataset.
-        trainers: any that nnU-Net finds; the stock one is the baseline, or else its first variant, or else the first.
+        trainers: any that nnU-Net finds; see `baseline`.
         plans: plans that all networks share, or from which each one's own are made.
         gpu_memory: in GiB, what every network may use, on plans of its own that are made to fit; None for shared plans.
         folds: folds to train.
@@ -94,10 +106,9 @@ class Protocol:
         return [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms()]
 
     def baseline(self) -> str:
-        """Return the trainer that the others are compared with."""
-        exact = [trainer for trainer in self.trainers if trainer == STOCK_TRAINER]
+        """Return the trainer to compare the others with: nnU-Net's own, else its first variant, else the first."""
         stock = [trainer for trainer in self.trainers if split_name(trainer)[0] == STOCK_TRAINER]
-        return (exact or stock or self.trainers)[0]
+        return STOCK_TRAINER if STOCK_TRAINER in stock else (stock or self.trainers)[0]
 
     def plans_of(self, trainer: str) -> str:
         """Return the name of the plans that a trainer is trained with."""
@@ -145,7 +156,7 @@ def twin_of(trainer: str) -> str | None:
 def short_names(trainers: Sequence[str]) -> dict[str, str]:
     """Return what tables call the trainers: the network, with modifiers only where the trainers differ in them.
 
-    Two trainers never share a name: where they would, as nnUNetTrainerMyNet and MyNet, it is their own.
+    Trainers that would have the same name, such as MyNet and nnUNetTrainerMyNet, keep their own.
     """
     parts = {trainer: split_name(trainer) for trainer in trainers}
     same = len({modifiers for _, modifiers in parts.values()}) == 1
@@ -153,5 +164,5 @@ def short_names(trainers: Sequence[str]) -> dict[str, str]:
     for trainer, (base, modifiers) in parts.items():
         network = base.removeprefix(STOCK_TRAINER) or "U-Net"
         names[trainer] = network if same else network + modifiers.replace("_", " ")
-    taken = list(names.values())
-    return {trainer: name if taken.count(name) == 1 else trainer for trainer, name in names.items()}
+    taken = Counter(names.values())
+    return {trainer: trainer if taken[name] > 1 else name for trainer, name in names.items()}

@@ -6,7 +6,6 @@ compared with the first one of which it is known.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,15 +112,15 @@ class Equality:
         return found
 
     def _columns(self) -> Iterator[tuple[str, "pd.Series[str]"]]:
-        """Yield the settings in which there are differences; a recipe that is not known at all is one."""
-        settings = list(self.kinds["recipe"])
-        blank = (self.table[settings] == UNKNOWN).all(axis=1) & bool(settings)
-        for what in [*self.kinds["hashes"], *self.kinds["environment"], *settings]:
+        """Yield the settings in which there are differences; a recipe that is not known is one."""
+        settings = set(self.kinds["recipe"])
+        recipe = self.table["recipe"].fillna(UNKNOWN) if "recipe" in self.table else UNKNOWN
+        for what in [*self.kinds["hashes"], *self.kinds["environment"], *self.kinds["recipe"]]:
             column = self.table[what].dropna()
-            if what in settings:
-                column = column[~blank]
-            elif what == "recipe":  # its settings are there one by one
+            if what == "recipe":  # its settings are there one by one
                 column = column.where(column == UNKNOWN, "known")
+            elif what in settings - set(MUST_BE_EQUAL):
+                column = column[(column != UNKNOWN) | (recipe != UNKNOWN)]
             if column.nunique() > 1:
                 yield what, column
 
@@ -148,14 +147,15 @@ def read_equality(entry: Mapping[str, Any], roles: pd.DataFrame | None = None) -
     """Read what was recorded of the trainings of one dataset and configuration.
 
     Args:
-        entry: of `equality.json`. `runs` has the hashes and the environment of every training, `recipes` the recipes by
-            their hash, `described` the hash of each algorithm's, trained or not, `plans` the name of its plans.
+        entry: of `equality.json`. `runs` has the hashes and the environment of every training, and those of its
+            `settings` that are not those of its algorithm's recipe; `recipes` the settings by algorithm, trained or
+            not, and none if it could not be described; `plans` the name of its plans.
         roles: columns `dataset`, `configuration`, `algorithm` and `role`, for records without a baseline's name.
     """
     differences = entry.get("differences", ()) if "recipes" not in entry else ()
-    described = entry.get("described", {})
+    recipes = entry.get("recipes", {})
     trained = {run["algorithm"]: None for run in entry["runs"]}
-    others = dict.fromkeys([*described, *(found["algorithm"] for found in differences)])
+    others = dict.fromkeys([*recipes, *(found["algorithm"] for found in differences)])
     # What is not trained yet has a recipe, and no conditions.
     runs = [*entry["runs"], *({"algorithm": name, "fold": UNTRAINED} for name in others if name not in trained)]
     algorithms = list(dict.fromkeys(run["algorithm"] for run in runs))
@@ -166,16 +166,17 @@ def read_equality(entry: Mapping[str, Any], roles: pd.DataFrame | None = None) -
         kinds[kind] = list(dict.fromkeys([*first, *(name for run in runs for name in run.get(kind, ()))]))
         for name in kinds[kind]:
             columns[name] = [_known(run[kind].get(name)) if kind in run else None for run in runs]
-    if "recipes" in entry:
-        hashes = [
-            described.get(run["algorithm"]) if "hashes" not in run else run["hashes"].get("recipe") for run in runs
-        ]
-        recipes = [_recipe(value, entry["recipes"]) for value in hashes]
-    else:
-        recipes = _old_recipes(differences, runs, columns)
-    kinds["recipe"] = sorted({name for recipe in recipes for name in recipe} - columns.keys())
+    if "recipes" not in entry:
+        recipes = _old_recipes(differences, algorithms, columns)
+    own_settings = [run.get("settings", {}) for run in runs]
+    names = {name for part in [*recipes.values(), *own_settings] for name in part}
+    kinds["recipe"] = sorted(names - columns.keys())
     for name in kinds["recipe"]:
-        columns[name] = [_known(str(recipe.get(name, ABSENT))) if recipe else UNKNOWN for recipe in recipes]
+        described = {who: str(recipe.get(name, ABSENT)) if recipe else UNKNOWN for who, recipe in recipes.items()}
+        columns[name] = [
+            _known(str(settings.get(name, described.get(run["algorithm"], UNKNOWN))))
+            for run, settings in zip(runs, own_settings, strict=True)
+        ]
     plans = entry.get("plans", {})
     own = {name for name, used in plans.items() if used != plans.get(baseline, used)}
     own |= {found["algorithm"] for found in differences if found["what"] in OF_THE_PLAN and _is_allowed(found)}
@@ -200,20 +201,6 @@ def _known(value: str | None) -> str:
     return UNKNOWN if value in (None, _NO_RECIPE) or UNKNOWN in str(value).split(THEN) else str(value)
 
 
-def _recipe(hashes: str | None, recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the settings of a training, which may have gone on with another recipe; none, if one is not known."""
-    parts = [recipes.get(value, {}) for value in (hashes or UNKNOWN).split(THEN)]
-    if not all(parts):
-        return {}
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: THEN.join(dict.fromkeys(str(part.get(name, ABSENT)) for part in parts)) for name in names}
-
-
-def hash_recipe(recipe: Mapping[str, Any]) -> str:
-    """Return a hash of a recipe; unknown, if it could not be described."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16] if recipe else UNKNOWN
-
-
 def _baseline(entry: Mapping[str, Any], roles: pd.DataFrame | None, algorithms: Sequence[str]) -> str:
     if roles is not None:
         here = (roles["dataset"] == entry["dataset"]) & (roles["configuration"] == entry["configuration"])
@@ -227,13 +214,12 @@ def _is_allowed(found: Mapping[str, Any]) -> bool:
 
 
 def _old_recipes(
-    differences: Iterable[Mapping[str, Any]], runs: Iterable[Mapping[str, Any]], columns: Mapping[str, Any]
-) -> list[dict[str, str]]:
-    """Return the settings that differ, of every run, which is what a record of 0.1.0 has of recipes."""
-    recipes: list[dict[str, str]] = []
+    differences: Iterable[Mapping[str, Any]], algorithms: Iterable[str], columns: Mapping[str, Any]
+) -> dict[str, dict[str, str]]:
+    """Return the settings in which algorithms differ, which is what a record of 0.1.0 has of recipes."""
     settings = [found for found in differences if found["what"] not in columns]
-    for run in runs:
-        recipe = {found["what"]: str(found["baseline"]) for found in settings}
-        recipe |= {found["what"]: str(found["value"]) for found in settings if found["algorithm"] == run["algorithm"]}
-        recipes.append(recipe)
-    return recipes
+    same = {found["what"]: str(found["baseline"]) for found in settings}
+    return {
+        name: same | {found["what"]: str(found["value"]) for found in settings if found["algorithm"] == name}
+        for name in algorithms
+    }

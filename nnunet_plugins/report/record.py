@@ -157,12 +157,11 @@ _SHAPES: dict[str, Any] = {
         {
             "dataset": str,
             "configuration": str,
-            "runs": [{"algorithm": str, "fold": int, "hashes": dict, "environment": dict}],
+            "runs": [{"algorithm": str, "fold": int, "hashes": dict, "environment": dict, "settings?": dict}],
             "accepted": bool,
             "baseline?": str,
             "plans?": {str: str},
             "recipes?": {str: dict},
-            "described?": {str: str},
             # Written for people; of records of 0.1.0 read as well.
             "differences?": [{"algorithm": str, "what": str, "value": None, "baseline": None, "allowed": bool}],
         }

@@ -18,6 +18,8 @@ from torch import nn
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
+from nnunet_plugins.trainers.fold_folder import CHECKPOINTS
+from nnunet_plugins.trainers.progress import PROGRESS, Candidate, Progress
 
 # What nnU-Net's checkpoints hold besides tensors and plain Python: the logged figures. The first is the function that
 # makes a scalar, whose place in numpy depends on the version that wrote the checkpoint.
@@ -79,6 +81,32 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
     if fault := find_fault(checkpoint, _SHAPE):
         raise CheckpointError(f"{path} is no checkpoint of nnU-Net: {fault}")
     return checkpoint
+
+
+def find_checkpoints(folder: Path) -> list[Candidate]:
+    """Return what is known of the checkpoints in a fold's folder, which are trusted, as nnU-Net trusts them.
+
+    Args:
+        folder: the fold's.
+    """
+    return [found for name in CHECKPOINTS if (found := _candidate(folder / name))]
+
+
+def _candidate(path: Path) -> Candidate | None:
+    try:
+        # nnU-Net reads it in the same way, right after this. To refuse here would be to start afresh.
+        checkpoint = load_checkpoint(path, trusted=True)
+    except FileNotFoundError:
+        return None
+    except DamagedCheckpointError as error:
+        return Candidate(path, damage=str(error))
+    except (OSError, MemoryError, CheckpointError) as error:
+        return Candidate(path, obstacle=str(error) if isinstance(error, CheckpointError) else f"{path}: {error!r}")
+    if missing := {"optimizer_state", "current_epoch"} - set(checkpoint):
+        lacks = " and no ".join(sorted(missing))
+        return Candidate(path, obstacle=f"{path} is no training to go on from: it has no {lacks}")
+    progress = Progress.from_state(checkpoint["optimizer_state"].get(PROGRESS, {}))
+    return Candidate(path, checkpoint["current_epoch"], len(progress.losses), progress.run)
 
 
 def _is_damaged(path: Path, *, or_foreign: bool) -> bool:

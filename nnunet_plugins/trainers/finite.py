@@ -9,10 +9,10 @@ from itertools import chain
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed
 
 from nnunet_plugins.trainers.progress import Progress
+from nnunet_plugins.trainers.splitting import SplittingTrainer
 
 _MOST_REPORTS = 10  # of bad steps, per epoch
 
@@ -25,7 +25,7 @@ class BadNumbersError(RuntimeError):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
-class FiniteTrainer(nnUNetTrainer):
+class FiniteTrainer(SplittingTrainer):
     """nnU-Net's trainer, which leaves out steps with numbers that are not finite; nothing else about it differs."""
 
     current_epoch: int

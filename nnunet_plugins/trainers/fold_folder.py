@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import hold_lock, write_text
+from nnunet_plugins.files import adopt_lock, hold_lock, lock_holder, whole_file
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 RUN_FILE = "nnunet_plugins_run.json"
 """Names the run that was begun last in the folder; its checkpoints hold the same name. Version 0.1.0 wrote none."""
+
+_UNFINISHED = "earlier.partial"
+"""Folder into which the files of an earlier training are being moved."""
 
 LOCK = "nnunet_plugins.lock"
 
@@ -39,13 +42,15 @@ def only_training(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """
     lock = folder / LOCK
     if os.environ.get(LOCK_IS_HELD) == str(lock):
+        adopt_lock(lock)
         yield
         return
     with hold_lock(lock, warn=lambda text: tell(f"WARNING: nnunet_plugins: {text}")) as held:
         if not held:
+            holder = lock_holder(lock) or "which does not tell of itself"
             raise FolderError(
-                f"nnunet_plugins: another training is running in {folder}, or the validation at its end. Two at once "
-                "would overwrite each other's checkpoints: wait for it, or stop it and go on with --c."
+                f"nnunet_plugins: another training is running in {folder}, or the validation at its end ({holder}). "
+                "Two at once would overwrite each other's checkpoints: wait for it, or stop it and go on with --c."
             )
         yield
 
@@ -67,7 +72,8 @@ def begin_run(folder: Path, tell: Callable[[str], None]) -> str:
     """Make a fold's folder ready for a training that does not go on from a checkpoint; returns the name of its run.
 
     Checkpoints of an earlier training are moved into a folder beside them, together with its validation. From the
-    moment at which the new run has its name, `--c` leaves them alone, also those that are not moved yet.
+    moment at which the new run has its name, `--c` leaves them alone, also those that are not moved yet. The folder
+    gets its own name last: what a kill has left unfinished is completed here by the next start.
 
     Args:
         folder: the fold's.
@@ -76,36 +82,51 @@ def begin_run(folder: Path, tell: Callable[[str], None]) -> str:
     Raises:
         FolderError: if it cannot be moved; nothing was written over then.
     """
-    run = uuid.uuid4().hex
+    run, aside = uuid.uuid4().hex, folder / _UNFINISHED
     try:
         old = [folder / name for name in CHECKPOINTS if os.path.lexists(folder / name)]
-        if not old:
-            write_text(folder / RUN_FILE, json.dumps({"run": run}))
+        if not old and not aside.exists():
+            _name_run(folder, run)
             return run
-        size = sum(path.lstat().st_size for path in old)
+        aside.mkdir(exist_ok=True)
+        if not (aside / RUN_FILE).exists():
+            # So that everything is as it was when all is moved back.
+            _name_run(aside, run_of(folder))
+        _name_run(folder, run)
+        for path in filter(os.path.lexists, [*old, folder / "validation"]):
+            if os.path.lexists(aside / path.name):
+                raise FileExistsError(f"{aside / path.name} is there already")
+            path.rename(aside / path.name)  # within a folder this copies nothing, and so needs no space
+        sizes = {path: path.lstat().st_size for path in aside.rglob("*") if not path.is_dir()}
+        free = shutil.disk_usage(folder).free
         number = 1
-        while os.path.lexists(aside := folder / f"earlier_{number}"):
+        while os.path.lexists(done := folder / f"earlier_{number}"):
             number += 1
-        # So that everything is as it was when all is moved back.
-        write_text(aside / RUN_FILE, json.dumps({"run": run_of(folder)}))
-        write_text(folder / RUN_FILE, json.dumps({"run": run}))
-        for path in [*old, folder / "validation"]:
-            if os.path.lexists(path):
-                path.rename(aside / path.name)  # within a folder this copies nothing, and so needs no space
+        aside.rename(done)
     except OSError as error:
         raise FolderError(
             f"nnunet_plugins: the files of an earlier training in {folder} could not be moved aside ({error}), and are "
             "not written over. Move them away, or go on from them with --c."
         ) from error
+    needed = sum(size for path, size in sizes.items() if path.name in CHECKPOINTS)
+    held = _mebibytes(sum(sizes.values()))
     tell(
-        f"nnunet_plugins: this training starts anew. What an earlier one had left was moved to {aside}: "
-        f"`rm -r '{aside}'` deletes it; `mv '{aside}'/* '{folder}'` and --c go on with it instead."
+        f"nnunet_plugins: this training starts anew. What an earlier one had left was moved to {done}, {held}: "
+        f"`rm -r '{done}'` deletes it; `mv '{done}'/* '{folder}'` and --c go on with it instead."
     )
     # nnU-Net would have written over them, in the same space.
-    free = shutil.disk_usage(folder).free
-    if free < size:
+    if free < needed:
         tell(
-            f"WARNING: nnunet_plugins: {free / 2**20:,.0f} MiB are free, and the checkpoints of the earlier training "
-            f"have {size / 2**20:,.0f} MiB; the new ones may not fit beside them."
+            f"WARNING: nnunet_plugins: {_mebibytes(free)} are free, and the checkpoints of the earlier training have "
+            f"{_mebibytes(needed)}; the new ones may not fit beside them."
         )
     return run
+
+
+def _name_run(folder: Path, run: str | None) -> None:
+    with whole_file(folder / RUN_FILE) as part:
+        part.write_text(json.dumps({"run": run}))
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+PROGRESS = "nnunet_plugins"
+"""Key of the optimizer's state under which our part of a checkpoint stands."""
+
 
 @dataclass
 class Progress:

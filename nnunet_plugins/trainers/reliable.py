@@ -11,7 +11,6 @@ import contextlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +22,14 @@ from torch import distributed
 
 from nnunet_plugins.files import unfinished, whole_file
 from nnunet_plugins.stop_request import STOPPED, StopRequest, drop_unread_output
-from nnunet_plugins.trainers.checkpoints import CheckpointError, DamagedCheckpointError, load_checkpoint
+from nnunet_plugins.trainers.checkpoints import CheckpointError, find_checkpoints, load_checkpoint
 from nnunet_plugins.trainers.checks import require_device, require_labels
 from nnunet_plugins.trainers.finite import FiniteTrainer
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS, RUN_FILE, begin_run, only_training, run_of
-from nnunet_plugins.trainers.progress import Candidate, Progress, choose, random_state, set_random_state
-from nnunet_plugins.trainers.splitting import require_splits
+from nnunet_plugins.trainers.progress import PROGRESS, Choice, Progress, choose, random_state, set_random_state
 
 SAVE_MINUTES = "nnUNet_plugins_save_minutes"
 """Environment variable: minutes between two checkpoints within an epoch; 10 if it is not set, and 0 for none."""
-
-PROGRESS = "nnunet_plugins"
-"""Key of the optimizer's state under which our part of a checkpoint stands."""
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 """What asks a training to stop: `kill`, Ctrl-C, a closed terminal, and the warnings of schedulers (Slurm's
@@ -61,8 +56,6 @@ class ReliableTrainer(FiniteTrainer):
     """nnU-Net's trainer, which survives bad numbers, signals, kills and full disks; nothing else about it differs."""
 
     num_iterations_per_epoch: int
-    preprocessed_dataset_folder: str
-    preprocessed_dataset_folder_base: str
 
     _resumed: Progress | None = None  # what the checkpoint knew of an epoch that had begun
     _loaded = False  # a checkpoint to go on from
@@ -169,7 +162,7 @@ class ReliableTrainer(FiniteTrainer):
             path = furthest
         else:
             try:
-                load_checkpoint(path, trusted=True)  # see `_furthest`
+                load_checkpoint(path, trusted=True)  # nnU-Net reads it in the same way, right after this
             except (OSError, CheckpointError) as error:
                 raise CheckpointError(
                     f"nnunet_plugins: {error}. Train with --c to go on from another checkpoint of {path.parent}"
@@ -184,8 +177,11 @@ class ReliableTrainer(FiniteTrainer):
         """Return the checkpoint to go on from; None to start afresh, which is told."""
         self._keep_others_out()  # or it may write a further one right now
         folder = Path(self.output_folder)
-        found = [one for name in CHECKPOINTS if (one := self._candidate(folder / name))]
-        choice = choose(found, run_of(folder))
+        # One process chooses for all: what another one cannot read would make it go another way than the rest.
+        choices = [choose(find_checkpoints(folder), run_of(folder)) if self.local_rank == 0 else Choice()]
+        if self.is_ddp:
+            distributed.broadcast_object_list(choices)
+        (choice,) = choices
         if choice.refusal:
             raise CheckpointError(
                 f"nnunet_plugins: {choice.refusal}. It may be good all the same, and the one to go on from, so "
@@ -193,50 +189,14 @@ class ReliableTrainer(FiniteTrainer):
             )
         for warning in choice.warnings:
             self.print_to_log_file(f"WARNING: {warning}")
-        if found and choice.path is None:
+        if choice.warnings and choice.path is None:
             self.print_to_log_file(
                 f"WARNING: no checkpoint of this training in {folder} can be read; training starts afresh. (If there "
                 f"are others, --c goes on from them once {RUN_FILE} is deleted.)"
             )
         return choice.path
 
-    def _candidate(self, path: Path) -> Candidate | None:
-        """Tell what is known of a checkpoint; None if there is none."""
-        try:
-            # nnU-Net reads it in the same way, right after this. To refuse here would be to start afresh.
-            checkpoint = load_checkpoint(path, trusted=True)
-        except FileNotFoundError:
-            return None
-        except DamagedCheckpointError as error:
-            return Candidate(path, damage=str(error))
-        except (OSError, MemoryError, CheckpointError) as error:
-            return Candidate(path, obstacle=str(error) if isinstance(error, CheckpointError) else f"{path}: {error!r}")
-        if missing := {"optimizer_state", "current_epoch"} - set(checkpoint):
-            lacks = " and no ".join(sorted(missing))
-            return Candidate(path, obstacle=f"{path} is no training to go on from: it has no {lacks}")
-        progress = Progress.from_state(checkpoint["optimizer_state"].get(PROGRESS, {}))
-        return Candidate(path, checkpoint["current_epoch"], len(progress.losses), progress.run)
-
     # The training loop's hooks, in the order in which nnU-Net calls them
-
-    def do_split(self) -> tuple[list[str], list[str]]:
-        """Return the cases to train on and to validate on, as nnU-Net does; its file of splits appears complete.
-
-        Several processes of a training, or several folds, may start at the same moment, when there is none yet.
-        """
-        file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
-        if self.fold != "all":
-            require_splits(file, Path(self.preprocessed_dataset_folder), self.fold)
-        if self.fold == "all" or file.exists():
-            return super().do_split()
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{file.stem}.") as folder:
-            self.preprocessed_dataset_folder_base = folder
-            try:
-                cases = super().do_split()
-            finally:
-                self.preprocessed_dataset_folder_base = str(file.parent)
-            Path(folder, file.name).replace(file)
-        return cases
 
     def run_training(self) -> None:
         """Train as nnU-Net does; a signal ends it after the running step, with a checkpoint and exit code 75.
@@ -278,10 +238,11 @@ class ReliableTrainer(FiniteTrainer):
 
     def on_epoch_start(self) -> None:
         """Start an epoch, or go on with one that had begun."""
-        # From here on there is something to save. A stop waits for the first step, and so for all that is moved aside.
-        is_first, self._started, self._stop.at_once = not self._started, True, False
-        if is_first:
+        # A stop waits for the first step from here on, and so for all that is moved aside.
+        self._stop.at_once = False
+        if not self._started:
             self._take_folder()
+        self._started = True
         super().on_epoch_start()
         resumed, self._resumed = self._resumed, None
         self._iterations = self.num_iterations_per_epoch

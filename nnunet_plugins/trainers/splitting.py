@@ -1,6 +1,9 @@
-"""What has to be so for nnU-Net to split the cases of a training, which it takes for granted."""
+"""nnU-Net's trainer, which splits its cases safely: what nnU-Net takes for granted is checked first."""
 
+import tempfile
 from pathlib import Path
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_plugins.files import read_json
 
@@ -39,3 +42,29 @@ def require_splits(file: Path, data: Path, fold: int) -> None:
             f"nnunet_plugins: fold {fold} in {file} names {missing[0]}{more}, and {data} has no data of that; "
             f"nnunet-plugins doctor -d {dataset} says what to do"
         )
+
+
+class SplittingTrainer(nnUNetTrainer):
+    """nnU-Net's trainer, of which many may start at the same moment; nothing else about it differs."""
+
+    preprocessed_dataset_folder: str
+    preprocessed_dataset_folder_base: str
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Return the cases to train on and to validate on, as nnU-Net does; its file of splits appears complete.
+
+        Several processes of a training, or several folds, may start at the same moment, when there is none yet.
+        """
+        file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold != "all":
+            require_splits(file, Path(self.preprocessed_dataset_folder), self.fold)
+        if self.fold == "all" or file.exists():
+            return super().do_split()
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f"{file.stem}.") as folder:
+            self.preprocessed_dataset_folder_base = folder
+            try:
+                cases = super().do_split()
+            finally:
+                self.preprocessed_dataset_folder_base = str(file.parent)
+            Path(folder, file.name).replace(file)
+        return cases

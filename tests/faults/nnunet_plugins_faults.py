@@ -3,7 +3,8 @@
 - `HOLD="train 1 2"`: before training step 2 of epoch 1, say "holding" and wait until the file `$GO` is there; likewise
   before a `validate` step after as many training steps. `HOLD="write 3"`: in the middle of writing the third
   checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch. `HOLD="start"`: in the
-  start-up, before there is anything to load data with; `FAIL="start"` makes that fail, right after.
+  start-up, before there is anything to load data with; `FAIL="start"` makes that fail, right after. `HOLD="move"`:
+  where files of an earlier training are moved aside, which fails then.
 - `UNREADABLE="1"`: checkpoints cannot be read, as of a disk that fails.
 - `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
 - `POISON="gradient 1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two. `POISON="loss
@@ -101,7 +102,15 @@ class Faults:
         epoch, size = map(int, os.environ.get("LIMIT", "-1 0").split())
         if epoch == self.current_epoch:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        rename = Path.rename
+        if os.environ.get("HOLD") == "move":
+            Path.rename = self.fail_to_move
         super().on_epoch_start()
+        Path.rename = rename
+
+    def fail_to_move(self, *_):
+        hold()
+        raise PermissionError(errno.EACCES, "Permission denied")
 
     def train_step(self, batch):
         images, weights = checksum([batch["data"]]), checksum(self.network.parameters())
