@@ -123,7 +123,8 @@ def test_the_budget_stands_beside_every_figure(report):
 def test_other_files_of_the_same_numbers(report):
     page, folder = report
     names = {file.name for file in (folder / "report").iterdir()}
-    assert names == {"index.html", "report.md", "tables.tex", "results.csv", "challenger.csv", "figures"}
+    files = {"index.html", "report.md", "tables.tex", "results.csv", "challenger.csv"}
+    assert names == {*files, "figures", "index.html.made-of.json"}
     interval = re.search(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", page.text).group()
     assert interval in (folder / "report" / "report.md").read_text()
     assert interval in (folder / "report" / "tables.tex").read_text()

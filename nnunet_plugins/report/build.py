@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from nnunet_plugins.files import write_text
+from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.report.analysis import Analysis, analyse
 from nnunet_plugins.report.page import make_page
 from nnunet_plugins.report.record import ReportError, read_record
@@ -22,8 +23,17 @@ def build_report(folder: Path) -> Path:
     """
     analysis = analyse(read_record(folder / "record"))
     refuse_unequal(analysis)
-    write_report(analysis, folder / "report")
-    return folder / "report" / "index.html"
+    report = folder / "report"
+    write_report(analysis, report)
+    ledger = Ledger({"output": folder.absolute()})
+    made_of = sorted(file.absolute() for file in (folder / "record").iterdir() if file.suffix in (".csv", ".json"))
+    page, *others = [(report / name).absolute() for name in _FILES]
+    others += sorted((report / "figures").absolute().glob("*.svg"))
+    ledger.write(page, ["nnunet-plugins", "report"], ledger.identities(made_of), others)
+    return report / "index.html"
+
+
+_FILES = ("index.html", "report.md", "tables.tex", "results.csv", "challenger.csv")
 
 
 def write_report(analysis: Analysis, report: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,11 +138,18 @@ def make_page(analysis: Analysis, panels: Path) -> tuple[str, list[Figure]]:
         matrix=_matrix(found, looks) if len(found) > 1 else None,
         overview=overview,
         environment=_environment(record),
+        generator=generator(),
         colours=len(COLOURS),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return page, [*overview, *(figure for chapter in chapters for figure in chapter.figures)]
+
+
+def generator() -> str:
+    """Return what draws figures and page, with versions: other versions may draw the same numbers otherwise."""
+    packages = ("nnunet-plugins", "matplotlib", "numpy", "pandas", "scipy", "jinja2")
+    return ", ".join(f"{package} {metadata.version(package)}" for package in packages)
 
 
 def _breakable(name: str) -> "Markup":
