@@ -82,8 +82,8 @@ def prove(
         "problems": {run.algorithm: found for run in runs if (found := _problems(folders.recipe(run)))},
         "accepted": accepted,
     }
-    found = read_equality(entry)
-    return {**entry, "same": list(found.same), "differences": found.differences}
+    table = read_equality(entry)
+    return {**entry, "same": list(table.same), "differences": table.differences}
 
 
 def refused(proof: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
@@ -166,7 +167,7 @@ def _compare(
     algorithms["is_ranked"] = ~algorithms["role"].isin(UNRANKED) & (having > 0)
     ranked = list(algorithms.index[algorithms["is_ranked"]])
     deciding = [name in ranked for name in everything.algorithms]
-    scores = everything.only(everything.whole[deciding].all(axis=0))
+    scores = everything.only(np.asarray(everything.whole[deciding].all(axis=0)))
     by_case = {metric: scores.by_case(metric) for metric in METRICS}
     dice = mean_with_ci(by_case["Dice"])
     baseline = _baseline(algorithms)

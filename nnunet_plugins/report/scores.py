@@ -56,7 +56,7 @@ class Scores:
     @property
     def whole(self) -> Mask:
         """Algorithms x cases: the algorithm has all labels of the case."""
-        return self.there.all(axis=2)
+        return np.asarray(self.there.all(axis=2))
 
     def only(self, cases: Mask) -> "Scores":
         """Return the scores of some of the cases."""
@@ -174,7 +174,8 @@ def score(results: pd.DataFrame) -> Scores:
     # The volume of a false finding; one that is too small for the table is one all the same.
     false = found.where(results["Dice"].isna(), found.clip(lower=np.finfo(float).tiny)).where(~has)
     missed = there & truth & np.isinf(spread(results["ASSD_mm"]))
-    return Scores(*(list(map(str, part)) for part in names), there, truth, values, missed, spread(false), dice)
+    algorithms, cases, labels = (list(map(str, part)) for part in names)
+    return Scores(algorithms, cases, labels, there, truth, values, missed, spread(false), dice)
 
 
 _LIMITS = ((np.max, 0.0), (np.min, np.inf))

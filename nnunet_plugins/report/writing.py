@@ -51,8 +51,8 @@ def write_challenger(analysis: Analysis, path: Path) -> None:
         }
         for metric in METRICS:
             parts.append(pd.DataFrame({**columns, "metric": metric, "value": scores.values[metric][chosen].ravel()}))
-    columns = ["task", "algorithm", "case", "metric", "value"]
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    names = ["task", "algorithm", "case", "metric", "value"]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
     write_table(path, table, missing="NA")
 
 
