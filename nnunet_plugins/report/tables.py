@@ -50,7 +50,7 @@ def sections(comparison: Comparison) -> list[Section]:
     """Return all tables of a comparison, rounded."""
     board = comparison.board
     found = [
-        Section("Results, ranked by mean Dice", _show_results(board)),
+        Section("Results, ranked by mean Dice", _show_results(comparison)),
         Section("Cases and flags", _show_cases(comparison)),
     ]
     if board["absent"].any():
@@ -87,12 +87,15 @@ def _show(values: pd.Series, write: Callable[..., str], *options: int) -> list[s
     return [write(value, *options) for value in values]
 
 
-def _show_results(board: pd.DataFrame) -> pd.DataFrame:
+def _show_results(comparison: Comparison) -> pd.DataFrame:
+    board = comparison.board
+    own = {"Dice in summary.json": _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
     return pd.DataFrame(
         {
             "Place": _show(board["place"], show_number, 0),
             "Algorithm": board.index,
             "Dice [95% CI]": _show_intervals(board["Dice"], board, DECIMALS["Dice"]),
+            **own,
             **{METRIC_NAMES[name]: _show(board[name], show_number, DECIMALS[name]) for name in METRICS[1:]},
             "Mean rank": _show(board["mean_rank"], show_number, 2),
             "p (Holm)": _show(board["p_holm"], show_p),
