@@ -36,6 +36,7 @@ from bad_inputs_world import (
     add_unused,
     any_of,
     copy_test_image,
+    cut_in_other_format,
     make_unsound,
     make_world,
     spoil_checkpoint,
@@ -186,6 +187,8 @@ KINDS = [
     spoiling("evaluate", "unused file", lambda w, d: add_unused(w.root / "predicted", d)),
     spoiling("evaluate", "unused truth", lambda w, d: add_unused(w.raw / "labelsTr", d)),
     spoiling("infer", "unsound image", lambda w, d: make_unsound(any_of(w.raw / "imagesTr", d), d)),
+    spoiling("infer", "other format", lambda w, d: cut_in_other_format(any_of(w.raw / "imagesTr", d), d)),
+    spoiling("split --leakage-check", "unused truth", lambda w, d: add_unused(w.preprocessed / "gt_segmentations", d)),
     spoiling("infer", "unused file", lambda w, d: add_unused(w.raw / "imagesTr", d)),
 ]
 

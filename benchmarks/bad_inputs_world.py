@@ -250,6 +250,7 @@ def make_unsound(file: Path, draw: random.Random, *, labels: bool = False) -> st
     array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
     content = bytearray(gzip.decompress(file.read_bytes()))
     ways = ["cut inside", "cut", "no spacing", "4D", "vector", "complex", "more", "not compressed", "turned", "NIfTI-2"]
+    ways += ["twice", "skew"]
     way = draw.choice([*ways, *(["value", "NaN"] if labels else ["NaN"])])
     if way == "cut inside":
         file.write_bytes(gzip.compress(bytes(content[: draw.randrange(len(content))])))
@@ -264,6 +265,12 @@ def make_unsound(file: Path, draw: random.Random, *, labels: bool = False) -> st
         file.write_bytes(gzip.compress(bytes(content) + b"x" * draw.randint(1, 9)))
     elif way == "not compressed":
         file.write_bytes(bytes(content))
+    elif way == "twice":
+        file.write_bytes(gzip.compress(file.read_bytes()))
+    elif way == "skew":
+        image = nibabel.Nifti1Image(array.transpose(), np.eye(4) + np.eye(4, k=1) * [0, draw.choice([0.1, 0.5]), 0, 0])
+        image.set_qform(None, 0)
+        nibabel.save(image, file)
     elif way == "NIfTI-2":
         nibabel.save(nibabel.Nifti2Image(array.transpose(), np.eye(4)), file)
     else:
@@ -296,6 +303,20 @@ def add_unused(folder: Path, draw: random.Random) -> str:
     else:
         (folder / name).write_bytes(file.read_bytes())
     return name.removesuffix(".nii.gz")
+
+
+def cut_in_other_format(file: Path, draw: random.Random) -> str:
+    """Put an image of another format in place of a file, with data that are cut off; returns the case's name."""
+    image = sitk.ReadImage(str(file))
+    file.unlink()
+    ending, second = draw.choice([(".mha", ""), (".nrrd", ""), (".mhd", ".raw"), (".nhdr", ".raw"), (".nii", "")])
+    other = file.with_name(file.name.replace(".nii.gz", ending))
+    sitk.WriteImage(image, str(other), False)
+    data = other.with_suffix(second) if second else other
+    content = data.read_bytes()
+    size = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
+    data.write_bytes(content[: len(content) - draw.randint(1, size)])
+    return other.name[:6]
 
 
 def copy_test_image(world: World, draw: random.Random) -> Path:

@@ -31,7 +31,7 @@ from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import STOCK_TRAINER
 
-NETWORKS = (STOCK_TRAINER, *(row.trainer for row in BACKBONES))
+NETWORKS = (STOCK_TRAINER, *(row.trainer for row in BACKBONES if 3 in row.dimensions))
 DRY = (STOCK_TRAINER, "nnUNetTrainerAFN1")
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

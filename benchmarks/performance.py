@@ -197,7 +197,8 @@ def gpu_rows(afn_size: int, size: int, rounds: int) -> list[Row]:
         measure = partial(compare, partial(firenet, 0.0), unet, *shape, compiled=compiled)
         rows.append(Row(f"FIRENet step, dropout 0{how} / U-Net{how}", 1.3 if compiled else None, measure))
     setting = patch_setting((size,) * 3, batch=2, channels=1, classes=CLASSES[1])
-    for name in (STOCK_TRAINER, *(row.trainer for row in BACKBONES if not row.trainer.endswith("Paper"))):
+    ours = [row.trainer for row in BACKBONES if 3 in row.dimensions and not row.trainer.endswith("Paper")]
+    for name in (STOCK_TRAINER, *ours):
         rows.append(Row(f"peak memory of {name}, forecast / measured", 1.1, partial(forecast_and_peak, name, setting)))
     return rows
 

@@ -113,8 +113,8 @@ def main() -> None:
         dest="trainers",
         nargs="+",
         metavar="TRAINER",
-        default=[row.trainer for row in BACKBONES if not row.trainer.endswith("Paper")],
-        help="default: every registered network",
+        default=[row.trainer for row in BACKBONES if 3 in row.dimensions and not row.trainer.endswith("Paper")],
+        help="default: every registered network that works in 3D",
     )
     arguments = parser.parse_args()
     patch = sorted(arguments.patch)  # nnU-Net puts the smallest axis first

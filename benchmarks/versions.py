@@ -81,7 +81,7 @@ def install(python: str, requirements: Sequence[str], folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="interpreter to test with")
-    parser.add_argument("--nnunet", metavar="VERSION")
+    parser.add_argument("--nnunet", metavar="VERSION", help="or the path of a checkout, say of its development branch")
     parser.add_argument("--torch", metavar="VERSION")
     parser.add_argument("--without-benchmark", action="store_true", help="leave out the extra, and MONAI with it")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="names of the table, such as discovery")
@@ -89,7 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="versions"))
     wanted = {"nnunetv2": arguments.nnunet, "torch": arguments.torch}
-    pinned = [f"{name}=={version}" for name, version in wanted.items() if version]
+    pinned = [
+        str(Path(version).resolve()) if Path(version).is_dir() else f"{name}=={version}"
+        for name, version in wanted.items()
+        if version
+    ]
     extra = "" if arguments.without_benchmark else "[benchmark]"
     try:
         install(arguments.python, [f"{ROOT}{extra}", "pytest>=8", *pinned], folder)

@@ -5,8 +5,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from nnunet_plugins import __version__
+from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import trainer_folder
 from nnunet_plugins.arguments import lay_out, positive, whole
 from nnunet_plugins.benchmark import command_line as benchmark
@@ -15,32 +16,41 @@ from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.registry import BACKBONES, MODIFIERS
-from nnunet_plugins.rows import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER, path_of
 from nnunet_plugins.submission import command_line as submission
 
 
 def _list(arguments: argparse.Namespace) -> int:
+    unusable = backbones.others().unusable
     if arguments.json:
         content = {
             "backbones": [
                 {
                     "trainer": row.trainer,
-                    "network": row.network,
+                    "network": path_of(row.network),
                     "options": dict(row.options),
                     "paper": row.paper,
                     "dimensions": list(row.dimensions),
                     "twin": row.twin,
                     "summary": row.summary,
+                    "source": asdict(backbones.source_of(row.trainer) or backbones.OWN),
                 }
-                for row in BACKBONES
+                for row in backbones.every().values()
             ],
+            "unusable": [asdict(one) for one in unusable],
             "modifiers": [{"name": m.name, "sets": m.slot, "summary": m.summary} for m in MODIFIERS],
         }
-        print(json.dumps(content, indent=2))
+        # Options may be anything, in other people's rows.
+        print(json.dumps(content, indent=2, default=str))
         return 0
     rows = [("trainer", "works in", "ablation twin", "what it is")]
-    rows += [(r.trainer, ", ".join(f"{d}D" for d in r.dimensions), r.twin, r.summary) for r in BACKBONES]
+    for row in backbones.every().values():
+        source = backbones.source_of(row.trainer)
+        origin = "" if source == backbones.OWN else f" (from {source})"
+        rows.append((row.trainer, ", ".join(f"{d}D" for d in row.dimensions), row.twin, row.summary + origin))
     print(lay_out(rows))
+    for one in unusable:
+        print(f"Left out: {one}")
     print(f"\nModifiers for these and for {STOCK_TRAINER}, each after one underscore, in any order:")
     print(lay_out([(f"  _{m.name}", m.summary) for m in MODIFIERS]))
     print(f"\nFor example: nnUNetv2_train 4 3d_fullres 0 -tr {BACKBONES[0].trainer}_100epochs_NoMirroring")
@@ -58,6 +68,15 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError
     from nnunet_plugins.trainers.warm_start import write_warm_start
 
+    if arguments.dataset:
+        from nnunet_plugins.planning.vgg16 import write_vgg16_start
+
+        place = (arguments.dataset, arguments.configuration, arguments.plans)
+        write_vgg16_start(Path(arguments.checkpoint), arguments.trainer, *place, Path(arguments.output))
+        print(f"Wrote {arguments.output}. Its weights are VGG16's but for the output layers. Train with it:")
+        where = f"{arguments.dataset} {arguments.configuration} 0 -p {arguments.plans}"
+        print(f"  nnUNetv2_train {where} -tr {arguments.trainer} -pretrained_weights {arguments.output}")
+        return 0
     try:
         new = write_warm_start(
             Path(arguments.checkpoint),
@@ -69,7 +88,7 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     except UnsafeCheckpointError as error:
         hint = "If you trust whoever made it as you trust a program, use --run-code-in-checkpoint"
         raise InputError(f"{error}. {hint}") from error
-    print(f"New weights, all others are the checkpoint's: {', '.join(new)}")
+    print(f"New weights, all others are the checkpoint's: {', '.join(new) or 'none'}")
     print(f"Wrote {arguments.output}. Train with the same plans and fold:")
     print(f"  nnUNetv2_train ... -tr {arguments.trainer} -pretrained_weights {arguments.output}")
     return 0
@@ -156,12 +175,15 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "warm-start",
-        help="make a start for AutofocusUNet or ASPP3DUNet out of a trained U-Net",
-        description="Take the weights of a trained stock U-Net, add those that the trainer's network has besides, and "
-        "write a file for nnU-Net's -pretrained_weights. Autofocus layers begin as the convolutions they replace. For "
-        "example: nnunet-plugins warm-start fold_0/checkpoint_final.pth -tr nnUNetTrainerAutofocusUNet -o start.pth",
+        help="make a start for one network out of another that has been trained",
+        description="Take the weights of a trained network, add those that the trainer's network has besides, and "
+        "write a file for nnU-Net's -pretrained_weights. A stock U-Net starts AutofocusUNet or ASPP3DUNet, whose "
+        "autofocus layers begin as the convolutions they replace; a MedNeXt with kernel 3 starts one with kernel 5 "
+        "(UpKern). For example: nnunet-plugins warm-start fold_0/checkpoint_final.pth -tr nnUNetTrainerAutofocusUNet "
+        "-o start.pth. FCN-8s starts from torchvision's VGG16, which knows no plans, so that they have to be named: "
+        "nnunet-plugins warm-start vgg16-397923af.pth -tr nnUNetTrainerFCN8s -d 4 -c 2d -o start.pth",
     )
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of nnUNetTrainer or a variant of it")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of the trained network, or VGG16's file")
     command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="trainer to start")
     command.add_argument("-o", dest="output", required=True, metavar="FILE", help="file to write")
     command.add_argument(
@@ -179,6 +201,10 @@ def parser() -> argparse.ArgumentParser:
         "PyTorch's nor nnU-Net's. Reading it can then run any program with your rights: only for files from people you "
         "trust",
     )
+    vgg16 = command.add_argument_group("for VGG16's file")
+    vgg16.add_argument("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset to train on")
+    vgg16.add_argument("-c", dest="configuration", default="2d", help="default: %(default)s")
+    vgg16.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
     command.set_defaults(run=_warm_start)
 
     command = commands.add_parser(

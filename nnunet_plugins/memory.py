@@ -1,6 +1,7 @@
 """Let a process that needs too much memory end in an error of its own, not in a kill that leaves no word."""
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def keep_within(limit: int) -> None:
         import resource
     except ImportError:  # Windows
         return
+    _fill_pools()
     sizes = _sizes()
     if "VmData" not in sizes:  # no Linux
         return
@@ -35,6 +37,16 @@ def keep_within(limit: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = limit + untouched
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
+def _fill_pools() -> None:
+    """Let OpenBLAS take its working memory while there is some: where it gets none later, it ends the process."""
+    import numpy as np
+    import scipy.linalg
+
+    square = np.ones((128, 128))
+    for multiply in (np.dot, functools.partial(scipy.linalg.blas.dgemm, 1.0)):  # each library has one of its own
+        multiply(square, square)
 
 
 def peak_bytes() -> int | None:

@@ -1,10 +1,11 @@
 """What a row of the registry says, and what a network has to keep to so that its row is all it needs.
 
-Loads nothing heavy: rows name networks and recipes by their import paths.
+Loads nothing heavy: rows name networks and recipes by their import paths. Those of a file, which has none, hold the
+classes themselves.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -26,8 +27,10 @@ class Backbone:
     - `forward` maps images `(N, input_channels, *size)` to logits `(N, num_classes, *size)`, without a final
       nonlinearity, for any size from a smallest one on.
     - `decoder.deep_supervision` is a bool that nnU-Net sets: if it is True, `forward` returns a list, full size first,
-      of as many outputs as the recipe weighs: one, unless the recipe's class attribute `deep_supervision` is True. It
-      changes no parameter, so that a `state_dict` always fits.
+      of as many outputs as the recipe weighs: one, unless the recipe's class attribute `deep_supervision` is True. If
+      the outputs' scales are not those of the plan, the recipe is a `trainers.scales.ScalesTrainer`, and the network's
+      `output_sizes(size)` tells the size of each. If it is False, `forward` returns the first, or, where
+      `decoder.averaged` is True, the mean of all. It changes no parameter, so that a `state_dict` always fits.
     - `decoder.seg_layers` holds all that depends on the number of classes: nnU-Net's `-pretrained_weights` leaves out
       the keys with ".seg_layers." in them, and nothing else. `networks.layers.head.Head` has both, for networks with
       outputs at full size alone.
@@ -43,8 +46,8 @@ class Backbone:
 
     Attributes:
         trainer: the trainer's name; no underscore, and not a name nnU-Net itself has.
-        network: import path of the network's class, or of the function that changes the plan's U-Net.
-        recipe: import path of the trainer class that holds the recipe, a `trainers.backbone.BackboneTrainer`.
+        network: import path of the network's class, or of the function that changes the plan's U-Net; or itself.
+        recipe: import path of the trainer class that holds the recipe, a `trainers.backbone.BackboneTrainer`; or it.
         summary: one line for tables.
         paper: where the network comes from.
         dimensions: spatial dimensions it works in.
@@ -55,8 +58,8 @@ class Backbone:
     """
 
     trainer: str
-    network: str
-    recipe: str
+    network: str | Callable[..., Any]
+    recipe: str | type
     summary: str
     paper: str
     dimensions: tuple[int, ...]
@@ -86,7 +89,14 @@ class Modifier:
     unsupported: tuple[str, ...] = ()
 
 
-def locate(path: str) -> Any:
+def locate(path: str | Callable[..., Any]) -> Any:
     """Import what a row names by a dotted path; an import that fails inside it shows its own reason."""
+    if not isinstance(path, str):
+        return path
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def path_of(thing: str | Callable[..., Any]) -> str:
+    """Return the import path of a row's network or recipe, for tables and records."""
+    return thing if isinstance(thing, str) else f"{thing.__module__}.{thing.__qualname__}"

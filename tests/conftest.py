@@ -24,8 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast
 
-# A shell that starts the tests in the background has Ctrl-C ignored, and so would have all that they start.
+# A shell that starts the tests in the background has Ctrl-C ignored, and `nohup` the end of the terminal, and so would
+# have all that they start. Signals that are handled are not handed down.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -175,6 +175,7 @@ def _become(request: dict, files: list[int]) -> None:
     import numpy as np
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which tests that were started with nohup ignore
     high = [fcntl.fcntl(number, fcntl.F_DUPFD, 500) for number in files]
     os.closerange(0, 500)
     for source, number in zip(high, request["files"], strict=True):

@@ -27,7 +27,7 @@ def world(tmp_path, monkeypatch, splits: dict[str, int], cases: int = 12) -> Pat
         (folder / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
         for name in names:
             (folder / "gt_segmentations" / f"{name}.nii.gz").touch()
-        if folds:
+        if folds:  # less than none: a file without any
             content = [{"train": names, "val": names[part::folds]} for part in range(folds)]
             (folder / "splits_final.json").write_text(json.dumps(content))
     return tmp_path / "out"
@@ -79,6 +79,11 @@ def test_the_folds_are_those_of_the_splits(tmp_path, monkeypatch, capsys, splits
             f"name folds that both have, -f 0 1 2, or make other splits: MEND{B} --folds 3 --ov",
         ),
         ({A: 3}, ["-f", "3"], f"fold 3 does not exist: {A} is split into 3 folds; -f 0 1 2 are all of them"),
+        (
+            {A: -1},
+            [],
+            f"splits_final.json holds no fold; remove it, or make other splits: MEND{A} --folds 5 --overwrite",
+        ),
         ({A: 0}, ["-f", "7"], f"fold 7 does not exist: {A} is split into 5 folds; give --folds 8 for more"),
         ({A: 0}, ["--folds", "20"], f"{A} has 12 cases, too few for 20 folds; give --folds 12"),
     ],
@@ -104,6 +109,13 @@ def test_fewer_groups_than_folds_are_refused_before_anything_is_preprocessed(tmp
     assert main([*question, "--groups", str(table)]) == 2
     assert f"{A} has 4 groups, too few for 5 folds; give --folds 4" in capsys.readouterr().err
     assert trained(output, capsys, [A], "--groups", str(table), "--folds", "4") == list(range(4))
+
+
+def test_one_case_is_refused_before_anything_is_preprocessed(tmp_path, monkeypatch, capsys):
+    output = world(tmp_path, monkeypatch, {A: 0}, cases=1)
+    assert main(["benchmark", "-d", A, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output)]) == 2
+    assert f"{A} has 1 case, which cannot be split" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_splits_with_a_case_that_has_left_the_dataset_are_refused(tmp_path, monkeypatch, capsys):

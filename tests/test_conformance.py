@@ -89,8 +89,10 @@ def image(plan, batch=2):
     return torch.randn(batch, CHANNELS, *PLANS[plan][0])
 
 
-# Rows that differ in their recipe alone share a network: it is tested once.
-NETWORKS = list({(row.network, repr(sorted(row.options.items()))): row for row in reversed(BACKBONES)}.values())
+# Rows that differ in their recipe alone, or that are the same when narrow, share a network: it is tested once.
+NETWORKS = list(
+    {(row.network, repr(sorted({**row.options, **row.narrow}.items()))): row for row in reversed(BACKBONES)}.values()
+)
 CASES = [
     (row, plan)
     for row in NETWORKS
@@ -122,6 +124,9 @@ def test_trains(case):
     sizes = [x.shape[2:]]
     for stride in PLANS[plan][1][1:number]:
         sizes.append(tuple(n // s for n, s in zip(sizes[-1], stride, strict=True)))
+    if hasattr(network, "output_sizes"):
+        sizes = network.output_sizes(x.shape[2:])
+        assert len(sizes) > 1
     assert [out.shape[2:] for out in outputs] == sizes, "outputs from the full size down"
     loss = 0.0
     for out in outputs:
@@ -160,7 +165,8 @@ def test_deep_supervision_changes_no_parameter(case):
     with torch.no_grad():
         outputs, plain = supervised.eval()(x), network.eval()(x)
         assert isinstance(outputs, list)
-        assert_close(outputs[0], plain)
+        averaged = getattr(network.decoder, "averaged", False)
+        assert_close(torch.stack(outputs).mean(dim=0) if averaged else outputs[0], plain)
         supervised.decoder.deep_supervision = False
         assert_close(supervised(x), plain)
 

@@ -85,7 +85,6 @@ class TestTrainer:
             ("train_step", "self batch", "trainers/finite.py"),
             ("validation_step", "self batch", "trainers/reliable.py"),
             ("save_checkpoint", "self filename", "trainers/reliable.py"),
-            ("load_checkpoint", "self filename_or_checkpoint", "trainers/reliable.py"),
             ("perform_actual_validation", "self save_probabilities=False", "trainers/reliable.py"),
             ("run_training", "self", "trainers/reliable.py"),
             ("do_split", "self", "trainers/splitting.py"),
@@ -96,6 +95,11 @@ class TestTrainer:
         assert method is not None, f"nnUNetTrainer.{name} is gone ({VERSIONS}). {relying} relies on it."
         found = [text.replace(" = ", "=") for text in parameters(method)]
         expect(found, expected.split(), f"nnUNetTrainer.{name}", relying)
+
+    def test_load_checkpoint(self):
+        """It is passed on by position: 2.8 calls it `filename_or_checkpoint`, the development branch `checkpoint`."""
+        found = parameters(nnUNetTrainer.load_checkpoint)
+        assert found in (["self", "filename_or_checkpoint"], ["self", "checkpoint"]), f"{found} ({VERSIONS})"
 
     def test_get_training_transforms(self):
         names = list(inspect.signature(nnUNetTrainer.get_training_transforms).parameters)

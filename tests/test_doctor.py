@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from conftest import write_dataset
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.doctor import images
 from nnunet_plugins.planning.setting import patch_setting
 
 NAME = "Dataset001_Small"
@@ -299,6 +302,55 @@ def test_a_broken_case_does_not_hide_the_others(dataset, capsys):
         in text
     )
     assert "2 problems, 0 warnings." in text
+
+
+def test_no_more_processes_than_the_memory_has_room_for(dataset, monkeypatch):
+    """As nnU-Net has by default, as there are cores, and as fit; by the headers, for files compress as they like."""
+    file = dataset / "imagesTr" / "large_0000.nii.gz"
+    sitk.WriteImage(sitk.Image((512, 512, 64), sitk.sitkInt16), str(file), True)
+    sizes = {str(file): 2**40}  # on the disk: worth any number of processes
+    monkeypatch.setattr(images.os.path, "getsize", lambda path: sizes[path])
+    monkeypatch.setattr(images, "default_num_processes", 8)
+    monkeypatch.setattr(images.os, "cpu_count", lambda: 16)
+    voxels = 512 * 512 * 64
+
+    def processes(free: int | None, reader: type = SimpleITKIO) -> int:
+        monkeypatch.setattr(images.memory, "available_bytes", lambda: free)
+        return images._default_processes([str(file)], reader)
+
+    assert processes(None) == 8
+    assert processes(2**40) == 8
+    one = images._BASE + 8 * voxels  # int16, its copy, float32
+    assert [processes(int(number * one / 0.7) + 100) for number in (0.5, 1, 3, 7)] == [1, 1, 3, 7]
+    larger = images._BASE + 14 * voxels  # nibabel's copy is of float64
+    assert processes(int(3 * larger / 0.7) + 100, NibabelIO) == 3
+    monkeypatch.setattr(images.os, "cpu_count", lambda: 2)
+    assert processes(2**40) == 2
+
+
+def test_files_that_a_list_of_cases_leaves_out_are_named(dataset, tmp_path, capsys):
+    away = tmp_path / "away"
+    dataset.rename(away)
+    dataset.mkdir()
+    listed = {
+        case: {
+            "images": [str(away / "imagesTr" / f"{case}_{channel:04d}.nii.gz") for channel in range(2)],
+            "label": str(away / "labelsTr" / f"{case}.nii.gz"),
+        }
+        for case in CASES
+    }
+    shutil.copy(away / "dataset.json", dataset)
+    describe(dataset, dataset=listed)
+    code, found = examine(capsys)
+    assert not [finding for finding in found if finding["section"] == "Files"]
+    shutil.copy(image(away), image(away, "other"))
+    (away / "imagesTr" / "notes.txt").touch()
+    (away / "labelsTr" / "._case_1.nii.gz").touch()
+    again, found = examine(capsys)
+    assert again == code
+    texts = [finding["text"] for finding in found if finding["section"] == "Files"]
+    for name, what in (("other_0000", "does not list"), ("notes.txt", "no image"), ("._case_1", "left by macOS")):
+        assert any(name in text and what in text for text in texts), texts
 
 
 def test_several_processes_find_the_same(dataset, capsys):

@@ -2,9 +2,12 @@
 
 import gzip
 import pickle
+import struct
 import unicodedata
+import zlib
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -27,6 +30,7 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from PIL import Image
 
 from nnunet_plugins.images.contents import check_contents
 from nnunet_plugins.images.facts import COMMANDS, KINDS, NOTE, NOTHING, problems
@@ -235,6 +239,148 @@ def test_a_spacing_that_other_formats_do_not_say(tmp_path):
         raw_mha(tmp_path / "a.mha", labels()),
     ):
         assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["spacing unknown"]
+    for number, line in enumerate(
+        (b"spacings: 1 1 nan", b"space dimension: 3\nspace directions: (1,0,0) none (0,0,2)")
+    ):
+        file = raw_nrrd(tmp_path / f"axis {number}.nrrd", labels(), "raw")
+        file.write_bytes(file.read_bytes().replace(b"endian: little", line))
+        assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["spacing unknown"], "of one axis"
+
+
+def test_a_reason_is_in_words(tmp_path):
+    file = write_image(tmp_path / "zero.mha", labels(), compressed=False)
+    file.write_bytes(file.read_bytes().replace(b"ElementSpacing = 1 1 2", b"ElementSpacing = 0 1 2"))
+    assert "its spacing is zero, or no number" in str(read_label_map(file, SimpleITKIO()).facts[-1])
+    skew = np.diag([1.0, 1, 2, 1])
+    skew[0, 1] = 0.5
+    image = nibabel.Nifti1Image(labels().T, skew)
+    image.set_qform(None, 0)
+    nibabel.save(image, tmp_path / "skew.nii.gz")
+    assert "its axes are not at right angles" in str(read_label_map(tmp_path / "skew.nii.gz", SimpleITKIO()).facts[-1])
+
+
+def test_nifti_that_readers_take_for_different_things(tmp_path):
+    file = write_nifti(tmp_path / "a.nii.gz", labels(), "uint8")
+    content = gzip.decompress(file.read_bytes())
+    for start in (0, 348, float("nan")):  # SimpleITK reads from the header's end then, four bytes early
+        change_nifti(file, 108, struct.pack("<f", start))
+        assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["damaged"]
+    file.write_bytes(gzip.compress(gzip.compress(content)))
+    (fact,) = read_label_map(file, SimpleITKIO()).facts
+    assert (fact.kind, fact.detail) == ("damaged", "it is compressed twice")
+    file.write_bytes(zlib.compress(content))
+    assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["unreadable"], "not said to be read all the same"
+    file.write_bytes(content)
+    assert kinds(read_label_map(file, NibabelIO()).facts) == ["unreadable"], "nibabel does not read it"
+
+
+def test_what_is_no_stack_of_slices_in_a_tif(tmp_path):
+    colours = np.stack([labels()[2]] * 3, axis=-1)
+    file = write_tif(tmp_path / "colours.tif", colours, photometric="rgb")
+    assert kinds(read_label_map(file, Tiff3DIO()).facts) == ["vector"], "its colours are no slices"
+    assert len(read_image(file, NaturalImage2DIO()).array) == 3
+    file = write_tif(tmp_path / "complex.tif", labels().astype(np.complex64))
+    assert kinds(read_label_map(file, Tiff3DIO()).facts) == ["complex"]
+    with tifffile.TiffWriter(tmp_path / "single.tif") as tif:
+        for plane in labels():
+            tif.write(plane, contiguous=False)
+    assert "more images" in kinds(read_label_map(tmp_path / "single.tif", NaturalImage2DIO()).facts)
+    pictures = [Image.fromarray(labels()[n] * 100) for n in (1, 2)]
+    pictures[0].save(tmp_path / "moving.png", save_all=True, append_images=pictures[1:])
+    assert "more images" in kinds(read_image(tmp_path / "moving.png", NaturalImage2DIO()).facts)
+
+
+def test_a_list_of_pages_without_an_end(tmp_path):
+    file = write_tif(tmp_path / "a.tif", labels(), metadata=None)
+    with tifffile.TiffFile(file) as tif:
+        first, last = tif.pages[0].offset, tif.pages[-1].offset
+        entries = len(tif.pages[-1].tags)
+    content = bytearray(file.read_bytes())
+    struct.pack_into("<I", content, last + 2 + 12 * entries, first)
+    file.write_bytes(content)
+    (fact,) = read_label_map(file, Tiff3DIO()).facts
+    assert (fact.kind, fact.detail) == ("cut off", "instead of page 6, an earlier one follows again")
+
+
+SECOND_FILES = {
+    "raw": (0, lambda data: data),
+    "raw, skip": (7, lambda data: b"another" + data),
+    "raw, at the end": (-1, lambda data: b"another" + data),
+    "gzip": (0, gzip.compress),
+    "gzip, in parts": (0, lambda data: gzip.compress(data[:99]) + gzip.compress(data[99:])),
+    "gzip, skip": (7, lambda data: gzip.compress(b"another" + data)),
+    "gzip, at the end": (-1, lambda data: gzip.compress(b"another" + data)),
+}
+
+
+@pytest.mark.parametrize("lines", [0, 2])
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("name", SECOND_FILES)
+def test_where_the_data_of_a_nrrd_are(tmp_path, name, beside, lines):
+    """In a file of their own or behind the header, with lines and bytes before them; what is lost is found."""
+    skip, pack = SECOND_FILES[name]
+    sizes = " ".join(map(str, labels().shape[::-1]))
+    head = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: {sizes}\nspacings: 1 1 2\nencoding: {name.partition(',')[0]}\n"
+    head += f"byte skip: {skip}\nline skip: {lines}\n"
+
+    def read(data: bytes):
+        file = tmp_path / ("a.nhdr" if beside else "a.nrrd")
+        if beside:
+            (tmp_path / "a.raw").write_bytes(b"line\n" * lines + data)
+        file.write_bytes(
+            f"{head}data file: a.raw\n".encode() if beside else head.encode() + b"\n" + b"line\n" * lines + data
+        )
+        return read_label_map(file, SimpleITKIO())
+
+    found = read(pack(labels().tobytes()))
+    assert found.facts == []
+    assert np.array_equal(found.array[0], labels())
+    for left in (200, 1, 0):
+        assert kinds(read(pack(labels().tobytes()[:left])).facts) in (
+            ["cut off"],
+            ["bytes after the end", "cut off"],
+        ), left
+
+
+@pytest.mark.parametrize("skip", [0, 7, -1])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_where_the_data_of_an_mhd_are(tmp_path, zipped, skip):
+    head = "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = 9 8 5\nElementSpacing = 1 1 2\n"
+    head += f"ElementType = MET_UCHAR\nHeaderSize = {skip}\nCompressedData = {zipped}\nElementDataFile = a.raw\n"
+    file = tmp_path / "a.mhd"
+    file.write_text(head)
+    data = zlib.compress(labels().tobytes()) if zipped else labels().tobytes()
+    (tmp_path / "a.raw").write_bytes((b"another" if skip else b"") + data)
+    found = read_label_map(file, SimpleITKIO())
+    if zipped and skip:
+        assert kinds(found.facts) == ["damaged"], "ITK gives what happens to lie in memory"
+    else:
+        assert found.facts == []
+        assert np.array_equal(found.array[0], labels())
+        (tmp_path / "a.raw").write_bytes(data[:200] if not zipped else zlib.compress(labels().tobytes()[:200]))
+        assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["cut off"]
+
+
+@pytest.mark.parametrize("word", ["HeaderSize = much", "DimSize = 9 8 a", "ElementType = MET_WHAT", "HeaderSize = -1"])
+def test_a_header_that_makes_no_sense(tmp_path, word):
+    head = "ObjectType = Image\nNDims = 3\nDimSize = 9 8 5\nElementSpacing = 1 1 2\nElementType = MET_UCHAR\n"
+    (tmp_path / "a.mha").write_text(f"{head}{word}\nElementDataFile = LOCAL\n")
+    (fact,) = read_label_map(tmp_path / "a.mha", SimpleITKIO()).facts
+    assert fact.kind in ("damaged", "cut off")
+    sizes = "sizes: 9 8 5\ntype: uint8\ndimension: 3\nencoding: raw\nbyte skip: much\n"
+    (tmp_path / "a.nrrd").write_text(f"NRRD0004\n{sizes}\n")
+    assert kinds(read_label_map(tmp_path / "a.nrrd", SimpleITKIO()).facts) == ["damaged"]
+
+
+def test_the_parts_of_a_gzip_file_may_end_anywhere(tmp_path):
+    """Also one byte before the end of a piece that is read, where a new part is not seen yet."""
+    random = np.random.default_rng(0).integers(0, 256, 2**21, np.uint8)
+    file = write_nifti(tmp_path / "a.nii", random.reshape(128, 128, 128), "uint8")
+    content, whole = file.read_bytes(), 2**20 - 1
+    first = next(part for size in range(whole - 400, whole) if len(part := gzip.compress(content[:size], 0)) == whole)
+    file = tmp_path / "a.nii.gz"
+    file.write_bytes(first + gzip.compress(content[len(gzip.decompress(first)) :]))
+    assert check_contents(file).facts == []
 
 
 def test_what_follows_the_end_and_what_is_not_compressed(tmp_path):
@@ -301,6 +447,8 @@ def test_values():
         ("undeclared", "7, 255; declared are 0, 1, 2"),
     ]
     assert list(check_values([0, 2], {0, 1, 2}, "a")) == []
+    shown = [fact.detail for fact in check_values([0.9999999, 2**40], {0}, "a")]
+    assert shown == ["0.9999999", "1099511627776; declared are 0"]
 
 
 def test_nothing_in_a_folder_stays_unnamed(tmp_path):
@@ -316,9 +464,10 @@ def test_nothing_in_a_folder_stays_unnamed(tmp_path):
         "notes.txt": "unused",
         "folder": "unused",
         "gone.nii.gz": "dead link",
+        "d.hdr": "other format",
         "c0.nii.gz": "names in other case",
     }
-    for name in {*used, *told} - {"folder", "gone.nii.gz"}:
+    for name in {*used, *told, "d.img", "e.raw.gz"} - {"folder", "gone.nii.gz"}:
         (tmp_path / name).touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "nowhere")

@@ -11,7 +11,7 @@ from conftest import Sandbox, write_dataset
 
 from nnunet_plugins.planning.dataset import largest_label
 from nnunet_plugins.submission.inference import main as predict
-from nnunet_plugins.submission.settings import OUTPUT_TYPES, fitting_type
+from nnunet_plugins.submission.settings import FILE, OUTPUT_TYPES, fitting_type
 
 DATASET, TRAINER = "Dataset001_Many", "nnUNetTrainer_1epochs_1iterations"
 LABELS = 300
@@ -48,7 +48,7 @@ def many(sandbox: Sandbox) -> Sandbox:
 
 
 @pytest.mark.slow
-def test_three_hundred_labels_from_the_training_to_the_submission(many, tmp_path):
+def test_three_hundred_labels_from_the_training_to_the_submission(many, tmp_path, capsys):
     summary = many.train(DATASET, "3d_fullres", TRAINER)
     assert len(summary["mean"]) == LABELS
     predict_last_label(many.results / DATASET / f"{TRAINER}__small__3d_fullres" / "fold_0" / "checkpoint_final.pth")
@@ -85,6 +85,21 @@ def test_three_hundred_labels_from_the_training_to_the_submission(many, tmp_path
         )
         == 0
     )
+    settings = tmp_path / "out" / "model" / FILE
+    now = settings.read_text()
+    settings.write_text(now.replace('"uint16"', '"uint8"'))  # as 0.1.0 wrote it
+    capsys.readouterr()
+    assert (
+        predict(
+            ["-i", str(many.raw / DATASET / "imagesTs"), "-o", str(tmp_path / "none")],
+            models=tmp_path / "out" / "model",
+        )
+        == 2
+    )
+    said = capsys.readouterr().out
+    assert "wants segmentations of the type uint8, in which label 300 has no room" in said
+    assert "FAILED" not in said, "once, not case by case"
+    settings.write_text(now)
     expected = many.predict(1, "3d_fullres", TRAINER, tmp_path / "expected")
     assert sorted(path.name for path in (tmp_path / "segmented").iterdir()) == sorted(expected)
     found = set()

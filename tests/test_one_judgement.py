@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -22,12 +23,16 @@ from image_files import (
     write_png,
     write_tif,
 )
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from PIL import Image
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.images.facts import KINDS
+from nnunet_plugins.images.writing import read_labels
 from nnunet_plugins.submission.cases import Case, find_cases
-from nnunet_plugins.submission.images import ImageError, read_image
+from nnunet_plugins.submission.images import ImageError, read_image, write_segmentation
 from nnunet_plugins.submission.settings import Settings
 
 CASES = ROOT.parent / "shared" / "cases"
@@ -195,7 +200,7 @@ def test_an_image_in_the_doctor_and_in_inference(world, capsys, name):
 def test_every_row_of_the_table_is_tried():
     tried = {name.partition(",")[0] for name in (*SAME, *OF_LABELS, *OF_IMAGES)}
     elsewhere = {"nothing fits", "same letters", "other letters", "loose", "colours", "spacing from elsewhere"}
-    elsewhere |= {"spacing in pixels", "spacing impossible", "other orientation"}
+    elsewhere |= {"spacing in pixels", "spacing impossible", "other orientation", "more images", "unlisted"}
     assert tried | elsewhere == set(KINDS)
 
 
@@ -212,6 +217,16 @@ def test_names_in_other_letters(world, capsys):
     said: list[str] = []
     assert len(find_cases(SETTINGS, world.raw / "imagesTr", world.root, said.append)) == 6
     assert "differs from another name only in capital letters" in said[0]
+
+
+def test_no_case_is_left_to_compare(world, capsys):
+    """All predictions have a truth that cannot be used, and --chill asks for no others."""
+    for case in "acde":
+        (world.root / "predicted" / f"{case}.nii.gz").unlink()
+    SAME["dead link"](world.file("labelsTr"))
+    places = [str(world.root / "predicted"), str(world.raw / "labelsTr"), "-o", str(world.root / "m.csv")]
+    assert main(["evaluate", *places, "--chill", "-np", "1"]) == 2
+    assert "b.nii.gz is a link to what is not there" in capsys.readouterr().err
 
 
 def test_composed_and_decomposed_names_are_one(world, capsys):
@@ -282,6 +297,36 @@ def test_inputs_of_other_formats_are_converted_or_named(tmp_path):
     assert {case.name: case.fault for case in cases if case.fault}.keys() == {"d.nii.gz", "e"}
     assert any("._a_0000.nii.gz" in line for line in said)
     assert any("notes.txt" in line for line in said)
+
+
+def test_an_image_in_two_files_is_one_case(tmp_path):
+    nibabel.save(nibabel.Nifti1Pair(intensities().T, np.diag([1, 1, 2, 1])), tmp_path / "a_0000.img")
+    (case,) = find_cases(SETTINGS, tmp_path, tmp_path / "out")
+    array, _ = read_image(case, SimpleITKIO(), ".nii.gz", ["MRI"])
+    assert np.array_equal(array[0], intensities())
+
+
+@pytest.mark.parametrize("ending", [".tif", ".png", ".bmp"])
+@pytest.mark.parametrize(("kind", "label"), [("uint8", 2), ("uint16", 2), ("uint16", 300)])
+def test_a_segmentation_of_a_picture_is_written(tmp_path, ending, kind, label):
+    """Whose resolution, dots per inch, is no spacing to nnU-Net."""
+    file, reader = tmp_path / f"a_0000{ending}", Tiff3DIO() if ending == ".tif" else NaturalImage2DIO()
+    if ending == ".tif":
+        write_tif(file, labels(), resolution=(300, 300), resolutionunit="INCH")
+    else:
+        Image.fromarray(labels()[2]).save(file, dpi=(300, 300))
+    case = Case("a", (file,), tmp_path / f"out{ending}")
+    image, properties = read_image(case, reader, ending, ["MRI"])
+    segmentation = np.zeros(image.shape[1:], np.uint16)
+    segmentation.flat[9] = label
+    if ending == ".bmp" and kind == "uint16":
+        if label == 2:
+            with pytest.raises(ImageError, match="can only be written as uint8"):
+                write_segmentation(segmentation, properties, case, reader, ending, kind)
+        return
+    write_segmentation(segmentation, properties, case, reader, ending, kind)
+    assert np.array_equal(reader.read_seg(str(case.output))[0][0], segmentation)
+    assert read_labels(case.output)[0].dtype.name == kind or ending == ".bmp"
 
 
 def test_what_a_conversion_would_hide_is_found(tmp_path):

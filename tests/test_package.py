@@ -41,6 +41,8 @@ ORDER = [
     "registry",
     "networks.layers",
     "networks",
+    "images.facts",
+    "images.finding",
     "planning.names",
     "planning.architecture",
     "planning.preprocessed",
@@ -110,7 +112,7 @@ def test_list_as_json(capsys):
     rows = json.loads(capsys.readouterr().out)["backbones"]
     assert [row["trainer"] for row in rows] == [row.trainer for row in BACKBONES]
     for row in rows:
-        assert set(row) == {"trainer", "network", "options", "paper", "dimensions", "twin", "summary"}
+        assert set(row) == {"trainer", "network", "options", "paper", "dimensions", "twin", "summary", "source"}
     assert rows[0]["network"] == "nnunet_plugins.networks.firenet.FIRENet"
 
 

@@ -186,6 +186,29 @@ def test_one_letter_encoded_in_two_ways_is_one_letter(dataset, capsys):
             assert (folder / "gt_segmentations" / f"{name}.nii.gz").is_file()
 
 
+def test_what_is_no_truth_is_in_no_split_and_named(dataset, capsys):
+    folder, table = dataset
+    truths = folder / "gt_segmentations"
+    for name in ("._case_1.nii.gz", ".DS_Store", "case_1.mha", "notes.txt"):
+        (truths / name).touch()
+    assert main(["split", "-d", "Dataset001_Small"]) == 0
+    said = capsys.readouterr().err
+    for name in ("._case_1.nii.gz", ".DS_Store", "case_1.mha", "notes.txt"):
+        assert name in said
+    splits = json.loads((folder / "splits_final.json").read_text())
+    assert {case for fold in splits for part in fold.values() for case in part} == set(GROUPS)
+    for form in ("NFC", "NFD"):
+        (truths / f"{unicodedata.normalize(form, 'Müller')}.nii.gz").touch()
+    if len(list(truths.glob("M*"))) == 2:
+        assert split(table) == 2
+        assert "which one is meant cannot be known" in capsys.readouterr().err
+        next(truths.glob("M*")).unlink()
+        next(truths.glob("M*")).unlink()
+    (truths / "gone.nii.gz").symlink_to(truths / "nowhere")
+    assert split(table) == 2
+    assert "gone.nii.gz is a link to what is not there" in capsys.readouterr().err
+
+
 def test_too_many_folds_come_with_a_number_that_works(dataset, capsys):
     _, table = dataset
     for options in ([], ["--groups", str(table)]):

@@ -271,6 +271,24 @@ def test_efforts_are_left_out_in_the_stated_order():
     assert Clock().choose(found, work) == whole
 
 
+def test_a_limit_that_is_reached_fails_in_python():
+    """OpenBLAS ends the process where it gets no memory, at its first product."""
+    code = """
+import numpy as np
+import scipy.linalg
+from nnunet_plugins import memory
+memory.keep_within(memory._sizes()["RssAnon"] + 4 * 2**20)
+one = np.ones((200, 200))
+print(np.dot(one, one)[0, 0], scipy.linalg.blas.dgemm(1.0, one, one)[0, 0], flush=True)
+try:
+    np.ones(10**8)
+except MemoryError:
+    print("told")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "200.0 200.0\ntold\n", result.stderr
+
+
 def test_too_little_memory_is_told(cheap, tmp_path):
     inputs = tmp_path / "in"
     inputs.mkdir()
@@ -522,6 +540,32 @@ def test_the_own_wheel_is_what_is_installed(tmp_path):
     assert package == {path.relative_to(ROOT).as_posix() for path in ours} - startup
     assert start == (ROOT / "nnunet_plugins" / "nnunet_plugins.pth").read_text()
     assert "nnunet_plugins.start" in names
+
+
+def test_another_packages_wheel_is_what_is_installed(tmp_path, monkeypatch):
+    """A network's package may have come from a checkout or a file that is gone."""
+    site, info = tmp_path / "site", "my_lab-1.2.dist-info"
+    contents = {
+        "mylab/__init__.py": "ROWS = 3\n",
+        "mylab/__pycache__/__init__.pyc": "",
+        "../../bin/mylab": "#!/nowhere\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: my-lab\nVersion: 1.2\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/direct_url.json": '{"url": "file:///gone.whl", "archive_info": {}}',
+        f"{info}/entry_points.txt": "[nnunet_plugins.backbones]\nmylab = mylab:ROWS\n",
+    }
+    contents[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*contents, f"{info}/RECORD"])
+    for name, text in contents.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    monkeypatch.syspath_prepend(str(site))
+    (tmp_path / "wheels").mkdir()
+    wheel = wheels.write_wheel("my-lab", tmp_path / "wheels")
+    assert wheels.matching({"my-lab": "1.2"}, tmp_path / "wheels") == {"my-lab": wheel}
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target"]
+    subprocess.run([*command, str(tmp_path / "there"), str(wheel)], check=True)
+    assert (tmp_path / "there" / "mylab" / "__init__.py").read_text() == "ROWS = 3\n"
+    assert (tmp_path / "there" / info / "entry_points.txt").is_file()
 
 
 def test_the_lock_holds_all_that_is_needed():

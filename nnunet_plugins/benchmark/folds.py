@@ -31,6 +31,9 @@ def choose_folds(
     """
     files = {dataset: folders.preprocessed / dataset / "splits_final.json" for dataset in datasets}
     there = {dataset: len(read_splits(file)) for dataset, file in files.items() if file.is_file()}
+    if empty := next((dataset for dataset, found in there.items() if not found), None):
+        mend = split_command(empty, number or NNUNET_FOLDS, groups, overwrite=True)
+        raise BenchmarkError(f"{files[empty]} holds no fold; remove it, or make other splits: {mend}")
     wanted = number or next(iter(there.values()), NNUNET_FOLDS)
     for dataset, found in there.items():
         if number and found != number:
@@ -56,6 +59,8 @@ def _require_cases(dataset: str, folder: Path, number: int, groups: Path | None)
     cases, what = set(preprocessed or raw_cases(dataset)), "cases"
     if cases and groups:
         cases, what = set(groups_of(cases, read_groups(groups)).values()), "groups"
+    if len(cases) == 1:
+        raise BenchmarkError(f"{dataset} has 1 {what.removesuffix('s')}, which cannot be split; add more")
     if 1 < len(cases) < number:
         raise BenchmarkError(
             f"{dataset} has {len(cases)} {what}, too few for {number} folds; give --folds {len(cases)}"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
-from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -149,8 +149,8 @@ def split_name(trainer: str) -> tuple[str, str]:
 def twin_of(trainer: str) -> str | None:
     """Return the ablation twin of one of our trainers, with the same modifiers; None for others and the stock U-Net."""
     base, modifiers = split_name(trainer)
-    twins = {row.trainer: row.twin for row in BACKBONES}
-    return twins[base] + modifiers if base in twins else None
+    row = backbones.find(base)
+    return row.twin + modifiers if row else None
 
 
 def short_names(trainers: Sequence[str]) -> dict[str, str]:

@@ -11,13 +11,15 @@ DESCRIPTION = (
     "Say what is wrong, and what to do about it. Without a dataset: what is installed where, whether nnU-Net finds our "
     "trainers, and which devices torch sees. With -d: whether a dataset is fit for nnU-Net, before it is preprocessed "
     "or trained on; every image is read once. With -tr, -c or -p also whether that training would run. Nothing is "
-    "changed. The exit code is 1 if there is a problem. For example: nnunet-plugins doctor -d 4 -tr "
+    "changed. With a checkpoint: what it is of, which package its network comes from, and whether that is here. "
+    "The exit code is 1 if there is a problem. For example: nnunet-plugins doctor -d 4 -tr "
     "nnUNetTrainerFIRENet -c 3d_fullres --gpu-memory 24"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a parser."""
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="checkpoint of nnU-Net to look into")
     parser.add_argument("-d", dest="dataset", metavar="DATASET", help="number or name of a dataset to check")
     parser.add_argument(
         "--groups", metavar="FILE", help="CSV file with the columns 'case' and 'group': do splits tear groups apart?"
@@ -39,6 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = (arguments.trainer, arguments.configuration, arguments.plans, arguments.gpu_memory)
     of_training = any(option is not None for option in options)
+    if arguments.checkpoint is not None:
+        if of_training or arguments.groups or arguments.dataset:
+            raise InputError(
+                "a checkpoint is looked into by itself, without -d, -tr, -c, -p, --gpu-memory and --groups"
+            )
+        from nnunet_plugins.doctor.checkpoint import sections as of_checkpoint
+
+        return examine(of_checkpoint(Path(arguments.checkpoint)), as_json=arguments.json)
     if arguments.dataset is None:
         if of_training or arguments.groups:
             raise InputError("-tr, -c, -p, --gpu-memory and --groups are about a dataset; give it with -d")

@@ -16,7 +16,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnunet_plugins.doctor.findings import Finding, of_cases, of_facts, ok, problem, warning
 from nnunet_plugins.files import find_fault, read_json
 from nnunet_plugins.images.facts import Fact
-from nnunet_plugins.images.finding import Found, find_files, none_fits, twins
+from nnunet_plugins.images.finding import Found, aside, find_files, list_folder, none_fits, twins
 from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.planning.dataset import PlanError, label_manager
@@ -144,7 +144,7 @@ def check_files(dataset: RawDataset) -> Iterator[Finding]:
         # A copy, because nnU-Net changes what it is given.
         listed = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / "dataset.json"))
         found = {name: Case(files["images"], files["label"]) for name, files in listed.items()}
-        yield from _check_listed(found)
+        yield from _check_listed(dataset, found)
     else:
         for part in ("imagesTr", "labelsTr"):
             if not (folder / part).is_dir():
@@ -174,10 +174,18 @@ def check_test_files(dataset: RawDataset) -> Iterator[Finding]:
     dataset.test_cases = {name: case for name, case in found.items() if case.is_there}
 
 
-def _check_listed(found: dict[str, Case]) -> Iterator[Finding]:
+def _check_listed(dataset: RawDataset, found: dict[str, Case]) -> Iterator[Finding]:
     gone = {name: [file for file in case.files if not os.path.isfile(file)] for name, case in found.items()}
     missing = {name: files[0] for name, files in gone.items() if files}
     yield from of_cases("problem", "dataset.json lists files that are not there for {}", missing, "correct the paths")
+    listed = {Path(file) for case in found.values() for file in case.files}
+    folders = {file.parent for file in listed} | {dataset.folder / part for part in ("imagesTr", "labelsTr")}
+    inside = [(path, what) for folder in sorted(folders) if folder.is_dir() for path, what in list_folder(folder)]
+    others = [(path, what) for path, what in inside if path not in listed]
+    facts = [Fact("unlisted", str(path)) for path, what in others if what == "image"]
+    ending = dataset.description["file_ending"]
+    facts += filter(None, [aside(path, what, ending) for path, what in others if what not in ("image", "folder")])
+    yield from of_facts(facts)
 
 
 def _check_folders(dataset: RawDataset, part: str, cases: dict[str, Case]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from nnunet_plugins.workers import FailedJobError, finish_jobs
 _SAMPLE = 1_000_000  # voxels are enough for percentiles
 _PER_PROCESS = 2**26  # bytes of files; for less, a process takes longer to start than to read
 _SHARE = 0.7  # of the free memory
-_BASE = 2**29  # bytes of a process, with its libraries
+_BASE = 3 * 2**28  # bytes of a process, with its libraries
 _UNPACKED = 20  # how many times larger than its file an image of an unknown format may be
 _LARGEST = 8  # files whose headers are looked at for the memory
 
@@ -110,7 +111,7 @@ def read_cases(
             worth, or than fit into the memory.
     """
     files = [file for case in cases.values() for file in case.files]
-    processes = processes or _default_processes(files)
+    processes = processes or _default_processes(files, reader)
     jobs = {name: partial(read_case, name, case, reader, declared) for name, case in cases.items()}
     found: dict[str, CaseFacts] = {}
     for name, facts in tqdm(finish_jobs(jobs, processes), total=len(jobs), unit="case", disable=None):
@@ -120,25 +121,29 @@ def read_cases(
     return {name: found[name] for name in cases}
 
 
-def _default_processes(files: Sequence[str]) -> int:
+def _default_processes(files: Sequence[str], reader: type[BaseReaderWriter]) -> int:
     sizes = {file: os.path.getsize(file) for file in files}
     processes = min(default_num_processes, os.cpu_count() or 1, 1 + sum(sizes.values()) // _PER_PROCESS)
     free = memory.available_bytes()
     if processes == 1 or free is None:
         return processes
     largest = sorted(files, key=lambda file: -sizes[file])[:_LARGEST]
-    needed = _BASE + max(_bytes_to_read(Path(file), sizes[file]) for file in largest)
+    needed = _BASE + max(_bytes_to_read(Path(file), sizes[file], reader) for file in largest)
     return max(1, min(processes, int(_SHARE * free / needed)))
 
 
-def _bytes_to_read(file: Path, size: int) -> int:
-    """Return what reading takes at its peak: the image as it is stored, a copy of it, and nnU-Net's float32."""
+def _bytes_to_read(file: Path, size: int, reader: type[BaseReaderWriter]) -> int:
+    """Return what reading takes at its peak: the image as it is stored, a copy of it, and nnU-Net's float32.
+
+    nibabel's copy is of float64.
+    """
     header = read_header(file)
     if header is None:
         return _UNPACKED * size
     bits = re.search(r"(\d+)-bit", header.kind)
     stored = int(bits[1]) // 8 if bits else 8
-    return prod(header.size) * header.values * (2 * stored + 4)
+    copy = 8 if issubclass(reader, (NibabelIO, NibabelIOWithReorient)) else stored
+    return prod(header.size) * header.values * (stored + copy + 4)
 
 
 def read_case(name: str, case: Case, reader: type[BaseReaderWriter], declared: Collection[int]) -> CaseFacts:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 
-from nnunet_plugins import __version__
+from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import OPT_OUT, VARIABLE, listed, opted_out, trainer_folder
 from nnunet_plugins.benchmark.command import FOLDERS
 from nnunet_plugins.doctor.findings import Check, Finding, ok, problem, warning
@@ -116,6 +116,18 @@ def _check_discovery() -> Iterator[Finding]:
         yield problem(f"nnU-Net does not find {BACKBONES[0].trainer}: {last}", f"mend the points above, or {by_hand}")
 
 
+def _check_backbones() -> Iterator[Finding]:
+    found = backbones.others()
+    for source in dict.fromkeys(found.sources.values()):
+        trainers = ", ".join(trainer for trainer, other in found.sources.items() if other == source)
+        run = f" ({source.place})" if source.distribution else ", a file that is run when names are looked up"
+        yield ok(f"{source}{run}: {trainers}")
+    for one in found.unusable:
+        yield warning(str(one), f"update or uninstall {one.source.distribution or one.source}, or tell whoever made it")
+    if not found.sources and not found.unusable:
+        yield ok("none but nnunet-plugins' own")
+
+
 def _check_commands() -> Iterator[Finding]:
     command = shutil.which("nnUNetv2_train")
     if command is None:
@@ -149,6 +161,7 @@ def sections() -> dict[str, Check]:
         "Packages": _check_packages,
         "Devices": _check_devices,
         "Discovery": _check_discovery,
+        "Backbones of others": _check_backbones,
         "Commands": _check_commands,
         "Folders": check_folders,
     }

@@ -5,8 +5,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from nnunet_plugins.doctor.findings import Finding, of_cases, ok, warning
-from nnunet_plugins.planning.preprocessed import stale_cases, truth_files
+from nnunet_plugins.doctor.findings import Finding, of_cases, of_facts, ok, warning
+from nnunet_plugins.images.finding import Found
+from nnunet_plugins.planning.preprocessed import find_truths, stale_cases
 
 WORKERS = "nnUNet_n_proc_DA"
 """nnU-Net's variable: processes that load the data of a training."""
@@ -23,10 +24,12 @@ def check_preprocessed(folder: Path) -> Iterator[Finding]:
             f"{WORKERS} is 0, which training takes and planning does not: nnUNetv2_plan_and_preprocess would fail",
             f"plan with 1: {WORKERS}=1 nnUNetv2_plan_and_preprocess ...; `nnunet-plugins benchmark` does so itself",
         )
-    if not (folder / "dataset.json").is_file():
+    truths = find_truths(folder) if (folder / "dataset.json").is_file() else Found()
+    yield from of_facts(truths.facts)
+    files = truths.by_written_name()
+    if not files:
         yield ok("none yet: nnUNetv2_plan_and_preprocess makes it")
         return
-    files = truth_files(folder)
     stale = sorted(stale_cases(folder, files))
     yield from of_cases(
         "warning",

@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
-from nnunet_plugins.planning.groups import composed, groups_of, read_groups
+from nnunet_plugins.images.finding import composed
+from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits, split_command, torn_groups
 
 

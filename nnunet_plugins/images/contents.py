@@ -4,6 +4,7 @@ Readers fill up what is missing of a file with zeros, or with whatever lies in m
 in pieces here, and nothing of them is kept.
 """
 
+import contextlib
 import io
 import re
 import zlib
@@ -69,10 +70,61 @@ def check_contents(file: Path) -> Contents:
     return found
 
 
-def _whole(pieces: Iterator[bytes], expected: int, file: Path, found: Contents) -> None:
-    """Check that there are as many bytes as expected."""
-    number = sum(map(len, pieces))
-    _compare(number, expected, file, found)
+@dataclass(frozen=True)
+class _Data:
+    """Where the data of a header are, and how much there is to be.
+
+    Attributes:
+        expected: bytes, unpacked.
+        zipped: they are compressed.
+        place: a file beside the header's; None: they follow the header.
+        lines: to pass over, of the file.
+        skip: bytes to pass over, unpacked; a negative number: the data are at the end.
+    """
+
+    expected: int
+    zipped: bool = False
+    place: str | None = None
+    lines: int = 0
+    skip: int = 0
+
+
+def _check_data(data: _Data, stream: io.BufferedIOBase, file: Path, found: Contents) -> None:
+    """Check that there are as many bytes as there are to be.
+
+    Args:
+        data: what the header says.
+        stream: of the header's file, behind the header.
+        file: for messages.
+        found: takes the facts.
+    """
+    with contextlib.ExitStack() as stack:
+        if data.place is not None:
+            other = file.parent / data.place
+            if not other.is_file():
+                raise CutOffError(f"its data, {data.place}, are missing")
+            stream = stack.enter_context(other.open("rb"))
+        for number in range(data.lines):
+            if not stream.readline():
+                raise CutOffError(f"{number} lines before its data, not {data.lines}")
+        if data.zipped:
+            number = sum(map(len, _unpacked(stream, 47, file, found)))
+        else:
+            start = stream.tell()
+            number = stream.seek(0, io.SEEK_END) - start
+    number = min(number, data.expected) if data.skip < 0 else max(0, number - data.skip)
+    _compare(number, data.expected, file, found)
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Say what a header lacks, or has wrong."""
+    try:
+        yield
+    except KeyError as error:
+        raise DamagedError(f"its header has no {error}") from error
+    except ValueError as error:
+        raise DamagedError(f"its header cannot be read: {error}") from error
 
 
 def _compare(number: int, expected: int, file: Path, found: Contents) -> None:
@@ -92,7 +144,7 @@ def _unpacked(stream: io.BufferedIOBase, bits: int, file: Path, found: Contents)
 
     Args:
         stream: to read.
-        bits: zlib's `wbits`: 31 for gzip, 15 for zlib.
+        bits: zlib's `wbits`: 31 for gzip, 47 for gzip or zlib.
         file: for messages.
         found: takes the fact that something else follows.
     """
@@ -109,8 +161,10 @@ def _unpacked(stream: io.BufferedIOBase, bits: int, file: Path, found: Contents)
         if unpacked:
             yield unpacked
         if engine.eof:
-            rest = engine.unused_data or stream.read(_PIECE)
-            if bits == 31 and rest.startswith(_GZIP):
+            rest = engine.unused_data
+            if len(rest) < len(_GZIP):
+                rest += stream.read(_PIECE)
+            if rest.startswith(_GZIP):
                 engine = zlib.decompressobj(bits)
                 continue
             if rest.strip(b"\0"):
@@ -125,9 +179,6 @@ def _check_nifti(file: Path, found: Contents) -> None:
     with file.open("rb") as stream:
         zipped = stream.read(2) == _GZIP
         stream.seek(0)
-        named = file.name.lower().endswith(".gz")
-        if named and not zipped:
-            found.facts.append(Fact("not compressed", str(file)))
         pieces = _unpacked(stream, 31, file, found) if zipped else _pieces(stream)
         head = b""
         for piece in pieces:
@@ -139,11 +190,15 @@ def _check_nifti(file: Path, found: Contents) -> None:
         if kind is None:
             if zipped and not head:
                 raise CutOffError("nothing is in it")
+            if zipped and head.startswith(_GZIP):
+                raise DamagedError("it is compressed twice")
             for _ in pieces:  # whether it is whole is worth to know all the same
                 pass
             if _could_be_nifti(head):
                 raise CutOffError(f"{len(head)} bytes, less than a header")
             return  # perhaps an older format, which the reader knows or not
+        if file.name.lower().endswith(".gz") and not zipped:
+            found.facts.append(Fact("not compressed", str(file)))
         found.is_nifti_2 = kind is nibabel.Nifti2Header
         if len(head) < kind.template_dtype.itemsize:
             raise CutOffError(f"{len(head)} bytes, less than a header")
@@ -151,7 +206,7 @@ def _check_nifti(file: Path, found: Contents) -> None:
 
 
 def _could_be_nifti(head: bytes) -> bool:
-    return len(head) < 348 and head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c"[:4])
+    return len(head) < 348 and head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c", b"\x1c\2\0\0", b"\0\0\2\x1c")
 
 
 def _check_nifti_data(
@@ -168,8 +223,11 @@ def _check_nifti_data(
     except Exception:  # numbers of a kind that nibabel does not know
         kind = None
     size = kind.itemsize if kind is not None and kind.itemsize else max(1, int(header["bitpix"]) // 8)
-    start = float(header["vox_offset"])
-    offset = max(int(start) if isfinite(start) else 0, header.template_dtype.itemsize)
+    start, first = float(header["vox_offset"]), header.template_dtype.itemsize + 4  # bytes that tell of extensions
+    if not start >= first:
+        # SimpleITK reads from the header's end then, nibabel from its beginning.
+        raise DamagedError(f"its header says that the voxels begin at byte {start:g}, which is in the header")
+    offset = int(min(start, 2**63))
     floats = kind if kind is not None and kind.kind == "f" and kind.itemsize in (4, 8) else None
     expected = offset + prod(sizes) * size
     number, rest = 0, b""
@@ -198,40 +256,29 @@ _META_SIZES |= {"LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 def _check_meta(file: Path, found: Contents) -> None:
     head: dict[str, str] = {}
     with file.open("rb") as stream:
-        while len(line := stream.readline(_PIECE)) and "ElementDataFile" not in head:
-            key, separator, value = line.decode("latin-1").partition("=")
+        while "ElementDataFile" not in head:
+            key, separator, value = stream.readline(_PIECE).decode("latin-1").partition("=")
             if not separator:
                 break
             head[key.strip()] = value.strip()
-            if key.strip() == "ElementDataFile":
-                break
         if "ElementDataFile" not in head:
             raise CutOffError("its header has no end")
         found.has_spacing = "ElementSpacing" in head or "ElementSize" in head
-        try:
+        with _in_words():
             sizes = [int(size) for size in head["DimSize"].split()]
-            size = _META_SIZES[head["ElementType"].removeprefix("MET_").removesuffix("_ARRAY")]
-            expected = prod(sizes) * size * int(head.get("ElementNumberOfChannels", "1"))
-        except (KeyError, ValueError) as error:
-            raise DamagedError(f"its header lacks {error}") from error
+            kind = head["ElementType"].removeprefix("MET_").removesuffix("_ARRAY")
+            if kind not in _META_SIZES:
+                raise DamagedError(f"its header says numbers of the type {kind}, which there is not")
+            expected = prod(sizes) * _META_SIZES[kind] * int(head.get("ElementNumberOfChannels", "1"))
+            skip = int(head.get("HeaderSize") or 0)
         place = head["ElementDataFile"]
+        zipped = head.get("CompressedData", "False").lower() == "true"
         if head.get("BinaryData", "True").lower() == "false" or place == "LIST" or "%" in place:
             return
-        zipped = head.get("CompressedData", "False").lower() == "true"
-        if place.upper() == "LOCAL":
-            _check_data(stream, zipped, expected, file, found)
-            return
-        data = file.parent / place
-        if not data.is_file():
-            raise CutOffError(f"its data, {place}, are missing")
-        with data.open("rb") as other:
-            skip = int(head.get("HeaderSize", "0") or 0)
-            other.seek(max(0, skip) if skip >= 0 else max(0, data.stat().st_size - expected))
-            _check_data(other, zipped, expected, file, found)
-
-
-def _check_data(stream: io.BufferedIOBase, zipped: bool, expected: int, file: Path, found: Contents) -> None:
-    _whole(_unpacked(stream, 47, file, found) if zipped else _pieces(stream), expected, file, found)
+        if zipped and skip:
+            raise DamagedError("its data are compressed and do not begin with the file, which ITK cannot unpack")
+        data = _Data(expected, zipped, None if place.upper() == "LOCAL" else place, skip=skip)
+        _check_data(data, stream, file, found)
 
 
 # NRRD.
@@ -259,31 +306,23 @@ def _check_nrrd(file: Path, found: Contents) -> None:
         else:
             if "data file" not in head and "datafile" not in head:
                 raise CutOffError("its header has no end")
+        with _in_words():
+            sizes = [int(size) for size in head["sizes"].split()]
+            size = next((size for size, names in _NRRD_SIZES.items() if head["type"] in names.split("|")), None)
+            lines, skip = (int(head.get(f"{what} skip", head.get(f"{what}skip", "0"))) for what in ("line", "byte"))
+        # Of some axes only, as far as they are known; SimpleITK makes 1 mm of the others.
         directions = re.findall(r"\([^)]*\)", head.get("space directions", ""))
         lengths = [part for part in head.get("spacings", "").split() if part.lower() != "nan"]
-        found.has_spacing = len(directions) >= 2 or len(lengths) >= 2
-        try:
-            sizes = [int(size) for size in head["sizes"].split()]
-            kind = next(size for size, names in _NRRD_SIZES.items() if head["type"] in names.split("|"))
-        except (KeyError, ValueError) as error:
-            raise DamagedError(f"its header lacks {error}") from error
-        except StopIteration:
-            return
+        found.has_spacing = max(len(directions), len(lengths)) >= min(3, len(sizes))
         encoding = head.get("encoding", "raw")
         place = head.get("data file") or head.get("datafile")
-        if encoding not in ("raw", "gz", "gzip") or (place and (place.startswith("LIST") or "%" in place)):
+        if (
+            size is None
+            or encoding not in ("raw", "gz", "gzip")
+            or (place and (place.startswith("LIST") or "%" in place))
+        ):
             return
-        zipped, expected = encoding != "raw", prod(sizes) * kind
-        if place is None:
-            _check_data(stream, zipped, expected, file, found)
-            return
-        data = file.parent / place
-        if not data.is_file():
-            raise CutOffError(f"its data, {place}, are missing")
-        with data.open("rb") as other:
-            skip = int(head.get("byte skip", head.get("byteskip", "0")))
-            other.seek(data.stat().st_size - expected if skip < 0 and not zipped else max(0, skip))
-            _check_data(other, zipped, expected, file, found)
+        _check_data(_Data(prod(sizes) * size, encoding != "raw", place, lines, skip), stream, file, found)
 
 
 # GIPL.
@@ -301,7 +340,7 @@ def _check_gipl(file: Path, found: Contents) -> None:
             raise DamagedError(f"its header says numbers of the type {kind}, which there is not")
         lengths = np.frombuffer(head, ">f4", 3, 10)
         found.has_spacing = bool((np.isfinite(lengths) & (lengths > 0)).all())
-        _whole(_pieces(stream), prod(max(1, int(size)) for size in sizes) * _GIPL_SIZES[kind], file, found)
+        _check_data(_Data(prod(max(1, int(size)) for size in sizes) * _GIPL_SIZES[kind]), stream, file, found)
 
 
 def _check_tif(file: Path, found: Contents) -> None:

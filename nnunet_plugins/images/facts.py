@@ -64,6 +64,12 @@ KINDS: dict[str, Kind] = {
     "unused": Kind(
         "is no image, and not used", "{} not used, as no image", "nothing has to be done", *(NOTE, NOTE, NOTE)
     ),
+    "unlisted": Kind(
+        "is an image that dataset.json does not list, and not used",
+        "{} with images that dataset.json does not list, which are not used",
+        "add them to 'dataset' in dataset.json, or move them away",
+        *(NOTE, NOTHING, NOTHING),
+    ),
     "dead link": Kind(
         "is a link to what is not there",
         "{} whose link leads nowhere",
@@ -143,6 +149,13 @@ KINDS: dict[str, Kind] = {
         "{} with more bytes than the header says, which are not read",
         "look whether the file was written as it should be",
         *(NOTE,) * 4,
+    ),
+    "more images": Kind(
+        "holds several images, of which the first alone is read",
+        "{} with several images, of which the first alone is read",
+        "write one image per file; the slices of a volume as one stack",
+        *(WARNING,) * 3,
+        NOTE,
     ),
     "dimensions": Kind(
         "has more than three dimensions",

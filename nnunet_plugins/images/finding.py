@@ -16,7 +16,7 @@ ENDINGS = (
 _LEFTOVERS = ("thumbs.db", "desktop.ini", "__macosx")
 # What nnU-Net puts beside images and segmentations, and the second files of formats.
 _COMPANIONS = re.compile(
-    r"(dataset|plans|summary|predict_from_raw_data_args|postprocessing|inputs)\.json|.+\.(npz|pkl|raw|zraw)"
+    r"(dataset|plans|summary|predict_from_raw_data_args|postprocessing|inputs)\.json|.+\.(npz|pkl|z?raw(\.gz)?)"
 )
 _MORE = 3
 
@@ -28,10 +28,17 @@ class Found:
     Attributes:
         files: those with the ending, by their name without it, accents composed.
         facts: about the others, and about names.
+        ending: of the files.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
     facts: list[Fact] = field(default_factory=list)
+    ending: str = ""
+
+    def by_written_name(self) -> dict[str, Path]:
+        """Return the files by their names with the accents as they are written, which is how nnU-Net names cases."""
+        names = {path.name.removesuffix(self.ending): path for path in self.files.values()}
+        return dict(sorted(names.items()))
 
 
 def is_leftover(path: Path) -> bool:
@@ -56,7 +63,10 @@ def without_ending(path: Path) -> str:
 
 
 def list_folder(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield everything in a folder by name, with what it is: "leftover", "dead link", "folder", "image" or "other"."""
+    """Yield everything in a folder by name, with what it is.
+
+    That is "leftover", "dead link", "folder", "image", "companion" (the second file of an image), or "other".
+    """
     for path in sorted(folder.iterdir()):
         if is_leftover(path):
             yield path, "leftover"
@@ -64,6 +74,8 @@ def list_folder(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, "dead link"
         elif path.is_dir():
             yield path, "folder"
+        elif path.suffix.lower() == ".img" and path.with_suffix(".hdr").exists():
+            yield path, "companion"
         else:
             yield path, "image" if image_ending(path.name) else "other"
 
@@ -78,7 +90,7 @@ def aside(path: Path, what: str, ending: str = "") -> Fact | None:
     if what in ("folder", "dead link"):
         return Fact("unused", str(path), f"a {what}")
     of_tif = ending.startswith(".tif") and path.suffix == ".json"  # where nnU-Net has its spacing
-    return None if of_tif or _COMPANIONS.fullmatch(path.name) else Fact("unused", str(path))
+    return None if what == "companion" or of_tif or _COMPANIONS.fullmatch(path.name) else Fact("unused", str(path))
 
 
 def find_files(folder: Path, ending: str) -> Found:
@@ -88,7 +100,7 @@ def find_files(folder: Path, ending: str) -> Found:
         folder: it exists.
         ending: of the files, as dataset.json says it.
     """
-    found = Found()
+    found = Found(ending=ending)
     strange: list[Path] = []
     taken: dict[str, list[Path]] = {}
     for path, what in list_folder(folder):

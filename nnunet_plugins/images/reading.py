@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import tifffile
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
@@ -32,6 +33,18 @@ _PILLOW = (".png", ".bmp")
 _LABELS = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L")  # Pillow's names for one number per pixel
 _COLOURS = {"P": "a palette", "PA": "a palette", "LA": "gray and transparency", "RGB": "red, green and blue"}
 _COLOURS |= {"RGBA": "red, green, blue and transparency"}
+_NUMBERS = {"u": "unsigned integer", "i": "signed integer", "f": "float"}  # numpy's kinds as SimpleITK names them
+# What SimpleITK and the libraries below it say, in words.
+_REASONS = {
+    "orthonormal": "its axes are not at right angles",
+    "pacing": "its spacing is zero, or no number",
+    "space directions": "the directions and lengths of its axes are no numbers",
+    "bytes but received": "it holds less than its header says",
+    "couldn't parse element": "it holds less than its header says",
+    "hit EOF": "it holds less than its header says",
+    "not available": "it is compressed in a way that is not known here",
+    "ermission": "it may not be read",
+}
 
 
 @dataclass(frozen=True)
@@ -161,7 +174,7 @@ def _read(file: Path, reader: BaseReaderWriter, *, is_image: bool) -> Reading:
         contents = check_contents(file)
         found.facts += contents.facts
         if not fatal(found.facts):
-            _look_at_header(found, is_image=is_image)
+            _look_at_header(found, reader, is_image=is_image)
         if not fatal(found.facts):
             _take_spacing(found, contents, reader, is_image=is_image)
     except OSError as error:
@@ -175,7 +188,9 @@ def _read(file: Path, reader: BaseReaderWriter, *, is_image: bool) -> Reading:
     except MemoryError:
         raise
     except Exception as error:  # whatever a reader, or the libraries below it, raise for a broken file
-        found.say("unreadable", _in_words(error, contents, reader))
+        # A note that it is read all the same would not be true.
+        found.facts = [fact for fact in found.facts if fact.kind != "not compressed"]
+        found.say("unreadable", _in_words(error, file, contents, reader))
         return found
     if not is_image and len(array) != 1:
         found.say("colours" if image_ending(file.name).lower() in _PILLOW else "vector", f"{len(array)} channels")
@@ -197,16 +212,20 @@ def _read(file: Path, reader: BaseReaderWriter, *, is_image: bool) -> Reading:
     return found
 
 
-def _look_at_header(found: Reading, *, is_image: bool) -> None:
+def _look_at_header(found: Reading, reader: BaseReaderWriter, *, is_image: bool) -> None:
     """Say what the header tells that the reader would take for something else."""
     ending = image_ending(found.file.name).lower()
     if ending in _PILLOW:
-        with contextlib.suppress(Exception), Image.open(found.file) as picture:
+        with _quiet(), contextlib.suppress(Exception), Image.open(found.file) as picture:
             unfit = picture.mode not in _LABELS if not is_image else picture.mode in ("LA", "PA")
             if unfit:
                 found.say("colours", _COLOURS.get(picture.mode, picture.mode))
+            elif getattr(picture, "n_frames", 1) > 1:
+                found.say("more images", f"{picture.n_frames} images")
         return
     if ending.startswith(".tif"):
+        with _quiet(), contextlib.suppress(Exception), tifffile.TiffFile(found.file) as tif:
+            _look_at_tif(found, tif, reader)
         return
     header = read_header(found.file)
     if header is None:
@@ -218,6 +237,18 @@ def _look_at_header(found: Reading, *, is_image: bool) -> None:
         found.say("vector", f"{header.values} values per voxel")
     elif len(header.size) > 3:
         found.say("dimensions", f"{' x '.join(map(str, header.size))} voxels")
+
+
+def _look_at_tif(found: Reading, tif: tifffile.TiffFile, reader: BaseReaderWriter) -> None:
+    page = tif.series[0].keyframe
+    kind = np.dtype(page.dtype)
+    found.kind = f"{8 * kind.itemsize}-bit {_NUMBERS.get(kind.kind, kind.name)}"
+    if kind.kind == "c":
+        found.say("complex", kind.name)
+    elif page.samplesperpixel > 1 and isinstance(reader, Tiff3DIO):
+        found.say("vector", f"{page.samplesperpixel} values per voxel")
+    elif len(tif.series) > 1:
+        found.say("more images", f"{len(tif.series)} images")
 
 
 def _take_spacing(found: Reading, contents: Contents, reader: BaseReaderWriter, *, is_image: bool) -> None:
@@ -239,6 +270,12 @@ def _take_spacing(found: Reading, contents: Contents, reader: BaseReaderWriter, 
         found.say("spacing unknown", f"there is no {file.name}")
     else:
         found.say("spacing unknown")
+
+
+def keeps_geometry(file: Path) -> bool:
+    """Tell whether nnU-Net knows from a file where its voxels lie; the resolution of a picture is none to it."""
+    ending = image_ending(file.name).lower()
+    return ending not in _PILLOW and not ending.startswith(".tif")
 
 
 def count_finite(array: NDArray[Any]) -> int:
@@ -334,14 +371,16 @@ def _first_values(file: Path) -> tuple[NDArray[Any], list[float]]:
     return sitk.GetArrayFromImage(image).reshape(header.grid.shape), list(header.grid.spacing)
 
 
-def _in_words(error: Exception, contents: Contents, reader: BaseReaderWriter) -> str:
+def _in_words(error: Exception, file: Path, contents: Contents, reader: BaseReaderWriter) -> str:
     """Return why a reader failed; what SimpleITK says is about its own sources."""
     name = type(reader).__name__
     if contents.is_nifti_2 and not isinstance(reader, (NibabelIO, NibabelIOWithReorient)):
         return f"it is NIfTI-2, which {name} does not know; store it as NIfTI-1"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, RuntimeError) and "itk" in str(error).lower():
-        return f"{name} finds no image in it"
+    text = str(error).replace(str(file), file.name)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, RuntimeError) and "itk" in text.lower():
+        reason = next((words for said, words in _REASONS.items() if said in text.replace(file.name, "")), "")
+        return f"{name} refuses it: {reason}" if reason else f"{name} finds no image in it"
     return f"{name}: {lines[-1][:200]}" if lines else f"{name}: {type(error).__name__}"
 
 

@@ -12,7 +12,6 @@ from typing import BinaryIO
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _PLACES, _LENGTHS = (273, 324), (279, 325)  # of strips, and of tiles
 _LETTERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_MOST = 1_000_000  # pages
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,18 @@ def _walk(stream: BinaryIO, size: int) -> str:
     if version not in (42, 43):
         return ""
     place = struct.unpack(layout.place, stream.read(8) if layout.big else head[4:8])[0]
-    seen = 0
+    seen: set[int] = set()
     while place:
-        seen += 1
-        if place >= size or seen > _MOST:
-            return f"page {seen} is missing"
+        number = len(seen) + 1
+        if place >= size:
+            return f"page {number} is missing"
+        if place in seen:
+            return f"instead of page {number}, an earlier one follows again"
+        seen.add(place)
         stream.seek(place)
         place, fault = _read_page(stream, layout, size)
         if fault:
-            return f"page {seen}: {fault}"
+            return f"page {number}: {fault}"
     return "" if seen else "it has no page"
 
 

@@ -46,7 +46,16 @@ def check_values(values: Iterable[float], declared: Collection[int], file: str, 
             yield Fact(kind, file, detail, case)
 
 
+def _number(value: float) -> str:
+    if not isfinite(value):
+        return f"{value}"
+    if float(value).is_integer():
+        return f"{value:.0f}"
+    short = f"{value:.6g}"
+    return short if not float(short).is_integer() else f"{value:.9g}"  # 0.9999999 is not 1
+
+
 def show(values: Iterable[float]) -> str:
     """Return the first values, as text."""
-    found = [f"{value:.6g}" for value in values]
+    found = [_number(value) for value in values]
     return ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")

@@ -201,6 +201,11 @@ def _compare_labels(
     return rows
 
 
+def _nothing_compared(prediction: Path, failures: dict[str, str]) -> EvaluationError:
+    told = "".join(f"\n  {case}: {reason}" for case, reason in list(failures.items())[:_SHOWN])
+    return EvaluationError(f"no case of {prediction} could be compared; {_some(list(failures))}:{told}")
+
+
 def evaluate_folders(
     prediction: Path,
     truth: Path,
@@ -241,6 +246,8 @@ def evaluate_folders(
     labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     known = {tuple(value) if isinstance(value, list) else value: name for name, value in values.items()}
     pairs = _pair(prediction, truth, ending, chill)
+    if not pairs.files:
+        raise _nothing_compared(prediction, pairs.failures)
     truths = [known for _, known in pairs.files.values()]
     evaluate = partial(
         evaluate_case,
@@ -273,8 +280,7 @@ def evaluate_folders(
         if wrong := problems(result.facts, "evaluate"):
             failures[case] = "; ".join(summarise(wrong))
     if not rows:
-        told = "".join(f"\n  {case}: {reason}" for case, reason in list(failures.items())[:_SHOWN])
-        raise EvaluationError(f"no case of {prediction} could be compared; {_some(list(failures))}:{told}")
+        raise _nothing_compared(prediction, failures)
     table = pd.DataFrame(rows)
     write_table(output, table)
     return Evaluation(table, failures, facts)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,8 @@ def _split(arguments: argparse.Namespace) -> int:
         file, folds, torn = splits.check_splits(arguments.dataset, groups)
     else:
         raise InputError("--leakage-check needs --groups FILE")
+    for line in splits.unused_files(arguments.dataset):
+        print(line, file=sys.stderr)
     rows = [("fold", "train", "val", *(["groups in both, the first ten"] if arguments.leakage_check else []))]
     for number, fold in enumerate(folds):
         row = [str(number), str(len(fold["train"])), str(len(fold["val"]))]

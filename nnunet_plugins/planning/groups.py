@@ -7,11 +7,11 @@ spreadsheet, so what is wrong with one is said by its row, with a hint. Loads no
 
 import csv
 import io
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.finding import composed
 
 COLUMNS = ("case", "group")
 
@@ -54,11 +54,6 @@ def read_groups(file: Path) -> dict[str, str]:
 def groups_of(cases: Iterable[str], groups: Mapping[str, str]) -> dict[str, str]:
     """Return the groups of cases, of those that a table from `read_groups` has."""
     return {case: groups[composed(case)] for case in cases if composed(case) in groups}
-
-
-def composed(name: str) -> str:
-    """Return a name with each letter and its accent in one piece."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _read(file: Path) -> str:

@@ -7,13 +7,14 @@ from typing import Any
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json
+from nnunet_plugins.images.finding import Found, find_files
 
 PLANS = {"configurations": {str: {"inherits_from?": str, "data_identifier?": str}}}
 """What a plans file has to look like, as far as finding data goes; see `files.read_json`."""
 
 
-def truth_files(folder: Path) -> dict[str, Path]:
-    """Return the copies of the true segmentations that preprocessing keeps, by case.
+def find_truths(folder: Path) -> Found:
+    """Find the copies of the true segmentations that preprocessing keeps; those are no files that lie there by chance.
 
     nnU-Net never removes one: those of cases that have left the dataset stay. See `existing_cases`.
 
@@ -21,8 +22,17 @@ def truth_files(folder: Path) -> dict[str, Path]:
         InputError: if the folder's dataset.json cannot be used.
     """
     ending = read_json(folder / "dataset.json", {"file_ending": str})["file_ending"]
-    truths = sorted(path for path in (folder / "gt_segmentations").glob("*") if path.name.endswith(ending))
-    return {path.name.removesuffix(ending): path for path in truths}
+    truths = folder / "gt_segmentations"
+    return find_files(truths, ending) if truths.is_dir() else Found()
+
+
+def truth_files(folder: Path) -> dict[str, Path]:
+    """Return the copies of the true segmentations by case.
+
+    Raises:
+        InputError: if the folder's dataset.json cannot be used.
+    """
+    return find_truths(folder).by_written_name()
 
 
 def existing_cases(folder: Path) -> list[str]:
@@ -72,9 +82,10 @@ def raw_cases(dataset: str) -> set[str]:
         return set()
     if "dataset" in description:
         return set(description["dataset"])
-    ending = description["file_ending"]
+    if not (folder / "imagesTr").is_dir():
+        return set()
     # Without the channel, "_0000".
-    return {path.name.removesuffix(ending)[:-5] for path in folder.glob("imagesTr/*") if path.name.endswith(ending)}
+    return {name[:-5] for name in find_files(folder / "imagesTr", description["file_ending"]).by_written_name()}
 
 
 def data_folder(folder: Path, plans: str, configuration: str) -> Path:

@@ -15,9 +15,10 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import GroupKFold
 
 from nnunet_plugins.files import read_json, write_text
+from nnunet_plugins.images.facts import problems, remarks, summarise
 from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.preprocessed import existing_cases
+from nnunet_plugins.planning.preprocessed import existing_cases, find_truths, stale_cases
 
 Split = dict[str, list[str]]
 """One fold: the cases to train on, `train`, and to validate on, `val`."""
@@ -97,7 +98,19 @@ def _cases(folder: Path) -> list[str]:
     truths = folder / "gt_segmentations"
     if not description.is_file() or not truths.is_dir():
         raise PlanError(f"{folder} is not complete; preprocess the dataset first: nnUNetv2_plan_and_preprocess")
+    if wrong := problems(find_truths(folder).facts, "doctor"):
+        raise PlanError("; ".join(summarise(wrong)))
     return existing_cases(folder)
+
+
+def unused_files(dataset: str) -> list[str]:
+    """Return what is said of the files in `gt_segmentations` that are in no split."""
+    folder = preprocessed_folder(dataset)
+    found = find_truths(folder)
+    stale = sorted(stale_cases(folder, found.by_written_name()))
+    more = f" and {len(stale) - 1} more" if stale[1:] else ""
+    left = f"{folder / 'gt_segmentations'} keeps {''.join(stale[:1])}{more}, which the dataset no longer has; not used"
+    return [*summarise(remarks(found.facts, "doctor")), *([left] if stale else [])]
 
 
 def _groups_of(folder: Path, file: Path) -> dict[str, str]:

@@ -27,8 +27,10 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from numpy.typing import NDArray
 
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.planning.dataset import largest_label
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
-from nnunet_plugins.submission.settings import Member, Settings
+from nnunet_plugins.submission.settings import FILE, OUTPUT_TYPES, Member, Settings, fitting_type
 
 Log = Callable[[str], None]
 
@@ -141,6 +143,28 @@ class Network:
         return taken[-1]
 
 
+def require_fitting_type(settings: Settings, description: dict[str, Any], models: Path) -> None:
+    """Check that the labels fit into the type of the segmentations; exports of 0.1.0 wrote uint8, whatever the labels.
+
+    Args:
+        settings: they say the type.
+        description: what the first network's dataset.json says.
+        models: folder with the settings.
+
+    Raises:
+        InputError: if they do not fit.
+    """
+    file, wanted = models / FILE, settings.output_type
+    if wanted not in OUTPUT_TYPES:
+        raise InputError(f"{file}: 'output_type' is {wanted!r}, which is none of {', '.join(OUTPUT_TYPES)}")
+    largest = largest_label(description, models / settings.members[0].folder / "dataset.json")
+    if largest > OUTPUT_TYPES[wanted]:
+        raise InputError(
+            f"{file} wants segmentations of the type {wanted}, in which label {largest} has no room; export the "
+            f"submission again, or set 'output_type' to '{fitting_type(largest)}' there"
+        )
+
+
 class Ensemble:
     """All networks of a submission, loaded."""
 
@@ -150,6 +174,7 @@ class Ensemble:
         first = self.networks[0].predictor
         self.labels = first.plans_manager.get_label_manager(first.dataset_json)
         self.ending = str(first.dataset_json["file_ending"])
+        require_fitting_type(settings, first.dataset_json, models)
 
     @cached_property
     def reader(self) -> BaseReaderWriter:

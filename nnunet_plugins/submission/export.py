@@ -20,7 +20,7 @@ import torch
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from nnunetv2.utilities.file_path_utilities import get_ensemble_name
 
-from nnunet_plugins import __version__
+from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.planning.dataset import BYTE_WRITERS, largest_label
@@ -64,7 +64,7 @@ class Request:
         separate_model: leave the model out of the image, for a platform that takes it apart.
         with_wheels: ship all packages, not just their versions.
         wheelhouse: folder with wheels that may be used, and where new ones are kept.
-        packages: more Python packages that it needs, besides nnU-Net and this one.
+        packages: more Python packages that it needs, besides nnU-Net, this one and those that the networks come from.
         base_image: of the container.
         benchmark: folder of a benchmark with these networks, for the model card.
     """
@@ -246,10 +246,25 @@ def _with_torch_resampling(source: Source) -> dict[str, Any]:
 
 def _write_trainers(sources: Sequence[Source], models: Path) -> None:
     """Ship the users' own trainers, which no package holds: the folders in which nnU-Net finds them."""
-    if all(source.trainer.__module__.split(".")[0] in ("nnunetv2", "nnunet_plugins") for source in sources):
+    if not any(map(_is_in_a_folder, sources)):
         return
     for number, folder in enumerate(folder for folder in listed() if folder != trainer_folder()):
         shutil.copytree(folder, models / TRAINERS / str(number), ignore=_no_sources)
+
+
+def _is_in_a_folder(source: Source) -> bool:
+    """Tell whether a trainer, or the row of its network, is in no package."""
+    row = getattr(source.trainer, "backbone", None)
+    place = backbones.source_of(row.trainer) if row else None
+    is_a_file = place is not None and place.distribution is None
+    return is_a_file or source.trainer.__module__.split(".")[0] not in ("nnunetv2", "nnunet_plugins")
+
+
+def _brought_by(sources: Sequence[Source]) -> list[str]:
+    """Return the other packages that the networks come from."""
+    rows = [row for source in sources if (row := getattr(source.trainer, "backbone", None))]
+    names = {place.distribution for row in rows if (place := backbones.source_of(row.trainer))}
+    return sorted(name for name in names if name and name != wheels.OWN)
 
 
 def _no_sources(place: str, names: list[str]) -> list[str]:
@@ -284,17 +299,21 @@ def _read_postprocessing(file: Path) -> list[dict[str, Any]]:
 
 
 def _write_packages(request: Request, part: Path) -> dict[str, str]:
-    versions = wheels.locked((wheels.OWN, *request.packages))
+    brought = _brought_by(request.sources)
+    versions = wheels.locked((wheels.OWN, *brought, *request.packages))
     house = part / "wheels"
     house.mkdir()
+    for name in brought:  # which no index may have
+        wheels.write_wheel(name, house)
     if request.with_wheels:
         print(f"Collecting {len(versions)} packages", flush=True)
         kept = request.wheelhouse or house
         kept.mkdir(parents=True, exist_ok=True)
-        wheels.collect(versions, kept)
+        wheels.collect({name: version for name, version in versions.items() if name not in brought}, kept)
         if kept != house:
+            there = {wheels.OWN, *wheels.matching(versions, house)}
             for name, wheel in wheels.matching(versions, kept).items():
-                if name != wheels.OWN:
+                if name not in there:
                     shutil.copy2(wheel, house)
     wheels.write_own_wheel(house)
     wheels.write_requirements(versions, house, part / wheels.REQUIREMENTS)

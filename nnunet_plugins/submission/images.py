@@ -15,7 +15,7 @@ from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.contents import check_contents
 from nnunet_plugins.images.facts import Fact, problems, remarks, summarise
 from nnunet_plugins.images.grid import compare_grids
-from nnunet_plugins.images.reading import read_channels, read_header
+from nnunet_plugins.images.reading import keeps_geometry, read_channels, read_header
 from nnunet_plugins.images.writing import convert_image, convert_segmentation
 from nnunet_plugins.submission.cases import Case
 
@@ -141,10 +141,12 @@ def _convert(file: Path, case: Case, output_type: str) -> Path:
     """Return the segmentation in the type and format asked for; the file itself where it is so already."""
     image = case.images[0]
     header, written = read_header(image), read_header(file)
-    if header is None or written is None:
+    if written is None or written.values > 1:  # of a .bmp SimpleITK makes colours
         if output_type != "uint8":
             raise ImageError(f"segmentations of {image.name} can only be written as uint8")
         return file
+    if header is None or not keeps_geometry(file):
+        header = written
     if difference := compare_grids(header.grid, written.grid):
         raise ImageError(f"the segmentation would not have the image's geometry: {difference[0].detail} {image.name}")
     return convert_segmentation(file, file.with_name(f"converted_{case.output.name}"), output_type, header)

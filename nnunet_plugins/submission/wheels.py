@@ -1,12 +1,13 @@
 """The Python packages that a submission needs: exactly those of this environment, as a lock file and as wheels.
 
-This package's own wheel is made here from its installed files, because it may have come from anywhere. The others are
-asked of pip, which downloads or builds them.
+This package's own wheel, and those of other packages that networks come from, are made here from their installed files,
+because they may have come from anywhere. The others are asked of pip, which downloads or builds them.
 """
 
 import base64
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -24,6 +25,7 @@ from nnunet_plugins.errors import InputError
 
 OWN = "nnunet-plugins"
 REQUIREMENTS = "requirements.txt"
+_OF_THE_INSTALLER = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 _STAMP = (2020, 1, 1, 0, 0, 0)  # so that the same files make the same wheel
 
 
@@ -66,8 +68,7 @@ def write_own_wheel(folder: Path) -> Path:
     """Write this package's wheel into a folder and return its path."""
     package = Path(nnunet_plugins.__file__).parent
     about = metadata.distribution(OWN)
-    name = f"{OWN.replace('-', '_')}-{about.version}"
-    info = f"{name}.dist-info"
+    info = f"{OWN.replace('-', '_')}-{about.version}.dist-info"
     files = {f"{package.name}/{path.relative_to(package).as_posix()}": path.read_bytes() for path in _sources(package)}
     # Python reads these beside the package, not inside it; an editable install has them only inside.
     for start in (f"{package.name}.pth", f"{package.name}.start"):
@@ -81,10 +82,41 @@ def write_own_wheel(folder: Path) -> Path:
     for path in about.files or ():
         if path.parts[0].endswith(".dist-info") and "licenses" in path.parts:
             files[f"{info}/{'/'.join(path.parts[1:])}"] = path.read_binary()
+    return _zip(files, info, "py3-none-any", folder)
+
+
+def write_wheel(name: str, folder: Path) -> Path:
+    """Write the wheel of another installed package into a folder, from where it is installed, and return its path.
+
+    Raises:
+        WheelError: if that is not possible: it is not only Python, or pip cannot build the checkout it is installed as.
+    """
+    about = metadata.distribution(name)
+    files = {}
+    for path in about.files or ():
+        if path.parts[0] != ".." and "__pycache__" not in path.parts and path.name not in _OF_THE_INSTALLER:
+            files[path.as_posix()] = path.read_binary()
+    infos = {path.split("/")[0] for path in files if path.endswith(".dist-info/METADATA")}
+    tags = re.findall(r"^Tag: (\S+)$", about.read_text("WHEEL") or "", flags=re.MULTILINE)
+    in_place = json.loads(about.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable", False)
+    if in_place or len(infos) != 1 or len(tags) != 1:
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--disable-pip-version-check", "-w", str(folder)]
+        # Built with what is here, as where it was installed.
+        done = subprocess.run([*command, "--no-build-isolation", _origin(name) or f"{name}=={about.version}"])
+        found = matching({canonicalize_name(name): about.version}, folder)
+        if done.returncode or not found:
+            raise WheelError(f"no wheel of {name} could be made, which a network comes from; pip's reason stands above")
+        return found[canonicalize_name(name)]
+    return _zip(files, infos.pop(), tags[0], folder)
+
+
+def _zip(files: dict[str, bytes], info: str, tag: str, folder: Path) -> Path:
+    """Write a wheel of some files, those of its `info` folder among them, and its record."""
     record = f"{info}/RECORD"
+    files.pop(record, None)
     files[record] = "".join(f"{file},{_record_hash(data)},{len(data)}\n" for file, data in files.items()).encode()
     files[record] += f"{record},,\n".encode()
-    target = folder / f"{name}-py3-none-any.whl"
+    target = folder / f"{info.removesuffix('.dist-info')}-{tag}.whl"
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, data in files.items():
             entry = zipfile.ZipInfo(file, _STAMP)

@@ -1,6 +1,7 @@
 """What every backbone's trainer shares: build the network for the plan, and an early check of its memory."""
 
 import os
+from dataclasses import asdict
 from functools import partial, wraps
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_plugins.backbones import Source, source_of
 from nnunet_plugins.planning.forecast import (
     GIB,
     device_memory,
@@ -17,11 +19,14 @@ from nnunet_plugins.planning.forecast import (
     optimizer_copies,
 )
 from nnunet_plugins.planning.names import fitting_commands
-from nnunet_plugins.rows import Backbone, locate
+from nnunet_plugins.rows import Backbone, locate, path_of
 from nnunet_plugins.trainers.reliable import ReliableTrainer
 
 MEMORY_CHECK = "nnUNet_plugins_memory_check"
 """Environment variable that, set to 0, lets training start whatever the forecast of its memory says."""
+
+ORIGIN = "origin"
+"""Key of our part of a checkpoint under which stands where the network comes from."""
 
 
 class BackboneTrainer(ReliableTrainer):
@@ -90,6 +95,12 @@ class BackboneTrainer(ReliableTrainer):
                 "Use a plan of nnU-Net's default or ResEnc planner."
             )
         return stages
+
+    def _state(self) -> dict[str, Any]:
+        # Where the network comes from; whoever has the checkpoint and not the package can ask `doctor`.
+        origin = asdict(source_of(self.backbone.trainer) or Source(type(self).__module__))
+        network: Any = self.backbone.options.get("factory", self.backbone.network)  # of an adapted one, what makes it
+        return {**super()._state(), ORIGIN: {**origin, "network": path_of(network)}}
 
     def on_train_start(self) -> None:
         """Start or resume training, once its memory is known to suffice."""

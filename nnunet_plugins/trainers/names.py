@@ -1,18 +1,16 @@
 """The grammar of trainer names: `nnUNetTrainer<Backbone>`, then modifiers, each after one underscore, in any order.
 
-Pure strings over the registry's rows; nothing is imported, so a name can be checked in no time.
+Pure strings over the rows; nothing of ours is imported, so a name can be checked in no time.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.registry import BACKBONES, MODIFIERS
+from nnunet_plugins.registry import MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier
-
-_BACKBONES: Mapping[str, Backbone | None] = {STOCK_TRAINER: None, **{row.trainer: row for row in BACKBONES}}
 
 
 class UnknownTrainerError(InputError, AttributeError):
@@ -47,7 +45,8 @@ def parse(name: str) -> TrainerName:
             message names the nearest valid name.
     """
     base, *parts = name.split("_")
-    problem = None if base in _BACKBONES else f"no backbone is called {base!r}"
+    row = None if base == STOCK_TRAINER else backbones.find(base)
+    problem = None if row or base == STOCK_TRAINER else _missing(base)
     modifiers: list[tuple[Modifier, int | None]] = []
     for part in parts:
         match = _match(part)
@@ -61,15 +60,22 @@ def parse(name: str) -> TrainerName:
     if problem:
         raise UnknownTrainerError(
             f"nnunet_plugins: no trainer {name!r}: {problem}. The nearest valid name is {nearest(name)!r}; "
-            "`nnunet-plugins list` shows them all."
+            "`nnunet-plugins list` shows them all. If a checkpoint asks for it, `nnunet-plugins doctor CHECKPOINT` "
+            "says which package it comes from."
         )
-    return TrainerName(name, _BACKBONES[base], tuple(modifiers))
+    return TrainerName(name, row, tuple(modifiers))
+
+
+def _missing(base: str) -> str:
+    """Say that there is no backbone, and what there would be if it could be used."""
+    unusable = [one for one in backbones.others().unusable if one.trainer in (None, base)]
+    return "; ".join([f"no backbone is called {base!r}", *map(str, unusable)])
 
 
 def nearest(name: str) -> str:
     """Return the valid trainer name that looks most like `name`."""
     base, *parts = name.split("_")
-    result = get_close_matches(base, _BACKBONES, n=1, cutoff=0)[0]
+    result = get_close_matches(base, [STOCK_TRAINER, *backbones.every()], n=1, cutoff=0)[0]
     slots: set[str] = set()
     for part in parts:
         number = re.match("0*([1-9][0-9]*)", part)

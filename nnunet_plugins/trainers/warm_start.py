@@ -1,8 +1,10 @@
-"""Make a start for a U-Net with changed blocks out of a trained stock U-Net, for nnU-Net's `-pretrained_weights`.
+"""Make a start for one network out of another that has been trained, for nnU-Net's `-pretrained_weights`.
 
-nnU-Net's own loading demands every weight but the output layer's, so it refuses a stock checkpoint for a network that
-has weights of its own besides. Here the new weights are added: autofocus layers begin at the first rate, as the
-convolutions they replace; everything else that is new begins as at the start of a training.
+nnU-Net's own loading demands every weight but the output layer's, so it refuses a stock checkpoint for a U-Net with
+changed blocks, which has weights of its own besides. Here the new weights are added: autofocus layers begin at the
+first rate, as the convolutions they replace; everything else that is new begins as at the start of a training.
+
+A network may take weights of others in a form of its own: MedNeXt lets kernels grow (`adopt`).
 """
 
 from pathlib import Path
@@ -32,8 +34,8 @@ def warm_start(
     """Return a checkpoint for `-pretrained_weights`, and the names of the weights that are new.
 
     Args:
-        path: checkpoint of a trained stock U-Net.
-        trainer: trainer whose network is that U-Net with some blocks changed.
+        path: checkpoint of a trained network, a stock U-Net in most cases.
+        trainer: trainer whose network is that one with some blocks changed.
         advantage: how much attention an autofocus layer pays to its first rate at the start, as a difference of logits:
             the other K - 1 rates together share less than K e^-advantage. At 20 the network starts as the stock
             U-Net to single precision, but then the attention hardly learns.
@@ -59,6 +61,8 @@ def warm_start(
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{trainer} cannot be built with the plans in {path}: {reason}") from error
     ours, theirs = network.state_dict(), checkpoint["network_weights"]
+    if adopt := getattr(network, "adopt", None):
+        theirs = adopt(theirs)
     foreign = [key for key, value in theirs.items() if key not in ours or ours[key].shape != value.shape]
     if foreign:
         raise CheckpointError(
@@ -95,9 +99,23 @@ def write_warm_start(
     Raises:
         FileExistsError: if `output` exists; nothing is overwritten.
     """
+    require_new(output)
+    start, new = warm_start(path, trainer, advantage=advantage, trusted=trusted)
+    write_start(start, output)
+    return new
+
+
+def require_new(output: Path) -> None:
+    """Check that there is no such file.
+
+    Raises:
+        FileExistsError: if there is; nothing is overwritten.
+    """
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another file or remove it")
-    start, new = warm_start(path, trainer, advantage=advantage, trusted=trusted)
+
+
+def write_start(start: dict[str, Any], output: Path) -> None:
+    """Write a checkpoint for `-pretrained_weights`, which appears complete."""
     with whole_file(output) as part:
         torch.save(start, part)
-    return new

@@ -1,0 +1,196 @@
+"""Rows that other packages and single files bring: what they get, and what is said where they cannot be used."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_plugins import backbones
+from nnunet_plugins._startup import VARIABLE, trainer_folder
+from nnunet_plugins.cli import main
+from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.trainers.names import UnknownTrainerError, parse
+
+NETWORK = """
+from torch import nn
+from nnunet_plugins.networks.layers.head import Head
+
+class Net(nn.Module):
+    def __init__(self, input_channels, num_classes, deep_supervision, dim):
+        super().__init__()
+        self.decoder = Head([input_channels], num_classes, dim, deep_supervision=deep_supervision)
+
+    @classmethod
+    def from_plan(cls, *, input_channels, num_classes, deep_supervision, patch_size, **_):
+        return cls(input_channels, num_classes, deep_supervision, len(patch_size))
+
+    def forward(self, x):
+        return self.decoder([x])
+"""
+ROW = """
+Backbone(
+    trainer="nnUNetTrainer{name}",
+    network={network},
+    recipe="nnunet_plugins.trainers.backbone.BackboneTrainer",
+    summary="one layer",
+    paper="none",
+    dimensions=(2, 3),
+    twin={twin!r},
+),"""
+
+
+def rows(*names: str, network: str = '"mylab_net.Net"', twin: str = "nnUNetTrainer") -> str:
+    listed = "".join(ROW.format(name=name, network=network, twin=twin) for name in names)
+    return f"from nnunet_plugins.rows import Backbone\nBACKBONES = [{listed}]\n"
+
+
+class House:
+    """Packages and files of other people, as they lie on the path."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.site, self.files, self.monkeypatch = folder / "site", folder / "files", monkeypatch
+        self.site.mkdir()
+        self.files.mkdir()
+        monkeypatch.syspath_prepend(str(self.site))
+        monkeypatch.setenv(VARIABLE, f"{self.files}:{trainer_folder()}")
+        (self.site / "mylab_net.py").write_text(NETWORK)
+
+    def package(self, name: str, code: str, value: str | None = None) -> None:
+        module = name.replace("-", "_")
+        (self.site / f"{module}_rows.py").write_text(code)
+        info = self.site / f"{module}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        value = value or f"{module}_rows:BACKBONES"
+        (info / "entry_points.txt").write_text(f"[{backbones.GROUP}]\n{name} = {value}\n")
+
+    def reasons(self) -> dict[str | None, str]:
+        return {one.trainer: str(one) for one in backbones.others().unusable}
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    before = set(sys.modules)
+    backbones._others.cache_clear()
+    yield House(tmp_path, monkeypatch)
+    backbones._others.cache_clear()
+    for name in set(sys.modules) - before:
+        if name.startswith(("mylab", "other", "nnunet_plugins_file_")):
+            del sys.modules[name]
+
+
+def logits(name: str) -> torch.Tensor:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+    stages = {"strides": [(1, 1)], "kernel_sizes": [(3, 3)]}
+    plan = {"patch_size": (4, 4), "architecture": {"arch_kwargs": stages, "_kw_requires_import": []}}
+    network = trainer_class(name).build_network_architecture(None, ConfigurationManager(plan), 1, 2, False)
+    return network(torch.zeros(1, 1, 4, 4))
+
+
+def test_a_packages_row_gets_what_ours_get(house, capsys):
+    house.package("mylab", rows("MyNet", "MyNetPaper"))
+    found = recursive_find_trainer_class_by_name("nnUNetTrainerMyNet_3epochs_NoMirroring")
+    assert found is trainer_class("nnUNetTrainerMyNet_3epochs_NoMirroring")
+    assert logits("nnUNetTrainerMyNet").shape == (1, 2, 4, 4)
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert re.search(r"^nnUNetTrainerMyNet .*one layer \(from mylab 1.2\)$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["list", "--json"]) == 0
+    (row,) = [one for one in json.loads(capsys.readouterr().out)["backbones"] if one["trainer"] == "nnUNetTrainerMyNet"]
+    assert row["source"] == {"place": "mylab_rows:BACKBONES", "distribution": "mylab", "version": "1.2"}
+    with pytest.raises(UnknownTrainerError, match="nearest valid name is 'nnUNetTrainerMyNetPaper'"):
+        parse("nnUNetTrainerMyNetPapr")
+
+
+def test_a_file_may_hold_the_class_itself(house):
+    (house.files / "lab.py").write_text(NETWORK + rows("LabNet", network="Net"))
+    (house.files / "aside.py").write_text("if __name__ != 'aside':\n    raise SystemExit('not for us')\n")
+    assert recursive_find_trainer_class_by_name("nnUNetTrainerLabNet_2epochs").__module__ == "nnunet_plugins.trainers"
+    assert logits("nnUNetTrainerLabNet").shape == (1, 2, 4, 4)
+    assert backbones.source_of("nnUNetTrainerLabNet") == backbones.Source(str(house.files / "lab.py"))
+    assert house.reasons() == {}, "the other file was not run"
+
+
+def test_nothing_is_imported_for_our_own_names(house):
+    house.package("mylab", "raise RuntimeError('imported')")
+    parse("nnUNetTrainerFIRENet_3epochs")
+    parse("nnUNetTrainer_3epochs")
+    assert backbones._others.cache_info().misses == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("BACKBONES = (", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("", "AttributeError: module 'mylab_rows' has no attribute 'BACKBONES'"),
+        ("BACKBONES = 3", "it is no sequence of rows but int 3"),
+        ("BACKBONES = 'text'", "it is no sequence of rows but str 'text'"),
+        (
+            rows("MyNet").replace('    paper="none",\n', ""),
+            "TypeError: .*missing 1 required positional argument: 'paper'",
+        ),
+    ],
+    ids=range(7),
+)
+def test_a_source_that_cannot_be_loaded_is_told(house, code, reason, capsys):
+    house.package("mylab", code)
+    assert re.fullmatch(rf"mylab 1.2 \(mylab_rows:BACKBONES\) cannot be used: {reason}.*", house.reasons()[None])
+    assert main(["list"]) == 0
+    assert "Left out: mylab 1.2 (mylab_rows:BACKBONES) cannot be used" in capsys.readouterr().out
+    with pytest.raises(UnknownTrainerError, match=r"no backbone is called 'nnUNetTrainerMyNet'; mylab 1.2 .* cannot"):
+        parse("nnUNetTrainerMyNet")
+    parse("nnUNetTrainerFIRENet")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("nnUNetTrainerMyNet", "nnUNetTrainerFIRENet"), "nnunet-plugins itself has a backbone of this name"),
+        (("nnUNetTrainerMyNet", "nnUNetTrainerDA5"), "nnU-Net itself has a trainer of this name"),
+        (("nnUNetTrainerMyNet", "nnUNetTrainerMy_Net"), "'nnUNetTrainerMy_Net' is no name for a trainer"),
+        (("nnUNetTrainerMyNet", "MyNet"), "'MyNet' is no name for a trainer"),
+        (("twin='nnUNetTrainer'", "twin='nnUNetTrainerNo'"), "its twin 'nnUNetTrainerNo' is no other trainer's name"),
+        (("twin='nnUNetTrainer'", "twin='nnUNetTrainerMyNet'"), "its twin 'nnUNetTrainerMyNet' is no other trainer's"),
+        (('paper="none"', 'paper=""'), "its paper is '', and has to be text"),
+        (("(2, 3)", "(4,)"), "its dimensions are (4,), and have to be (2,), (3,) or (2, 3)"),
+        (("(2, 3)", "3"), "its dimensions are 3, and have to be (2,), (3,) or (2, 3)"),
+        (('"mylab_net.Net"', '"Net"'), "its network is 'Net', and has to be an import path"),
+        (('"mylab_net.Net"', "None"), "its network is None, and has to be an import path"),
+        (('paper="none"', 'paper="none", options=[1]'), "its options are list [1], and have to be a mapping"),
+        (("BACKBONES = [", "BACKBONES = ['row',"), "it holds str 'row' in place of a nnunet_plugins.rows.Backbone"),
+    ],
+    ids=range(13),
+)
+def test_a_row_that_cannot_be_used_is_told_and_the_others_are_there(house, change, reason):
+    code = rows("MyNet")
+    assert change[0] in code
+    house.package("mylab", code.replace(*change))
+    house.package("other", rows("Other"))
+    (text,) = house.reasons().values()
+    assert "of mylab 1.2 (mylab_rows:BACKBONES) cannot be used: " in text or text.startswith("mylab 1.2 ")
+    assert reason in text
+    assert "nnUNetTrainerOther" in backbones.others().rows
+    assert backbones.find("nnUNetTrainerFIRENet") is backbones.OURS["nnUNetTrainerFIRENet"]
+
+
+def test_two_packages_with_one_name_are_both_named_and_neither_is_taken(house):
+    house.package("mylab", rows("MyNet", "Mine"))
+    house.package("other-lab", rows("MyNet"))
+    found = backbones.others()
+    assert set(found.rows) == {"nnUNetTrainerMine"}
+    assert len(found.unusable) == 2
+    for one in found.unusable:
+        assert "mylab 1.2 (mylab_rows:BACKBONES) and other-lab 1.2 (other_lab_rows:BACKBONES) bring a row" in one.reason
+
+
+def test_a_network_that_is_not_there_is_named_when_it_is_built(house):
+    house.package("mylab", rows("Gone", network='"mylab_net.Nett"'))
+    with pytest.raises(AttributeError, match=r"mylab_net.*Nett"):
+        logits("nnUNetTrainerGone")

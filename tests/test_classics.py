@@ -1,0 +1,388 @@
+"""The classic networks are the published ones: their counts, MONAI's outputs, their outputs under nnU-Net's loss."""
+
+import pytest
+import torch
+from conftest import saved_bytes
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from test_names import FakeDataset
+from torch import nn
+from torch.testing import assert_close
+
+from nnunet_plugins.cli import main
+from nnunet_plugins.networks.mednext import MedNeXt
+from nnunet_plugins.networks.segresnet import SegResNet
+from nnunet_plugins.networks.unet_classic import ClassicUNet
+from nnunet_plugins.networks.unetplusplus import UNetPlusPlus
+from nnunet_plugins.networks.vnet import VNet
+from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.rows import locate
+from nnunet_plugins.trainers.backbone import BackboneTrainer
+from nnunet_plugins.trainers.checks import loss_piece
+from nnunet_plugins.trainers.compose import trainer_class
+
+ROWS = {row.trainer.removeprefix("nnUNetTrainer"): row for row in BACKBONES}
+
+
+def isotropic(kind, dim, *arguments, **options):
+    """Build a network with strides of 2 and kernels of 3."""
+    steps = kind.downsamplings(**options)
+    return kind(*arguments, strides=((2,) * dim,) * steps, kernel_sizes=((3,) * dim,) * (steps + 1), **options)
+
+
+def of_row(name, dim, *arguments):
+    return isotropic(locate(ROWS[name].network), dim, *arguments, **ROWS[name].options)
+
+
+def count(make, *without):
+    """Parameters, but for those of modules of some kinds."""
+    with torch.device("meta"):
+        network = make()
+    left_out = {id(p) for module in network.modules() if isinstance(module, without) for p in module.parameters()}
+    return sum(p.numel() for p in network.parameters() if id(p) not in left_out)
+
+
+COURSE = {"norm": "batch", "up_norm": True}
+BUDA = {"features": (32, 64, 128, 256, 512), "norm": "batch", "conv_bias": False}
+UNET3D = {"features": (64, 128, 256, 512), "early_doubling": True, "norm": "batch"}
+
+
+@pytest.mark.parametrize(
+    ("options", "dim", "channels", "expected"),
+    [
+        ({}, 2, (1, 2), 31_030_658),
+        (COURSE, 2, (1, 2), 31_044_354),
+        (COURSE, 2, (3, 1), 31_045_441),
+        (BUDA, 2, (3, 1), 7_763_041),
+        (BUDA, 2, (1, 5), 7_762_597),
+        (BUDA, 2, (1, 24), 7_763_224),
+        ({"features": (32, 64, 128, 256, 512)}, 2, (1, 1), 7_759_521),
+        ({**UNET3D, "up_bias": False, "conv_bias": False}, 3, (3, 3), 19_072_291),
+        (UNET3D, 3, (3, 3), 19_075_523),
+        (UNET3D, 3, (1, 3), 19_073_795),
+    ],
+)
+def test_u_nets_have_the_published_parameters(options, dim, channels, expected):
+    assert count(lambda: isotropic(ClassicUNet, dim, *channels, **options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "channels", "expected"),
+    [
+        ("UNet2015", 2, (1, 2), 31_030_658),
+        ("AttentionUNet", 3, (1, 4), 6_214_151),  # the authors' code, single attention
+        ("VNet", 3, (1, 2), 65_182_226),
+        ("SegResNet", 3, (1, 5), 4_700_965),
+        ("SegResNet", 3, (4, 3), 4_702_227),
+        ("UNetPlusPlus", 2, (1, 1), 9_041_700),
+    ],
+)
+def test_rows_have_the_published_parameters(name, dim, channels, expected):
+    assert count(lambda: of_row(name, dim, *channels)) == expected
+
+
+def test_the_3d_u_net_has_the_paper_s_parameters_but_for_its_norms():
+    assert count(lambda: of_row("UNet3D", 3, 3, 3), nn.BatchNorm3d) == 19_069_955
+
+
+@pytest.mark.parametrize("options", [{"norm": "layer"}, {"upsampling": "nearest"}])
+def test_unknown_options_of_a_u_net_are_named(options):
+    with pytest.raises(ValueError, match=r"norm must be one of .* and upsampling one of"):
+        isotropic(ClassicUNet, 2, 1, 2, **options)
+
+
+def test_gates_weigh_the_shortcuts():
+    """A gate that is shut lets nothing through but what the convolutions after it add."""
+    gate = locate("nnunet_plugins.networks.layers.gate.AttentionGate")(4, 8, (2, 2), norm="instance")
+    skip, coarse = torch.randn(1, 4, 9, 8), torch.randn(1, 8, 4, 4)
+    attention = gate.attention(skip, coarse)
+    assert attention.shape == (1, 1, 9, 8)
+    assert attention.min() > 0
+    assert attention.max() < 1
+    assert gate(skip, coarse).shape == skip.shape
+    nn.init.constant_(gate.attention.score.bias, -100.0)
+    assert_close(gate(skip, coarse), gate.project(torch.zeros_like(skip)))
+
+
+def test_the_v_net_has_the_paper_s_convolutions():
+    """Counted by hand from Fig. 2: 125 weights for each pair of channels."""
+    with torch.device("meta"):
+        network = of_row("VNet", 3, 1, 2)
+    kernels = [m.weight for m in network.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (5, 5, 5)]
+    assert sum(weight.numel() for weight in kernels) == 64_386_000
+    assert len(kernels) == 21
+
+
+def test_the_v_net_s_stages_add_their_input():
+    """With all convolutions at zero only the image's mean over its channels, and the shortcuts, are left."""
+    network = isotropic(VNet, 2, 3, 2, features=(2, 4), convolutions=(1, 1, 1), norm=None)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            nn.init.zeros_(parameter)
+    nn.init.ones_(network.decoder.seg_layers[0].weight)
+    x = torch.rand(1, 3, 7, 8)
+    # Two of the last stage's four channels are the shortcut, which is the mean.
+    assert_close(network(x)[:, :1], 2 * x.mean(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("width", [12, 0])
+def test_segresnet_s_width_has_to_hold_the_groups(width):
+    with pytest.raises(ValueError, match=f"8 groups of channels: width must be a multiple of 8, got {width}"):
+        isotropic(SegResNet, 2, 1, 2, width=width)
+
+
+def test_the_wide_segresnet_is_the_paper_s():
+    assert count(lambda: isotropic(SegResNet, 3, 4, 3, width=32)) == 18_798_627
+
+
+def take(ours: nn.Module, theirs: nn.Module) -> None:
+    """Copy the weights of a part that has the same layers in the same order."""
+    own, other = ours.state_dict(), list(theirs.state_dict().values())
+    assert [value.shape for value in own.values()] == [value.shape for value in other]
+    ours.load_state_dict(dict(zip(own, other, strict=True)))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_segresnet_is_monai_s(dim):
+    monai = pytest.importorskip("monai.networks.nets")
+    torch.manual_seed(0)
+    theirs = monai.SegResNet(spatial_dims=dim, init_filters=8, in_channels=2, out_channels=3)
+    ours = isotropic(SegResNet, dim, 2, 3, width=8)
+    take(ours.first, theirs.convInit)
+    for level, layers in enumerate(theirs.down_layers):
+        if level:
+            take(ours.down[level - 1], layers[0])
+        for block, other in zip(ours.encoder[level], layers[1:], strict=True):
+            take_block(block, other)
+    for up, block, other_up, other in zip(
+        reversed(ours.up), reversed(ours.expansion), theirs.up_samples, theirs.up_layers, strict=True
+    ):
+        take(up, other_up)
+        take_block(block, other[0])
+    take(ours.last, theirs.conv_final[0])
+    take(ours.decoder.seg_layers[0], theirs.conv_final[2])
+    x = torch.randn(1, 2, *(16, 24, 16)[:dim])
+    assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def take_block(ours: nn.Module, theirs: nn.Module) -> None:
+    for part, layer in {"norm1": 0, "conv1": 2, "norm2": 3, "conv2": 5}.items():
+        take(ours[layer], getattr(theirs, part))
+
+
+MEDNEXT = {
+    "S": (5_550_947, 5_980_579),
+    "B": (10_510_883, 10_940_515),
+    "M": (17_533_539, 18_245_411),
+    "L": (61_726_787, 62_940_419),
+}
+
+
+@pytest.mark.parametrize("size", MEDNEXT)
+@pytest.mark.parametrize(("kernel", "suffix"), [(3, ""), (5, "Kernel5")])
+def test_mednext_has_the_published_parameters(size, kernel, suffix):
+    """Those of the outputs below full size are not counted in the paper."""
+    with torch.device("meta"):
+        network = of_row(f"MedNeXt{size}{suffix}", 3, 1, 3)
+    heads = sum(p.numel() for p in network.decoder.seg_layers[1:].parameters())
+    assert heads == (64 + 128 + 256 + 512) * 3 + 4 * 3
+    expected = MEDNEXT[size][kernel == 5]
+    assert sum(p.numel() for p in network.parameters()) - heads == expected
+
+
+@pytest.mark.parametrize(("dim", "kernel"), [(2, 5), (3, 3)])
+def test_mednext_is_monai_s(dim, kernel):
+    monai = pytest.importorskip("monai.networks.nets.mednext")
+    torch.manual_seed(0)
+    blocks, ratios = (1, 2, 1, 1, 2, 1, 1, 2, 1), (2, 3, 2, 2, 4, 2, 2, 3, 2)
+    theirs = monai.MedNeXt(
+        spatial_dims=dim,
+        init_filters=4,
+        in_channels=2,
+        out_channels=3,
+        encoder_expansion_ratio=ratios[:4],
+        bottleneck_expansion_ratio=ratios[4],
+        decoder_expansion_ratio=ratios[5:],
+        kernel_size=kernel,
+        deep_supervision=True,
+        use_residual_connection=True,
+        blocks_down=blocks[:4],
+        blocks_bottleneck=blocks[4],
+        blocks_up=blocks[5:],
+    )
+    ours = isotropic(MedNeXt, dim, 2, 3, True, width=4, kernel=kernel, blocks=blocks, ratios=ratios)
+    take(ours.stem, theirs.stem)
+    for stage, other in zip(ours.encoder, [*theirs.enc_stages, theirs.bottleneck], strict=True):
+        take(stage, other)
+    take(ours.down, theirs.down_blocks)
+    for up, stage, other_up, other in zip(
+        reversed(ours.up), reversed(ours.expansion), theirs.up_blocks, theirs.dec_stages, strict=True
+    ):
+        take(up, other_up)
+        take(stage, other)
+    outs = [theirs.out_0, *reversed(theirs.out_blocks)]
+    for head, out in zip(ours.decoder.seg_layers, outs, strict=True):
+        # There a transposed convolution with kernel 1, which is the same.
+        head.load_state_dict(
+            {"weight": out.conv_out.weight.transpose(0, 1).detach(), "bias": out.conv_out.bias.detach()}
+        )
+    x = torch.randn(1, 2, *(32, 48, 32)[:dim])
+    outputs, expected = ours.train()(x), theirs.train()(x)
+    assert len(outputs) == len(expected) == 5
+    for output, other in zip(outputs, expected, strict=True):
+        assert_close(output, other, atol=1e-5, rtol=1e-5)
+
+
+def test_mednext_keeps_less_than_all_of_its_blocks(monkeypatch):
+    """Nothing of the many channels inside a block is kept for the backward pass."""
+    block = locate("nnunet_plugins.networks.mednext.Block")
+    inside = 2 * 4 * 8 * 16**2 * 4  # expanded and activated: R = 8 times 4 channels, in single precision
+
+    def kept():
+        return saved_bytes(lambda: block(4, 4, 8, (3, 3)), (1, 4, 16, 16))
+
+    less = kept()
+    monkeypatch.setattr("nnunet_plugins.networks.mednext.recompute", lambda function, *inputs: function(*inputs))
+    assert kept() - less >= inside // 2
+
+
+class TestUpKern:
+    """Kernels of 3 become kernels of 5, as in MedNeXt's section 2.3; all other weights stay."""
+
+    def networks(self, dim=3, kernel_sizes=None):
+        options = {"width": 2, "blocks": (1,) * 3, "ratios": (2,) * 3}
+        kernels = kernel_sizes or ((3,) * dim,) * 2
+        return [
+            MedNeXt(1, 2, strides=((2,) * dim,), kernel_sizes=kernels, kernel=kernel, **options) for kernel in (3, 5)
+        ]
+
+    def test_kernels_by_hand(self):
+        """Linear interpolation looks from voxel n of 5 to place (n + 1/2) 3/5 - 1/2 of 3."""
+        small, large = self.networks(2)
+        weights = small.state_dict()
+        name = "encoder.0.0.depthwise.weight"
+        weights[name][0, 0] = torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0]])
+        weights[name][1, 0] = torch.tensor([[0.0, 1, 2], [0, 1, 2], [0, 1, 2]])
+        grown = large.adopt(weights)[name]
+        line = torch.tensor([0, 0.4, 1, 0.4, 0])
+        assert_close(grown[0, 0], line[:, None] * line)
+        assert_close(grown[1, 0], torch.tensor([0, 0.4, 1, 1.6, 2]).expand(5, 5))
+
+    def test_all_weights_fit_and_no_other_changes(self):
+        small, large = self.networks(kernel_sizes=((1, 3, 3), (3, 3, 3)))
+        weights = small.state_dict()
+        grown = large.adopt(weights)
+        large.load_state_dict(grown, strict=True)
+        changed = {name for name, value in grown.items() if value.shape != weights[name].shape}
+        assert changed
+        assert all(name.endswith("depthwise.weight") for name in changed)
+        assert large.encoder[0][0].depthwise.weight.shape[2:] == (1, 5, 5)
+        assert all(torch.equal(grown[name], weights[name]) for name in set(grown) - changed)
+
+    def test_kernels_do_not_shrink(self):
+        small, large = self.networks()
+        name = "encoder.0.0.depthwise.weight"
+        assert small.adopt(large.state_dict())[name].shape[2:] == (5, 5, 5)
+
+    def test_the_command_grows_a_checkpoint(self, tmp_path, monkeypatch, capsys):
+        """nnU-Net's `-pretrained_weights` then finds every weight in the right shape."""
+        data = FakeDataset(tmp_path, monkeypatch)
+        architecture = data.plans["configurations"]["3d_fullres"]["architecture"]
+        architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+        made = {}
+        for name in ("nnUNetTrainerMedNeXtS", "nnUNetTrainerMedNeXtSKernel5"):
+            plans = PlansManager(data.plans)
+            trainer, configuration = trainer_class(name), plans.get_configuration("3d_fullres")
+            made[name] = trainer.build_network_architecture(plans, configuration, 1, 3, True).state_dict()
+        arguments = {"plans": data.plans, "configuration": "3d_fullres", "dataset_json": data.dataset}
+        small, large = made
+        content = {"network_weights": made[small], "init_args": arguments, "trainer_name": small}
+        torch.save(content, tmp_path / "small.pth")
+        start = tmp_path / "start.pth"
+        assert main(["warm-start", str(tmp_path / "small.pth"), "-tr", large, "-o", str(start)]) == 0
+        assert "New weights, all others are the checkpoint's: none" in capsys.readouterr().out
+        written = torch.load(start, weights_only=False)["network_weights"]
+        assert {key: value.shape for key, value in written.items()} == {
+            key: value.shape for key, value in made[large].items()
+        }
+        assert torch.equal(written["stem.weight"], made[small]["stem.weight"])
+        # The other way is refused.
+        torch.save({**content, "network_weights": made[large]}, tmp_path / "large.pth")
+        assert main(["warm-start", str(tmp_path / "large.pth"), "-tr", small, "-o", str(tmp_path / "no.pth")]) == 2
+        assert "first of all encoder.0.0.depthwise.weight" in capsys.readouterr().err
+
+
+def test_u_net_plus_plus_without_its_side_heads():
+    with torch.device("meta"):
+        network = of_row("UNetPlusPlus", 2, 1, 1)
+    assert sum(p.numel() for p in network.parameters()) == 9_041_700
+    assert sum(p.numel() for p in network.decoder.seg_layers[1:].parameters()) == 99
+
+
+def test_u_net_plus_plus_gives_its_largest_u_net_first():
+    """The output of X(0,4) looks at the coarsest scale, that of X(0,1) no further than one step."""
+    network = isotropic(UNetPlusPlus, 2, 1, 2, True, features=(2, 2, 2, 2, 2))
+    x = torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        before = network(x)
+        nn.init.zeros_(network.nodes["4_0"][0].weight)
+        nn.init.ones_(network.nodes["4_0"][2].bias)
+        after = network(x)
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "axis", "least"),
+    [
+        (isotropic(UNetPlusPlus, 2, 1, 2, features=(2, 2, 2), norm="instance"), (4, 7), 1, 8),
+        (isotropic(UNetPlusPlus, 2, 1, 2, features=(2, 2, 2)), (3, 7), 0, 4),
+        (isotropic(VNet, 2, 1, 2, features=(2, 2), convolutions=(1, 1, 1)), (1, 2), 1, 3),
+        (isotropic(MedNeXt, 3, 1, 2, width=2, blocks=(1,) * 3, ratios=(2,) * 3), (2, 1, 2), 0, 3),
+    ],
+    ids=["instance norm", "no norm", "batch norm", "MedNeXt"],
+)
+def test_what_leaves_a_single_voxel_is_named(network, size, axis, least):
+    """A norm has no statistics over one, and pooling leaves none of three."""
+    message = (
+        rf"{'x'.join(map(str, size))} voxels is too small.*axis {axis} has {size[axis]} and needs at least {least}$"
+    )
+    with pytest.raises(ValueError, match=message):
+        network(torch.zeros(1, 1, *size))
+    enough = [least if n == axis else length for n, length in enumerate(size)]
+    assert network(torch.randn(2, 1, *enough)).shape == (2, 2, *enough)
+
+
+SGD, ADAM, ADAMW = torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "rates"),
+    [
+        ("VNetPaper", SGD, [1e-4, 1e-4, 1e-5, 1e-5]),
+        ("AttentionUNetPaper", ADAM, [1e-4, 1e-4 * 0.2**0.9, 1e-4 * (1 / 6) ** 0.9, 1e-4 * (1 / 30) ** 0.9]),
+        ("SegResNetPaper", ADAM, [1e-4, 1e-4 * 0.2**0.9, 1e-4 * (1 / 6) ** 0.9, 1e-4 * (1 / 30) ** 0.9]),
+        ("UNetPlusPlusPaper", ADAM, [3e-4, 3e-4 * 0.2**0.9, 3e-4 * (1 / 6) ** 0.9, 3e-4 * (1 / 30) ** 0.9]),
+        ("MedNeXtSPaper", ADAMW, [1e-3, 1e-3 * 0.2**0.9, 1e-3 * (1 / 6) ** 0.9, 1e-3 * (1 / 30) ** 0.9]),
+        ("FCN8sPaper", SGD, [1e-4] * 4),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "_CELoss"])
+def test_the_papers_recipes(name, optimizer, rates, suffix, monkeypatch):
+    trainer = object.__new__(trainer_class(f"nnUNetTrainer{name}{suffix}"))
+    monkeypatch.setattr(BackboneTrainer, "initialize", lambda self: setattr(self, "loss", None))
+    trainer.initialize()
+    trainer.network, trainer.num_epochs, trainer.weight_decay = nn.Linear(2, 2), 30, 3e-5
+    made, schedule = trainer.configure_optimizers()
+    assert type(made) is optimizer
+    found = []
+    for epoch in (0, 24, 25, 29):
+        schedule.step(epoch)
+        found.append(made.param_groups[0]["lr"])
+    assert found == pytest.approx(rates)
+
+
+def test_dice_alone_is_the_loss_of_those_papers_that_say_so():
+    losses = {name: loss_piece(trainer_class(f"nnUNetTrainer{name}")) for name in ROWS if name.endswith("Paper")}
+    dice = {name for name, loss in losses.items() if loss and loss.name == "DiceLoss"}
+    assert dice >= {"VNetPaper", "SegResNetPaper", "AttentionUNetPaper"}
+    assert not dice & {"UNetPlusPlusPaper", "MedNeXtSPaper", "FCN8sPaper"}
+    assert losses["FCN8sPaper"].name == "CELoss"
