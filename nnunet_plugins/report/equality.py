@@ -128,7 +128,7 @@ class Equality:
         """Return which algorithm another one is compared with in a setting, and the value there."""
         known = column[column != UNKNOWN]
         names = known.index.get_level_values(0)
-        choices = [names == self.baseline, ~names.isin(list(self.own)), names == names]
+        choices = [names == self.baseline, ~names.isin(list(self.own)), names.notna()]
         if what in OF_THE_PLAN and algorithm in self.own and known[names == algorithm].nunique() > 1:
             choices = [names == algorithm]  # plans of its own, but in all its folds the same
         for chosen in choices:
