@@ -563,6 +563,15 @@ def test_after_a_fold_is_trained_again_no_old_figure_is_left(folders, fold):
     assert set(record.results["algorithm"]) == {"U-Net", "FIRENet", "U-Net + FIRENet", "FIRENet, post-processed"}
     assert len(provenance(tasks(), folders)["outputs"]) == len(tasks())
 
+    # As version 0.1.0 has left it, all but the trainings is made anew.
+    for marker in folders.output.rglob("*.made-of.json"):
+        marker.rename(marker.with_suffix(".gone"))
+    trainings = [task for task in training_tasks(question, folders) if task.training]
+    assert len(trainings) == 4
+    assert tasks_left([*trainings, *tasks()], folders.ledger) == [task for task in tasks() if not task.training]
+    for marker in folders.output.rglob("*.gone"):
+        marker.rename(marker.with_suffix(".json"))
+
     train(folders, firenet, fold, "again")
     assert [task.title.partition(": ")[2] for task in tasks_left(tasks(), folders.ledger)] == [
         "cross-validated segmentations of FIRENet",

@@ -1,8 +1,8 @@
 """What is said of trainings that are not equal, or of which something is not known."""
 
 import json
-import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -66,7 +66,7 @@ def train(folders: Folders, run: Run, *, recorded: bool = True, **changes: objec
             (fold / "validation" / f"{name}.{ending}").touch()
     write_text(fold / "validation" / "summary.json", "{}")
     said = "2026-01-01 00:00:00.0: This split has 2 training and 1 validation cases.\n"
-    write_text(fold / "training_log_2026_1_1_00_00_00.txt", said)
+    write_text(fold / f"training_log_{changes.get('start', '2026_1_1_00_00_00')}.txt", said)
     debug = {"num_iterations_per_epoch": "7", "batch_size": "2", "torch_version": "2.9.0+cu128", "device": "cpu"}
     write_text(fold / "debug.json", json.dumps(debug))
     if recorded:
@@ -140,13 +140,24 @@ def test_a_record_of_version_010_is_one_of_what_it_has_seen(folders):
     fold = train(folders, UNET)
     file = conditions.conditions_file(fold)
     (attempt,) = json.loads(file.read_text())["attempts"]
-    old = {"hashes": {name: attempt["hashes"][name] for name in conditions.HASHES}, "environment": {"torch": "2.9"}}
+    hashes = {name: attempt["hashes"][name] for name in conditions.HASHES}
+    old = {"started": "2026-01-02T00:00:00+0000", "hashes": hashes, "environment": {"torch": "2.9"}}
     file.write_text(json.dumps({"attempts": [old]}))
     (run,) = compare(folders)["runs"]
     assert run["hashes"] == {**attempt["hashes"], "recipe": "unknown"}
-    later = file.stat().st_mtime + 5
-    os.utime(fold / "checkpoint_final.pth", (later, later))
+    train(folders, UNET, recorded=False, start="2026_10_4_00_00_00")
+    assert conditions.read_conditions(fold, folders.ledger)  # its own start
+    train(folders, UNET, recorded=False, start="2027_1_1_00_00_00")
     assert not conditions.read_conditions(fold, folders.ledger)
+
+
+def test_an_attempt_that_was_killed_in_its_validation_is_known_nevertheless(folders):
+    conditions.write_conditions(folders, UNET, 0, "cpu", {})
+    train(folders, UNET, recorded=False, start=time.strftime("%Y_%-m_%-d_%H_%M_%S"))
+    conditions.write_conditions(folders, UNET, 0, "cpu", {})
+    conditions.end_attempt(folders.fold(UNET, 0), {})
+    (run,) = compare(folders)["runs"]
+    assert "unknown" not in run["hashes"].values()
 
 
 def test_a_training_from_scratch_begins_a_new_record(folders):

@@ -19,13 +19,16 @@ def ledger(tmp_path) -> Ledger:
     (tmp_path / "results" / "summary.json").write_text("0.8")
     (tmp_path / "out" / "made.csv").write_text("rows")
     ledger = Ledger({"results": tmp_path / "results", "output": tmp_path / "out"}, tmp_path / "out" / "hashes.json")
-    made = tmp_path / "out" / "made.csv"
-    ledger.write(made, COMMAND, ledger.identities([tmp_path / "results" / "summary.json"]))
+    made, aside = tmp_path / "out" / "made.csv", tmp_path / "results" / "ensemble.json"
+    aside.write_text("0.9")
+    ledger.write(made, COMMAND, ledger.identities([tmp_path / "results" / "summary.json"]), [aside])
     return ledger
 
 
 def fits(ledger: Ledger, command: list[str] = COMMAND) -> bool:
-    return ledger.fits(ledger.roots["output"] / "made.csv", command, [ledger.roots["results"] / "summary.json"])
+    results = ledger.roots["results"]
+    inputs, makes = [results / "summary.json"], [results / "ensemble.json"]
+    return ledger.fits(ledger.roots["output"] / "made.csv", command, inputs, makes)
 
 
 def test_an_output_fits_its_marker(ledger):
@@ -35,7 +38,9 @@ def test_an_output_fits_its_marker(ledger):
     assert ledger.differences(marker) == {}
 
 
-@pytest.mark.parametrize("what", ["input", "input gone", "output", "marker gone", "marker torn", "options"])
+@pytest.mark.parametrize(
+    "what", ["input", "input gone", "output", "by-product", "marker gone", "marker torn", "options"]
+)
 def test_what_changed_is_not_done(ledger, what):
     made, summary = ledger.roots["output"] / "made.csv", ledger.roots["results"] / "summary.json"
     if what == "input":
@@ -44,6 +49,8 @@ def test_what_changed_is_not_done(ledger, what):
         summary.unlink()
     elif what == "output":
         made.write_text("ROWS")
+    elif what == "by-product":
+        summary.with_name("ensemble.json").write_text("of another benchmark")
     elif what == "marker gone":
         marker_file(made).unlink()
     elif what == "marker torn":
@@ -64,7 +71,8 @@ def test_all_may_be_moved_and_what_nobody_has_is_told_apart(ledger, tmp_path):
     assert fits(Ledger(there))
     marker = read_marker(there["output"] / "made.csv")
     assert Ledger({"output": there["output"]}).differences(marker) == {
-        "results/summary.json": (marker.inputs["results/summary.json"], None)
+        "results/summary.json": (marker.inputs["results/summary.json"], None),
+        "results/ensemble.json": (marker.outputs["results/ensemble.json"], None),
     }
 
 

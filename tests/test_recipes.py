@@ -5,6 +5,7 @@ import json
 import pytest
 
 from nnunet_plugins.benchmark import recipe
+from nnunet_plugins.benchmark.progress import Training
 from nnunet_plugins.benchmark.sources import overridden_methods
 
 DATASET = "Dataset001_Small"
@@ -140,6 +141,10 @@ def test_what_cannot_be_described_is_a_flag_and_no_stop(describe):
     assert nothing["recipe"]["epochs"] == "unknown"
     assert nothing["recipe"]["own method __init__"].startswith("NoTrainer ")
     json.dumps(nothing)
+    follow = Training(nothing["epochs"], nothing["labels"])
+    lines = ("Epoch 0 ", "train_loss 0.5 ", "Pseudo dice [0.5] ", "Epoch time: 2.0 s ")
+    assert [told for line in lines if (told := follow(line))] == ["epoch 1  train loss 0.5  pseudo Dice   (2 s)"]
+    assert follow.fraction is None
 
 
 def test_another_source_is_another_method():

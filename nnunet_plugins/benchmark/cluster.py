@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def configure(
             ended from outside, say at its time limit, costs no retry then.
 
     Raises:
-        BenchmarkError: if Parsl is missing or the YAML file makes no sense.
+        BenchmarkError: if Parsl is missing, the YAML file makes no sense, or keys for a cluster could not be kept.
     """
     try:
         from parsl.config import Config
@@ -82,10 +83,15 @@ def configure(
     os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
     common: dict[str, Any] = {
         "interchange_launch_cmd": [sys.executable, "-m", "nnunet_plugins.benchmark.interchange"],
-        # Whoever reaches its ports could otherwise give the workers tasks of his own.
-        "encrypted": True,
+        # Whoever reaches its ports could otherwise give the workers tasks of his own. The keys lie in Parsl's folder.
+        "encrypted": _has_private_folders(folder),
         "prefetch_capacity": 0,
     }
+    if cluster and not common["encrypted"]:
+        raise BenchmarkError(
+            f"{folder} is on a file system where others may read every folder, so that the keys for talking to the "
+            "jobs would be no secret; give another folder with -o"
+        )
     executors: list[Any] = []
     description = read_cluster(cluster) if cluster else {}
     for section in SECTIONS:
@@ -130,6 +136,11 @@ def configure(
         usage_tracking=0,
         initialize_logging=False,  # `engine` does, in one file for all starts
     )
+
+
+def _has_private_folders(folder: Path) -> bool:
+    with tempfile.TemporaryDirectory(dir=folder) as private:
+        return Path(private).stat().st_mode & 0o777 == 0o700
 
 
 def accelerators(number: int) -> list[str]:

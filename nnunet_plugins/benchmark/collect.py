@@ -97,7 +97,7 @@ def read_log(fold: Path) -> dict[str, Any]:
     """
     epochs: dict[int, dict[str, Any]] = {}
     voxels_per_second = np.nan
-    for file in sorted(fold.glob("training_log*.txt"), key=_moment):
+    for file in sorted(fold.glob("training_log*.txt"), key=conditions.log_began):
         epoch: dict[str, Any] = {}
         begun, voxels = 0.0, 0
         for line in file.read_text(errors="replace").splitlines():
@@ -125,11 +125,6 @@ def read_log(fold: Path) -> dict[str, Any]:
 
 
 _NUMBER = r"([-+]?(?:nan|inf|\d+\.?\d*(?:[eE][-+]?\d+)?))"
-
-
-def _moment(log: Path) -> tuple[int, ...]:
-    """Return when a log was begun, which nnU-Net writes into its name without leading zeros."""
-    return tuple(map(int, re.findall(r"\d+", log.stem)))
 
 
 def _seconds(stamp: str) -> float:

@@ -9,9 +9,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -161,11 +163,28 @@ def read_conditions(fold: Path, ledger: Ledger) -> list[dict[str, Any]]:
     if attempts and checkpoint.is_file():
         if "checkpoint" in attempts[-1]:
             fits = attempts[-1]["checkpoint"] == ledger.identity(checkpoint)
-        else:  # version 0.1.0, which wrote last of all what it had measured; or the attempt was killed
-            fits = checkpoint.stat().st_mtime <= file.stat().st_mtime
+        else:  # the attempt was killed, or was version 0.1.0's
+            fits = _starts_since(fold, attempts[-1]) <= 1
         if not fits:
             return []  # somebody has trained here since
     return attempts
+
+
+def _starts_since(fold: Path, attempt: Mapping[str, Any]) -> int:
+    """Return how often a training was started since an attempt began, its own start included, by nnU-Net's logs."""
+    if "started" not in attempt:
+        return 0
+    began = datetime.strptime(attempt["started"], "%Y-%m-%dT%H:%M:%S%z").astimezone().replace(tzinfo=None)
+    return sum(log_began(log) >= began for log in fold.glob("training_log*.txt"))
+
+
+def log_began(log: Path) -> datetime:
+    """Return when a log was begun, which nnU-Net writes into its name, without leading zeros."""
+    numbers = [int(number) for number in re.findall(r"\d+", log.stem)]
+    try:
+        return datetime(*numbers[:6])  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return datetime.min  # another file
 
 
 def hardware() -> list[str]:

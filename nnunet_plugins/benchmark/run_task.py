@@ -30,6 +30,7 @@ from nnunet_plugins.benchmark.done import is_done
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
 from nnunet_plugins.benchmark.results import EXPORTS
 from nnunet_plugins.benchmark.tasks import Folders, known_files
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock, lock_descriptor, lock_holder, unfinished, write_text
 from nnunet_plugins.provenance import Ledger, marker_file
 from nnunet_plugins.stop_request import STOPPED
@@ -106,7 +107,7 @@ def run(order: Order) -> int:
     except KeyboardInterrupt:
         state.write("interrupted", exit_code=INTERRUPTED)
         return INTERRUPTED
-    except (BenchmarkError, OSError) as error:
+    except (InputError, OSError) as error:
         state.tail.extend(str(error).splitlines())
         code = FAILED
     state.write("done" if code == 0 else "failed", exit_code=code)
