@@ -33,7 +33,7 @@ AHEAD, BEHIND, MIXED, UNCLEAR = "ahead", "behind", "mixed", "unclear"
 """Verdicts on an algorithm against the baseline. Mixed: better case by case, yet worse on average, or the other way."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """What may stand in one table, and all that is said of it. Tables have the algorithms in the order of `board`.
 

@@ -3,9 +3,9 @@
 Numbers are rounded here, once for all kinds of files: Dice and NSD to three decimals, distances and volumes to two.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import pandas as pd
 
@@ -46,8 +46,9 @@ class Section:
     table: pd.DataFrame
 
 
-def sections(comparison: Comparison) -> list[Section]:
-    """Return all tables of a comparison, rounded."""
+@lru_cache(maxsize=128)
+def sections(comparison: Comparison) -> Sequence[Section]:
+    """Return all tables of a comparison, rounded; page, Markdown and LaTeX have the same ones."""
     board = comparison.board
     found = [
         Section("Results, ranked by mean Dice", _show_results(comparison)),
