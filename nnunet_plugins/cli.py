@@ -128,9 +128,20 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    folder = Path(arguments.benchmark)
+    if arguments.verify:
+        from nnunet_plugins.report.verification import verify_report
+
+        found = verify_report(folder)
+        for line in (*found.fits, *found.notes):
+            print(line)
+        for line in found.contradictions:
+            print(f"Contradiction: {line}")
+        return 1 if found.contradictions else 0
+
     from nnunet_plugins.report.build import build_report
 
-    print(f"Wrote {build_report(Path(arguments.benchmark))}")
+    print(f"Wrote {build_report(folder)}")
     return 0
 
 
@@ -248,9 +259,14 @@ def parser() -> argparse.ArgumentParser:
         "report",
         help="make the report of a benchmark again",
         description="Make the page and the tables of a benchmark again from its record: index.html, report.md, "
-        "tables.tex, results.csv, challenger.csv and the figures. Needs neither nnU-Net's folders nor torch.",
+        "tables.tex, results.csv, challenger.csv and the figures. Needs neither nnU-Net's folders nor torch. With "
+        "--verify nothing is written: everything is made again and compared, down to the files that it was made of, as "
+        "far as they are here; the exit code is 1 if something contradicts.",
     )
     command.add_argument("benchmark", metavar="DIR", help="folder that was given to benchmark with -o")
+    command.add_argument(
+        "--verify", action="store_true", help="write nothing: compare the report with what it is made of"
+    )
     command.set_defaults(run=_report)
 
     command = commands.add_parser(

@@ -673,12 +673,18 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     ]
     assert sum(dice) / len(dice) == pytest.approx(summary["mean"]["1"]["Dice"], abs=1e-12)
 
+    # Every number fits what it was made of.
+    verified = sandbox.run("nnunet-plugins", "report", "--verify", output)
+    assert "not here" not in verified
+    assert "Dice as in nnU-Net's 2 summary.json" in verified
+
     # From the record alone.
     copy = tmp_path / "copy"
     copy.mkdir()
     (output / "record").rename(copy / "record")
     sandbox.run("nnunet-plugins", "report", copy)
     assert (copy / "report" / "index.html").is_file()
+    assert "inputs not here, hashes from the record" in sandbox.run("nnunet-plugins", "report", "--verify", copy)
 
 
 MINE = """

@@ -23,7 +23,7 @@ from report_records import make_record
 
 from nnunet_plugins import memory
 from nnunet_plugins.cli import main
-from nnunet_plugins.report.statistics import case_scores
+from nnunet_plugins.report.scores import case_scores
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.cases import find_cases
 from nnunet_plugins.submission.check import check_files

@@ -23,8 +23,8 @@ from nnunet_plugins.files import is_json
 from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.table import read_table
 from nnunet_plugins.provenance import read_marker
-from nnunet_plugins.report.comparison import count
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
+from nnunet_plugins.report.words import count
 
 
 def collect(
