@@ -190,6 +190,9 @@ def _classics() -> list[Backbone]:
     return [row for network in networks for row in network.rows()]
 
 
+RIVALS = tuple(f"{STOCK_TRAINER}{name}" for name in ("UNet3D", "VNet", "SegResNet", "MedNeXtB"))
+"""What a new network is usually asked to be compared with besides the standard U-Net; of MedNeXt the middle size."""
+
 BACKBONES: tuple[Backbone, ...] = (
     Backbone(
         trainer="nnUNetTrainerFIRENet",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from conftest import Sandbox, commands, write_dataset
 
 from nnunet_plugins.benchmark import conditions, equality, recipe
 from nnunet_plugins.benchmark.collect import collect, provenance, read_log
+from nnunet_plugins.benchmark.compute import describe_compute
 from nnunet_plugins.benchmark.done import is_made_from, is_trained
 from nnunet_plugins.benchmark.engine import tasks_left
 from nnunet_plugins.benchmark.progress import Usage
@@ -74,6 +76,32 @@ def test_twins_and_presets_join_once():
         ("nnUNetTrainerAFNBasic_5epochs", "nnUNetPlans", "twin", "AFNBasic"),
         ("nnUNetTrainer_5epochs", "nnUNetResEncUNetMPlans", "own plan", "U-Net (ResEnc M)"),
     ]
+
+
+def test_rivals_join_once_with_the_baselines_modifiers():
+    question = protocol(trainers=("nnUNetTrainerVNet_5epochs", "nnUNetTrainer_5epochs"), with_rivals=True)
+    found = [(run.trainer, run.role) for run in question.runs()]
+    assert found == [
+        ("nnUNetTrainer_5epochs", "baseline"),
+        ("nnUNetTrainerVNet_5epochs", "method"),
+        ("nnUNetTrainerUNet3D_5epochs", "rival"),
+        ("nnUNetTrainerSegResNet_5epochs", "rival"),
+        ("nnUNetTrainerMedNeXtB_5epochs", "rival"),
+    ]
+
+
+def test_the_compute_of_all_networks_is_told_before_they_are_trained(small, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, small.env[name])
+    question = protocol(plans="small", with_rivals=True)
+    title, head, *rows = describe_compute(question).splitlines()
+    assert title == "Dataset001_Small, 3d_fullres: compute, and how many times the first one's"
+    assert head.split("  ")[0] == "network"
+    assert [row.split()[0] for row in rows] == ["U-Net", "FIRENet", "UNet3D", "VNet", "SegResNet", "MedNeXtB"]
+    assert re.findall(r"\((\S+)\)", rows[0]) == ["1.00"] * 4
+    assert "64.72M" in rows[3]
+    for line in describe_compute(protocol(plans="other")).splitlines()[1:]:
+        assert "other.json" in line
 
 
 def test_for_the_same_memory_each_network_has_plans_of_its_own():

@@ -10,6 +10,7 @@ from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
+from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -80,6 +81,7 @@ class Protocol:
         number_of_folds: folds that the splits have, where they are made here.
         groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
         with_twins: add each network's ablation twin.
+        with_rivals: add the published networks of `RIVALS`, with the modifiers of the baseline.
         presets: of `PRESETS`, each a further baseline, on its own plans.
         test: also predict the test images of every dataset.
         tolerance: of the surface Dice, in mm.
@@ -95,6 +97,7 @@ class Protocol:
     number_of_folds: int = 5
     groups: str | None = None
     with_twins: bool = False
+    with_rivals: bool = False
     presets: tuple[str, ...] = ()
     test: bool = False
     tolerance: float = 1.0
@@ -128,6 +131,9 @@ class Protocol:
                 twin = twin_of(trainer)
                 if twin is not None:
                     roles.setdefault(twin, "twin")
+        if self.with_rivals:
+            for rival in RIVALS:
+                roles.setdefault(rival + split_name(baseline)[1], "rival")
         names = short_names(list(roles))
         runs = [Run("", "", self.plans_of(trainer), trainer, names[trainer], role) for trainer, role in roles.items()]
         for preset in self.presets:

@@ -74,6 +74,7 @@ ROLES = {
     "baseline": "baseline",
     "method": "a network of this comparison",
     "twin": "ablation twin of a network",
+    "rival": "a published network, for comparison",
     "own plan": "baseline on a plan of its own",
     "ensemble": "ensemble of two",
     "choice": "nnU-Net's choice by cross-validation, post-processed",
