@@ -24,7 +24,7 @@ def sleeping(folder: Path, number: int, seconds: float) -> Task:
     program = f"import time; time.sleep({seconds}); print('slept')"
     name = f"sleep-{number}"
     command = (sys.executable, "-c", program)
-    return Task(name, name, command, output.is_file, slot="train", output=output, keeps_text=True)
+    return Task(name, name, command, slot="train", output=output, keeps_text=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -67,7 +67,7 @@ def _trainer_path(arguments: argparse.Namespace) -> int:
 def _warm_start(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError
+    from nnunet_plugins.trainers.checkpoints import CheckpointError, UnsafeCheckpointError
     from nnunet_plugins.trainers.warm_start import write_warm_start
 
     if arguments.dataset:
@@ -90,6 +90,10 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     except UnsafeCheckpointError as error:
         hint = "If you trust whoever made it as you trust a program, use --run-code-in-checkpoint"
         raise InputError(f"{error}. {hint}") from error
+    except CheckpointError as error:
+        if "no 'network_weights'" not in str(error):
+            raise
+        raise InputError(f"{error}. For VGG16's file name the dataset with -d and the configuration with -c") from error
     print(f"New weights, all others are the checkpoint's: {', '.join(new) or 'none'}")
     print(f"Wrote {arguments.output}. Train with the same plans and fold:")
     print(f"  nnUNetv2_train ... -tr {arguments.trainer} -pretrained_weights {arguments.output}")
@@ -126,9 +130,20 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
+    folder = Path(arguments.benchmark)
+    if arguments.verify:
+        from nnunet_plugins.report.verification import verify_report
+
+        found = verify_report(folder)
+        for line in (*found.fits, *found.notes):
+            print(line)
+        for line in found.contradictions:
+            print(f"Contradiction: {line}")
+        return 1 if found.contradictions else 0
+
     from nnunet_plugins.report.build import build_report
 
-    print(f"Wrote {build_report(Path(arguments.benchmark))}")
+    print(f"Wrote {build_report(folder)}")
     return 0
 
 
@@ -246,9 +261,14 @@ def parser() -> argparse.ArgumentParser:
         "report",
         help="make the report of a benchmark again",
         description="Make the page and the tables of a benchmark again from its record: index.html, report.md, "
-        "tables.tex, results.csv, challenger.csv and the figures. Needs neither nnU-Net's folders nor torch.",
+        "tables.tex, results.csv, challenger.csv and the figures. Needs neither nnU-Net's folders nor torch. With "
+        "--verify nothing is written: everything is made again and compared, down to the files that it was made of, as "
+        "far as they are here; the exit code is 1 if something contradicts.",
     )
     command.add_argument("benchmark", metavar="DIR", help="folder that was given to benchmark with -o")
+    command.add_argument(
+        "--verify", action="store_true", help="write nothing: compare the report with what it is made of"
+    )
     command.set_defaults(run=_report)
 
     command = commands.add_parser(

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 import sys
 import time
 import uuid
@@ -175,7 +176,8 @@ def hold_lock(
 ) -> Iterator[bool]:
     """Hold a lock that other processes respect, as long as this process lives.
 
-    On a file system that has no locks (some Lustre and NFS mounts) nobody is kept out, and the caller goes on.
+    While it is held, its file says by whom; see `lock_holder`. On a file system that has no locks (some Lustre and NFS
+    mounts) nobody is kept out, and the caller goes on.
 
     Args:
         path: the lock's file.
@@ -216,9 +218,37 @@ def hold_lock(
                         "process from working there at the same time."
                     )
                     break
+            with contextlib.suppress(OSError):  # a full disk is no reason not to hold it
+                file.truncate(0)
+                holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+                os.write(file.fileno(), json.dumps(holder).encode())
             yield True
         finally:
             _open_locks.discard(file)
+
+
+def lock_descriptor(path: Path) -> int | None:
+    """Return the descriptor of a lock that this process holds; who inherits it holds the lock with it, and after it."""
+    return next((file.fileno() for file in _open_locks if file.name == str(path)), None)
+
+
+def adopt_lock(path: Path) -> None:
+    """Keep a lock that was inherited from those that this process forks, as its own are."""
+    descriptors = Path("/proc/self/fd")
+    known = {file.fileno() for file in _open_locks}
+    for number in [int(entry.name) for entry in descriptors.iterdir()] if descriptors.is_dir() else []:
+        with contextlib.suppress(OSError):  # the one that has listed them is gone
+            if number not in known and os.path.samestat(os.fstat(number), path.stat()):
+                _open_locks.add(os.fdopen(number, "a"))
+
+
+def lock_holder(path: Path) -> str:
+    """Say who holds a lock that is held: process, machine, and since when; nothing if its file does not tell."""
+    try:
+        holder = read_json(path, {"host": str, "pid": int, "since": str})
+    except InputError:
+        return ""
+    return f"process {holder['pid']} on {holder['host']}, there since {holder['since']}"
 
 
 def _say(text: str) -> None:

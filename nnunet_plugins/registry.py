@@ -6,6 +6,7 @@ and a file in `networks`; what it has to keep to stands in `rows.Backbone`.
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier
 
@@ -71,115 +72,126 @@ def _autofocus_family() -> list[Backbone]:
     ]
 
 
-_Row = tuple[str, str, str, str, str, str, dict[str, object], dict[str, object]]
-"""Name, network, what it is, paper, recipe under nnU-Net's name and under the paper's, options, narrow options."""
+class _Classic(NamedTuple):
+    """A network that others are compared with: a row under nnU-Net's recipe, and one under its paper's, if it differs.
+
+    The narrow ones have one step more than the plans of the tests.
+    """
+
+    name: str
+    network: str
+    summary: str
+    paper: str
+    options: Mapping[str, object]
+    narrow: Mapping[str, object]
+    paper_recipe: str | None = None
+    recipe: str = "backbone.BackboneTrainer"
+    dimensions: tuple[int, ...] = (2, 3)
+    twin: str | None = None
+
+    def rows(self) -> list[Backbone]:
+        recipes = [("", self.recipe, "")]
+        if self.paper_recipe:
+            recipes.append(("Paper", self.paper_recipe, "; the paper's recipe"))
+        return [
+            Backbone(
+                trainer=f"{STOCK_TRAINER}{self.name}{suffix}",
+                network=f"{_NETWORKS}.{self.network}",
+                recipe=f"{_TRAINERS}.{recipe}",
+                summary=self.summary + note,
+                paper=self.paper,
+                dimensions=self.dimensions,
+                twin=f"{STOCK_TRAINER}{self.twin}{suffix}" if self.twin else STOCK_TRAINER,
+                options=MappingProxyType(dict(self.options)),
+                narrow=MappingProxyType(dict(self.narrow)),
+            )
+            for suffix, recipe, note in recipes
+        ]
 
 
-def _mednext() -> list[_Row]:
-    wide, deep = (2, 3, 4, 4, 4, 4, 4, 3, 2), (3, 4, 4, 4, 4, 4, 4, 4, 3)
-    largest, deepest = (3, 4, 8, 8, 8, 8, 8, 4, 3), (3, 4, 8, 8, 8, 8, 8, 4, 3)
-    sizes = {"S": ((2,) * 9, (2,) * 9), "B": ((2,) * 9, wide), "M": (deep, wide), "L": (deepest, largest)}
-    narrow: dict[str, object] = {"width": 4, "blocks": (1,) * 7, "ratios": (2,) * 7}
+def _mednext() -> list[_Classic]:
+    """S, B, M and L with both kernels. Narrow, all of one kernel are the same, so that the tests build few of them."""
+    plain, wide, deep = (2,) * 9, (2, 3, 4, 4, 4, 4, 4, 3, 2), (3, 4, 4, 4, 4, 4, 4, 4, 3)
+    large = (3, 4, 8, 8, 8, 8, 8, 4, 3)
+    sizes = {"S": (plain, plain), "B": (plain, wide), "M": (deep, wide), "L": (large, large)}
     return [
-        (
-            f"MedNeXt{size}{'' if kernel == 3 else f'Kernel{kernel}'}",
+        _Classic(
+            f"MedNeXt{size}{suffix}",
             "mednext.MedNeXt",
             f"MedNeXt-{size} with kernel {kernel}",
             MEDNEXT_PAPER,
-            "scales.ScalesTrainer",
-            "rivals.MedNeXtPaperTrainer",
             {"kernel": kernel, "blocks": blocks, "ratios": ratios},
-            narrow,
+            {"width": 4, "blocks": (1,) * 7, "ratios": (2,) * 7},
+            "rivals.MedNeXtPaperTrainer",
+            "scales.ScalesTrainer",
+            twin=f"MedNeXt{size}" if suffix else None,
         )
         for size, (blocks, ratios) in sizes.items()
-        for kernel in (3, 5)
+        for kernel, suffix in ((3, ""), (5, "Kernel5"))
     ]
 
 
 def _classics() -> list[Backbone]:
-    """One row per network that others are compared with, and a second where its paper's recipe is another.
-
-    The narrow networks have one step more than the plans of the tests. Those of all MedNeXts of one kernel are the
-    same, so that the tests build few of them.
-    """
-    unet, plain = "unet_classic.ClassicUNet", "backbone.BackboneTrainer"
+    unet, small = "unet_classic.ClassicUNet", {"features": (4, 4, 8, 8)}
     unet3d = {"features": (64, 128, 256, 512), "early_doubling": True, "norm": "batch", "up_bias": False}
     attention = {"upsampling": "linear", "norm": "batch", "gated": True, "side_outputs": True}
-    small: dict[str, object] = {"features": (4, 4, 8, 8)}
-    table: list[_Row] = [
-        ("UNet2015", unet, "U-Net of 2015, without norm", UNET_PAPER, plain, "", {}, small),
-        ("UNet3D", unet, "3D U-Net of 2016", UNET3D_PAPER, plain, "", unet3d, small),
-        (
+    networks = [
+        _Classic("UNet2015", unet, "U-Net of 2015, without norm", UNET_PAPER, {}, small),
+        _Classic("UNet3D", unet, "3D U-Net of 2016", UNET3D_PAPER, unet3d, small),
+        _Classic(
             "AttentionUNet",
             unet,
             "Attention U-Net: gates weigh its shortcuts",
             ATTENTION_UNET_PAPER,
-            plain,
-            "rivals.AttentionUNetPaperTrainer",
             {"features": (16, 32, 64, 128, 256), **attention},
             small,
+            "rivals.AttentionUNetPaperTrainer",
         ),
-        (
+        _Classic(
             "VNet",
             "vnet.VNet",
             "V-Net: residual stages of 5x5x5 convolutions",
             VNET_PAPER,
-            plain,
-            "rivals.VNetPaperTrainer",
             {},
             {"features": (2, 4, 4, 8), "convolutions": (1, 2, 1, 1, 1, 2, 1)},
+            "rivals.VNetPaperTrainer",
         ),
-        (
+        _Classic(
             "SegResNet",
             "segresnet.SegResNet",
             "SegResNet: a large residual encoder, group norm, a small decoder",
             SEGRESNET_PAPER,
-            plain,
-            "rivals.SegResNetPaperTrainer",
             {},
             {"width": 8, "blocks": (1, 1, 1, 1)},
+            "rivals.SegResNetPaperTrainer",
         ),
         *_mednext(),
-        (
+        _Classic(
             "UNetPlusPlus",
             "unetplusplus.UNetPlusPlus",
             "U-Net++: nodes between its paths, four outputs at full size",
             UNETPLUSPLUS_PAPER,
-            "scales.EqualScalesTrainer",
-            "rivals.UNetPlusPlusPaperTrainer",
             {},
             small,
+            "rivals.UNetPlusPlusPaperTrainer",
+            "scales.EqualScalesTrainer",
         ),
-        (
+        _Classic(
             "FCN8s",
             "fcn8s.FCN8s",
-            "FCN-8s: VGG16 as a fully convolutional network, 2D only",
+            "FCN-8s: VGG16 as a fully convolutional network",
             FCN_PAPER,
-            plain,
-            "rivals.FCN8sPaperTrainer",
             {},
             {"features": (4, 4, 8, 8, 8), "hidden": 32},
+            "rivals.FCN8sPaperTrainer",
+            dimensions=(2,),
         ),
     ]
-    return [
-        Backbone(
-            trainer=f"{STOCK_TRAINER}{name}{suffix}",
-            network=f"{_NETWORKS}.{network}",
-            recipe=f"{_TRAINERS}.{recipe}",
-            summary=summary + note,
-            paper=paper,
-            dimensions=(2,) if name == "FCN8s" else (2, 3),
-            twin=f"{STOCK_TRAINER}{name.removesuffix('Kernel5')}{suffix}"
-            if name.endswith("Kernel5")
-            else STOCK_TRAINER,
-            options=MappingProxyType(options),
-            narrow=MappingProxyType(narrow),
-        )
-        for name, network, summary, paper, ours, theirs, options, narrow in table
-        for suffix, recipe, note in (("", ours, ""), ("Paper", theirs, "; the paper's recipe"))
-        if recipe
-    ]
+    return [row for network in networks for row in network.rows()]
 
+
+RIVALS = tuple(f"{STOCK_TRAINER}{name}" for name in ("UNet3D", "VNet", "SegResNet", "MedNeXtB"))
+"""What a new network is usually asked to be compared with besides the standard U-Net; of MedNeXt the middle size."""
 
 BACKBONES: tuple[Backbone, ...] = (
     Backbone(

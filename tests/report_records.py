@@ -31,7 +31,7 @@ def _algorithms(names: Sequence[str], own_plan: bool) -> list[dict[str, str]]:
             "plans": PLANS,
             "trainer": name,
             "algorithm": name,
-            "role": "baseline" if name == STOCK_TRAINER else "twin" if name in twins else "method",
+            "role": "baseline" if name == names[0] else "twin" if name in twins else "method",
         }
         for name in names
     ]
@@ -144,39 +144,26 @@ def _curves(
 def _equality(
     dataset: str, configuration: str, names: Sequence[str], folds: int, unequal: bool, accepted: bool
 ) -> dict[str, Any]:
-    """What was equal; `unequal` gives the last algorithm other plans and another learning rate."""
-    runs, differences = [], []
+    """What was equal; `unequal` gives the last algorithm other plans and another number of epochs."""
+    runs, recipes = [], {}
     for name in names:
         own = name.endswith(f"({OWN_PLANS})")
-        hashes = {
-            "plans": "77aa88bb" if own else "ab12cd34",
-            "splits": "56ef78aa",
-            "data": "90bc12de",
-            "recipe": "34fa56bc",
-        }
-        if unequal and name == names[-1]:
-            hashes |= {"plans": "ffff0000", "recipe": "eeee1111"}
-        if own:
-            plans = {"what": "plans", "value": OWN_PLANS, "baseline": PLANS, "allowed": True}
-            differences.append({"algorithm": name, **plans})
+        other = unequal and name == names[-1]
+        network = "PlainConvUNet" if own or name == STOCK_TRAINER else name
+        recipes[name] = {"network": network, "epochs": 10 if other else 20, "optimizer.lr": 0.001 if other else 0.01}
+        plans = "77aa88bb" if own else "ffff0000" if other else "ab12cd34"
+        hashes = {"plans": plans, "splits": "56ef78aa", "data": "90bc12de", "recipe": f"recipe of {name}"}
         environment = {"nnunetv2": "2.8.1", "torch": "2.11.0", "device": "NVIDIA H200"}
         runs += [
             {"algorithm": name, "fold": fold, "hashes": hashes, "environment": environment} for fold in range(folds)
         ]
-        if not own and name != STOCK_TRAINER:
-            network = {"what": "network", "value": name, "baseline": "PlainConvUNet", "allowed": True}
-            differences.append({"algorithm": name, **network})
-    if unequal:
-        for what, value, baseline in (("plans", "ffff0000", "ab12cd34"), ("optimizer.lr", "0.001", "0.01")):
-            differences.append(
-                {"algorithm": names[-1], "what": what, "value": value, "baseline": baseline, "allowed": False}
-            )
     return {
         "dataset": dataset,
         "configuration": configuration,
+        "baseline": names[0],
+        "plans": {name: OWN_PLANS if name.endswith(f"({OWN_PLANS})") else PLANS for name in names},
         "runs": runs,
-        "same": [what for what in runs[0]["hashes"] if len({run["hashes"][what] for run in runs}) == 1],
-        "differences": differences,
+        "recipes": recipes,
         "accepted": accepted,
     }
 
@@ -219,7 +206,7 @@ def make_record(
         failed: algorithms, from the last one on, of which nothing is there but the first epochs of fold 0.
         own_plan: add the baseline on plans of its own.
         ensemble: add an ensemble.
-        unequal: the last algorithm was trained with other plans and another learning rate.
+        unequal: the last algorithm was trained with other plans, epochs and learning rate.
         accepted: the user accepts that.
     """
     generator = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,13 +12,17 @@ import pytest
 from conftest import Sandbox, commands, write_dataset
 
 from nnunet_plugins.benchmark import conditions, equality, recipe
-from nnunet_plugins.benchmark.collect import read_log
+from nnunet_plugins.benchmark.collect import collect, provenance, read_log
+from nnunet_plugins.benchmark.compute import describe_compute
+from nnunet_plugins.benchmark.done import is_made_from, is_trained
+from nnunet_plugins.benchmark.engine import tasks_left
 from nnunet_plugins.benchmark.progress import Usage
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
-from nnunet_plugins.benchmark.tasks import Folders, is_made_from, is_preprocessed, is_trained, training_tasks
+from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import unfinished, write_text
+from nnunet_plugins.planning.preprocessed import is_preprocessed
 
 DATASET = "Dataset001_Small"
 
@@ -44,6 +49,18 @@ def test_the_stock_trainer_is_the_baseline_wherever_it_stands():
     assert protocol(trainers=("MyTrainer", "nnUNetTrainerFIRENet")).baseline() == "MyTrainer"
 
 
+@pytest.mark.parametrize(
+    ("trainers", "baseline"),
+    [
+        (("nnUNetTrainer_NoMirroring", "nnUNetTrainer"), "nnUNetTrainer"),
+        (("nnUNetTrainerFIRENet", "nnUNetTrainer_DA5", "nnUNetTrainer_NoMirroring"), "nnUNetTrainer_DA5"),
+        (("nnUNetTrainerFIRENet", "MyTrainer"), "nnUNetTrainerFIRENet"),
+    ],
+)
+def test_the_baseline_is_the_stock_trainer_or_else_its_first_variant(trainers, baseline):
+    assert protocol(trainers=trainers).baseline() == baseline
+
+
 def test_twins_and_presets_join_once():
     question = protocol(
         trainers=("nnUNetTrainer_5epochs", "nnUNetTrainerFIRENet_5epochs", "nnUNetTrainerAFN4_5epochs"),
@@ -59,6 +76,32 @@ def test_twins_and_presets_join_once():
         ("nnUNetTrainerAFNBasic_5epochs", "nnUNetPlans", "twin", "AFNBasic"),
         ("nnUNetTrainer_5epochs", "nnUNetResEncUNetMPlans", "own plan", "U-Net (ResEnc M)"),
     ]
+
+
+def test_rivals_join_once_with_the_baselines_modifiers():
+    question = protocol(trainers=("nnUNetTrainerVNet_5epochs", "nnUNetTrainer_5epochs"), with_rivals=True)
+    found = [(run.trainer, run.role) for run in question.runs()]
+    assert found == [
+        ("nnUNetTrainer_5epochs", "baseline"),
+        ("nnUNetTrainerVNet_5epochs", "method"),
+        ("nnUNetTrainerUNet3D_5epochs", "rival"),
+        ("nnUNetTrainerSegResNet_5epochs", "rival"),
+        ("nnUNetTrainerMedNeXtB_5epochs", "rival"),
+    ]
+
+
+def test_the_compute_of_all_networks_is_told_before_they_are_trained(small, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, small.env[name])
+    question = protocol(plans="small", with_rivals=True)
+    title, head, *rows = describe_compute(question).splitlines()
+    assert title == "Dataset001_Small, 3d_fullres: compute, and how many times the first one's"
+    assert head.split("  ")[0] == "network"
+    assert [row.split()[0] for row in rows] == ["U-Net", "FIRENet", "UNet3D", "VNet", "SegResNet", "MedNeXtB"]
+    assert re.findall(r"\((\S+)\)", rows[0]) == ["1.00"] * 4
+    assert "64.72M" in rows[3]
+    for line in describe_compute(protocol(plans="other")).splitlines()[1:]:
+        assert "other.json" in line
 
 
 def test_for_the_same_memory_each_network_has_plans_of_its_own():
@@ -85,6 +128,12 @@ def test_names_show_modifiers_only_where_they_differ():
     }
 
 
+@pytest.mark.parametrize("more", [(), ("nnUNetTrainer",), ("nnUNetTrainer_DA5",)])
+def test_no_two_trainers_have_one_name(more):
+    trainers = ["nnUNetTrainerMyNet", "MyNet", *more]
+    assert len(set(short_names(trainers).values())) == len(trainers)
+
+
 # The graph
 
 
@@ -99,7 +148,7 @@ def test_every_need_stands_before_its_task(folders):
     assert len(set(names)) == len(names)
     for position, task in enumerate(tasks):
         assert set(task.needs) <= set(names[:position])
-        assert not task.is_done()
+        assert not task.is_done(folders.ledger)
     trainings = [task for task in tasks if task.training]
     assert len(trainings) == 3 * 2
     assert all(task.slot == "train" and {"--npz", "--c"} <= set(task.command) for task in trainings)
@@ -128,11 +177,11 @@ def test_plans_made_to_fit_are_known_by_what_they_are_made_from(folders):
         write_text(file, json.dumps({**plans, "configurations": {"2d": {**configuration, **changes}}}))
 
     write(fitted.with_name("nnUNetPlans.json"))
-    assert not fit.is_done()
+    assert not fit.is_done(folders.ledger)
     write(fitted, patch_size=[4, 4], batch_size=2)
-    assert fit.is_done()
+    assert fit.is_done(folders.ledger)
     write(fitted, spacing=[2, 2])
-    assert not fit.is_done()
+    assert not fit.is_done(folders.ledger)
 
 
 def test_plans_made_to_fit_may_have_other_stages_but_no_other_network(tmp_path):
@@ -199,6 +248,8 @@ def test_what_nnunet_chose_is_made_of_the_predictions_of_its_members(folders, be
     unet = question.runs()[0]
     scores = "".join(f"{name}: {score}\n" for name, score in {**SCORES, ENSEMBLE: 0.6, best: 0.9}.items())
     write_text(folders.best(unet, (0, 1)), f"***All results:***\n{scores}\n*Best*: {best}: 0.9\n")
+    task = next(task for task in result_tasks(question, folders, as_if_trained=True) if task.keeps_text)
+    folders.ledger.write(task.output, task.command, folders.ledger.identities(task.inputs), task.makes)
     tasks = prediction_tasks(question, folders, as_if_trained=True)
     saved = [task.title.rpartition(" ")[2] for task in tasks if "--save_probabilities" in task.command]
     joined = [task for task in tasks if task.command[0] == "nnUNetv2_ensemble"]
@@ -214,10 +265,13 @@ def test_what_nnunet_chose_is_made_of_the_predictions_of_its_members(folders, be
     assert "labelsTs" in " ".join(tasks[-1].command)
 
     # Predictions that were made before without probabilities are made again for an ensemble.
+    ledger = folders.ledger
     for task in tasks:
         if task.command[0] == "nnUNetv2_predict":
             task.output.mkdir(parents=True)
-            assert task.is_done() == ("--save_probabilities" not in task.command)
+            without = [part for part in task.command if part != "--save_probabilities"]
+            ledger.write(task.output, without, ledger.identities(task.inputs))
+            assert task.is_done(ledger) == ("--save_probabilities" not in task.command)
 
     # With another network, nnU-Net has to choose anew.
     more = protocol(trainers=("nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerAFN4"), test=True)
@@ -295,11 +349,13 @@ def prove(folders: Folders, question: Protocol, changes: dict[str, dict], *, acc
         change = changes.get(run.algorithm, {})
         settings = {"optimizer.lr": 0.01, "epochs": 10, "loss": "Dice", "loss.weight": 1, **change.get("recipe", {})}
         write_text(folders.recipe(run), json.dumps({"recipe": settings}))
-        hashes = {"plans": "p", "splits": "s", "data": "d", **change.get("hashes", {})}
+        hashes = {"plans": "p", "splits": "s", "data": "d", "recipe": conditions.hash_content(settings)}
+        hashes |= change.get("hashes", {})
         attempt = {"hashes": hashes, "environment": {"torch": "2.9", **change.get("environment", {})}}
         for fold in question.folds:
             folder = folders.fold(run, fold)
             folder.mkdir(parents=True)
+            (folder / "checkpoint_final.pth").touch()
             attempts = change.get("attempts", [attempt])
             conditions.conditions_file(folder).write_text(json.dumps({"attempts": attempts}))
     return equality.prove(runs, question.folds, folders, accepted=accepted)
@@ -451,6 +507,113 @@ def test_logs_of_a_training_that_was_resumed_are_one_curve(tmp_path):
     assert log["voxels_per_second"] == pytest.approx(3000)
 
 
+def test_torn_lines_tell_nothing_and_logs_stand_in_the_order_of_time(tmp_path):
+    def write(moment: str, loss: str) -> None:
+        lines = (
+            "Epoch 0 ",
+            f"train_loss {loss} ",
+            "Current learning rate: 0.0",
+            "Current learning rate: 0.01 2026-01",
+            "Epoch time: 3.5 s ",
+        )
+        text = "".join(f"2026-01-02 03:04:05.000000: {line}\n" for line in lines)
+        (tmp_path / f"training_log_{moment}.txt").write_text(text)
+
+    write("2026_10_1_00_00_00", "0.2")
+    write("2026_9_30_00_00_00", "0.9")
+    write("2026_9_4_00_00_00", "-0.8-0.")
+    (row,) = read_log(tmp_path)["epochs"]
+    assert (row["train_loss"], row["learning_rate"], row["seconds"]) == (0.2, 0.0, 3.5)
+    (tmp_path / "training_log_2026_10_1_00_00_00.txt").unlink()
+    (tmp_path / "training_log_2026_9_30_00_00_00.txt").unlink()
+    (row,) = read_log(tmp_path)["epochs"]
+    assert "train_loss" not in row
+
+
+def finish(task, folders: Folders, text: str = "") -> None:
+    """Do as if a task had been done just now."""
+    if task.keeps_text or task.output.suffix:
+        write_text(task.output, text)
+    else:
+        task.output.mkdir(parents=True, exist_ok=True)
+    folders.ledger.write(task.output, task.command, folders.ledger.identities(task.inputs), task.makes)
+
+
+def test_what_was_found_with_other_folds_or_of_old_trainings_is_not_listed(folders):
+    question = protocol(folds=(0, 1))
+    for run in question.runs():
+        for fold in (0, 1, 2):
+            train(folders, run, fold)
+    best = next(task for task in result_tasks(question, folders) if task.keeps_text)
+    more = next(task for task in result_tasks(protocol(folds=(0, 1, 2)), folders) if task.keeps_text)
+    for task, model in ((best, "nnUNetTrainerFIRENet"), (more, "nnUNetTrainer")):
+        finish(task, folders, f"\n*Best*: {model}__nnUNetPlans__3d_fullres: 0.9\n")
+
+    def listed() -> list[str]:
+        record = collect(question, folders, [best], accept_unequal=True, command="")
+        return record.about["ensembles"]
+
+    assert listed() == ["*Best*: nnUNetTrainerFIRENet__nnUNetPlans__3d_fullres: 0.9"]
+    train(folders, question.runs()[1], 1, "trained again")
+    assert listed() == []
+
+
+def train(folders: Folders, run, fold: int, text: str = "") -> None:
+    """Do as if a fold had been trained."""
+    folder = folders.fold(run, fold)
+    for name in ("checkpoint_final.pth", "validation/a.pkl", "validation/a.npz"):
+        write_text(folder / name, text)
+    write_text(folder / "validation" / "summary.json", json.dumps(text))
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_after_a_fold_is_trained_again_no_old_figure_is_left(folders, fold):
+    question = protocol(test=True)
+    for part in ("imagesTs", "labelsTs"):
+        (folders.raw / DATASET / part).mkdir(parents=True)
+    unet, firenet = question.runs()
+    for run in (unet, firenet):
+        for number in (0, 1):
+            train(folders, run, number)
+
+    def tasks() -> list:
+        return [*result_tasks(question, folders), *prediction_tasks(question, folders)]
+
+    rows = "case,label,name,Dice,ASSD_mm,HD95_mm,NSD,volume_error_ml,volume_truth_ml,tolerance_mm,diagonal_mm\n"
+    for task in result_tasks(question, folders):
+        finish(
+            task, folders, f"\n*Best*: {firenet.model}: 0.9\n" if task.keeps_text else f"{rows}a,1,x,1,0,0,1,0,1,1,9\n"
+        )
+    for task in prediction_tasks(question, folders):
+        finish(task, folders, f"{rows}a,1,x,1,0,0,1,0,1,1,9\n")
+    assert all(task.is_done(folders.ledger) for task in tasks())
+    record = collect(question, folders, tasks(), accept_unequal=True, command="")
+    assert set(record.results["algorithm"]) == {"U-Net", "FIRENet", "U-Net + FIRENet", "FIRENet, post-processed"}
+    assert len(provenance(tasks(), folders)["outputs"]) == len(tasks())
+
+    # As version 0.1.0 has left it, all but the trainings is made anew.
+    for marker in folders.output.rglob("*.made-of.json"):
+        marker.rename(marker.with_suffix(".gone"))
+    trainings = [task for task in training_tasks(question, folders) if task.training]
+    assert len(trainings) == 4
+    assert tasks_left([*trainings, *tasks()], folders.ledger) == [task for task in tasks() if not task.training]
+    for marker in folders.output.rglob("*.gone"):
+        marker.rename(marker.with_suffix(".json"))
+
+    train(folders, firenet, fold, "again")
+    assert [task.title.partition(": ")[2] for task in tasks_left(tasks(), folders.ledger)] == [
+        "cross-validated segmentations of FIRENet",
+        "metrics of FIRENet",
+        "best configuration, ensembles of all pairs, post-processing",
+        "metrics of U-Net + FIRENet",
+        "predict the test images with FIRENet",
+        "metrics of FIRENet on the test images",
+    ]
+    record = collect(question, folders, tasks(), accept_unequal=True, command="")
+    assert set(record.results["algorithm"]) == {"U-Net"}
+    assert len(record.failures) == 6
+
+
 # The command
 
 
@@ -487,12 +650,13 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     sandbox = Sandbox(tmp_path)
     sandbox.env["nnUNet_n_proc_DA"] = "1"
     write_dataset(sandbox.raw, DATASET, cases=6)
-    trainers = ["nnUNetTrainer_1epochs_1iterations", "nnUNetTrainerFIRENet_1epochs_1iterations"]
+    # nnU-Net's own, which knows nothing of locks, and one that asks for the lock that the benchmark holds for it.
+    trainers = ["nnUNetTrainer_tiny", "nnUNetTrainerFIRENet_1epochs_1iterations"]
     output = tmp_path / "out"
-    command = ["benchmark", "-d", 1, "-tr", *trainers, "MyTrainer_1epochs_1iterations", "-f", 0, 1, "--folds", 3]
+    command = ["benchmark", "-d", 1, "-tr", *trainers, "nnUNetTrainer_broken", "-f", 0, 1, "--folds", 3]
     command += ["--device", "cpu", "--retries", 0, "-o", output]
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "broken.py").write_text(BROKEN)
+    (tmp_path / "mine" / "mine.py").write_text(MINE)
     sandbox.env["nnUNet_extTrainer"] = str(tmp_path / "mine")
 
     # kill -9, as soon as the first training is done.
@@ -501,7 +665,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
             [commands() / "nnunet-plugins", *map(str, command)], env=sandbox.env, cwd=tmp_path, stdout=log, stderr=log
         )
         deadline = time.monotonic() + 600
-        while "train U-Net, fold 0: done" not in (tmp_path / "first.log").read_text():
+        while "train U-Net tiny, fold 0: done" not in (tmp_path / "first.log").read_text():
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -511,19 +675,21 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     before = (unet / "checkpoint_final.pth").stat().st_mtime_ns
 
     said = sandbox.run("nnunet-plugins", *command, ok=False)  # 1, because a trainer is broken
-    assert "train U-Net, fold 0: done before" in said
-    assert "train MyTrainer, fold 0: failed: exit code 1" in said
+    assert "train U-Net tiny, fold 0: done before" in said
+    assert "train U-Net broken, fold 0: failed: exit code 1" in said
     assert "not today" in said
     assert (unet / "checkpoint_final.pth").stat().st_mtime_ns == before
 
     page = (output / "report" / "index.html").read_text()
-    for text in ("FIRENet", "U-Net + FIRENet", "not today", "1 epoch x 1 iteration, folds 0 1"):
+    for text in ("FIRENet", "U-Net tiny + FIRENet", "not today", "1 epoch x 1 iteration, folds 0 1"):
         assert text in page
     results = (output / "report" / "results.csv").read_text()
     assert results.count("\n") == 1 + 3 * 4 * 2  # two networks and their ensemble, four cases, two labels
     proof = json.loads((output / "record" / "equality.json").read_text())[0]
     assert {"plans", "splits", "data"} <= set(proof["same"])
-    assert {found["what"] for found in proof["differences"] if found["algorithm"] == "FIRENet"} == {"deep supervision"}
+    firenet = "FIRENet 1epochs 1iterations"
+    differing = {found["what"] for found in proof["differences"] if found["algorithm"] == firenet}
+    assert differing == {"deep supervision", "own method __init__"}
 
     # The numbers are nnU-Net's own.
     summary = json.loads(next(output.glob("cross-validation/*FIRENet*/summary.json")).read_text())
@@ -531,9 +697,14 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     dice = [
         float(row[table[0].index("Dice")])
         for row in table[1:]
-        if row[table[0].index("algorithm")] == "FIRENet" and row[table[0].index("label")] == "1"
+        if row[table[0].index("algorithm")] == firenet and row[table[0].index("label")] == "1"
     ]
     assert sum(dice) / len(dice) == pytest.approx(summary["mean"]["1"]["Dice"], abs=1e-12)
+
+    # Every number fits what it was made of.
+    verified = sandbox.run("nnunet-plugins", "report", "--verify", output)
+    assert "not here" not in verified
+    assert "Dice as in nnU-Net's 2 summary.json" in verified
 
     # From the record alone.
     copy = tmp_path / "copy"
@@ -541,18 +712,21 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     (output / "record").rename(copy / "record")
     sandbox.run("nnunet-plugins", "report", copy)
     assert (copy / "report" / "index.html").is_file()
+    assert "inputs not here, hashes from the record" in sandbox.run("nnunet-plugins", "report", "--verify", copy)
 
 
-BROKEN = """
+MINE = """
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
-class MyTrainer_1epochs_1iterations(nnUNetTrainer):
+class nnUNetTrainer_tiny(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.num_iterations_per_epoch = 1
         self.num_val_iterations_per_epoch = 1
 
+
+class nnUNetTrainer_broken(nnUNetTrainer_tiny):
     def on_train_start(self):
         raise RuntimeError("not today")
 """

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,22 +17,27 @@ import psutil
 import pytest
 
 from nnunet_plugins.benchmark.cluster import accelerators, configure, read_cluster
+from nnunet_plugins.benchmark.conditions import read_conditions
 from nnunet_plugins.benchmark.driver import _Progress
 from nnunet_plugins.benchmark.engine import Event, Outcome, read_state, run_tasks
 from nnunet_plugins.benchmark.progress import Training
-from nnunet_plugins.benchmark.protocol import BenchmarkError
+from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
 from nnunet_plugins.benchmark.run_task import INTERRUPTED, Order
-from nnunet_plugins.benchmark.tasks import Task
-from nnunet_plugins.files import hold_lock
+from nnunet_plugins.benchmark.tasks import Folders, Task
+from nnunet_plugins.files import hold_lock, lock_holder, write_text
+from nnunet_plugins.provenance import marker_file
 from nnunet_plugins.stop_request import STOPPED
+from nnunet_plugins.trainers.fold_folder import LOCK
 
 
-def task(folder: Path, name: str, code: str = "", *, needs: tuple[str, ...] = (), slot: str = "light") -> Task:
+def task(
+    folder: Path, name: str, code: str = "", *, needs: tuple[str, ...] = (), slot: str = "light", inputs=()
+) -> Task:
     """A task that runs some Python and then writes the file of its name, where `out` is that file."""
     output = folder / "made" / f"{name}.txt"
     program = f"import sys, os, time; out = sys.argv[1]\n{code}\nopen(out, 'a').write({name!r})"
     command = (sys.executable, "-c", program, str(output.with_name(f"{name}.partial.txt")))
-    return Task(name, name, command, output.is_file, needs=needs, slot=slot, output=output)
+    return Task(name, name, command, needs=needs, slot=slot, output=output, inputs=inputs)
 
 
 def perform(tasks: list[Task], folder: Path, *, slots=1, retries=0, device="cpu") -> tuple[Outcome, list[Event]]:
@@ -80,6 +87,34 @@ def test_a_second_start_repeats_nothing_and_mends_what_failed(tmp_path):
     assert perform(tasks, tmp_path)[1] == [Event(one, "done before") for one in tasks]
 
 
+@pytest.mark.parametrize("change", ["input", "marker"])
+def test_what_is_there_is_made_again_unless_it_is_of_the_present_inputs(tmp_path, change):
+    source = tmp_path / "source"
+    source.write_text("one")
+    copy = f"open(out, 'w').write(open({str(source)!r}).read())"
+    first = task(tmp_path, "first", copy, inputs=(source,))
+    tasks = [first, task(tmp_path, "second", needs=("first",), inputs=(first.output,)), task(tmp_path, "other")]
+    assert perform(tasks, tmp_path)[0] == Outcome()
+    if change == "input":
+        source.write_text("two")
+    else:
+        marker_file(first.output).unlink()  # as 0.1.0 left it
+    outcome, events = perform(tasks, tmp_path)
+    assert outcome == Outcome()
+    assert first.output.read_text() == source.read_text() + "first"
+    assert happened(events, "done") == (["first", "second"] if change == "input" else ["first"])
+
+
+def test_a_change_during_a_task_is_no_result(tmp_path):
+    source = tmp_path / "source"
+    source.write_text("one")
+    tasks = [task(tmp_path, "first", f"open({str(source)!r}, 'w').write('two')", inputs=(source,))]
+    outcome, events = perform(tasks, tmp_path)
+    assert outcome.failed == ("first",)
+    assert "has changed meanwhile" in events[-1].text
+    assert not tasks[0].output.exists()
+
+
 @pytest.mark.parametrize(("retries", "done"), [(1, False), (2, True)])
 def test_a_failed_task_is_retried_as_asked(tmp_path, retries, done):
     count = tmp_path / "count"
@@ -122,16 +157,16 @@ sys.path.insert(0, {tests!r})
 from test_benchmark_engine import perform, task
 folder = Path({folder!r})
 slow = "open({pid!r}, 'w').write(str(os.getpid()))\\nwhile not os.path.exists({go!r}): time.sleep(0.1); print('on')"
-tasks = [task(folder, "first"), task(folder, "slow", slow, needs=("first",), slot="train")]
+tasks = [task(folder, "first"), task(folder, "slow", slow, needs=("first",), slot={slot!r})]
 print(perform(tasks, folder, retries=1)[0])
 """
 
 
 @contextlib.contextmanager
-def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, slot: str = "train") -> Iterator[subprocess.Popen[str]]:
     """Start a driver whose task runs until the file `go` is there; its process writes its number into `pid`."""
     program = SLOW.format(
-        tests=str(Path(__file__).parent), folder=str(folder), pid=str(folder / "pid"), go=str(folder / "go")
+        tests=str(Path(__file__).parent), folder=str(folder), pid=str(folder / "pid"), go=str(folder / "go"), slot=slot
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen([sys.executable, "-c", program], **pipes) as driver:
@@ -197,11 +232,12 @@ def test_a_killed_worker_is_replaced(tmp_path):
     assert "Outcome(failed=(), skipped={})" in output, output
 
 
-def test_interrupting_ends_everything_soon(tmp_path):
-    with started(tmp_path) as driver:
+@pytest.mark.parametrize(("slot", "name"), [("train", "SIGINT"), ("light", "SIGTERM"), ("light", "SIGHUP")])
+def test_interrupting_ends_everything_soon(tmp_path, slot, name):
+    with started(tmp_path, slot) as driver:
         working = written(tmp_path / "pid")
         below = processes(driver, tmp_path)
-        driver.send_signal(signal.SIGINT)
+        driver.send_signal(getattr(signal, name))
         driver.communicate(timeout=60)
         wait_for(lambda: not alive(working) and not any(map(alive, below)), 60)
 
@@ -251,9 +287,11 @@ def test_a_task_without_its_command_says_so(tmp_path):
     assert "nnUNetv2_no_such_command is neither beside" in "\n".join(state["tail"])
 
 
-def test_a_lock_is_held_by_one(tmp_path):
+def test_a_lock_is_held_by_one_and_says_by_whom(tmp_path):
     with hold_lock(tmp_path / "lock") as first, hold_lock(tmp_path / "lock") as second:
         assert (first, second) == (True, False)
+        said = lock_holder(tmp_path / "lock")
+        assert said.startswith(f"process {os.getpid()} on {socket.gethostname()}, there since 20")
     with hold_lock(tmp_path / "lock") as again:
         assert again
 
@@ -278,6 +316,133 @@ def test_a_training_that_asks_to_go_on_was_interrupted_and_costs_no_retry(tmp_pa
     assert not is_free("Epoch 1 ", stop.format(1, 1))
 
 
+TRAIN = """
+import sys, time
+from pathlib import Path
+from nnunet_plugins.trainers.fold_folder import only_training
+fold = Path(sys.argv[1])
+with only_training(fold, print):
+    with open(fold / "trained", "a") as file:
+        file.write("x")
+    time.sleep(2)
+    (fold / "validation").mkdir()
+    for name in ("checkpoint_final.pth", "validation/a.pkl", "validation/a.npz"):
+        (fold / name).touch()
+    (fold / "validation" / "summary.json").write_text("{}")
+"""
+
+
+def preprocessed(folder: Path) -> tuple[Run, dict[str, str]]:
+    """What a training's record needs of nnU-Net's folders; returns a run and nnU-Net's variables."""
+    run = Run("Dataset001_A", "2d", "plans", "nnUNetTrainer", "U-Net", "baseline")
+    data = folder / "preprocessed" / run.dataset
+    write_text(data / "plans.json", '{"configurations": {"2d": {"data_identifier": "data"}}}')
+    write_text(data / "splits_final.json", '[{"train": ["a"], "val": ["b"]}]')
+    write_text(data / "data" / "a.pkl", "a")
+    return run, {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
+
+
+def test_two_benchmarks_never_train_one_fold_at_once(tmp_path):
+    """Each is another benchmark's task, with a folder of its own; the trainer asks for the lock that is held for it."""
+    run, variables = preprocessed(tmp_path)
+    fold = tmp_path / "results" / run.dataset / run.model / "fold_0"
+    running = []
+    for name in ("one", "two"):
+        folders = Folders(*map(Path, variables.values()), tmp_path / name)
+        write_text(folders.recipe(run), json.dumps({"recipe": {}, "epochs": 1, "labels": []}))
+        command = [sys.executable, "-c", TRAIN, str(fold)]
+        more = {"variables": variables, "there": ["trained", str(fold)], "lock": str(fold / LOCK)}
+        made = Order("job", command, str(folders.output), training=(run.identity, 0, "cpu"), **more)
+        write_text(made.file, json.dumps(vars(made)))
+        running.append(subprocess.Popen([sys.executable, "-m", "nnunet_plugins.benchmark.run_task", str(made.file)]))
+        wait_for(lambda: (fold / "trained").exists())
+    wait_for(lambda: read_state(tmp_path / "two", "job").get("status", "").startswith("waiting for process "))
+    assert [process.wait(60) for process in running] == [0, 0]
+    assert (fold / "trained").read_text() == "x"
+    (attempt,) = read_conditions(fold, folders.ledger)
+    assert set(attempt["hashes"]) == {"plans", "splits", "data", "recipe"}
+
+
+DEAF = """
+import os, sys, time
+from pathlib import Path
+from nnunet_plugins.trainers.fold_folder import only_training
+fold = Path(sys.argv[1])
+with only_training(fold, print):
+    worker = os.fork()
+    if worker:
+        (fold / "pids").write_text(f"{os.getpid()} {worker}")
+    time.sleep(300)
+"""
+
+
+def test_a_training_that_outlives_its_starter_keeps_others_out_and_its_workers_do_not(tmp_path):
+    run, variables = preprocessed(tmp_path)
+    folders = Folders(*map(Path, variables.values()), tmp_path / "out")
+    fold = folders.fold(run, 0)
+    write_text(folders.recipe(run), json.dumps({"recipe": {}, "epochs": 1, "labels": []}))
+    more = {"variables": variables, "there": ["trained", str(fold)], "lock": str(fold / LOCK)}
+    command = [sys.executable, "-c", DEAF, str(fold)]
+    made = Order("job", command, str(folders.output), training=(run.identity, 0, "cpu"), **more)
+    write_text(made.file, json.dumps(vars(made)))
+    with subprocess.Popen([sys.executable, "-m", "nnunet_plugins.benchmark.run_task", str(made.file)]) as process:
+        wait_for(lambda: (fold / "pids").exists() and " " in (fold / "pids").read_text())
+        process.kill()
+    training, worker = map(int, (fold / "pids").read_text().split())
+    try:
+        with hold_lock(fold / LOCK) as held:
+            assert not held
+        os.kill(training, signal.SIGKILL)
+        wait_for(lambda: not alive(training))
+        assert alive(worker)
+        with hold_lock(fold / LOCK) as held:
+            assert held
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+PREDICT = """
+import sys, time
+from pathlib import Path
+part, cases = Path(sys.argv[1]), [f"c{number}" for number in range(8)]
+part.mkdir(exist_ok=True)
+left = [case for case in cases if not (part / f"{case}.nii.gz").exists()]
+print("There are 8 cases that I would like to predict")
+print("overwrite was set to False, so I am only working on cases that haven't been predicted yet. ", end="")
+print(f"That's {len(left)} cases.")
+for case in left:
+    print(f"Predicting {case}:", flush=True)
+    (part / f"{case}.nii.gz").write_text(Path(sys.argv[2]).read_text())
+    if case == "c5" and len(left) == 8:
+        sys.exit(75)  # as if the job's time was over
+"""
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_prediction_goes_on_with_the_next_job(tmp_path, changed):
+    """The last files may be torn, and are made again; with another checkpoint, all are."""
+    output, model = tmp_path / "test", tmp_path / "checkpoint"
+    model.write_text("one")
+    part = tmp_path / "test.partial"
+    made = order(tmp_path, PREDICT, output=str(output), inputs=[str(model)], goes_on=True)
+    made.command.extend([str(part), str(model)])
+    made.file.write_text(json.dumps(vars(made)))
+    goes_on = _Progress(tmp_path)
+    assert run_order(made) == INTERRUPTED
+    assert goes_on("tasks/job.json")  # so it costs no retry
+    first = [f"Predicting c{number}:" for number in range(6)]
+    if changed:
+        model.write_text("two")
+        assert run_order(made) == INTERRUPTED
+    assert run_order(made) == 0
+    log = [line for line in made.log.read_text().splitlines() if line.startswith("Predicting")]
+    assert log == first * (1 + changed) + [f"Predicting c{number}:" for number in range(3, 8)]
+    assert {file.read_text() for file in output.iterdir()} == {model.read_text()}
+    assert len(list(output.iterdir())) == 8
+    assert not part.exists()
+    assert not marker_file(part).exists()
+
+
 # Descriptions of clusters
 
 GOOD = """
@@ -300,12 +465,25 @@ def test_a_good_cluster_file_becomes_jobs_of_one_task(tmp_path):
     config = configure(tmp_path, device="cuda", slots=1, retries=2, cluster=tmp_path / "cluster.yaml")
     train, light = config.executors
     assert (train.label, light.label, config.retries) == ("train", "light", 2)
+    assert train.encrypted
     provider = train.provider
     assert (provider.partition, provider.walltime, provider.max_blocks) == ("gpu", "24:00:00", 8)
     assert (provider.gpus_per_node, provider.cores_per_node, provider.mem_per_node) == (1, 12, 64)
     assert train.max_workers_per_node == 1
     assert "module load cuda" in provider.worker_init
     assert str(Path(sys.executable).parent) in provider.worker_init
+
+
+def test_keys_are_kept_where_nobody_else_reads_them_or_not_used(tmp_path, monkeypatch):
+    """As on a disk that was mounted from Windows."""
+    (tmp_path / "cluster.yaml").write_text(GOOD)
+    monkeypatch.setattr(
+        tempfile, "mkdtemp", lambda *_, **__: (tmp_path / "open").mkdir(0o777) or str(tmp_path / "open")
+    )
+    with pytest.raises(BenchmarkError, match="would be no secret; give another folder with -o"):
+        configure(tmp_path, device="cuda", slots=1, retries=0, cluster=tmp_path / "cluster.yaml")
+    (train,) = configure(tmp_path, device="cpu", slots=1, retries=0, used=("train",)).executors
+    assert (train.encrypted, train.address) == (False, "127.0.0.1")
 
 
 @pytest.mark.parametrize("kind", ["lsf", "pbs"])
@@ -325,17 +503,38 @@ def test_other_schedulers_take_the_same_keys(tmp_path, kind):
         ("- slurm", "needs a line 'provider:'"),
         ("provider: slurm", "needs a section 'train:'"),
         ("provider: slurm\ntrain: {quue: gpu}", "unknown key 'quue'"),
-        ("provider: slurm\ntrain: {walltime: 24}", "has to be a text"),
+        ("provider: slurm\ntrain: {walltime: 24}", "has to be hours, minutes and seconds"),
         ("provider: slurm\ntrain: {jobs: many}", "has to be a whole number"),
         ("provider: slurm\ntrain: {}\nheavy: {}", "unknown section 'heavy'"),
         ("provider: kubernetes\ntrain: {}", "needs train.image"),
         ("provider: [", "cannot be read"),
+        ("provider: slurm\ntrain: {}\nlight:", "'light' is empty; describe its jobs, or leave it out"),
+        ("provider: slurm\ntrain: {walltime: 24h}", "train.walltime has to be hours, minutes and seconds .* not '24h'"),
+        ("provider: slurm\ntrain: {walltime: 24:00:00}", r"put it in quotes\), not 86400"),
+        ("provider: slurm\ntrain: {jobs: 0}", "train.jobs has to be a whole number from 1, not 0"),
+        ("provider: slurm\ntrain: {jobs: true}", "has to be a whole number from 1, not True"),
+        ("provider: slurm\ntrain: {gpus: -1}", "has to be a whole number from 0"),
+        ("provider: slurm\ntrain: {queue: }", "train.queue has to be a text .*, not None"),
+        ("provider: kubernetes\ntrain: {image: a}\nlight: {}", "needs light.image"),
+        ("provider: kubernetes\ntrain: {image: a, volumes: [claim]}", "a list of pairs"),
     ],
 )
 def test_a_bad_cluster_file_is_one_clear_error(tmp_path, text, said):
     (tmp_path / "cluster.yaml").write_text(text)
     with pytest.raises(BenchmarkError, match=said):
         read_cluster(tmp_path / "cluster.yaml")
+
+
+def test_all_that_is_wrong_in_a_cluster_file_is_said_at_once(tmp_path):
+    text = "provider: cloud\ntrain: {quue: gpu, jobs: 0}\nlight: 3\nheavy: {}\n"
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(BenchmarkError) as error:
+        read_cluster(tmp_path / "cluster.yaml")
+    said = str(error.value).splitlines()
+    assert said[0] == f"{tmp_path / 'cluster.yaml'} cannot be used:"
+    for word in ("slurm, lsf, pbs, kubernetes", "'quue'", "train.jobs", "'light'", "'heavy'"):
+        assert sum(word in line for line in said[1:]) == 1
+    assert len(said) == 6
 
 
 def test_gpus_are_those_that_the_user_left_visible(monkeypatch):

@@ -68,6 +68,7 @@ def test_the_folds_are_those_of_the_splits(tmp_path, monkeypatch, capsys, splits
             ["--folds", "5"],
             f"splits_final.json has 3 folds; leave --folds out, or make other splits: MEND{A} --fo",
         ),
+        ({A: 5}, ["--folds", "3", "-f", "0", "1"], "splits_final.json has 5 folds; leave --folds out, or make other"),
         (
             {A: 3, B: 4},
             [],

@@ -103,3 +103,11 @@ def test_bad_inputs(monkeypatch):
     outcomes = script["give_all"](range(len(script["KINDS"])))
     assert {number: outcome for number, outcome in outcomes.items() if outcome.violations} == {}
     assert {outcome.code for outcome in outcomes.values()} == {0, 1, 2}
+
+
+def test_report_time():
+    """The same code on both sides: both build a report."""
+    script = ROOT / "benchmarks" / "report_time.py"
+    command = [sys.executable, script, "--before", ROOT, "--sizes", "1x2x3x1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"1x2x3x1: now [\d.]+ s, before [\d.]+ s, [\d.]+ of it\n", result.stdout)

@@ -125,8 +125,9 @@ def test_training_progress_reads_nnunets_lines():
 
 
 def test_prediction_progress_names_the_case():
-    assert progress.prediction("Predicting phantom_015:") == "predicting phantom_015"
-    assert progress.prediction("something else") is None
+    follow = progress.Prediction()
+    assert follow("Predicting phantom_015:") == "predicting phantom_015"
+    assert follow("something else") is None
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (125, "2 min 05 s"), (7384, "2 h 03 min")])

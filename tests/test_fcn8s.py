@@ -172,6 +172,13 @@ def test_other_networks_have_no_place_for_it(start, capsys):
     assert "nnUNetTrainerSegResNet has no place for the weights of VGG16; nnUNetTrainerFCN8s" in capsys.readouterr().err
 
 
+def test_without_a_dataset_the_remedy_is_named(tmp_path, capsys):
+    torch.save(narrow_vgg16(), tmp_path / "vgg16.pth")
+    command = ["warm-start", str(tmp_path / "vgg16.pth"), "-tr", "nnUNetTrainerFCN8s", "-o", str(tmp_path / "no.pth")]
+    assert main(command) == 2
+    assert "For VGG16's file name the dataset with -d and the configuration with -c" in capsys.readouterr().err
+
+
 def test_a_3d_plan_is_refused(start, monkeypatch, capsys):
     monkeypatch.setattr(command, "plan_setting", lambda *_: patch_setting((32, 32, 32), 2, 1, 3))
     assert start(narrow_vgg16()) == 2

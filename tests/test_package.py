@@ -32,6 +32,7 @@ def imports(file: Path) -> set[str]:
 ORDER = [
     "errors",
     "files",
+    "provenance",
     "stop_request",
     "container",
     "memory",

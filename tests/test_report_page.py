@@ -20,13 +20,14 @@ import SimpleITK as sitk
 from matplotlib.image import imread
 from report_records import make_record
 
+from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, UNCLEAR
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.drawing import styles
 from nnunet_plugins.report.figures import score_against_cost, training_curves
 from nnunet_plugins.report.findings import describe_difference
 from nnunet_plugins.report.panels import SIZE, choose_cases, draw_panels
 from nnunet_plugins.report.record import ReportError
-from nnunet_plugins.report.tables import UNKNOWN
+from nnunet_plugins.report.words import DASH
 
 BASELINE = "nnUNetTrainer"
 MINUS = "\N{MINUS SIGN}"
@@ -100,12 +101,16 @@ def test_all_figures_and_tables_are_there(report):
         "Dice by label",
         "Costs, as means over the folds",
     } <= regions
-    assert {"What differs from the baseline", "Hashes of every training"} <= regions
+    assert {
+        "What differs, or is not known",
+        "Hashes of every training",
+        "Labels that the truth does not have",
+    } <= regions
     for name in ("nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainer (nnUNetResEncUNetMPlans)"):
         assert page.text.count(name) > 5
     assert "Pseudo Dice (not Dice)" in page.text
     assert "Pseudo Dice is nnU-Net's estimate from patches during training; it is not the Dice" in page.text
-    assert "In 2 of" in page.text, "the caveats"
+    assert "1 of 24 labels (over the cases) are not in the truth" in page.text, "the caveats"
 
 
 def test_the_budget_stands_beside_every_figure(report):
@@ -118,7 +123,8 @@ def test_the_budget_stands_beside_every_figure(report):
 def test_other_files_of_the_same_numbers(report):
     page, folder = report
     names = {file.name for file in (folder / "report").iterdir()}
-    assert names == {"index.html", "report.md", "tables.tex", "results.csv", "challenger.csv", "figures"}
+    files = {"index.html", "report.md", "tables.tex", "results.csv", "challenger.csv"}
+    assert names == {*files, "figures", "index.html.made-of.json"}
     interval = re.search(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", page.text).group()
     assert interval in (folder / "report" / "report.md").read_text()
     assert interval in (folder / "report" / "tables.tex").read_text()
@@ -206,33 +212,90 @@ def test_unequal_runs_are_refused(tmp_path):
         build_report(tmp_path)
     message = str(error.value)
     assert "nnUNetTrainerFIRENetPaper was trained with plans ffff0000, the baseline with ab12cd34" in message
-    assert "optimizer.lr 0.001, the baseline with 0.01" in message
+    assert "epochs 10, the baseline with 20" in message
     assert "--allow-unequal" in message
-    assert "network" not in message, "the network is what is compared"
+    assert not {"network", "optimizer"} & set(re.findall(r"\w+", message)), "these may differ"
     assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("name", ["plans", "splits", "data"])
-@pytest.mark.parametrize("said_to_be_same", [True, False])
-def test_hashes_that_differ_unsaid_are_refused(tmp_path, name, said_to_be_same):
+def test_one_training_with_another_hash_is_refused(tmp_path, name):
     record = make_record(algorithms=2, **SMALL)
     record.equality[0]["runs"][-1]["hashes"] = {**record.equality[0]["runs"][-1]["hashes"], name: "0123abcd"}
-    if not said_to_be_same:
-        record.equality[0]["same"].remove(name)
     record.write(tmp_path / "record")
-    with pytest.raises(ReportError, match=f"the hashes of the {name} differ: nnUNetTrainer .*FIRENet 0123abcd"):
+    with pytest.raises(ReportError, match=f"FIRENet was trained with {name} 0123abcd, the baseline with"):
         build_report(tmp_path)
+
+
+def of_before(record):
+    """Let the first fold of the baseline have been trained before the benchmark, without a record."""
+    run = record.equality[0]["runs"][0]
+    assert run["algorithm"] == BASELINE
+    run.update(hashes=dict.fromkeys(run["hashes"], "unknown"), environment={})
+    return record
+
+
+def test_a_training_without_a_record_is_neither_equal_nor_a_reference(tmp_path):
+    page = build(tmp_path, of_before(make_record(algorithms=2, **SMALL)))
+    assert "Not proven equal: no record tells the plans, splits, data, recipe of nnUNetTrainer (fold 0)" in page.text
+    assert "The same in all trainings: nothing" in page.text
+    assert "unknown: plans, splits, data, recipe" in page.text, "beside the name"
+    record = of_before(make_record(algorithms=3, unequal=True, **SMALL))
+    record.write(tmp_path / "other" / "record")
+    with pytest.raises(ReportError, match="FIRENetPaper was trained with plans ffff0000, the baseline with ab12cd34"):
+        build_report(tmp_path / "other")
+
+
+def test_methods_are_compared_with_each_other_where_nothing_is_known_of_the_baseline(tmp_path):
+    record = make_record(algorithms=3, unequal=True, **SMALL)
+    for run in record.equality[0]["runs"]:
+        if run["algorithm"] == BASELINE:
+            run.update(hashes=dict.fromkeys(run["hashes"], "unknown"), environment={})
+    record.write(tmp_path / "record")
+    with pytest.raises(ReportError, match="Paper was trained with plans ffff0000, nnUNetTrainerFIRENet with ab12cd34"):
+        build_report(tmp_path)
+
+
+def test_a_record_of_the_first_version_is_read(tmp_path):
+    """It has differences in place of recipes."""
+    record = make_record(algorithms=3, unequal=True, accepted=True, own_plan=True, **SMALL)
+    (entry,) = record.equality
+    last = entry["runs"][-1]["algorithm"]
+    own = next(run["algorithm"] for run in entry["runs"] if "Plans" in run["algorithm"])
+    for name in ("baseline", "plans", "recipes"):
+        del entry[name]
+    entry["same"] = ["splits", "data"]
+    entry["differences"] = [
+        {"algorithm": own, "what": "plans", "value": "77aa88bb", "baseline": "ab12cd34", "allowed": True},
+        {"algorithm": last, "what": "plans", "value": "ffff0000", "baseline": "ab12cd34", "allowed": False},
+        {"algorithm": last, "what": "optimizer.lr", "value": "0.001", "baseline": "0.01", "allowed": True},
+    ]
+    page = build(tmp_path, record)
+    assert f"{last} was trained with plans ffff0000 instead of ab12cd34 (Dataset001_Made" in page.text
+    assert "unequal: plans; differs in: optimizer" in page.text
+    assert "baseline on a plan of its own; differs in: plans" in page.text
+    entry["accepted"] = False
+    record.write(tmp_path / "refused" / "record")
+    with pytest.raises(ReportError, match="plans ffff0000") as error:
+        build_report(tmp_path / "refused")
+    assert "77aa88bb" not in str(error.value), "a preset has plans of its own"
+
+
+def test_a_baseline_that_is_no_u_net_is_not_called_one(tmp_path):
+    page = build(tmp_path, make_record(algorithms=["nnUNetTrainerFIRENet", "nnUNetTrainerAFN4"], **SMALL))
+    assert "baseline: nnUNetTrainerFIRENet, not the standard U-Net" in page.text
+    assert page.text.count("standard U-Net") == page.text.count("not the standard U-Net")
 
 
 def test_accepted_unequal_runs_are_shown_as_such(tmp_path):
     page = build(tmp_path, make_record(algorithms=3, unequal=True, accepted=True, **SMALL))
     banner = (
         "Not a fair comparison. Unequal runs were accepted with --allow-unequal: nnUNetTrainerFIRENetPaper was trained "
-        "with plans ffff0000 instead of ab12cd34, optimizer.lr 0.001 instead of 0.01 (Dataset001_Made, 3d_fullres)"
+        "with plans ffff0000 instead of ab12cd34, epochs 10 instead of 20 (Dataset001_Made, 3d_fullres)"
     )
     assert banner in page.text
     assert page.text.index("Not a fair comparison") < page.text.index("Overview")
-    assert "unequal: plans, optimizer" in page.text, "beside the name in the table"
+    assert "unequal: plans, epochs; differs in: optimizer" in page.text, "beside the name in the table"
 
 
 def test_failures_are_shown_with_the_end_of_their_log(tmp_path):
@@ -265,6 +328,7 @@ def test_hostile_names_are_text(tmp_path):
     record.results["dataset"] = record.runs["dataset"] = record.curves["dataset"] = "Dataset001_<i>"
     record.equality[0]["dataset"] = "Dataset001_<i>"
     record.results["algorithm"] = record.results["algorithm"].replace(BASELINE, f"U{CONTROLS[:-1]}Net")
+    record.equality[0]["baseline"] = f"U{CONTROLS[:-1]}Net"
     failure = {
         "task": f"<u>{CONTROLS}",
         "command": "a && <b>",
@@ -321,7 +385,7 @@ def test_several_comparisons(tmp_path):
     page = build(tmp_path, make_record(algorithms=3, datasets=5, labels=1, cases=3, folds=1, epochs=2))
     names = [a["id"] for a in page.all("figure") if "plot" in a.get("class", "")]
     assert "all-3d-fullres-cross-validation" in names, "critical differences across five datasets"
-    matrix = [a for a in page.all("div") if a.get("aria-label", "").startswith("Mean Dice; ▲ better and ▼ worse")]
+    matrix = [a for a in page.all("div") if a.get("aria-label", "").startswith("Mean Dice; ▲ ahead of and ▼ behind")]
     assert len(matrix) == 1
     assert [a["href"] for a in page.all("a")] == [
         f"#{a['id']}" for a in page.all("h2") if a["id"].startswith("dataset")
@@ -358,23 +422,31 @@ def test_unknown_conditions_are_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mean", "effect", "p", "said"),
+    ("mean", "effect", "p", "verdict", "said"),
     [
-        (0.012, 0.5, 0.003, "A is ahead of B by 0.012 Dice (95% CI 0.010 to 0.014, p = 0.003, Holm) on 9 cases."),
-        (-0.012, -0.5, 1e-4, "A is behind B by 0.012 Dice (95% CI -0.014 to -0.010, p < 0.001, Holm) on 9 cases."),
+        (
+            0.012,
+            0.5,
+            0.003,
+            AHEAD,
+            "A is ahead of B by 0.012 Dice (95% CI 0.010 to 0.014, p = 0.003, Holm) on 9 cases.",
+        ),
+        (-0.012, -0.5, 1e-4, BEHIND, "A is behind B by 0.012 Dice (95% CI -0.014 to -0.010, p < 0.001, Holm) on 9 cas"),
+        (0.0001, 0.5, 0.003, AHEAD, "A is ahead of B by less than 0.001 Dice (95% CI"),
         (
             0.012,
             0.1,
             0.05,
-            "A and B cannot be told apart: mean difference +0.012 Dice (95% CI 0.010 to 0.014, p = 0.050",
+            UNCLEAR,
+            "A and B cannot be told apart: mean difference +0.012 Dice (95% CI 0.010 to 0.014,",
         ),
-        (-0.012, 0.6, 0.01, "Case by case A is better than B, yet its mean differs by -0.012 Dice (95% CI -0.014 to"),
-        (0.012, -0.6, 0.01, "Case by case A is worse than B, yet its mean differs by +0.012 Dice (95% CI 0.010 to"),
-        (np.nan, np.nan, np.nan, "A has no case in common with B."),
+        (-0.012, 0.6, 0.01, MIXED, "Case by case A is better than B, yet its mean differs by -0.012 Dice (95% CI -0.0"),
+        (0.012, -0.6, 0.01, MIXED, "Case by case A is worse than B, yet its mean differs by +0.012 Dice (95% CI 0.010"),
+        (np.nan, np.nan, np.nan, UNCLEAR, "A has no case in common with B."),
     ],
 )
-def test_differences_in_words(mean, effect, p, said):
-    row = {"n": 9, "mean_difference": mean, "ci_low": mean - 0.002, "ci_high": mean + 0.002}
+def test_differences_in_words(mean, effect, p, verdict, said):
+    row = {"n": 9, "mean_difference": mean, "ci_low": mean - 0.002, "ci_high": mean + 0.002, "verdict": verdict}
     sentence = describe_difference("A", {**row, "effect_size": effect, "p_holm": p}, "B")
     assert sentence.replace(MINUS, "-").startswith(said)
 
@@ -620,7 +692,7 @@ def column(page, number):
 
 
 def values(texts):
-    return [float(text.replace(MINUS, "-")) for text in texts if text != UNKNOWN]
+    return [float(text.replace(MINUS, "-")) for text in texts if text != DASH]
 
 
 def test_browser_sorts_by_number(opened):
@@ -635,13 +707,13 @@ def test_browser_sorts_by_number(opened):
     ascending = column(page, number)
     assert sorted(ascending) == sorted(before)
     assert values(ascending) == sorted(values(before))
-    assert sorted(values(before)) != values(sorted(set(before) - {UNKNOWN})), "as texts the order would be another one"
-    assert ascending[-1] == UNKNOWN, "what has no results stays last"
+    assert sorted(values(before)) != values(sorted(set(before) - {DASH})), "as texts the order would be another one"
+    assert ascending[-1] == DASH, "what has no results stays last"
     page.keyboard.press("Enter")
     assert header.get_attribute("aria-sort") == "descending"
     descending = column(page, number)
     assert values(descending) == sorted(values(before), reverse=True)
-    assert descending[-1] == UNKNOWN
+    assert descending[-1] == DASH
     other = table.locator("th", has_text="Algorithm")
     other.get_by_role("button").focus()
     page.keyboard.press("Space")

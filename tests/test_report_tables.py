@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,33 +14,21 @@ from numpy.testing import assert_allclose
 from report_records import ENSEMBLE, make_record
 
 from nnunet_plugins.metrics.table import METRICS
+from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.caveats import caveats
-from nnunet_plugins.report.comparison import (
-    across_datasets,
-    comparisons,
-    costs,
-    differences,
-    leaderboard,
-    per_label,
-)
-from nnunet_plugins.report.findings import describe_difference, summarise_differences
-from nnunet_plugins.report.record import Record, read_record
-from nnunet_plugins.report.statistics import case_scores, compare, mean_with_ci
-from nnunet_plugins.report.tables import (
-    sections,
-    show_number,
-    show_p,
-    write_challenger,
-    write_csv,
-    write_latex,
-    write_markdown,
-)
+from nnunet_plugins.report.findings import summarise
+from nnunet_plugins.report.record import Record, describe_role, read_record
+from nnunet_plugins.report.scores import case_scores
+from nnunet_plugins.report.statistics import compare, mean_with_ci
+from nnunet_plugins.report.tables import sections
+from nnunet_plugins.report.words import show_number, show_p
+from nnunet_plugins.report.writing import write_challenger, write_csv, write_latex, write_markdown
 
 BASELINE = "nnUNetTrainer"
 
 
 def only(record: Record):
-    (comparison,) = comparisons(record)
+    (comparison,) = analyse(record).comparisons
     return comparison
 
 
@@ -49,10 +38,7 @@ def said(record: Record) -> str:
 
 def summary(record: Record) -> str:
     """The summary of the only comparison."""
-    comparison = only(record)
-    board, paired = leaderboard(comparison), differences(comparison, "Dice")
-    sentences = [describe_difference(str(name), row, comparison.baseline) for name, row in paired.iterrows()]
-    return summarise_differences(comparison, board, paired, sentences)
+    return summarise(only(record))
 
 
 def change(record: Record, **columns) -> Record:
@@ -63,7 +49,7 @@ def test_a_comparison_is_one_split_dataset_and_configuration():
     record = make_record(
         algorithms=2, cases=5, datasets=2, configurations=("2d", "3d_fullres"), splits=("cross-validation", "test")
     )
-    found = comparisons(record)
+    found = analyse(record).comparisons
     assert [comparison.title for comparison in found] == [
         f"Dataset{number:03}_Made, {configuration}, {split}"
         for number in (1, 2)
@@ -72,18 +58,18 @@ def test_a_comparison_is_one_split_dataset_and_configuration():
     ]
     for comparison in found:
         place = comparison.dataset, comparison.configuration
-        assert len(comparison.results) == 2 * 5 * 2
+        assert comparison.scores.there.shape == (2, 5, 2)
         assert len(comparison.runs) == 2 * 5
-        for table in (comparison.results, comparison.runs, comparison.curves):
+        for table in (comparison.runs, comparison.curves):
             assert set(zip(table["dataset"], table["configuration"], strict=True)) == {place}
         assert comparison.equality is not None
-        assert (comparison.equality["dataset"], comparison.equality["configuration"]) == place
+        assert (comparison.equality.dataset, comparison.equality.configuration) == place
         assert comparison.baseline == BASELINE
 
 
 def test_leaderboard_holds_the_statistics_of_dice():
     record = make_record(cases=12)
-    board = leaderboard(only(record))
+    board = only(record).board
     scores = case_scores(record.results, "Dice")
     assert board["place"].tolist() == [1, 2, 3, 4]
     assert board["Dice"].is_monotonic_decreasing
@@ -103,10 +89,10 @@ def test_leaderboard_holds_the_statistics_of_dice():
 def test_cases_that_one_algorithm_lacks_count_for_nobody():
     record = make_record(algorithms=3, cases=10, missing=4)
     comparison, last = only(record), record.results["algorithm"].unique()[-1]
-    assert sorted(comparison.results["case"].unique()) == [f"case_{n:03}" for n in range(6)]
-    board = leaderboard(comparison)
+    assert sorted(comparison.scores.cases) == [f"case_{n:03}" for n in range(6)]
+    board = comparison.board
     assert board["cases"].tolist() == [6, 6, 6]
-    assert board["missing"].to_dict() == {**dict.fromkeys(board.index, 0), last: 4}
+    assert board["lacking"].to_dict() == {**dict.fromkeys(board.index, 0), last: 4}
     assert board.loc[last, "flags"] == "lacks 4 cases"
     shared = record.results[record.results["case"] < "case_006"]
     assert_allclose(board["Dice"], case_scores(shared, "Dice").mean()[board.index])
@@ -127,8 +113,8 @@ def test_no_case_in_common():
     results = record.results
     half = results["case"].isin(["case_000", "case_001"])
     torn = dataclasses.replace(record, results=results[half == (results["algorithm"] == BASELINE)])
-    board = leaderboard(only(torn))
-    assert board["missing"].tolist() == [2, 2]
+    board = only(torn).board
+    assert board["lacking"].tolist() == [2, 2]
     assert board[["place", "Dice", "p_holm", "mean_rank"]].isna().all(axis=None)
     assert "Only the 0 of 4 cases that all have count" in said(torn)
     assert sections(only(torn))[0].table["Dice [95% CI]"].tolist() == ["–", "–"]  # noqa: RUF001 - a dash
@@ -138,12 +124,12 @@ def test_a_failed_algorithm_is_listed_without_results():
     record = make_record(algorithms=3, failed=1)
     comparison = only(record)
     gone = record.curves["algorithm"].unique()[-1]
-    board = leaderboard(comparison)
+    board = comparison.board
     assert board.index[-1] == gone
-    assert board.loc[gone, ["missing", "flags"]].tolist() == [20, "no results"]
-    assert board.loc[gone, "Dice":"losses"].isna().all()
+    assert board.loc[gone, ["lacking", "flags"]].tolist() == [20, "no results"]
+    assert board.loc[gone, [*METRICS, "ci_low", "place", "p_holm", "wins", "losses"]].isna().all()
     assert f"Without results: {gone}." in said(record)
-    assert list(differences(comparison, "Dice").index) == [board.drop([gone, BASELINE]).index[0]]
+    assert list(comparison.paired["Dice"].index) == [board.drop([gone, BASELINE]).index[0]]
 
 
 def test_without_a_baseline_nothing_is_compared():
@@ -151,8 +137,8 @@ def test_without_a_baseline_nothing_is_compared():
     rest = dataclasses.replace(record, results=record.results[record.results["algorithm"] != BASELINE])
     comparison = only(rest)
     assert comparison.baseline is None
-    assert differences(comparison, "Dice").empty
-    board = leaderboard(comparison)
+    assert comparison.paired["Dice"].empty
+    board = comparison.board
     assert board["place"].tolist()[:2] == [1, 2]
     assert board["p_holm"].isna().all()
     assert "The baseline has no results, so nothing is compared with it." in said(rest)
@@ -169,7 +155,7 @@ def test_without_a_baseline_nothing_is_compared():
 def test_ensembles_and_the_choice_are_shown_but_not_ranked_or_tested(role, caveat):
     with_ensemble, without = (make_record(cases=10, ensemble=ensemble) for ensemble in (True, False))
     with_ensemble.results["role"] = with_ensemble.results["role"].replace("ensemble", role)
-    board, plain = leaderboard(only(with_ensemble)), leaderboard(only(without))
+    board, plain = only(with_ensemble).board, only(without).board
     assert board.index[-1] == ENSEMBLE
     assert board.loc[ENSEMBLE, "Dice"] > board["Dice"].iloc[0], "it would have been first"
     assert board.loc[ENSEMBLE, ["place", "p_holm", "wins", "mean_rank"]].isna().all()
@@ -177,7 +163,7 @@ def test_ensembles_and_the_choice_are_shown_but_not_ranked_or_tested(role, cavea
     pd.testing.assert_frame_equal(board.drop(ENSEMBLE), plain)
     assert caveat in said(with_ensemble)
     assert caveat not in said(without)
-    assert ENSEMBLE in per_label(only(with_ensemble), "Dice").index
+    assert ENSEMBLE in only(with_ensemble).by_label["Dice"].index
 
 
 def test_a_network_that_found_nothing_is_called_untrained():
@@ -197,37 +183,28 @@ def test_the_cases_of_an_ensemble_do_not_limit_the_others():
     record = make_record(algorithms=2, cases=6, ensemble=True)
     results = record.results
     lacking = (results["algorithm"] == ENSEMBLE) & (results["case"] == "case_000")
-    board = leaderboard(only(dataclasses.replace(record, results=results[~lacking])))
+    board = only(dataclasses.replace(record, results=results[~lacking])).board
     assert board["cases"].tolist() == [6, 6, 5]
     assert board.loc[ENSEMBLE, "flags"] == "not ranked; lacks 1 case"
 
 
 def test_empty_masks_are_counted_and_said():
     record = make_record(algorithms=3, cases=10, both_empty=2, one_empty=1)
-    board, last = leaderboard(only(record)), record.results["algorithm"].unique()[-1]
-    assert (board["both_empty"] == 2).all()
-    assert board["one_empty"].to_dict() == {**dict.fromkeys(board.index, 0), last: 1}
+    board, last = only(record).board, record.results["algorithm"].unique()[-1]
+    assert (board["absent"] == 2).all()
+    assert (board["found"] == 0).all()
+    assert board["missed"].to_dict() == {**dict.fromkeys(board.index, 0), last: 1}
     assert np.isfinite(board[list(METRICS)].astype(float)).all(axis=None)
-    assert "In 1 of 60 rows (one per algorithm, case and label) one of truth and prediction is empty" in said(record)
-    assert "In 6 of 60 rows (one per algorithm, case and label) truth and prediction are empty" in said(record)
-    assert "without a label" not in said(record)
-    assert "is empty" not in said(make_record())
-
-
-def test_a_label_found_where_there_is_none_is_said():
-    record = make_record(algorithms=2, cases=8, both_empty=1)
-    results = record.results.copy()
-    false = results["Dice"].isna() & (results["algorithm"] == BASELINE)
-    results.loc[false, ["Dice", "NSD", "ASSD_mm", "HD95_mm"]] = [0.0, 0.0, np.inf, np.inf]
-    found = said(dataclasses.replace(record, results=results))
-    assert "In 1 case without a label some algorithms find it nevertheless and score 0" in found
+    assert "A label of the truth is missed 1 times, over all algorithms: Dice and NSD are 0 there" in said(record)
+    assert "2 of 20 labels (over the cases) are not in the truth" in said(record)
+    assert "truth" not in said(make_record()).replace("that its truth has", "")
 
 
 def test_flags_name_what_an_algorithm_has_of_its_own():
     record = make_record(algorithms=3, own_plan=True, unequal=True, accepted=True)
-    flags = leaderboard(only(record))["flags"]
+    flags = only(record).board["flags"]
     assert flags[f"{BASELINE} (nnUNetResEncUNetMPlans)"] == "differs in: plans"
-    assert flags[record.results["algorithm"].unique()[-1]] == "unequal: plans, optimizer"
+    assert flags[record.results["algorithm"].unique()[-1]] == "unequal: plans, epochs; differs in: optimizer"
     assert flags[BASELINE] == ""
 
 
@@ -245,8 +222,8 @@ def test_the_gravest_caveats_come_first():
     name = record.results["algorithm"].unique()[-1]
     lines = caveats(only(record))
     assert lines[1] == (
-        f"Not a fair comparison (accepted with --allow-unequal): {name} was trained with optimizer.lr 0.001, the "
-        "baseline with 0.01."
+        f"Not a fair comparison (accepted with --allow-unequal): {name} was trained with epochs 10, the baseline "
+        "with 20."
     )
     assert "accepted" not in said(make_record())
     assert "Nothing is known of whether" in said(dataclasses.replace(record, equality=[]))
@@ -277,17 +254,17 @@ def test_enough_cases_can_be_significant():
     for cases, smallest in ((5, 0.0625), (6, 0.03125)):
         record = make_record(algorithms=2, cases=cases)
         better = change(record, Dice=record.results["Dice"].where(record.results["algorithm"] == BASELINE, 1.0))
-        assert_allclose(differences(only(better), "Dice")["p_holm"], smallest)
+        assert_allclose(only(better).paired["Dice"]["p_holm"], smallest)
 
 
 def test_labels_by_name_where_it_is_their_own():
     record = make_record(algorithms=2, cases=4, labels=3, both_empty=1)
-    found = per_label(only(record), "Dice")
-    assert list(found.columns) == ["Anterior", "Posterior", "part_3"]
+    found = only(record)
+    assert list(found.labels.values()) == ["Anterior", "Posterior", "part_3"]
     rows = record.results[(record.results["algorithm"] == BASELINE) & (record.results["label"] == "3")]
-    assert_allclose(found.loc[BASELINE, "part_3"], rows["Dice"].iloc[1:].mean())
+    assert_allclose(found.by_label["Dice"].loc[BASELINE, "3"], rows["Dice"].iloc[1:].mean())
     names = record.results["label"].map({"1": "edema", "2": "edema", "3": np.nan})
-    assert list(per_label(only(change(record, name=names)), "HD95_mm").columns) == ["1", "2", "3"]
+    assert list(only(change(record, name=names)).labels.values()) == ["1", "2", "3"]
 
 
 def test_many_labels_go_down_the_page():
@@ -304,13 +281,13 @@ def test_many_labels_go_down_the_page():
 
 def test_costs_are_means_over_folds():
     record = make_record(algorithms=2, folds=3)
-    found = costs(only(record))
+    found = only(record).costs
     runs = record.runs[record.runs["algorithm"] == BASELINE]
     assert found.loc[BASELINE, "folds"] == 3
     assert_allclose(found.loc[BASELINE, "seconds_per_epoch"], runs["seconds_per_epoch"].mean())
     assert found.loc[BASELINE, ["patch_size", "device"]].tolist() == ["96x96x96", "NVIDIA H200"]
     mixed = record.runs.assign(peak_memory_bytes=np.nan, device=["CPU", "GPU", "CPU", *["GPU"] * 3])
-    found = costs(only(dataclasses.replace(record, runs=mixed)))
+    found = only(dataclasses.replace(record, runs=mixed)).costs
     assert found["device"].tolist() == ["CPU, GPU", "GPU"]
     assert found["peak_memory_bytes"].isna().all()
     (shown,) = (part.table for part in sections(only(record)) if part.caption.startswith("Costs"))
@@ -321,16 +298,16 @@ def test_costs_are_means_over_folds():
     (shown,) = (part.table for part in sections(only(unknown)) if part.caption.startswith("Costs"))
     assert "Energy (kWh)" not in shown
     none = dataclasses.replace(record, runs=record.runs[:0])
-    assert costs(only(none)).empty
+    assert only(none).costs.empty
     assert not any(part.caption.startswith("Costs") for part in sections(only(none)))
 
 
 def test_across_five_datasets_there_is_a_critical_difference():
-    (found,) = across_datasets(comparisons(make_record(algorithms=3, cases=6, datasets=5, ensemble=True))).values()
+    (found,) = analyse(make_record(algorithms=3, cases=6, datasets=5, ensemble=True)).across.values()
     assert found.datasets == 5
     assert ENSEMBLE not in found.average_ranks
     assert_allclose(found.average_ranks.sum(), 6)
-    assert across_datasets(comparisons(make_record(algorithms=3, cases=6, datasets=4))) == {}
+    assert analyse(make_record(algorithms=3, cases=6, datasets=4)).across == {}
 
 
 @pytest.mark.parametrize(
@@ -382,6 +359,7 @@ def latex_tables(text: str) -> list[pd.DataFrame]:
         **{f"\\{character}": character for character in "&%$#_{}"},
         r"\textless{}": "<",
         r"\textbar{}": "|",
+        "-{}-": "--",
         "$-$": "−",  # noqa: RUF001
         "--": "–",  # noqa: RUF001
     }
@@ -398,15 +376,15 @@ def latex_tables(text: str) -> list[pd.DataFrame]:
 
 
 def test_markdown_latex_and_csv_hold_the_same_numbers(record, tmp_path):
-    write_markdown(record, tmp_path / "report.md")
-    write_latex(record, tmp_path / "report.tex")
+    write_markdown(analyse(record), tmp_path / "report.md")
+    write_latex(analyse(record), tmp_path / "report.tex")
     record.write(tmp_path)
     write_csv(record, tmp_path / "results.csv")
     again = read_record(tmp_path)
-    expected = [section.table for comparison in comparisons(again) for section in sections(comparison)]
+    expected = [section.table for comparison in analyse(again).comparisons for section in sections(comparison)]
     markdown = markdown_tables((tmp_path / "report.md").read_text(encoding="utf-8"))
     latex = latex_tables((tmp_path / "report.tex").read_text(encoding="utf-8"))
-    assert len(expected) == len(latex) == 2 * 9
+    assert len(expected) == len(latex) == 2 * 10
     assert len(markdown) == len(expected) + 2, "the proof of equality is in it, too"
     for ours, *others in zip(expected, markdown, latex, strict=False):
         for other in others:
@@ -425,7 +403,7 @@ def test_csv_is_exact(record, tmp_path):
 
 
 def test_latex_is_well_formed(record, tmp_path):
-    write_latex(record, tmp_path / "report.tex")
+    write_latex(analyse(record), tmp_path / "report.tex")
     text = (tmp_path / "report.tex").read_text(encoding="utf-8")
     open_environments = []
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
@@ -451,29 +429,29 @@ def test_latex_is_well_formed(record, tmp_path):
 
 
 def test_markdown_says_what_failed_and_where_it_ran(record, tmp_path):
-    write_markdown(record, tmp_path / "report.md")
+    write_markdown(analyse(record), tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     for words in (
         "# A made-up benchmark",
         "- Not complete: some of this benchmark failed or has not run yet.",
         r"FIRE\|Net_100% & more",
         "    <the end & no more>",
-        "The same in all trainings: splits, data. What differs from the baseline:",
-        "optimizer.lr | 0.001 | 0.01 | NO |",
+        "The same in all trainings: splits, data. What differs or is not known:",
+        "epochs | 10 | 20 | the baseline | NO |",
         "- NVIDIA H200, 139 GiB",
         "- monai 1.6.0",
         "- The ensemble of the two best has a pseudo Dice of 0.9.",
     ):
         assert words in text
-    for comparison in comparisons(record):
+    for comparison in analyse(record).comparisons:
         for line in caveats(comparison):
             assert f"- {line}\n" in text
 
 
 def test_markdown_and_latex_show_ranks_across_datasets(tmp_path):
     record = make_record(algorithms=3, cases=2, datasets=5, labels=1)
-    write_markdown(record, tmp_path / "report.md")
-    write_latex(record, tmp_path / "report.tex")
+    write_markdown(analyse(record), tmp_path / "report.md")
+    write_latex(analyse(record), tmp_path / "report.tex")
     for name, read in (("report.md", markdown_tables), ("report.tex", latex_tables)):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert "All datasets, 3d" in text.replace("\\", "")
@@ -482,7 +460,7 @@ def test_markdown_and_latex_show_ranks_across_datasets(tmp_path):
 
 
 def test_challenger_reads_tasks_algorithms_and_cases(record, tmp_path):
-    write_challenger(record, tmp_path / "challenger.csv")
+    write_challenger(analyse(record), tmp_path / "challenger.csv")
     found = pd.read_csv(tmp_path / "challenger.csv", keep_default_na=False)
     assert list(found) == ["task", "algorithm", "case", "metric", "value"]
     assert set(found["metric"]) == set(METRICS)
@@ -494,10 +472,11 @@ def test_challenger_reads_tasks_algorithms_and_cases(record, tmp_path):
         assert len(task) == task["algorithm"].nunique() * task["case"].nunique()
     missing = found["value"] == "NA"
     assert 0 < missing.sum() < len(found) / 10
+    assert not missing[found["metric"] == "volume_error_ml"].any()
     values = found.loc[~missing, "value"].astype(float)
     assert np.isfinite(values).all()
     assert (values >= 0).all(), "volume errors have no sign"
-    board = leaderboard(comparisons(record)[0])
+    board = analyse(record).comparisons[0].board
     dice = found[(found["metric"] == "Dice") & found["task"].str.startswith("Dataset001") & ~missing]
     means = dice.astype({"value": float}).groupby(["algorithm", "case"])["value"].mean().groupby("algorithm").mean()
     assert_allclose(means, board.loc[means.index, "Dice"].astype(float))
@@ -512,7 +491,7 @@ def test_a_record_without_results_can_be_written(tmp_path):
         ("results.csv", write_csv),
         ("challenger.csv", write_challenger),
     ):
-        write(record, tmp_path / name)
+        write(record if write is write_csv else analyse(record), tmp_path / name)
     assert "- There are no results yet." in (tmp_path / "report.md").read_text()
     assert (tmp_path / "challenger.csv").read_text() == "task,algorithm,case,metric,value\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -526,8 +505,8 @@ def test_a_record_without_results_can_be_written(tmp_path):
 @pytest.mark.parametrize("options", [{"cases": 1}, {"algorithms": 1}, {"labels": 1, "both_empty": 5, "cases": 5}])
 def test_the_smallest_records_can_be_written(tmp_path, options):
     record = make_record(**{"algorithms": 2, "cases": 3, **options})
-    write_markdown(record, tmp_path / "report.md")
-    write_latex(record, tmp_path / "report.tex")
+    write_markdown(analyse(record), tmp_path / "report.md")
+    write_latex(analyse(record), tmp_path / "report.tex")
     tables = markdown_tables((tmp_path / "report.md").read_text(encoding="utf-8"))
     assert len(tables[0]) == options.get("algorithms", 2)
 
@@ -537,12 +516,12 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(record, tmp_path, monk
     file.write_text("old")
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_markdown(record, file)
+        write_markdown(analyse(record), file)
     assert file.read_text() == "old"
 
 
 def test_long_tables_break_over_pages(tmp_path):
-    write_latex(make_record(algorithms=40, cases=4, folds=1), tmp_path / "report.tex")
+    write_latex(analyse(make_record(algorithms=40, cases=4, folds=1)), tmp_path / "report.tex")
     text = (tmp_path / "report.tex").read_text(encoding="utf-8")
     assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}") == 1
 
@@ -550,8 +529,8 @@ def test_long_tables_break_over_pages(tmp_path):
 def test_thousands_of_rows_take_seconds(tmp_path):
     record = make_record(algorithms=10, cases=300, labels=10, folds=1)
     start = time.process_time()
-    write_markdown(record, tmp_path / "report.md")
-    write_challenger(record, tmp_path / "challenger.csv")
+    write_markdown(analyse(record), tmp_path / "report.md")
+    write_challenger(analyse(record), tmp_path / "challenger.csv")
     assert len(record.results) == 30_000
     assert time.process_time() - start < 30
 
@@ -559,3 +538,61 @@ def test_thousands_of_rows_take_seconds(tmp_path):
 def test_tables_need_neither_torch_nor_nnunet():
     code = "import sys, nnunet_plugins.report.tables; sys.exit(not {'torch', 'nnunetv2'}.isdisjoint(sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("role", "trainer", "said"),
+    [
+        ("baseline", "nnUNetTrainer", "the standard U-Net"),
+        ("baseline", "nnUNetTrainer_9epochs_NoMirroring", "the standard U-Net, with 9epochs_NoMirroring"),
+        ("baseline", "nnUNetTrainerFIRENet", "baseline: nnUNetTrainerFIRENet, not the standard U-Net"),
+        ("method", "nnUNetTrainer", "a network of this comparison"),
+    ],
+)
+def test_a_baseline_is_called_what_it_is(role, trainer, said):
+    assert describe_role(role, trainer) == said
+
+
+HOSTILE = [
+    "[tumour]",
+    "*",
+    "[3pt]",
+    "a & b % c $ d # e _ f { g } ~ ^ \\ h",
+    "<--->",
+    "\N{GREEK SMALL LETTER ALPHA}",
+    "\u7f51",
+    "\xe9\u0105",
+]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_pdflatex_prints_tables_whatever_the_names_are(tmp_path):
+    """A line of a table ends before each name: what looks like an option of that would be taken for one."""
+    record = make_record(
+        algorithms=[BASELINE, *HOSTILE], cases=6, labels=9, both_empty=1, one_empty=1, folds=1, epochs=1
+    )
+    names = dict(zip(record.results["label"].unique(), ["plain", *HOSTILE], strict=True))
+    record.results["name"] = record.results["label"].map(names)
+    record.results["case"] = record.results["case"].map(
+        dict(zip(record.results["case"].unique(), HOSTILE, strict=False))
+    )
+    long = make_record(algorithms=41, cases=2, labels=1, folds=1, epochs=1)
+    write_latex(analyse(record), tmp_path / "tables.tex")
+    write_latex(analyse(long), tmp_path / "long.tex")
+    (tmp_path / "paper.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs,longtable}\n\\begin{document}\n"
+        "\\tiny\\input{tables}\\input{long}\n\\end{document}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert (tmp_path / "paper.pdf").is_file()
+
+
+def test_names_that_look_like_options_are_no_options_in_latex(tmp_path):
+    record = make_record(algorithms=2, cases=3, labels=3)
+    record.results["name"] = record.results["name"].replace({"Anterior": "[tumour]", "Posterior": "*"})
+    write_latex(analyse(record), tmp_path / "tables.tex")
+    rows = (tmp_path / "tables.tex").read_text().splitlines()
+    assert sum(row.startswith("{}[tumour] & ") for row in rows) == len(METRICS)
+    assert not any(re.match(r"\s*[\[*]", row) for row in rows)

@@ -17,8 +17,9 @@ from nnunet_plugins.benchmark.cluster import read_cluster
 from nnunet_plugins.benchmark.protocol import BenchmarkError
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.spacing import spacing_elsewhere
+from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.record import Record, read_record
-from nnunet_plugins.report.tables import write_challenger, write_csv, write_latex, write_markdown
+from nnunet_plugins.report.writing import write_challenger, write_csv, write_latex, write_markdown
 
 PACKAGE = ROOT / "nnunet_plugins"
 
@@ -180,8 +181,10 @@ def hostile(name: str) -> Record:
     record.results["case"] = name + record.results["case"]
     record.results["name"] = record.results["name"].replace("Anterior", name)
     record.equality[0]["dataset"] = name
-    for found in record.equality[0]["differences"]:
-        found["algorithm"] = name
+    for run in record.equality[0]["runs"]:
+        run["algorithm"] = run["algorithm"].replace("nnUNetTrainerFIRENet", name)
+    for part in ("plans", "recipes"):
+        record.equality[0][part][name] = record.equality[0][part].pop("nnUNetTrainerFIRENet")
     failure = {"task": name, "command": name, "exit_code": 1, "log": name, "tail": name}
     about = {"title": name, "budget": name, "ensembles": [name], "hardware": [name], "versions": {name: name}}
     return dataclasses.replace(record, failures=[failure], about={**record.about, **about})
@@ -207,7 +210,7 @@ class Shown(html.parser.HTMLParser):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_markdown_shows_names_as_they_are(name, tmp_path):
     markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py is not installed")
-    write_markdown(hostile(name), tmp_path / "report.md")
+    write_markdown(analyse(hostile(name)), tmp_path / "report.md")
     # Raw HTML, tables and strikethrough: what the most liberal readers do.
     reader = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     shown = Shown(reader.render((tmp_path / "report.md").read_text(encoding="utf-8")))
@@ -222,10 +225,18 @@ def test_markdown_shows_names_as_they_are(name, tmp_path):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_latex_prints_names_as_they_are(name, tmp_path):
-    write_latex(hostile(name), tmp_path / "tables.tex")
+    write_latex(analyse(hostile(name)), tmp_path / "tables.tex")
     text = (tmp_path / "tables.tex").read_text(encoding="utf-8").partition("\n")[2]
     own = {"begin", "end", "item", "paragraph", "caption", "label", "toprule", "midrule", "bottomrule", "linewidth"}
-    own |= {"textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar"}
+    own |= {
+        "textbackslash",
+        "textasciitilde",
+        "textasciicircum",
+        "textless",
+        "textgreater",
+        "textbar",
+        "textasciigrave",
+    }
     assert set(re.findall(r"\\([a-zA-Z]+)", text)) <= own, "no name is a command"
     assert not re.search(r"(?<!\\)[%#~^<>|]|[\r\x0b\u2028]", text)
     assert set(re.findall(r"(?<!\\)\$[^$\n]*(?<!\\)\$", text)) <= {"$-$"}
@@ -236,7 +247,7 @@ def test_latex_prints_names_as_they_are(name, tmp_path):
 def test_no_cell_of_a_csv_file_is_a_formula(name, tmp_path):
     record = hostile(name)
     write_csv(record, tmp_path / "results.csv")
-    write_challenger(record, tmp_path / "challenger.csv")
+    write_challenger(analyse(record), tmp_path / "challenger.csv")
     record.write(tmp_path / "record")
     for file in tmp_path.rglob("*.csv"):
         with file.open(newline="", encoding="utf-8") as lines:

@@ -13,9 +13,9 @@ from numpy.testing import assert_allclose
 from report_records import make_record
 from scipy import stats
 
+from nnunet_plugins.report.scores import VOLUME, case_scores
 from nnunet_plugins.report.statistics import (
     HIGHER_IS_BETTER,
-    case_scores,
     compare,
     critical_difference,
     holm,
@@ -45,7 +45,7 @@ def record():
     return make_record(algorithms=3, cases=6, labels=2, both_empty=1, one_empty=2)
 
 
-def test_case_scores_are_means_over_labels_with_penalties_and_without_empty_pairs(record):
+def test_case_scores_are_means_over_the_labels_of_the_truth_with_penalties(record):
     results = record.results
     last = results["algorithm"].unique()[-1]
     rows = results[results["algorithm"] == last].set_index(["case", "label"])
@@ -56,6 +56,7 @@ def test_case_scores_are_means_over_labels_with_penalties_and_without_empty_pair
     assert dice.loc["case_001", last] == rows.loc[("case_001", "1"), "Dice"] / 2, "label 2 has a Dice of 0"
     assert distance.loc["case_001", last] == (rows.loc[("case_001", "1"), "HD95_mm"] + 120.0) / 2
     assert volume.loc["case_005", last] == rows.loc["case_005", "volume_error_ml"].abs().mean()
+    assert volume.loc["case_000", last] == abs(rows.loc[("case_000", "1"), "volume_error_ml"]) / 2, "0 for label 2"
     assert (volume > 0).all(axis=None)
 
 
@@ -63,7 +64,7 @@ def test_a_case_without_any_label_has_no_score(record):
     only = record.results[record.results["label"] == "2"]
     for metric in HIGHER_IS_BETTER:
         scores = case_scores(only, metric)
-        assert scores.loc["case_000"].isna().all()
+        assert (scores.loc["case_000"].eq(0) if metric == VOLUME else scores.loc["case_000"].isna()).all()
         assert np.isfinite(scores.drop("case_000")).all(axis=None)
 
 

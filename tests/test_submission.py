@@ -23,7 +23,7 @@ from report_records import make_record
 
 from nnunet_plugins import memory
 from nnunet_plugins.cli import main
-from nnunet_plugins.report.statistics import case_scores
+from nnunet_plugins.report.scores import case_scores
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.cases import find_cases
 from nnunet_plugins.submission.check import check_files
@@ -573,6 +573,26 @@ def test_the_lock_holds_all_that_is_needed():
     assert {"nnunet-plugins", "nnunetv2", "torch", "simpleitk", "numpy"} <= set(versions)
     assert "pytest" not in versions, "what only developers need"
     assert versions["nnunetv2"] == metadata.version("nnunetv2")
+
+
+def test_a_build_of_torch_for_cpus_is_asked_for_as_such(tmp_path, monkeypatch):
+    """The usual index would give the one for GPUs under the same version."""
+    versions = {"numpy": "2.3.0", "torch": "2.9.0+cpu"}
+    for name in ("numpy-2.3.0-cp311-cp311-linux_x86_64.whl", "torch-2.9.0-cp311-cp311-linux_x86_64.whl"):
+        (tmp_path / name).touch()
+    assert list(wheels.matching(versions, tmp_path)) == ["numpy"]
+    asked: list[list[str]] = []
+    monkeypatch.setattr(wheels.subprocess, "run", lambda command, check: asked.append(command))
+    wheels.collect(versions, tmp_path)
+    assert asked[0][-3:] == ["--extra-index-url", "https://download.pytorch.org/whl/cpu", "torch==2.9.0+cpu"]
+    wheels.write_requirements(versions, tmp_path, tmp_path / "requirements.txt")
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    assert lines == ["--extra-index-url https://download.pytorch.org/whl/cpu", "numpy==2.3.0", "torch==2.9.0+cpu"]
+
+    (tmp_path / "torch-2.9.0+cpu-cp311-cp311-linux_x86_64.whl").touch()
+    assert list(wheels.matching(versions, tmp_path)) == ["numpy", "torch"]
+    wheels.write_requirements(versions, tmp_path, tmp_path / "requirements.txt")
+    assert (tmp_path / "requirements.txt").read_text().startswith("numpy==2.3.0 --hash=sha256:")
 
 
 # What the check proves.

@@ -1,8 +1,10 @@
 """Where a benchmark's tasks run: slots of this machine, or jobs of a cluster, by Parsl."""
 
 import os
+import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,30 @@ from nnunet_plugins.benchmark.protocol import BenchmarkError
 
 PROVIDERS = ("slurm", "lsf", "pbs", "kubernetes")
 SECTIONS = ("train", "light")
-_KEYS = {
-    "queue": str,
-    "account": str,
-    "walltime": str,
-    "cores": int,
-    "memory": int,
-    "gpus": int,
-    "jobs": int,
-    "options": str,
-    "environment": str,
-    "image": str,
-    "namespace": str,
-    "volumes": list,
-    "address": str,
+_TEXT = "a text (put it in quotes)"
+_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "queue": (_TEXT, lambda value: _is_text(value)),
+    "account": (_TEXT, lambda value: _is_text(value)),
+    "walltime": (
+        'hours, minutes and seconds as a text, such as "24:00:00" (put it in quotes)',
+        lambda value: _is_text(value) and re.fullmatch(r"\d+:[0-5]\d:[0-5]\d", value) is not None,
+    ),
+    "cores": ("a whole number from 1", lambda value: _is_whole(value, 1)),
+    "memory": ("a whole number from 1, in GB", lambda value: _is_whole(value, 1)),
+    "gpus": ("a whole number from 0", lambda value: _is_whole(value, 0)),
+    "jobs": ("a whole number from 1", lambda value: _is_whole(value, 1)),
+    "options": (_TEXT, lambda value: _is_text(value)),
+    "environment": (_TEXT, lambda value: _is_text(value)),
+    "image": (_TEXT, lambda value: _is_text(value)),
+    "namespace": (_TEXT, lambda value: _is_text(value)),
+    "volumes": (
+        "a list of pairs of a volume claim and a path, such as [[claim, /data]]",
+        lambda value: isinstance(value, list) and all(map(_is_pair, value)),
+    ),
+    "address": (_TEXT, lambda value: _is_text(value)),
 }
+"""What a section may have: what the value has to be, in words, and whether it is."""
+
 _MISSING = "the benchmark needs Parsl: pip install 'nnunet-plugins[benchmark]'"
 
 
@@ -53,7 +64,7 @@ def configure(
             ended from outside, say at its time limit, costs no retry then.
 
     Raises:
-        BenchmarkError: if Parsl is missing or the YAML file makes no sense.
+        BenchmarkError: if Parsl is missing, the YAML file makes no sense, or keys for a cluster could not be kept.
     """
     try:
         from parsl.config import Config
@@ -72,9 +83,15 @@ def configure(
     os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
     common: dict[str, Any] = {
         "interchange_launch_cmd": [sys.executable, "-m", "nnunet_plugins.benchmark.interchange"],
-        "encrypted": False,
+        # Whoever reaches its ports could otherwise give the workers tasks of his own. The keys lie in Parsl's folder.
+        "encrypted": _has_private_folders(folder),
         "prefetch_capacity": 0,
     }
+    if cluster and not common["encrypted"]:
+        raise BenchmarkError(
+            f"{folder} is on a file system where others may read every folder, so that the keys for talking to the "
+            "jobs would be no secret; give another folder with -o"
+        )
     executors: list[Any] = []
     description = read_cluster(cluster) if cluster else {}
     for section in SECTIONS:
@@ -121,6 +138,11 @@ def configure(
     )
 
 
+def _has_private_folders(folder: Path) -> bool:
+    with tempfile.TemporaryDirectory(dir=folder) as private:
+        return Path(private).stat().st_mode & 0o777 == 0o700
+
+
 def accelerators(number: int) -> list[str]:
     """Return the first GPUs that this process may use, as CUDA_VISIBLE_DEVICES wants them.
 
@@ -150,26 +172,57 @@ def read_cluster(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BenchmarkError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, Mapping) or content.get("provider") not in PROVIDERS:
-        raise BenchmarkError(f"{file} needs a line 'provider:' with one of {', '.join(PROVIDERS)}")
-    if not isinstance(content.get("train"), Mapping):
-        raise BenchmarkError(f"{file} needs a section 'train:' that describes the jobs of trainings")
+    if faults := list(_faults(content)):
+        raise BenchmarkError(
+            "\n  ".join([f"{file} cannot be used:", *faults]) if faults[1:] else f"{file}: {faults[0]}"
+        )
+    return dict(content)
+
+
+def _faults(content: Any) -> Iterator[str]:
+    """Yield a sentence for everything that is wrong in the description of a cluster."""
+    kinds = ", ".join(PROVIDERS)
+    if not isinstance(content, Mapping):
+        yield f"it needs a line 'provider:' with one of {kinds}, and a section 'train:'"
+        return
+    kind = content.get("provider")
+    if kind not in PROVIDERS:
+        yield f"it needs a line 'provider:' with one of {kinds}{'' if kind is None else f', not {kind!r}'}"
+    if content.get("train") is None:
+        yield "it needs a section 'train:' that describes the jobs of trainings"
     for section, values in content.items():
-        if section == "provider":
+        if section == "provider" or (section == "train" and values is None):
             continue
         if section not in SECTIONS:
-            raise BenchmarkError(f"{file} has an unknown section {section!r}; there are {', '.join(SECTIONS)}")
-        if not isinstance(values or {}, Mapping):
-            raise BenchmarkError(f"{file}: {section!r} has to hold lines 'key: value', not {values!r}")
-        for key, value in (values or {}).items():
-            if key not in _KEYS:
-                raise BenchmarkError(f"{file}: unknown key {key!r} in {section!r}; known are {', '.join(_KEYS)}")
-            if not isinstance(value, _KEYS[key]):
-                wanted = {str: "a text (put it in quotes)", int: "a whole number", list: "a list"}[_KEYS[key]]
-                raise BenchmarkError(f"{file}: {section}.{key} has to be {wanted}, not {value!r}")
-    if content["provider"] == "kubernetes" and "image" not in content["train"]:
-        raise BenchmarkError(f"{file}: kubernetes needs train.image, an image with this package installed")
-    return dict(content)
+            yield f"unknown section {section!r}; there are {', '.join(SECTIONS)}"
+        elif values is None:
+            yield f"{section!r} is empty; describe its jobs, or leave it out to run these tasks on this machine"
+        elif not isinstance(values, Mapping):
+            yield f"{section!r} has to hold lines 'key: value', not {values!r}"
+        else:
+            yield from _faults_of_section(section, values, str(kind))
+
+
+def _faults_of_section(section: str, values: Mapping[Any, Any], kind: str) -> Iterator[str]:
+    for key, value in values.items():
+        if key not in _KEYS:
+            yield f"unknown key {key!r} in {section!r}; known are {', '.join(_KEYS)}"
+        elif not _KEYS[key][1](value):
+            yield f"{section}.{key} has to be {_KEYS[key][0]}, not {value!r}"
+    if kind == "kubernetes" and "image" not in values:
+        yield f"kubernetes needs {section}.image, an image with this package installed"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least  # true and false are numbers here
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_text, value))
 
 
 def _provider(kind: str, section: Mapping[str, Any], scripts: str) -> Any:

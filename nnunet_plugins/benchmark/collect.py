@@ -5,8 +5,8 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 
 from nnunet_plugins.benchmark import conditions, equality
-from nnunet_plugins.benchmark.engine import read_state
+from nnunet_plugins.benchmark.engine import read_state, tasks_left
 from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
 from nnunet_plugins.benchmark.protocol import Protocol, Run
-from nnunet_plugins.benchmark.results import ensemble_name, read_choice, trained_folds, whole_groups
+from nnunet_plugins.benchmark.results import read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
 from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.table import read_table
-from nnunet_plugins.report.comparison import count
+from nnunet_plugins.provenance import read_marker
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
+from nnunet_plugins.report.words import count
 
 
 def collect(
@@ -45,20 +46,15 @@ def collect(
     """
     runs = protocol.runs()
     trained = trained_folds(protocol, folders)
-    groups = whole_groups(trained, protocol)
-    results = [_cross_validation(run, folds, protocol, folders) for run, folds in trained.items()]
-    for group in groups:
-        results += _ensembles(group, protocol, folders)
-    if protocol.test:
-        results += [_test(run.name, _identity(run), protocol, folders) for run in runs]
-        results += [_choice(group, protocol, folders) for group in groups]
+    unfinished = tasks_left(tasks, folders.ledger)
+    # Of what is there, only what was made of the trainings as they are.
+    results = [_metrics(task) for task in tasks if task.rows and task not in unfinished]
     costs, curves = [], []
     for run, folds in trained.items():
         for fold in folds:
             log = read_log(folders.fold(run, fold))
-            costs.append({**_identity(run), "fold": fold, **_cost(run, fold, log, folders)})
-            curves += [{**_identity(run), "fold": fold, **row} for row in log["epochs"]]
-    unfinished = [task for task in tasks if not task.is_done()]
+            costs.append({**run.identity, "fold": fold, **_cost(run, fold, log, folders)})
+            curves += [{**run.identity, "fold": fold, **row} for row in log["epochs"]]
     proofs = []
     for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in runs):
         group = [run for run in runs if (run.dataset, run.configuration) == (dataset, configuration)]
@@ -78,60 +74,30 @@ def collect(
     )
 
 
-def _identity(run: Run) -> dict[str, str]:
-    names = ("dataset", "configuration", "plans", "trainer", "algorithm", "role")
-    return {name: getattr(run, name) for name in names}
+def provenance(tasks: Sequence[Task], folders: Folders) -> dict[str, Any]:
+    """Return the markers of all outputs, with the rows of the results that come from them; see `provenance.py`."""
+    left = tasks_left(tasks, folders.ledger)
+    markers = [(read_marker(task.output), task.rows) for task in tasks if task.output and task not in left]
+    return {"outputs": [replace(marker, of=dict(rows)).to_json() for marker, rows in markers if marker]}
 
 
-def _metrics(file: Path, split: str, identity: Mapping[str, str]) -> pd.DataFrame:
-    if not file.is_file():
-        return pd.DataFrame(columns=RESULTS)
-    table = read_table(file, {"case": str, "label": str, "name": str})
-    return table.assign(split=split, **identity)[RESULTS]
-
-
-def _cross_validation(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> pd.DataFrame:
-    file = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
-    return _metrics(file, "cross-validation", _identity(run))
-
-
-def _test(name: str, identity: Mapping[str, str], protocol: Protocol, folders: Folders) -> pd.DataFrame:
-    return _metrics(folders.metrics(name, protocol.folds, protocol.tolerance, "test"), "test", identity)
-
-
-def _choice(group: Sequence[Run], protocol: Protocol, folders: Folders) -> pd.DataFrame:
-    """Return the results of nnU-Net's choice on the test images."""
-    choice = read_choice(group, protocol, folders)
-    if choice is None:
-        return pd.DataFrame(columns=RESULTS)
-    identity = _joint_identity(choice.members, "choice")
-    identity["algorithm"] += ", post-processed"
-    return _test(choice.name, identity, protocol, folders)
-
-
-def _ensembles(group: Sequence[Run], protocol: Protocol, folders: Folders) -> list[pd.DataFrame]:
-    tables = []
-    for pair in combinations(group, 2):
-        name = f"{group[0].dataset}__{ensemble_name(*pair, protocol.folds)}"
-        file = folders.metrics(name, protocol.folds, protocol.tolerance, "cross-validation")
-        tables.append(_metrics(file, "cross-validation", _joint_identity(pair, "ensemble")))
-    return tables
-
-
-def _joint_identity(members: Sequence[Run], role: str) -> dict[str, str]:
-    names = {name: " + ".join(getattr(run, name) for run in members) for name in ("trainer", "algorithm")}
-    return {**_identity(members[0]), **names, "role": role}
+def _metrics(task: Task) -> pd.DataFrame:
+    assert task.output is not None
+    table = read_table(task.output, {"case": str, "label": str, "name": str})
+    return table.assign(**task.rows)[RESULTS]
 
 
 def read_log(fold: Path) -> dict[str, Any]:
     """Read a training's logs, of which there is one for each time it was started or gone on with.
+
+    A line that a kill has torn, or that two processes have written into, tells nothing.
 
     Returns:
         `epochs`, rows with the columns of `CURVES` from `epoch` on, and `voxels_per_second` of the validation.
     """
     epochs: dict[int, dict[str, Any]] = {}
     voxels_per_second = np.nan
-    for file in sorted(fold.glob("training_log*.txt")):
+    for file in sorted(fold.glob("training_log*.txt"), key=conditions.log_began):
         epoch: dict[str, Any] = {}
         begun, voxels = 0.0, 0
         for line in file.read_text(errors="replace").splitlines():
@@ -139,23 +105,26 @@ def read_log(fold: Path) -> dict[str, Any]:
             text = line[found.end() :].strip() if found else line.strip()
             if match := re.fullmatch(r"Epoch (\d+)", text):
                 epoch = epochs[int(match[1])] = {"epoch": int(match[1])}
-            elif match := re.fullmatch(r"Current learning rate: (\S+)", text):
+            elif match := re.fullmatch(rf"Current learning rate: {_NUMBER}", text):
                 epoch["learning_rate"] = float(match[1])
-            elif match := re.fullmatch(r"(train_loss|val_loss) (\S+)", text):
+            elif match := re.fullmatch(rf"(train_loss|val_loss) {_NUMBER}", text):
                 epoch[match[1]] = float(match[2])
             elif text.startswith("Pseudo dice "):
                 values = [value for value in pseudo_dice(text) if not np.isnan(value)]
                 epoch["pseudo_dice"] = float(np.mean(values)) if values else np.nan
-            elif match := re.fullmatch(r"Epoch time: (\S+) s", text):
+            elif match := re.fullmatch(rf"Epoch time: {_NUMBER} s", text):
                 epoch["seconds"] = float(match[1])
             elif found and text.startswith("predicting ") and not begun:
                 begun = _seconds(found[0])
             elif match := re.search(r", shape torch.Size\(\[([\d, ]+)\]\)", text):
-                voxels += int(np.prod([int(n) for n in match[1].split(",")][1:]))
+                voxels += int(np.prod([int(n) for n in re.findall(r"\d+", match[1])][1:]))
             elif found and text.startswith("Validation complete") and begun:
                 voxels_per_second = voxels / max(_seconds(found[0]) - begun, 1e-3)
     rows = [row for _, row in sorted(epochs.items()) if "seconds" in row]
     return {"epochs": rows, "voxels_per_second": voxels_per_second}
+
+
+_NUMBER = r"([-+]?(?:nan|inf|\d+\.?\d*(?:[eE][-+]?\d+)?))"
 
 
 def _seconds(stamp: str) -> float:
@@ -167,14 +136,16 @@ def _seconds(stamp: str) -> float:
 def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict[str, Any]:
     file = folders.recipe(run)
     recipe = json.loads(file.read_text()) if is_json(file) else {}
-    attempts = conditions.read_conditions(folders.fold(run, fold))
+    attempts = conditions.read_conditions(folders.fold(run, fold), folders.ledger)
+    # As it was trained, where that is recorded; the trainer or the plans may have changed since.
+    recipe = next((attempt["description"] for attempt in reversed(attempts) if "description" in attempt), recipe)
     measured = [attempt for attempt in attempts if attempt.get("peak_memory_bytes")]
     highest = max(measured, key=lambda attempt: attempt["peak_memory_bytes"], default={})
     energy = [attempt.get("energy_joules") for attempt in attempts]
     seconds = [row["seconds"] for row in log["epochs"]]
     return {
         **{name: recipe.get(name) for name in ("parameters", "forward_flops", "batch_size", "epochs", "iterations")},
-        "patch_size": "x".join(map(str, recipe.get("patch_size", []))),
+        "patch_size": "x".join(map(str, recipe.get("patch_size") or [])),
         "seconds_per_epoch": float(np.median(seconds)) if seconds else np.nan,
         "training_seconds": sum(seconds),
         "peak_memory_bytes": highest.get("peak_memory_bytes"),
@@ -182,7 +153,7 @@ def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict
         # Unknown for a training that was killed on the way: then a part of it is.
         "energy_joules": sum(energy) if energy and None not in energy else None,
         "validation_voxels_per_second": log["voxels_per_second"],
-        "device": attempts[-1]["environment"]["device"] if attempts else None,
+        "device": attempts[-1]["environment"].get("device") if attempts else None,
     }
 
 
@@ -210,7 +181,9 @@ def _about(
 ) -> dict[str, Any]:
     recipes = [json.loads(folders.recipe(run).read_text()) for run in protocol.runs() if is_json(folders.recipe(run))]
     budgets = dict.fromkeys(
-        f"{count(recipe['epochs'], 'epoch')} x {count(recipe['iterations'], 'iteration')}" for recipe in recipes
+        f"{count(recipe['epochs'], 'epoch')} x {count(recipe['iterations'], 'iteration')}"
+        for recipe in recipes
+        if recipe["epochs"] and recipe["iterations"]
     )
     versions = conditions.environment(protocol.device)
     return {
@@ -224,7 +197,7 @@ def _about(
             f"{dataset}/{configuration}": _images(dataset, configuration, trained, folders)
             for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in trained)
         },
-        "ensembles": _best(folders),
+        "ensembles": _best(protocol, trained, folders),
         "complete": complete,
     }
 
@@ -251,7 +224,7 @@ def _left_out(
 
 
 def _is_of(table: pd.DataFrame, run: Run, split: str) -> bool:
-    wanted = {**_identity(run), "split": split}
+    wanted = {**run.identity, "split": split}
     return all(str(table[name].iloc[0]) == value for name, value in wanted.items())
 
 
@@ -284,7 +257,8 @@ def _listed_images(folder: Path) -> dict[str, str]:
     return {case: str(Path(os.path.abspath(folder / image))) for case, image in listed.items()}
 
 
-def _best(folders: Folders) -> list[str]:
-    """Return what nnU-Net's find_best_configuration found."""
-    files = sorted((folders.output / "best").glob("*.txt"))
+def _best(protocol: Protocol, trained: Mapping[Run, list[int]], folders: Folders) -> list[str]:
+    """Return what nnU-Net's find_best_configuration found among the runs and folds of this benchmark."""
+    groups = whole_groups(trained, protocol)
+    files = [folders.best(group[0], protocol.folds) for group in groups if read_choice(group, protocol, folders)]
     return [line.strip() for file in files for line in file.read_text().splitlines() if line.startswith("*Best*")]

@@ -88,6 +88,7 @@ def run(
     follow: Callable[[str], None],
     *,
     started: Callable[[int], None] = lambda _: None,
+    inherits: Sequence[int] = (),
 ) -> int:
     """Run a command to its end; its output is appended to `log`, and each line is passed to `follow`.
 
@@ -100,6 +101,7 @@ def run(
         log: file to append to.
         follow: gets each line, without its end.
         started: gets the process's number.
+        inherits: descriptors of files that the command gets, such as those of locks.
 
     Returns:
         The exit code.
@@ -126,6 +128,7 @@ def run(
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
+                pass_fds=inherits,
             )
         except OSError as error:
             # For instance a console script whose interpreter has moved.

@@ -6,6 +6,7 @@ from pathlib import Path
 from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, split_name
+from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
 DESCRIPTION = (
@@ -35,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="TRAINER",
-        help=f"as for nnUNetv2_train; {STOCK_TRAINER}, or a variant such as {STOCK_TRAINER}_100epochs, is the baseline",
+        help=f"as for nnUNetv2_train; {STOCK_TRAINER}, or else the first variant of it, such as "
+        f"{STOCK_TRAINER}_100epochs, is the baseline",
     )
     question.add_argument("-p", dest="plans", default=DEFAULT_PLANS, metavar="PLANS", help="default: %(default)s")
     question.add_argument(
@@ -59,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of folds of the splits, which are made where there are none; default: those that are there, or 5",
     )
     question.add_argument("--with-twins", action="store_true", help="add the ablation twin of each of our networks")
+    question.add_argument(
+        "--with-rivals",
+        action="store_true",
+        help=f"add published networks: {', '.join(name.removeprefix(STOCK_TRAINER) for name in RIVALS)}; where there "
+        "are plans, the compute of all networks is told first",
+    )
     question.add_argument(
         "--baseline",
         dest="presets",
@@ -116,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
         number_of_folds=number_of_folds,
         groups=str(groups) if groups else None,
         with_twins=arguments.with_twins,
+        with_rivals=arguments.with_rivals,
         presets=tuple(dict.fromkeys(arguments.presets)),
         test=arguments.test,
         tolerance=arguments.tolerance,
@@ -126,6 +135,10 @@ def _run(arguments: argparse.Namespace) -> int:
     slots = (arguments.gpus if arguments.device == "cuda" else arguments.workers) or 1
     place = driver.Place(slots, arguments.retries, arguments.cluster, arguments.allow_unequal)
     driver.check(protocol, folders, place)
+    if arguments.with_rivals:
+        from nnunet_plugins.benchmark.compute import describe_compute
+
+        print(describe_compute(protocol), flush=True)
     if arguments.dry_run:
         print(driver.show_commands(protocol, folders))
         return 0

@@ -1,16 +1,19 @@
 """What a training ran under and what it cost: a record that every start of it leaves in its fold's folder.
 
 `nnunet_plugins_conditions.json` has an entry for each time the training was started or gone on with: hashes of the
-plans, the splits and the preprocessed data, the environment, and what was measured.
+plans, the splits, the preprocessed data and the recipe, the description of the trainer (`recipe.py`), the environment,
+what was measured, and the identity of the final checkpoint, by which it is seen whose record it is.
 """
 
 import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,10 @@ from typing import Any
 from nnunet_plugins.benchmark.command import usable_cores
 from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.tasks import Folders
-from nnunet_plugins.files import is_json, write_text
+from nnunet_plugins.files import is_json, read_json, write_text
 from nnunet_plugins.planning.preprocessed import data_folder
+from nnunet_plugins.provenance import Ledger
+from nnunet_plugins.trainers.fold_folder import CHECKPOINTS
 
 HASHES = ("plans", "splits", "data")
 """What is hashed."""
@@ -30,10 +35,25 @@ _VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
 
 def hash_json(file: Path, leave_out: Iterable[str] = ()) -> str:
     """Return a hash of what a JSON file says, whatever its layout."""
-    content = json.loads(file.read_text())
+    return hash_content(json.loads(file.read_text()), leave_out)
+
+
+def hash_content(content: Any, leave_out: Iterable[str] = ()) -> str:
+    """Return a hash of what a JSON file would say."""
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if key not in leave_out}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def present_hashes(folders: Folders, run: Run) -> dict[str, str]:
+    """Return hashes of what a training of a run would be trained on now."""
+    folder = folders.preprocessed / run.dataset
+    data = data_folder(folder, run.plans, run.configuration)
+    return {
+        "plans": hash_json(folder / f"{run.plans}.json"),
+        "splits": hash_json(folder / "splits_final.json"),
+        "data": hash_data(data, folders.output / "data_hashes.json"),
+    }
 
 
 def hash_data(folder: Path, cache: Path) -> str:
@@ -92,31 +112,36 @@ def write_conditions(folders: Folders, run: Run, fold: int, device: str, variabl
         device: torch device type.
         variables: the environment that the training gets.
     """
-    file = conditions_file(folders.fold(run, fold))
-    record = json.loads(file.read_text()) if is_json(file) else {"attempts": []}
-    folder = folders.preprocessed / run.dataset
-    record["attempts"].append(
+    folder = folders.fold(run, fold)
+    attempts: list[dict[str, Any]] = []
+    if is_begun(folder):
+        # What was trained without a record remains unknown, whatever follows.
+        attempts = read_conditions(folder, folders.ledger) or [{"hashes": {}, "environment": {}}]
+    description = read_json(folders.recipe(run), {"recipe": dict})
+    attempts.append(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "hashes": {
-                "plans": hash_json(folder / f"{run.plans}.json"),
-                "splits": hash_json(folder / "splits_final.json"),
-                "data": hash_data(
-                    data_folder(folder, run.plans, run.configuration), folders.output / "data_hashes.json"
-                ),
-            },
+            "hashes": {**present_hashes(folders, run), "recipe": hash_content(description["recipe"])},
             "environment": environment(device, variables),
+            "description": description,
         }
     )
-    write_text(file, json.dumps(record, indent=1))
+    write_text(conditions_file(folder), json.dumps({"attempts": attempts}, indent=1))
 
 
-def add_cost(fold: Path, cost: Mapping[str, Any]) -> None:
-    """Add what was measured of a training to its last attempt."""
+def end_attempt(fold: Path, cost: Mapping[str, Any]) -> None:
+    """Add to the last attempt of a training what was measured, and which final checkpoint is there."""
     file = conditions_file(fold)
     record = json.loads(file.read_text())
-    record["attempts"][-1].update(cost)
+    checkpoint = fold / CHECKPOINTS[0]
+    known = {"checkpoint": Ledger({}).identity(checkpoint)} if checkpoint.is_file() else {}
+    record["attempts"][-1].update({**cost, **known})
     write_text(file, json.dumps(record, indent=1))
+
+
+def is_begun(fold: Path) -> bool:
+    """Tell whether a training has a checkpoint to go on from."""
+    return any((fold / name).is_file() for name in CHECKPOINTS)
 
 
 def conditions_file(fold: Path) -> Path:
@@ -124,10 +149,42 @@ def conditions_file(fold: Path) -> Path:
     return fold / "nnunet_plugins_conditions.json"
 
 
-def read_conditions(fold: Path) -> list[dict[str, Any]]:
-    """Return a training's attempts; none, if it was not run by a benchmark."""
-    file = conditions_file(fold)
-    return json.loads(file.read_text())["attempts"] if is_json(file) else []
+def read_conditions(fold: Path, ledger: Ledger) -> list[dict[str, Any]]:
+    """Return the attempts of the training that is there; none, if it was not run by a benchmark.
+
+    Args:
+        fold: its folder.
+        ledger: knows the checkpoint.
+    """
+    file, checkpoint = conditions_file(fold), fold / CHECKPOINTS[0]
+    if not is_json(file):
+        return []
+    attempts: list[dict[str, Any]] = json.loads(file.read_text())["attempts"]
+    if attempts and checkpoint.is_file():
+        if "checkpoint" in attempts[-1]:
+            fits = attempts[-1]["checkpoint"] == ledger.identity(checkpoint)
+        else:  # the attempt was killed, or was version 0.1.0's
+            fits = _starts_since(fold, attempts[-1]) <= 1
+        if not fits:
+            return []  # somebody has trained here since
+    return attempts
+
+
+def _starts_since(fold: Path, attempt: Mapping[str, Any]) -> int:
+    """Return how often a training was started since an attempt began, its own start included, by nnU-Net's logs."""
+    if "started" not in attempt:
+        return 0
+    began = datetime.strptime(attempt["started"], "%Y-%m-%dT%H:%M:%S%z").astimezone().replace(tzinfo=None)
+    return sum(log_began(log) >= began for log in fold.glob("training_log*.txt"))
+
+
+def log_began(log: Path) -> datetime:
+    """Return when a log was begun, which nnU-Net writes into its name, without leading zeros."""
+    numbers = [int(number) for number in re.findall(r"\d+", log.stem)]
+    try:
+        return datetime(*numbers[:6])  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return datetime.min  # another file
 
 
 def hardware() -> list[str]:

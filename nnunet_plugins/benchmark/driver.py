@@ -1,5 +1,6 @@
 """`nnunet-plugins benchmark`: from the question to the report, as far as it is not done yet."""
 
+import json
 import os
 import shlex
 import sys
@@ -13,12 +14,12 @@ from typing import Any
 from nnunet_plugins.benchmark import command, equality
 from nnunet_plugins.benchmark.cluster import configure, read_cluster
 from nnunet_plugins.benchmark.display import Display
-from nnunet_plugins.benchmark.engine import NOTHING_FAILED, Outcome, read_state, run_tasks
+from nnunet_plugins.benchmark.engine import NOTHING_FAILED, Outcome, read_state, run_tasks, tasks_left
 from nnunet_plugins.benchmark.progress import duration
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
-from nnunet_plugins.files import hold_lock, read_json, unfinished
+from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.planning.preprocessed import PLANS, existing_cases
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems
@@ -132,7 +133,7 @@ def show_commands(protocol: Protocol, folders: Folders) -> str:
         line = shlex.join([*(f"{name}={value}" for name, value in task.variables.items()), *task.command])
         if task.output:
             line = line.replace(str(unfinished(task.output)), str(task.output))
-        lines += [f"# {task.title}{' (done)' if task.is_done() else ''}", line]
+        lines += [f"# {task.title}{' (done)' if task.is_done(folders.ledger) else ''}", line]
     return "\n".join(lines)
 
 
@@ -153,9 +154,13 @@ def run_benchmark(protocol: Protocol, folders: Folders, place: Place) -> bool:
         KeyboardInterrupt: as it comes; nothing done is lost.
     """
     folders.output.mkdir(parents=True, exist_ok=True)
-    with hold_lock(folders.output / "benchmark.lock") as held:
+    lock = folders.output / "benchmark.lock"
+    with hold_lock(lock) as held:
         if not held:
-            raise BenchmarkError(f"another benchmark is running in {folders.output}; wait for it")
+            holder = lock_holder(lock)
+            raise BenchmarkError(
+                f"another benchmark is running in {folders.output}{f' ({holder})' if holder else ''}; wait for it"
+            )
         protocol.write(folders.output / "benchmark.json")
         return _run(protocol, folders, place)
 
@@ -179,7 +184,7 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
         outcome = _perform(found, protocol, folders, place, display, outcome)
     page = write_report(protocol, folders, tasks, accept_unequal=place.accept_unequal)
     _say(f"Time of this run: {duration(time.monotonic() - start)}\nReport: {page}")
-    left = [task for task in tasks if not task.is_done()]
+    left = tasks_left(tasks, folders.ledger)
     for task in left:
         _say(f"Not done: {task.title}, log: {folders.output / 'logs' / f'{task.name}.log'}")
     return not left
@@ -187,12 +192,13 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
 
 def write_report(protocol: Protocol, folders: Folders, tasks: Sequence[Task], *, accept_unequal: bool) -> Path:
     """Collect what is there into the record, and make the report from it; returns its page."""
-    from nnunet_plugins.benchmark.collect import collect
+    from nnunet_plugins.benchmark.collect import collect, provenance
     from nnunet_plugins.report.build import build_report
 
     called = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     record = collect(protocol, folders, tasks, accept_unequal=accept_unequal, command=called)
     record.write(folders.output / "record")
+    write_text(folders.output / "record" / "provenance.json", json.dumps(provenance(tasks, folders), indent=1))
     return build_report(folders.output)
 
 
@@ -204,7 +210,7 @@ def _perform(
     display: Display,
     earlier: Outcome = NOTHING_FAILED,
 ) -> Outcome:
-    used = {task.slot for task in tasks if not task.is_done()}
+    used = {task.slot for task in tasks_left(tasks, folders.ledger)}
     config = configure(
         folders.output,
         device=protocol.device,
@@ -219,17 +225,12 @@ def _perform(
             tasks,
             config,
             folders.output,
-            variables={**command.environment(None if place.cluster else place.slots), **_own(folders)},
+            variables={**command.environment(None if place.cluster else place.slots), **folders.variables},
             device=protocol.device,
             tell=display.tell,
             look=display.look,
             earlier=earlier,
         )
-
-
-def _own(folders: Folders) -> dict[str, str]:
-    values = (folders.raw, folders.preprocessed, folders.results)
-    return dict(zip(command.FOLDERS, map(str, values), strict=True))
 
 
 def _refuse_unequal(protocol: Protocol, folders: Folders) -> None:
@@ -241,10 +242,13 @@ def _refuse_unequal(protocol: Protocol, folders: Folders) -> None:
     runs = protocol.runs()
     for place in dict.fromkeys((run.dataset, run.configuration) for run in runs):
         group = [run for run in runs if (run.dataset, run.configuration) == place]
-        proof = equality.prove(group, protocol.folds, folders, accepted=False)
+        proof = equality.prove(group, protocol.folds, folders, accepted=False, upcoming=True)
+        for algorithm, problems in proof["problems"].items():
+            for part, reason in problems.items():
+                _say(f"The {part} of {algorithm} cannot be described, so it is compared with none: {reason}")
         if found := equality.refused(proof):
             lines = [
-                f"  {one['algorithm']}: {one['what']} is {one['value']}, for the baseline it is {one['baseline']}"
+                f"  {one['algorithm']}: {one['what']} is {one['value']}, for {one['against']} it is {one['baseline']}"
                 for one in found
             ]
             raise BenchmarkError(

@@ -8,6 +8,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark.run_task import INTERRUPTED, Order
-from nnunet_plugins.benchmark.tasks import Task
+from nnunet_plugins.benchmark.tasks import Task, known_files
 from nnunet_plugins.files import is_json, write_text
+from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.stop_request import StopRequest
 
 SECONDS = 1.0  # between two looks at the running tasks
@@ -63,6 +65,12 @@ class Outcome:
 NOTHING_FAILED = Outcome()
 
 
+# Of the tasks that run in threads of this process, which nobody can end but through their processes.
+_processes: set[subprocess.Popen[bytes]] = set()
+_starting = threading.Lock()
+_stopped = threading.Event()
+
+
 def run_order(file: str) -> None:
     """Run a task on the machine where this is called; what Parsl's workers do.
 
@@ -70,11 +78,27 @@ def run_order(file: str) -> None:
         TaskInterruptedError: if it was ended from outside.
         TaskError: if it fails.
     """
-    code = subprocess.run([sys.executable, "-m", "nnunet_plugins.benchmark.run_task", file], check=False).returncode
+    with _starting:
+        if _stopped.is_set():
+            raise TaskInterruptedError(f"{Path(file).stem} was not started")
+        process = subprocess.Popen([sys.executable, "-m", "nnunet_plugins.benchmark.run_task", file])
+        _processes.add(process)
+    try:
+        code = process.wait()
+    finally:
+        _processes.discard(process)
     if code == INTERRUPTED:
         raise TaskInterruptedError(f"{Path(file).stem} was interrupted")
     if code:
         raise TaskError(f"{Path(file).stem} failed")
+
+
+def _end_processes() -> None:
+    """Let the tasks in threads of this process end, and no other begin, such as a retry."""
+    with _starting:
+        _stopped.set()
+        for process in list(_processes):
+            process.terminate()
 
 
 def run_tasks(
@@ -105,17 +129,17 @@ def run_tasks(
     Raises:
         KeyboardInterrupt: as it comes; the running commands are ended.
     """
-    done = {task.name for task in tasks if task.is_done()}
-    waiting = {task.name: task for task in tasks if task.name not in done}
+    ledger = known_files(folder, variables)
+    waiting = {task.name: task for task in tasks_left(tasks, ledger)}
     for task in tasks:
-        if task.name in done:
+        if task.name not in waiting:
             tell(Event(task, "done before"))
     if not waiting:
         return earlier
-    names = {task.name for task in tasks}
-    done |= {need for task in tasks for need in task.needs} - names - {*earlier.failed, *earlier.skipped}
+    done = {name for task in tasks for name in (task.name, *task.needs)} - {*waiting, *earlier.failed, *earlier.skipped}
     import parsl
 
+    _stopped.clear()
     running: dict[Future[None], Task] = {}
     failed, skipped = list(earlier.failed), dict(earlier.skipped)
     # An exception out of a signal could leave one of Parsl's locks held, for which its shutdown would wait for ever.
@@ -129,27 +153,47 @@ def run_tasks(
         while waiting or running:
             for task in list(waiting.values()):
                 broken = [need for need in task.needs if need in failed or need in skipped]
-                if broken:
+                if not broken and not done.issuperset(task.needs):
+                    continue
+                if task.is_done(ledger):
+                    done.add(task.name)
+                    tell(Event(waiting.pop(task.name), "done before"))
+                elif broken:
                     skipped[task.name] = broken[0]
                     tell(Event(waiting.pop(task.name), "skipped", f"needs {broken[0]}"))
-                elif done.issuperset(task.needs):
+                else:
                     order = _order(task, folder, variables, device)
                     write_text(order.file, json.dumps(asdict(order), indent=1))
                     order.state.unlink(missing_ok=True)
                     running[apps[task.slot](str(order.file))] = waiting.pop(task.name)
             finished, _ = wait(running, timeout=SECONDS, return_when=FIRST_COMPLETED)
             if stop.signal:
+                _end_processes()
                 raise KeyboardInterrupt
             look(watcher.states(list(running.values())))
             for future in finished:
                 task = running.pop(future)
-                if future.exception() is None and task.is_done():
+                if future.exception() is None and task.is_done(ledger):
                     done.add(task.name)
                     tell(Event(task, "done"))
                 else:
                     failed.append(task.name)
                     tell(Event(task, "failed", _reason(task, folder, future.exception())))
     return Outcome(tuple(failed), skipped)
+
+
+def tasks_left(tasks: Sequence[Task], ledger: Ledger) -> list[Task]:
+    """Return the tasks that are not done, or whose output is made of that of another one that is not done.
+
+    Args:
+        tasks: a task stands after those that it needs.
+        ledger: knows the files.
+    """
+    left: dict[str, Task] = {}
+    for task in tasks:
+        if (task.output and not left.keys().isdisjoint(task.needs)) or not task.is_done(ledger):
+            left[task.name] = task
+    return list(left.values())
 
 
 @contextlib.contextmanager
@@ -180,6 +224,11 @@ def _order(task: Task, folder: Path, variables: Mapping[str, str], device: str) 
         output=str(task.output) if task.output else None,
         keeps_text=task.keeps_text,
         partly=task.partly,
+        inputs=list(map(str, task.inputs)),
+        makes=list(map(str, task.makes)),
+        there=list(task.there),
+        lock=str(task.lock) if task.lock else None,
+        goes_on=task.goes_on,
         training=(asdict(task.training[0]), task.training[1], device) if task.training else None,
     )
 
@@ -193,7 +242,9 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
 def _reason(task: Task, folder: Path, error: BaseException | None) -> str:
     """Say why a task failed: the end of its output, or what became of its worker."""
     state = read_state(folder, task.name)
-    lines = [str(error) if error else "the command ended well, but its result is not there"]
+    lines = [
+        str(error) if error else "the command ended well, but its result is not there, or not of the present files"
+    ]
     if state.get("status") == "failed":
         lines = [f"exit code {state['exit_code']}. The end of its output:", *(f"    {line}" for line in state["tail"])]
     return "\n".join([*lines, f"    log: {folder / 'logs' / f'{task.name}.log'}"])

@@ -1,110 +1,151 @@
-"""Prove that trainings ran under equal conditions, or say what was not equal.
+"""Collect the conditions of trainings: a table of trainings x settings, each with its value, or unknown.
 
-The conditions are those that the trainings have recorded (`conditions.py`), the recipes come from `recipe.py`.
+The conditions are those that the trainings have recorded (`conditions.py`), or what can be known of one that has no
+record (`unrecorded.py`); recipes come from `recipe.py`. What is unknown is neither equal to anything nor what others
+are compared with.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.benchmark.conditions import HASHES, read_conditions
+from nnunet_plugins.benchmark import conditions
+from nnunet_plugins.benchmark.conditions import HASHES, hash_content
+from nnunet_plugins.benchmark.done import is_trained
 from nnunet_plugins.benchmark.protocol import Run
+from nnunet_plugins.benchmark.recipe import UNKNOWN
 from nnunet_plugins.benchmark.tasks import Folders
-from nnunet_plugins.files import is_json
+from nnunet_plugins.benchmark.unrecorded import known_of
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import is_json, read_json
+from nnunet_plugins.report.equality import ABSENT, read_equality
 
-MUST_BE_EQUAL = ("plans", "splits", "data", "epochs", "iterations per epoch", "batch size", "patch size")
-"""Runs that differ in these are not compared unless the user says so; other differences are flagged."""
-
-OF_THE_PLAN = ("plans", "data", "batch size", "patch size")
-"""What a run on a plan of its own may have different."""
-
-UNKNOWN = "unknown"
+SIZES = ("epochs", "iterations per epoch", "batch size", "patch size")
+"""Settings to name for each training, because they must be equal."""
 
 
-def prove(runs: Sequence[Run], folds: Sequence[int], folders: Folders, *, accepted: bool) -> dict[str, Any]:
-    """Compare the trainings of one dataset and configuration with the first one's, the baseline's.
+@dataclass
+class _Row:
+    """A training."""
+
+    run: Run
+    fold: int
+    hashes: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def prove(
+    runs: Sequence[Run], folds: Sequence[int], folders: Folders, *, accepted: bool, upcoming: bool = False
+) -> dict[str, Any]:
+    """Compare the trainings of one dataset and configuration.
 
     Args:
         runs: with the baseline first.
-        folds: those that were trained.
+        folds: those that are compared.
         folders: where things lie.
         accepted: the user wants them compared whatever differs.
+        upcoming: take those that are yet to be trained as well, on what is there now.
 
     Returns:
-        what `equality.json` holds for them; see `report/record.py`.
+        what `equality.json` holds for them, which `report/equality.py` reads as a table. `runs` has the hashes, the
+        environment and the `settings` of each training; `recipes` has all settings of each algorithm. `same` and
+        `differences` follow from these.
     """
     recipes = {run: _recipe(folders.recipe(run)) for run in runs}
-    trainings = [(run, fold) for run in runs for fold in folds if folders.fold(run, fold).is_dir()]
-    entries: list[dict[str, Any]] = []
-    differences: list[dict[str, Any]] = []
-    reference: dict[str, str] = {}
-    for run, fold in trainings:
-        attempts = read_conditions(folders.fold(run, fold))
-        hashes = _summary([attempt["hashes"] for attempt in attempts], HASHES)
-        versions = _summary([attempt["environment"] for attempt in attempts])
-        reference = reference or {**hashes, **versions}
-        hashes["recipe"] = hashlib.sha256(json.dumps(recipes[run], sort_keys=True).encode()).hexdigest()[:16]
-        entries.append({"algorithm": run.algorithm, "fold": fold, "hashes": hashes, "environment": versions})
-        found = {**{name: hashes[name] for name in HASHES}, **versions}
-        differences += [_difference(run, runs[0], name, value, reference.get(name)) for name, value in found.items()]
-    for run in runs[1:]:
-        differences += [
-            _difference(run, runs[0], *parts) for parts in _different_settings(recipes[run], recipes[runs[0]])
+    rows = [row for run in runs for fold in folds if (row := _recorded(run, fold, folders, recipes[run]))]
+    if upcoming and rows:
+        rows += [
+            _Row(run, fold, {**_present(run, folders), "recipe": hash_content(recipes[run])})
+            for run in runs
+            for fold in folds
+            if not is_trained(folders.fold(run, fold))
         ]
-    # Once per algorithm, not per fold.
-    unique = {json.dumps(found, sort_keys=True): found for found in differences if found["value"] != found["baseline"]}
-    names = (*HASHES, "recipe")
-    return {
+    _complete(rows, recipes)
+    entry = {
         "dataset": runs[0].dataset,
         "configuration": runs[0].configuration,
-        "runs": entries,
-        "same": [name for name in names if len({str(entry["hashes"][name]) for entry in entries}) == 1],
-        "differences": list(unique.values()),
+        "baseline": runs[0].algorithm,
+        "plans": {run.algorithm: run.plans for run in runs},
+        "runs": [
+            {
+                "algorithm": row.run.algorithm,
+                "fold": row.fold,
+                "hashes": row.hashes,
+                "environment": row.environment,
+                "settings": _own_settings(row, recipes[row.run]),
+            }
+            for row in rows
+        ],
+        "recipes": {run.algorithm: recipe for run, recipe in recipes.items()},
+        "problems": {run.algorithm: found for run in runs if (found := _problems(folders.recipe(run)))},
         "accepted": accepted,
     }
+    table = read_equality(entry)
+    return {**entry, "same": list(table.same), "differences": table.differences}
 
 
 def refused(proof: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the differences for which runs may not stand side by side."""
-    return [] if proof["accepted"] else [found for found in proof["differences"] if not found["allowed"]]
+    return read_equality(proof).refused
 
 
 def _recipe(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())["recipe"] if is_json(file) else {}
+    return read_json(file, {"recipe": dict})["recipe"] if is_json(file) else {}
 
 
-def _summary(attempts: Sequence[Mapping[str, str]], names: Sequence[str] = ()) -> dict[str, str]:
-    """Return each entry, where attempts agree in it, or else all its values; unknown without an attempt."""
-    values = {name: [UNKNOWN] for name in names} if not attempts else {}
-    for attempt in attempts:
-        for name, value in attempt.items():
-            values.setdefault(name, []).append(value)
-    return {name: ", then ".join(dict.fromkeys(found)) for name, found in values.items()}
+def _problems(file: Path) -> dict[str, str]:
+    return read_json(file).get("problems", {}) if is_json(file) else {}
 
 
-def _difference(run: Run, reference: Run, what: str, value: Any, baseline: Any) -> dict[str, Any]:
-    own = run.plans != reference.plans and what in OF_THE_PLAN
-    # Trainings from before the benchmark have no record: that is said, and not taken for a difference.
-    unknown = UNKNOWN in (value, baseline)
-    return {
-        "algorithm": run.algorithm,
-        "what": what,
-        "value": str(value),
-        "baseline": str(baseline),
-        "allowed": own or unknown or what not in MUST_BE_EQUAL,
-    }
+def _recorded(run: Run, fold: int, folders: Folders, recipe: Mapping[str, Any]) -> _Row | None:
+    """Return what is known of a training; None if there is none."""
+    folder = folders.fold(run, fold)
+    attempts = conditions.read_conditions(folder, folders.ledger)
+    if not attempts:
+        return _Row(run, fold, **known_of(run, fold, folders)) if conditions.is_begun(folder) else None
+    row = _Row(run, fold)
+    for name in (*HASHES, "recipe"):
+        row.hashes[name] = _summary(attempt["hashes"].get(name, UNKNOWN) for attempt in attempts)
+    for name in dict.fromkeys(name for attempt in attempts for name in attempt["environment"]):
+        row.environment[name] = _summary(attempt["environment"].get(name, UNKNOWN) for attempt in attempts)
+    # Version 0.1.0 recorded no recipes; those that it described are taken as they are.
+    recipes = [attempt.get("description", {}).get("recipe", recipe) for attempt in attempts]
+    for name in dict.fromkeys(name for one in recipes for name in one):
+        row.settings[name] = _summary(str(one.get(name, ABSENT)) for one in recipes)
+    return row
 
 
-def _different_settings(recipe: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return the settings that differ, with both values; where an object is another one, its parts are left out."""
-    found: list[tuple[str, Any, Any]] = []
-    if not recipe or not baseline:
-        return found  # it could not be described, which is a failure of its own
-    absent = "none"
-    for name in sorted({*recipe, *baseline}):
-        values = recipe.get(name, absent), baseline.get(name, absent)
-        if values[0] != values[1] and not any(name.startswith(f"{other}.") for other, *_ in found):
-            found.append((name, *values))
-    return found
+def _present(run: Run, folders: Folders) -> dict[str, str]:
+    """Return hashes of what a run would be trained on now; none where planning has failed."""
+    try:
+        return conditions.present_hashes(folders, run)
+    except (OSError, InputError):
+        return {}
+
+
+def _summary(values: Iterable[str]) -> str:
+    """Return the value of all attempts, or all values; if one is unknown, so is what the training was trained on."""
+    found = list(dict.fromkeys(values))
+    return UNKNOWN if UNKNOWN in found else ", then ".join(found)
+
+
+def _complete(rows: Sequence[_Row], recipes: Mapping[Run, Mapping[str, Any]]) -> None:
+    """Give all rows the same columns."""
+    settings = dict.fromkeys(name for recipe in recipes.values() for name in recipe)
+    settings |= dict.fromkeys(name for row in rows for name in row.settings)
+    environment = dict.fromkeys(name for row in rows for name in row.environment)
+    for row in rows:
+        recipe = recipes[row.run]
+        row.settings = {
+            name: row.settings.get(name, str(recipe.get(name, ABSENT)) if recipe else UNKNOWN) for name in settings
+        }
+        row.hashes = {name: row.hashes.get(name, UNKNOWN) for name in (*HASHES, "recipe")}
+        row.environment = {name: row.environment.get(name, UNKNOWN) for name in environment}
+
+
+def _own_settings(row: _Row, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings to name for a training: those that must be equal, and what the recipe says otherwise now."""
+    present = {name: str(recipe.get(name, ABSENT)) if recipe else UNKNOWN for name in row.settings}
+    return {name: value for name, value in row.settings.items() if name in SIZES or value != present[name]}

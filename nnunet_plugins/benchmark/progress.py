@@ -31,20 +31,20 @@ class Training:
     """Follows the output of `nnUNetv2_train`.
 
     Args:
-        epochs: number of epochs of the run.
+        epochs: number of epochs of the run; None if it is not known.
         labels: names of the foreground labels, in the order of the pseudo Dice.
     """
 
-    def __init__(self, epochs: int, labels: Sequence[str]) -> None:
+    def __init__(self, epochs: int | None, labels: Sequence[str]) -> None:
         self.epochs, self.labels = epochs, labels
         self.epoch, self.loss, self.dice = 0, "", ""
         self.done = 0.0  # epochs
         self.seconds: list[float] = []
 
     @property
-    def fraction(self) -> float:
-        """How much of the training is done, from 0 to 1."""
-        return self.done / self.epochs
+    def fraction(self) -> float | None:
+        """How much of the training is done, from 0 to 1; None if that is not known."""
+        return self.done / self.epochs if self.epochs else None
 
     def __call__(self, line: str) -> str | None:
         """Take one line of output; return what to tell the user, once per epoch and at the start of the validation."""
@@ -72,18 +72,39 @@ class Training:
         return " ".join(f"{name} {value:.2f}" for name, value in zip(self.labels, values, strict=False))
 
     def _epoch_line(self) -> str:
-        left = (self.epochs - self.epoch) * sum(self.seconds) / len(self.seconds)
-        remaining = f", about {duration(left)} left" if self.epoch < self.epochs else ""
+        remaining, of = "", ""
+        if self.epochs:
+            left = (self.epochs - self.epoch) * sum(self.seconds) / len(self.seconds)
+            remaining, of = f", about {duration(left)} left" if self.epoch < self.epochs else "", f"/{self.epochs}"
         return (
-            f"epoch {self.epoch}/{self.epochs}  train loss {self.loss}  pseudo Dice {self.dice}"
+            f"epoch {self.epoch}{of}  train loss {self.loss}  pseudo Dice {self.dice}"
             f"  ({duration(self.seconds[-1])}{remaining})"
         )
 
 
-def prediction(line: str) -> str | None:
-    """Take one line of `nnUNetv2_predict`; return what to tell the user, once per case."""
-    found = re.fullmatch(r"Predicting ([^\s:]+):\s*", line)
-    return f"predicting {found[1]}" if found else None
+class Prediction:
+    """Follows the output of `nnUNetv2_predict`; of other commands it takes nothing.
+
+    Attributes:
+        fraction: how much is done, from 0 to 1, with what an earlier attempt has left; None while it is not known.
+    """
+
+    def __init__(self) -> None:
+        self.cases, self.left, self.begun = 0, 0, 0
+        self.fraction: float | None = None
+
+    def __call__(self, line: str) -> str | None:
+        """Take one line of output; return what to tell the user, once per case."""
+        if found := re.fullmatch(r"There are (\d+) cases that I would like to predict\s*", line):
+            self.cases = self.left = int(found[1])
+        elif found := re.search(r"haven't been predicted yet. That's (\d+) cases", line):
+            self.left = int(found[1])
+        elif found := re.fullmatch(r"Predicting ([^\s:]+):\s*", line):
+            self.begun += 1
+            if self.cases:
+                self.fraction = (self.cases - self.left + self.begun - 1) / self.cases
+            return f"predicting {found[1]}"
+        return None
 
 
 class Usage:

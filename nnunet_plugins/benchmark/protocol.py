@@ -1,6 +1,7 @@
 """What a benchmark compares: networks on datasets, each with the plans, folds and budget of the others."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
+from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -53,6 +55,17 @@ class Run:
         """A name for files, unique in a benchmark."""
         return f"{self.dataset}__{self.model}"
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What its rows in the record have in common."""
+        return asdict(self)
+
+
+def joint_identity(members: Sequence[Run], role: str) -> dict[str, str]:
+    """Return what the rows in the record have in common that several runs have made together."""
+    names = {name: " + ".join(getattr(run, name) for run in members) for name in ("trainer", "algorithm")}
+    return {**members[0].identity, **names, "role": role}
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -61,13 +74,14 @@ class Protocol:
     Attributes:
         datasets: full names.
         configurations: of every dataset.
-        trainers: any that nnU-Net finds; the first stock one among them is the baseline, or else the first.
+        trainers: any that nnU-Net finds; see `baseline`.
         plans: plans that all networks share, or from which each one's own are made.
         gpu_memory: in GiB, what every network may use, on plans of its own that are made to fit; None for shared plans.
         folds: folds to train.
         number_of_folds: folds that the splits have, where they are made here.
         groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
         with_twins: add each network's ablation twin.
+        with_rivals: add the published networks of `RIVALS`, with the modifiers of the baseline.
         presets: of `PRESETS`, each a further baseline, on its own plans.
         test: also predict the test images of every dataset.
         tolerance: of the surface Dice, in mm.
@@ -83,6 +97,7 @@ class Protocol:
     number_of_folds: int = 5
     groups: str | None = None
     with_twins: bool = False
+    with_rivals: bool = False
     presets: tuple[str, ...] = ()
     test: bool = False
     tolerance: float = 1.0
@@ -94,9 +109,9 @@ class Protocol:
         return [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms()]
 
     def baseline(self) -> str:
-        """Return the trainer that the others are compared with."""
+        """Return the trainer to compare the others with: nnU-Net's own, else its first variant, else the first."""
         stock = [trainer for trainer in self.trainers if split_name(trainer)[0] == STOCK_TRAINER]
-        return (stock or self.trainers)[0]
+        return STOCK_TRAINER if STOCK_TRAINER in stock else (stock or self.trainers)[0]
 
     def plans_of(self, trainer: str) -> str:
         """Return the name of the plans that a trainer is trained with."""
@@ -116,6 +131,9 @@ class Protocol:
                 twin = twin_of(trainer)
                 if twin is not None:
                     roles.setdefault(twin, "twin")
+        if self.with_rivals:
+            for rival in RIVALS:
+                roles.setdefault(rival + split_name(baseline)[1], "rival")
         names = short_names(list(roles))
         runs = [Run("", "", self.plans_of(trainer), trainer, names[trainer], role) for trainer, role in roles.items()]
         for preset in self.presets:
@@ -142,11 +160,15 @@ def twin_of(trainer: str) -> str | None:
 
 
 def short_names(trainers: Sequence[str]) -> dict[str, str]:
-    """Return what tables call the trainers: the network, with modifiers only where the trainers differ in them."""
+    """Return what tables call the trainers: the network, with modifiers only where the trainers differ in them.
+
+    Trainers that would have the same name, such as MyNet and nnUNetTrainerMyNet, keep their own.
+    """
     parts = {trainer: split_name(trainer) for trainer in trainers}
     same = len({modifiers for _, modifiers in parts.values()}) == 1
     names = {}
     for trainer, (base, modifiers) in parts.items():
         network = base.removeprefix(STOCK_TRAINER) or "U-Net"
         names[trainer] = network if same else network + modifiers.replace("_", " ")
-    return names
+    taken = Counter(names.values())
+    return {trainer: trainer if taken[name] > 1 else name for trainer, name in names.items()}

@@ -3,7 +3,8 @@
     python -m nnunet_plugins.benchmark.recipe DATASET CONFIGURATION PLANS TRAINER FILE
 
 Two trainers are compared by these settings, read from the objects that they really make (optimizer, schedule, loss,
-augmentation), not from their names. So any trainer that nnU-Net finds can be described.
+augmentation), not from their names, and by the source of the methods that they override. So any trainer that nnU-Net
+finds can be described; what of it cannot is said, and stops nothing.
 """
 
 import json
@@ -11,9 +12,14 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from nnunet_plugins.benchmark.sources import overridden_methods
+
+UNKNOWN = "unknown"
+"""A setting that nobody can tell."""
 
 _DEPTH = 12
 
@@ -51,12 +57,30 @@ def _parts(items: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
     return {key: value for part in items for key, value in flatten(items[part], f"{name}.{part}", depth - 1).items()}
 
 
+class _Parts:
+    """What could be described of a trainer, and why the rest could not."""
+
+    def __init__(self) -> None:
+        self.problems: dict[str, str] = {}
+
+    def take(self, name: str, describe: Callable[[], Any], otherwise: Any = None) -> Any:
+        """Return what a function returns, or else something, with a note of why."""
+        try:
+            return describe()
+        except Exception as error:  # whatever a foreign trainer does
+            self.problems[name] = f"{type(error).__name__}: {error}"
+            print(f"The {name} of this trainer could not be described: {self.problems[name]}")
+            return otherwise
+
+
 def describe(dataset: str, configuration: str, plans: str, trainer_name: str) -> dict[str, Any]:
-    """Describe a trainer on a configuration of a preprocessed dataset.
+    """Describe a trainer on a configuration of a preprocessed dataset, as far as that is possible.
 
     Returns:
         `parameters`, `forward_flops` (of one patch, None if the network cannot run without memory), `patch_size`,
-        `batch_size`, `epochs`, `iterations`, `labels` (names, in the order of the pseudo Dice) and `recipe`.
+        `batch_size`, `epochs`, `iterations`, `labels` (names, in the order of the pseudo Dice), `recipe`, `methods`
+        (those that the trainer overrides, see `sources.overridden_methods`) and `problems`: why parts of it are None,
+        or "unknown" in the recipe.
     """
     import torch
     from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -65,38 +89,120 @@ def describe(dataset: str, configuration: str, plans: str, trainer_name: str) ->
     from nnunet_plugins.planning.dataset import preprocessed_folder
 
     folder = preprocessed_folder(dataset)
-    trainer = recursive_find_trainer_class_by_name(trainer_name)(
-        plans={**load_json(str(folder / f"{plans}.json")), "continue_training": False},
-        configuration=configuration,
-        fold=0,
-        dataset_json=load_json(str(folder / "dataset.json")),
-        device=torch.device("cpu"),
-    )
-    trainer.initialize()
-    names = {str(value): name for name, value in trainer.dataset_json["labels"].items()}
-    manager = trainer.label_manager
-    labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-    patch = tuple(trainer.configuration_manager.patch_size)
-    parameters = [p for p in trainer.network.parameters() if p.requires_grad]
+    kind = recursive_find_trainer_class_by_name(trainer_name)
+    parts = _Parts()
+
+    def make() -> Any:
+        trainer = kind(
+            plans={**load_json(str(folder / f"{plans}.json")), "continue_training": False},
+            configuration=configuration,
+            fold=0,
+            dataset_json=load_json(str(folder / "dataset.json")),
+            device=torch.device("cpu"),
+        )
+        parts.take("network", trainer.initialize)
+        return trainer
+
+    trainer = parts.take("trainer", make)
+    sizes: dict[str, Any] = parts.take("sizes", lambda: _sizes(trainer), dict.fromkeys(_SIZES)) if trainer else {}
+    methods = overridden_methods(kind)
     return {
         "trainer": trainer_name,
-        "parameters": sum(p.numel() for p in parameters),
-        "forward_flops": forward_flops(trainer.network, (1, trainer.num_input_channels, *patch)),
-        "patch_size": patch,
-        "batch_size": trainer.batch_size,
-        "epochs": trainer.num_epochs,
-        "iterations": trainer.num_iterations_per_epoch,
-        "labels": [names.get(str(list(label) if isinstance(label, tuple) else label), str(label)) for label in labels],
-        "recipe": _recipe(trainer, patch),
+        **parts.take("parameters", lambda: _network(trainer), {"parameters": None, "forward_flops": None}),
+        "patch_size": sizes.get("patch size"),
+        "batch_size": sizes.get("batch size"),
+        "epochs": sizes.get("epochs"),
+        "iterations": sizes.get("iterations per epoch"),
+        "labels": parts.take("labels", lambda: _labels(trainer), []),
+        "recipe": {**_recipe(trainer, sizes, parts), **_own_methods(methods)},
+        "methods": methods,
+        "problems": parts.problems,
     }
 
 
-def _recipe(trainer: Any, patch: Sequence[int]) -> dict[str, Any]:
+_SIZES = ("patch size", "batch size", "epochs", "iterations per epoch", "validation iterations per epoch")
+
+
+def _sizes(trainer: Any) -> dict[str, Any]:
+    patch = trainer.configuration_manager.patch_size
+    iterations = trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch
+    return dict(zip(_SIZES, (list(patch), trainer.batch_size, trainer.num_epochs, *iterations), strict=True))
+
+
+def _network(trainer: Any) -> dict[str, Any]:
+    parameters = [p for p in trainer.network.parameters() if p.requires_grad]
+    shape = (1, trainer.num_input_channels, *trainer.configuration_manager.patch_size)
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "forward_flops": forward_flops(trainer.network, shape),
+    }
+
+
+def _labels(trainer: Any) -> list[str]:
+    names = {str(value): name for name, value in trainer.dataset_json["labels"].items()}
+    manager = trainer.label_manager
+    labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+    return [names.get(str(list(label) if isinstance(label, tuple) else label), str(label)) for label in labels]
+
+
+def _own_methods(methods: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return the methods by which a trainer may train otherwise, although all settings are the same.
+
+    The network is what is compared. The methods of this package's own trainers are left out: that they take nnU-Net's
+    steps, its tests show; what they set otherwise is among the settings. So is what the variants that come with nnU-Net
+    set where they are made.
+    """
+    settings = {}
+    for name, hashes in methods.items():
+        known = "nnunet_plugins.", *(["nnunetv2."] if name == "__init__" else [])
+        others = [f"{kind.rpartition('.')[2]} {value}" for kind, value in hashes.items() if not kind.startswith(known)]
+        if others and name != "build_network_architecture":
+            settings[f"own method {name}"] = ", ".join(others)
+    return settings
+
+
+def _recipe(trainer: Any, sizes: Mapping[str, Any], parts: _Parts) -> dict[str, Any]:
+    """Return the settings; those of a part that cannot be described are one, which is unknown."""
+    groups: dict[str, Callable[[], dict[str, Any]]] = {
+        "sampling": lambda: _sampling(trainer),
+        "optimizer": lambda: {
+            "optimizer": type(trainer.optimizer).__name__,
+            **flatten(trainer.optimizer.defaults, "optimizer"),
+        },
+        "schedule": lambda: {
+            "schedule": type(trainer.lr_scheduler).__name__,
+            **flatten({k: v for k, v in vars(trainer.lr_scheduler).items() if k != "optimizer"}, "schedule"),
+        },
+        "loss": lambda: flatten(_loss(trainer), "loss"),
+        "augmentation": lambda: _augmentation(trainer),
+    }
+    settings = {name: UNKNOWN if value is None else value for name, value in sizes.items()}
+    settings = settings or dict.fromkeys(_SIZES, UNKNOWN)
+    for name, group in groups.items():
+        settings.update(parts.take(name, group, {name: UNKNOWN}))
+    return settings
+
+
+def _sampling(trainer: Any) -> dict[str, Any]:
+    return {
+        "foreground oversampling": trainer.oversample_foreground_percent,
+        "deep supervision": trainer.enable_deep_supervision,
+    }
+
+
+def _loss(trainer: Any) -> Any:
+    """Return the loss of one output: with deep supervision it is usually, but not always, wrapped."""
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+
+    return trainer.loss.loss if isinstance(trainer.loss, DeepSupervisionWrapper) else trainer.loss
+
+
+def _augmentation(trainer: Any) -> dict[str, Any]:
     chosen = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     rotation, dummy_2d, initial_patch, mirror_axes = chosen
     manager = trainer.label_manager
     transforms = trainer.get_training_transforms(
-        patch,
+        tuple(trainer.configuration_manager.patch_size),
         rotation,
         trainer._get_deep_supervision_scales(),
         mirror_axes,
@@ -107,23 +213,9 @@ def _recipe(trainer: Any, patch: Sequence[int]) -> dict[str, Any]:
         regions=manager.foreground_regions if manager.has_regions else None,
         ignore_label=manager.ignore_label,
     )
-    scheduler = vars(trainer.lr_scheduler)
-    loss = trainer.loss.loss if trainer.enable_deep_supervision else trainer.loss
-    settings = {
-        "patch size": list(patch),
-        "batch size": trainer.batch_size,
-        "epochs": trainer.num_epochs,
-        "iterations per epoch": trainer.num_iterations_per_epoch,
-        "validation iterations per epoch": trainer.num_val_iterations_per_epoch,
-        "foreground oversampling": trainer.oversample_foreground_percent,
-        "deep supervision": trainer.enable_deep_supervision,
+    settings: dict[str, Any] = {
         "augmentation.initial patch size": list(map(int, initial_patch)),
         "mirroring at test time": list(trainer.inference_allowed_mirroring_axes or ()),
-        "optimizer": type(trainer.optimizer).__name__,
-        "schedule": type(trainer.lr_scheduler).__name__,
-        **flatten(trainer.optimizer.defaults, "optimizer"),
-        **flatten({key: value for key, value in scheduler.items() if key != "optimizer"}, "schedule"),
-        **flatten(loss, "loss"),
     }
     for step in transforms.transforms:
         # What happens at random is wrapped.

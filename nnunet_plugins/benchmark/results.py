@@ -6,9 +6,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from nnunet_plugins.benchmark.protocol import Protocol, Run
-from nnunet_plugins.benchmark.tasks import Folders, Task, is_trained, join_folds, task_name
+from nnunet_plugins.benchmark.done import is_trained
+from nnunet_plugins.benchmark.protocol import Protocol, Run, joint_identity
+from nnunet_plugins.benchmark.tasks import Folders, Task, join_folds, task_name
 from nnunet_plugins.files import unfinished
+from nnunet_plugins.trainers.fold_folder import LOCK
+
+EXPORTS = 3
+"""Processes in which a prediction writes its files; nnU-Net's own number."""
 
 
 def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = False) -> list[Task]:
@@ -96,13 +101,20 @@ class Choice:
         """A name for files, unique in a benchmark."""
         return f"{self.members[0].dataset}__{self.key}__postprocessed"
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What its rows in the record have in common."""
+        identity = joint_identity(self.members, "choice")
+        return {**identity, "algorithm": f"{identity['algorithm']}, post-processed"}
+
 
 def read_choice(group: Sequence[Run], protocol: Protocol, folders: Folders) -> Choice | None:
     """Return nnU-Net's choice among runs on one plan; None as long as it has not chosen among all of them."""
-    file = folders.best(group[0], protocol.folds)
-    if not _has_compared(file, group, protocol.folds):
+    best = _find_best(group, (), protocol, folders)[0]
+    if not best.is_done(folders.ledger):
         return None
-    found = re.search(r"^\*Best\*: (\S+): ", file.read_text(), flags=re.MULTILINE)
+    text = folders.best(group[0], protocol.folds).read_text()
+    found = re.search(r"^\*Best\*: (\S+): ", text, flags=re.MULTILINE)
     assert found is not None
     key = found[1]
     results = folders.results / group[0].dataset
@@ -125,12 +137,19 @@ def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders:
         name=task_name("merge", run.name),
         title=f"{title}cross-validated segmentations of {run.algorithm}",
         command=("nnUNetv2_accumulate_crossval_results", run.dataset, *model, "-o", str(unfinished(output))),
-        is_done=output.is_dir,
         output=output,
+        inputs=(*folders.trained(run, folds), _truth_of_nnunet(run.dataset, folders)),
     )
     metrics = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
     name, title = task_name("metrics", run.name), f"{title}metrics of {run.algorithm}"
-    return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge)]
+    rows = {"split": "cross-validation", **run.identity}
+    return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge, rows)]
+
+
+def _truth_of_nnunet(dataset: str, folders: Folders) -> Path:
+    """Return the true segmentations against which `accumulate_crossval_results` evaluates."""
+    raw = folders.raw / dataset / "labelsTr"
+    return raw if raw.is_dir() else folders.truth(dataset)
 
 
 def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:
@@ -139,18 +158,21 @@ def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, 
     place = f"{first.dataset} {first.configuration}"
     pairs = {ensemble_name(*pair, folds): pair for pair in combinations(group, 2)}
     output = folders.best(first, folds)
+    ensembles = folders.results / first.dataset / "ensembles"
     command = ["nnUNetv2_find_best_configuration", first.dataset, "-p", first.plans, "-c", first.configuration, "-tr"]
 
     best = Task(
         name=task_name("best", first.dataset, first.plans, first.configuration),
         title=f"{place}: best configuration, ensembles of all pairs, post-processing",
         command=(*command, *(run.trainer for run in group), "-f", *map(str, folds)),
-        is_done=lambda: _has_compared(output, group, folds),
         needs=tuple(before),
         output=output,
+        inputs=(*(file for run in group for file in folders.trained(run, folds)), folders.truth(first.dataset)),
+        makes=tuple(ensembles / name / "summary.json" for name in pairs),
+        # The folders of ensembles and models are everybody's.
+        lock=folders.results / first.dataset / LOCK,
         keeps_text=True,
     )
-    ensembles = folders.results / first.dataset / "ensembles"
     metrics = [
         _metrics(
             task_name("metrics", first.dataset, name),
@@ -160,30 +182,32 @@ def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, 
             folders.metrics(f"{first.dataset}__{name}", folds, protocol.tolerance, "cross-validation"),
             protocol,
             best,
+            {"split": "cross-validation", **joint_identity((one, other), "ensemble")},
         )
         for name, (one, other) in pairs.items()
     ]
     return [best, *metrics]
 
 
-def _has_compared(file: Path, group: Sequence[Run], folds: Sequence[int]) -> bool:
-    """Tell whether `find_best_configuration` has compared all these runs and their ensembles."""
-    text = file.read_text() if file.is_file() else ""
-    names = [run.model for run in group] + [ensemble_name(*pair, folds) for pair in combinations(group, 2)]
-    return all(f"\n{name}: " in text for name in names)
-
-
 def _metrics(
-    name: str, title: str, predictions: Path, truth: Path, output: Path, protocol: Protocol, after: Task
+    name: str,
+    title: str,
+    predictions: Path,
+    truth: Path,
+    output: Path,
+    protocol: Protocol,
+    after: Task,
+    rows: Mapping[str, str],
 ) -> Task:
     options = ["-o", str(unfinished(output)), "--tolerance", f"{protocol.tolerance:g}", "--chill", "--overwrite"]
     return Task(
         name=name,
         title=title,
         command=("nnunet-plugins", "evaluate", str(predictions), str(truth), *options),
-        is_done=output.is_file,
         needs=(after.name,),
         output=output,
+        inputs=(predictions, truth),
+        rows=rows,
         partly=True,
     )
 
@@ -194,26 +218,34 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
     command = ["nnUNetv2_predict", "-i", str(folders.raw / run.dataset / "imagesTs"), "-o", str(unfinished(output))]
     command += ["-d", run.dataset, "-c", run.configuration, "-p", run.plans, "-tr", run.trainer]
     command += ["-f", *map(str, protocol.folds), "-device", protocol.device, "--disable_progress_bar"]
+    command += ["--continue_prediction", "-nps", str(EXPORTS)]
     needs = []
+    images = folders.raw / run.dataset / "imagesTs"
+    inputs = [*folders.trained(run, protocol.folds), images]
     if run.configuration == "3d_cascade_fullres":
         first = replace(run, configuration="3d_lowres")
-        command += ["-prev_stage_predictions", str(folders.predictions(first.name, protocol.folds))]
+        inputs.append(folders.predictions(first.name, protocol.folds))
+        command += ["-prev_stage_predictions", str(inputs[-1])]
         needs.append(task_name("predict", first.name))
-    if with_probabilities:
+    # Those that an earlier choice has needed do no harm.
+    if with_probabilities or any(output.glob("*.npz")):
         command.append("--save_probabilities")
     title = f"{run.dataset} {run.configuration}: "
     predict = Task(
         name=task_name("predict", run.name),
         title=f"{title}predict the test images with {run.algorithm}",
         command=tuple(command),
-        is_done=lambda: output.is_dir() and (not with_probabilities or any(output.glob("*.npz"))),
         needs=tuple(needs),
         slot="train",
         output=output,
+        inputs=tuple(inputs),
+        goes_on=True,
     )
     return [
         predict,
-        *_test_metrics(run.name, f"{title}metrics of {run.algorithm}", output, run, protocol, predict, folders),
+        *_test_metrics(
+            run.name, f"{title}metrics of {run.algorithm}", output, run.identity, protocol, predict, folders
+        ),
     ]
 
 
@@ -231,36 +263,43 @@ def _choose(choice: Choice, protocol: Protocol, folders: Folders) -> list[Task]:
                 name=task_name("ensemble", first.dataset, choice.key),
                 title=f"{place}ensemble of {' and '.join(run.algorithm for run in choice.members)} on the test images",
                 command=("nnUNetv2_ensemble", "-i", *map(str, predicted), "-o", str(unfinished(joined))),
-                is_done=joined.is_dir,
                 needs=needs,
                 output=joined,
+                inputs=tuple(predicted),
             )
         )
         predicted, needs = [joined], (tasks[0].name,)
     output = folders.predictions(choice.name, folds)
     command = ["nnUNetv2_apply_postprocessing", "-i", str(predicted[0]), "-o", str(unfinished(output))]
-    for option, file in (("pp_pkl_file", "postprocessing.pkl"), ("plans_json", "plans.json")):
-        command += [f"-{option}", str(choice.source / file)]
-    command += ["-dataset_json", str(choice.source / "dataset.json")]
+    found = [choice.source / name for name in ("postprocessing.pkl", "plans.json", "dataset.json")]
+    for option, file in zip(("pp_pkl_file", "plans_json", "dataset_json"), found, strict=True):
+        command += [f"-{option}", str(file)]
     process = Task(
         name=task_name("postprocess", choice.name),
         title=f"{place}post-processing of nnU-Net's choice on the test images",
         command=tuple(command),
-        is_done=output.is_dir,
         needs=needs,
         output=output,
+        inputs=(predicted[0], *found),
     )
     title = f"{place}metrics of nnU-Net's choice"
-    return [*tasks, process, *_test_metrics(choice.name, title, output, first, protocol, process, folders)]
+    return [*tasks, process, *_test_metrics(choice.name, title, output, choice.identity, protocol, process, folders)]
 
 
 def _test_metrics(
-    name: str, title: str, predictions: Path, run: Run, protocol: Protocol, after: Task, folders: Folders
+    name: str,
+    title: str,
+    predictions: Path,
+    identity: Mapping[str, str],
+    protocol: Protocol,
+    after: Task,
+    folders: Folders,
 ) -> list[Task]:
     """Return the metrics of predicted test images, if there are labels."""
-    truth = folders.raw / run.dataset / "labelsTs"
+    truth = folders.raw / identity["dataset"] / "labelsTs"
     if not truth.is_dir():
         return []
     file = folders.metrics(name, protocol.folds, protocol.tolerance, "test")
     title = f"{title} on the test images"
-    return [_metrics(task_name("metrics", name, "test"), title, predictions, truth, file, protocol, after)]
+    rows = {"split": "test", **identity}
+    return [_metrics(task_name("metrics", name, "test"), title, predictions, truth, file, protocol, after, rows)]

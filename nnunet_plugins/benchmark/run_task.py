@@ -3,8 +3,8 @@
     python -m nnunet_plugins.benchmark.run_task TASK.json
 
 The task's command never outlives this process, and this process never outlives the one that started it, so that
-nothing is left that would write into a folder in which the next start works. A lock sees to it that a task does not
-run twice at a time.
+nothing is left that would write into a folder in which the next start works. A lock, which lies with what is made, sees
+to it that nobody else makes it at the same time; if it is done when the lock is free, it is not done again.
 
 Exit codes: 0 done, 1 the command failed, 130 interrupted.
 """
@@ -26,10 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import command, conditions, progress
+from nnunet_plugins.benchmark.done import is_done
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
-from nnunet_plugins.benchmark.tasks import Folders
-from nnunet_plugins.files import hold_lock, unfinished, write_text
+from nnunet_plugins.benchmark.results import EXPORTS
+from nnunet_plugins.benchmark.tasks import Folders, known_files
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock, lock_descriptor, lock_holder, unfinished, write_text
+from nnunet_plugins.provenance import Ledger, marker_file
 from nnunet_plugins.stop_request import STOPPED
+from nnunet_plugins.trainers.fold_folder import LOCK_IS_HELD
 
 FAILED, INTERRUPTED = 1, 130
 _TAIL = 30
@@ -47,6 +52,11 @@ class Order:
         output: what the command makes; see `tasks.Task`.
         keeps_text: the output is what the command prints.
         partly: see `tasks.Task`.
+        inputs: see `tasks.Task`.
+        makes: see `tasks.Task`.
+        there: see `tasks.Task`.
+        lock: see `tasks.Task`.
+        goes_on: see `tasks.Task`.
         training: for a training, the fields of its run, its fold and its device.
     """
 
@@ -57,6 +67,11 @@ class Order:
     output: str | None = None
     keeps_text: bool = False
     partly: bool = False
+    inputs: list[str] = field(default_factory=list)
+    makes: list[str] = field(default_factory=list)
+    there: list[Any] = field(default_factory=list)
+    lock: str | None = None
+    goes_on: bool = False
     training: tuple[dict[str, str], int, str] | None = None
 
     @property
@@ -78,34 +93,53 @@ class Order:
 def run(order: Order) -> int:
     """Run a task to its end; returns the exit code."""
     state = _State(order)
-    lock = hold_lock(
-        order.file.with_suffix(".lock"), waiting=lambda: state.write("waiting for an earlier start to end")
-    )
+    lock = _lock(order)
+    variables = {**os.environ, **order.variables}
+    if order.training:
+        variables[LOCK_IS_HELD] = str(lock)  # our trainers would take it themselves; nnU-Net's know nothing of it
+
+    def waiting() -> None:
+        state.write(f"waiting for {lock_holder(lock) or 'whoever has locked it'}")
+
     try:
-        with _ends_with_parent(), lock:
-            state.write("running")
-            code = _do(order, state)
+        with _ends_with_parent(), hold_lock(lock, waiting=waiting, warn=lambda text: state.warn(text)):
+            code = 0 if _is_done(order, _ledger(order, variables)) else _do(order, state, variables)
     except KeyboardInterrupt:
         state.write("interrupted", exit_code=INTERRUPTED)
         return INTERRUPTED
-    except (BenchmarkError, OSError) as error:
+    except (InputError, OSError) as error:
         state.tail.extend(str(error).splitlines())
         code = FAILED
     state.write("done" if code == 0 else "failed", exit_code=code)
     return FAILED if code else 0
 
 
-def _do(order: Order, state: "_State") -> int:
+def _lock(order: Order) -> Path:
+    return Path(order.lock) if order.lock else order.file.with_suffix(".lock")
+
+
+def _ledger(order: Order, variables: Mapping[str, str]) -> Ledger:
+    return known_files(Path(order.folder), variables)
+
+
+def _is_done(order: Order, ledger: Ledger) -> bool:
+    output = Path(order.output) if order.output else None
+    return is_done(ledger, order.command, output, list(map(Path, order.inputs)), _makes(order), order.there)
+
+
+def _makes(order: Order) -> list[Path]:
+    return list(map(Path, order.makes))
+
+
+def _do(order: Order, state: "_State", variables: Mapping[str, str]) -> int:
+    state.write("running")
+    ledger = _ledger(order, variables)
+    inputs = ledger.identities(map(Path, order.inputs))
     part = unfinished(Path(order.output)) if order.output else None
     if part is not None:
-        # What an earlier attempt has left.
-        if part.is_dir():
-            shutil.rmtree(part)
-        elif order.partly:
-            part.unlink(missing_ok=True)
-        part.parent.mkdir(parents=True, exist_ok=True)
-    variables = {**os.environ, **order.variables}
+        _clear(part, order, ledger, inputs)
     training = _Training(order, variables) if order.training else None
+    prediction = progress.Prediction()
     usage = progress.Usage()
     lines: list[str] = []
 
@@ -113,15 +147,18 @@ def _do(order: Order, state: "_State") -> int:
         state.tail.append(line)
         if order.keeps_text:
             lines.append(line)
-        told = training.follow(line) if training else progress.prediction(line)
-        if told:
-            state.fraction = training.follow.fraction if training else None
+        follower = training.follow if training else prediction
+        if told := follower(line):
+            state.fraction = follower.fraction
             state.write("running", told=told)
 
+    # A training that outlives this process, should that be killed outright, still keeps others out of its folder.
+    lock = lock_descriptor(_lock(order)) if training else None
+    inherits = () if lock is None else (lock,)
     with usage:
-        code = command.run(order.command, variables, order.log, follow, started=usage.watch)
+        code = command.run(order.command, variables, order.log, follow, started=usage.watch, inherits=inherits)
     if training:
-        training.add_cost(usage)
+        training.end(usage)
     if code == STOPPED:
         # A signal that reached the training alone, say a scheduler's; it has saved what it had done.
         raise KeyboardInterrupt
@@ -131,8 +168,39 @@ def _do(order: Order, state: "_State") -> int:
     if part is not None and order.output:
         if order.keeps_text:
             write_text(part, "\n".join(lines) + "\n")
-        part.replace(order.output)
+        if ledger.identities(map(Path, order.inputs)) != inputs:
+            raise BenchmarkError("what this was made of has changed meanwhile; give the same command again")
+        _put(part, Path(order.output))
+        ledger.write(Path(order.output), order.command, inputs, _makes(order))
     return 0
+
+
+def _clear(part: Path, order: Order, ledger: Ledger, inputs: Mapping[str, str]) -> None:
+    """Remove what an earlier attempt has left, but for files that the command can go on with."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if order.goes_on and part.is_dir() and ledger.was_begun(part, order.command, inputs):
+        # Those that were being written are among the last ones, of which each process writes one at a time.
+        files = [file for file in part.iterdir() if file.suffix not in (".json", ".npz", ".pkl")]
+        files.sort(key=lambda file: file.stat().st_mtime_ns)
+        for file in {*files[-EXPORTS:], *(file for file in files if not file.stat().st_size)}:
+            file.unlink()
+        return
+    marker_file(part).unlink(missing_ok=True)
+    if part.is_dir():
+        shutil.rmtree(part)
+    elif order.partly:
+        part.unlink(missing_ok=True)
+    if order.goes_on:
+        ledger.begin(part, order.command, inputs)
+
+
+def _put(part: Path, output: Path) -> None:
+    """Put what was made to where it belongs, in place of what an earlier start has made of other inputs."""
+    marker_file(output).unlink(missing_ok=True)
+    if output.is_dir():
+        shutil.rmtree(output)
+    part.replace(output)
+    marker_file(part).unlink(missing_ok=True)
 
 
 class _Training:
@@ -150,10 +218,10 @@ class _Training:
         _drop_incomplete_checkpoints(self.fold)
         conditions.write_conditions(folders, run, fold, device, variables)
 
-    def add_cost(self, usage: progress.Usage) -> None:
-        """Record what the training has taken."""
+    def end(self, usage: progress.Usage) -> None:
+        """Record what the training has taken, and which checkpoint came of it."""
         cost = {"peak_memory_bytes": usage.peak, "memory_kind": usage.kind, "energy_joules": usage.joules}
-        conditions.add_cost(self.fold, cost)
+        conditions.end_attempt(self.fold, cost)
 
 
 def _drop_incomplete_checkpoints(fold: Path) -> None:
@@ -177,6 +245,12 @@ class _State:
         self.started = time.time()
         self.fraction: float | None = None
         self.tail: deque[str] = deque(maxlen=_TAIL)
+
+    def warn(self, text: str) -> None:
+        """Write a sentence into the task's log."""
+        self.order.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.order.log.open("a", encoding="utf-8") as file:
+            file.write(f"nnunet_plugins: {text}\n")
 
     def write(self, status: str, **more: Any) -> None:
         content = {
@@ -215,7 +289,9 @@ def _ends_with_parent() -> Iterator[None]:
 
 def main(arguments: list[str]) -> int:
     """Run the task of the order in a file."""
-    return run(Order(**json.loads(Path(arguments[0]).read_text())))
+    order = Order(**json.loads(Path(arguments[0]).read_text()))
+    os.environ.update({name: order.variables[name] for name in command.FOLDERS if name in order.variables})
+    return run(order)
 
 
 if __name__ == "__main__":

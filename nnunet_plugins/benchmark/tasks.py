@@ -4,14 +4,18 @@ Every command is nnU-Net's own, or this package's on nnU-Net's files.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from nnunet_plugins.benchmark import done
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
-from nnunet_plugins.files import is_json, read_json, short_name, unfinished
-from nnunet_plugins.planning.architecture import without_sizes
-from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed
+from nnunet_plugins.benchmark.sources import source_files
+from nnunet_plugins.files import short_name, unfinished
+from nnunet_plugins.provenance import Ledger
+from nnunet_plugins.trainers.fold_folder import LOCK
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,30 @@ class Folders:
     results: Path
     output: Path
 
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What knows the files of these folders."""
+        return known_files(self.output, self.variables)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """nnU-Net's variables for its folders."""
+        folders = {"raw": self.raw, "preprocessed": self.preprocessed, "results": self.results}
+        return {f"nnUNet_{name}": str(folder) for name, folder in folders.items()}
+
+    def model(self, run: Run) -> Path:
+        """Return the folder of a run's model."""
+        return self.results / run.dataset / run.model
+
     def fold(self, run: Run, fold: int) -> Path:
         """Return the folder of one training."""
-        return self.results / run.dataset / run.model / f"fold_{fold}"
+        return self.model(run) / f"fold_{fold}"
+
+    def trained(self, run: Run, folds: Sequence[int]) -> tuple[Path, ...]:
+        """Return the files that say which trainings they are: of whatever is made of the trainings, the inputs."""
+        files = ("checkpoint_final.pth", "validation/summary.json")
+        of_model = (self.model(run) / "plans.json", self.model(run) / "dataset.json")
+        return (*of_model, *(self.fold(run, fold) / file for fold in folds for file in files))
 
     def truth(self, dataset: str) -> Path:
         """Return the folder with the true segmentations of the training cases."""
@@ -54,6 +79,13 @@ class Folders:
         return self.output / "test" / short_name(f"{name}__folds_{join_folds(folds)}")
 
 
+def known_files(output: Path, variables: Mapping[str, str]) -> Ledger:
+    """Return what knows the files of the benchmark's folder, and of those of nnU-Net's that the variables name."""
+    names = {"raw": "nnUNet_raw", "preprocessed": "nnUNet_preprocessed", "results": "nnUNet_results"}
+    roots = {name: Path(variables[variable]) for name, variable in names.items() if variables.get(variable)}
+    return Ledger({**roots, "output": output}, output / "hashes.json")
+
+
 @dataclass(frozen=True)
 class Task:
     """One command of the graph.
@@ -62,28 +94,42 @@ class Task:
         name: unique, and fit for a file name.
         title: for people.
         command: console script and arguments.
-        is_done: tells from the files whether there is nothing left to do.
         needs: names of tasks that have to be done before.
         slot: "train" for what takes a whole GPU or CPU slot, "light" for the rest.
         output: file or folder that the command makes, whole or not at all: it is written to `unfinished(output)`, which
             stands in `command`, and renamed. None where the command sees to it itself.
+        inputs: files and folders that the output is made of.
+        makes: files that the command makes besides.
+        there: without an output, how to see that all is there; see `done.py`.
+        lock: file to lock, where what is made is not the benchmark's alone.
+        goes_on: the command can go on with an output that an interruption has left unfinished.
         keeps_text: the output is what the command prints.
         partly: exit code 1 with an output means that it is made, but for cases that the command has named.
         training: for a training, its run and fold.
         variables: environment variables that only this command gets.
+        rows: which rows of the results come from the output; see `provenance.py`.
     """
 
     name: str
     title: str
     command: tuple[str, ...]
-    is_done: Callable[[], bool] = field(compare=False)
     needs: tuple[str, ...] = ()
     slot: str = "light"
     output: Path | None = None
+    inputs: tuple[Path, ...] = ()
+    makes: tuple[Path, ...] = ()
+    there: tuple[Any, ...] = ()
+    lock: Path | None = None
     keeps_text: bool = False
     partly: bool = False
+    goes_on: bool = False
     training: tuple[Run, int] | None = None
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
+    rows: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def is_done(self, ledger: Ledger) -> bool:
+        """Tell from the files whether there is nothing left to do."""
+        return done.is_done(ledger, self.command, self.output, self.inputs, self.makes, self.there)
 
 
 def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
@@ -102,16 +148,6 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
     tasks += [_describe(run, folders) for run in runs]
     # Fold by fold: a benchmark that is stopped early has whole folds to compare.
     return tasks + [_train(run, fold, runs, protocol, folders) for fold in protocol.folds for run in runs]
-
-
-def is_trained(fold: Path) -> bool:
-    """Tell whether a fold is trained and validated, with probabilities: the summary is what nnU-Net writes last."""
-    validation = fold / "validation"
-    # Of each case's files, the segmentation is written last. Ensembles need the probabilities, the .npz files.
-    probabilities = {file.stem for file in validation.glob("*.npz")}
-    segmented = {file.stem for file in validation.glob("*.pkl")}
-    whole = is_json(validation / "summary.json") and (fold / "checkpoint_final.pth").is_file()
-    return whole and bool(segmented) and segmented <= probabilities
 
 
 def task_name(*parts: object) -> str:
@@ -139,7 +175,8 @@ def _preprocess(dataset: str, plans: str, protocol: Protocol, folders: Folders, 
         name=task_name("preprocess", dataset, plans),
         title=f"{dataset}: plan and preprocess, {plans}",
         command=tuple(command),
-        is_done=lambda: is_preprocessed(folder, plans, configurations),
+        there=("preprocessed", str(folder), plans, list(configurations)),
+        lock=folder / LOCK,
         # One after the other: they share the fingerprint.
         needs=tuple(before),
         # nnU-Net's planner takes as many threads as a training has processes that load, and 0 are too few for it.
@@ -156,25 +193,10 @@ def _fit(run: Run, protocol: Protocol, folders: Folders, needs: Sequence[str]) -
         name=task_name("plan", run.dataset, run.plans),
         title=f"{run.dataset}: plans that fit {protocol.gpu_memory:g} GB with {run.algorithm}",
         command=(*command, *([] if protocol.device == "cuda" else ["--cpu"])),
-        is_done=lambda: is_made_from(folder / f"{run.plans}.json", folder / f"{protocol.plans}.json"),
+        there=("plans", str(folder / f"{run.plans}.json"), str(folder / f"{protocol.plans}.json")),
+        lock=folder / LOCK,
         needs=tuple(needs),
     )
-
-
-def is_made_from(fitted: Path, plans: Path) -> bool:
-    """Tell whether plans differ from others only in their name, the sizes, and the stages that follow from these."""
-    found = []
-    for file in (fitted, plans):
-        if not is_json(file):
-            return False
-        content = {**read_json(file, PLANS), "plans_name": None}
-        content["configurations"] = {name: without_sizes(part) for name, part in content["configurations"].items()}
-        found.append(content)
-    new, old = found
-    for name, part in new["configurations"].items():
-        if "architecture" not in old["configurations"].get(name, {}):
-            part.pop("architecture", None)  # one of its own, where it had inherited another's
-    return new == old
 
 
 def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:
@@ -186,35 +208,23 @@ def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[s
         name=task_name("split", dataset),
         title=f"{dataset}: splits",
         command=tuple(command),
-        is_done=lambda: splits_are_made(dataset, file, protocol),
+        there=("splits", str(file), protocol.groups, protocol.number_of_folds),
+        lock=file.with_name(LOCK),
         needs=tuple(needs),
     )
 
 
-def splits_are_made(dataset: str, file: Path, protocol: Protocol) -> bool:
-    """Tell whether a dataset has splits, and whether they are those that the groups ask for."""
-    if not protocol.groups or not is_json(file):
-        return is_json(file)
-    from nnunet_plugins.planning.dataset import PlanError
-    from nnunet_plugins.planning.splits import check_splits
-
-    try:
-        _, splits, torn = check_splits(dataset, Path(protocol.groups))
-    except PlanError:
-        return False
-    return len(splits) == protocol.number_of_folds and not any(torn)
-
-
 def _describe(run: Run, folders: Folders) -> Task:
     output = folders.recipe(run)
+    planned = folders.preprocessed / run.dataset
     command = [sys.executable, "-m", "nnunet_plugins.benchmark.recipe", run.dataset, run.configuration, run.plans]
     return Task(
         name=task_name("describe", run.name),
         title=f"{run.dataset} {run.configuration}: network and recipe of {run.algorithm}",
         command=(*command, run.trainer, str(unfinished(output))),
-        is_done=lambda: is_json(output),
         needs=(task_name("split", run.dataset),),
         output=output,
+        inputs=(planned / f"{run.plans}.json", planned / "dataset.json", *source_files(run.trainer)),
     )
 
 
@@ -231,7 +241,8 @@ def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders
         title=f"{run.dataset} {run.configuration}: train {run.algorithm}, fold {fold}",
         # Probabilities are for the ensembles; `--c` goes on from the newest checkpoint and starts afresh without one.
         command=("nnUNetv2_train", run.dataset, run.configuration, str(fold), *model, "--npz", "--c"),
-        is_done=lambda: is_trained(folder),
+        there=("trained", str(folder)),
+        lock=folder / LOCK,
         needs=tuple(needs),
         slot="train",
         training=(run, fold),

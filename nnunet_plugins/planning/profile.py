@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.dataset import PlanError
@@ -101,7 +101,7 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: s
             one = (1, *setting.shape[1:])
             inference = [forecast_inference(network, one, autocast=autocast) for autocast in precisions]
         training = [forecast_setting(trainer, setting, autocast=autocast, device=device) for autocast in precisions]
-        with fake_tensors(), FlopCounterMode(display=False) as step:
+        with fake_tensors(), _step_counter() as step:
             network = build_network(trainer, setting).train()
             measure_training(network, setting.shape, autocast=False, device=device)
     except InputError:
@@ -126,6 +126,29 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: s
         memory[1] if len(memory) > 1 else None,
         measured,
     )
+
+
+def _step_counter() -> FlopCounterMode:
+    """Count the operations of a training step; PyTorch counts those of grouped convolutions' weights once per group."""
+
+    def backward(
+        gradient: list[int],
+        x: list[int],
+        weight: list[int],
+        bias: object,
+        stride: object,
+        padding: object,
+        dilation: object,
+        transposed: bool,
+        output_padding: object,
+        groups: int,
+        wanted: list[bool],
+        **_: object,
+    ) -> int:
+        # The gradient of the image, and that of the weight, take as many products as the convolution itself.
+        return (wanted[0] + wanted[1]) * conv_flop_count(x, weight, gradient, transposed)
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: backward})
 
 
 def measure_on_gpu(

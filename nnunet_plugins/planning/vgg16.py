@@ -6,10 +6,8 @@ That file has no plans, so a dataset's have to be named. Nothing is downloaded.
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nnunet_plugins.planning.setting import build_network, find_trainer, plan_setting
-from nnunet_plugins.trainers.checkpoints import CheckpointError
+from nnunet_plugins.trainers.checkpoints import CheckpointError, load_weights
 from nnunet_plugins.trainers.warm_start import require_new, write_start
 
 WANTED = "what is wanted is torchvision's VGG16 without batch norm, vgg16-397923af.pth"
@@ -33,7 +31,6 @@ def write_vgg16_start(path: Path, trainer: str, dataset: str, configuration: str
         InputError: if there is no such trainer, or the plans cannot be used.
     """
     require_new(output)
-    weights = _read(path)
     setting = plan_setting(dataset, configuration, plans)
     try:
         network: Any = build_network(find_trainer(trainer), setting)
@@ -42,19 +39,9 @@ def write_vgg16_start(path: Path, trainer: str, dataset: str, configuration: str
     if not hasattr(network, "adopt_vgg16"):
         raise CheckpointError(f"{trainer} has no place for the weights of VGG16; nnUNetTrainerFCN8s has")
     try:
-        network.load_state_dict(network.adopt_vgg16(weights), strict=False)
+        network.load_state_dict(network.adopt_vgg16(load_weights(path)), strict=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {WANTED}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is another file: {error}; {WANTED}") from error
     write_start({"network_weights": network.state_dict(), "trainer_name": trainer}, output)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a file that is damaged, or made for it, fails in every way there is
-        raise CheckpointError(f"{path} cannot be read, it is damaged or something else; {WANTED}") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path} holds something else than named weights; {WANTED}")
-    return weights

@@ -1,9 +1,11 @@
 """What has to stand beside the numbers of a comparison, so that nobody reads more into them than there is."""
 
-from nnunet_plugins.metrics.table import with_penalty
-from nnunet_plugins.report.comparison import Comparison, count
+from collections.abc import Collection
+
+from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import UNRANKED
 from nnunet_plugins.report.statistics import LEVEL
+from nnunet_plugins.report.words import count
 
 NAMED = 10
 """Cases that a line names."""
@@ -13,10 +15,11 @@ def caveats(comparison: Comparison) -> list[str]:
     """Return what has to stand beside the numbers, the gravest first."""
     return [
         *_unequal(comparison),
+        *_unknown(comparison),
         *_own_plans(comparison),
         *_untrained(comparison),
         *_incomplete(comparison),
-        *_empty_masks(comparison),
+        *_absent_labels(comparison),
         *_limits(comparison),
         *_conventions(comparison),
     ]
@@ -25,17 +28,34 @@ def caveats(comparison: Comparison) -> list[str]:
 def _unequal(comparison: Comparison) -> list[str]:
     if comparison.equality is None:
         return ["Nothing is known of whether these algorithms were trained under equal conditions."]
-    accepted = "accepted with --allow-unequal" if comparison.equality["accepted"] else "not accepted"
+    accepted = "accepted with --allow-unequal" if comparison.equality.accepted else "not accepted"
     return [
         f"Not a fair comparison ({accepted}): {entry['algorithm']} was trained with {entry['what']} {entry['value']}, "
-        f"the baseline with {entry['baseline']}."
-        for entry in comparison.equality["differences"]
+        f"{comparison.equality.name(entry['against'])} with {entry['baseline']}."
+        for entry in comparison.equality.differences
         if not entry["allowed"]
     ]
 
 
+def _unknown(comparison: Comparison) -> list[str]:
+    if comparison.equality is None:
+        return []
+    return [
+        f"Not proven equal: no record tells the {', '.join(settings)} of {name} "
+        f"({count_folds({fold for folds in settings.values() for fold in folds})}). What is not known is not taken for "
+        "equal, and nothing is compared with it."
+        for name, settings in comparison.equality.unknown.items()
+    ]
+
+
+def count_folds(folds: Collection[int]) -> str:
+    """Write the numbers of folds."""
+    return f"fold{'s' * (len(folds) > 1)} {', '.join(map(str, sorted(folds)))}"
+
+
 def _own_plans(comparison: Comparison) -> list[str]:
-    compared = comparison.results[~comparison.results["role"].isin(["own plan", *UNRANKED])]
+    compared = comparison.algorithms
+    compared = compared[~compared["role"].isin(["own plan", *UNRANKED]) & (compared["lacking"] < comparison.cases)]
     plans = compared["plans"].unique()
     if len(plans) <= 1:
         return []
@@ -56,37 +76,41 @@ def _untrained(comparison: Comparison) -> list[str]:
 
 def _incomplete(comparison: Comparison) -> list[str]:
     lines = []
-    nothing = [name for name, lacking in comparison.lacking.items() if lacking == comparison.cases]
-    some = [f"{name} lacks {comparison.lacking[name]}" for name in comparison.ranked if comparison.lacking[name]]
+    lacking = comparison.algorithms["lacking"]
+    nothing = [str(name) for name in lacking.index if lacking[name] == comparison.cases]
+    some = [f"{name} lacks {lacking[name]}" for name in lacking.index if name in comparison.ranked and lacking[name]]
     if nothing:
         lines.append(f"Without results: {', '.join(nothing)}.")
     if comparison.baseline is None:
         lines.append("The baseline has no results, so nothing is compared with it.")
     if some:
-        shared = comparison.results["case"].nunique()
+        shared = len(comparison.scores.cases)
         lines.append(f"Only the {shared} of {count(comparison.cases, 'case')} that all have count: {', '.join(some)}.")
         more = f" and {len(comparison.dropped) - NAMED} more" if len(comparison.dropped) > NAMED else ""
         lines.append(f"Left out for all algorithms alike: {', '.join(comparison.dropped[:NAMED])}{more}.")
     return lines
 
 
-def _empty_masks(comparison: Comparison) -> list[str]:
+def _absent_labels(comparison: Comparison) -> list[str]:
     lines = []
-    table = with_penalty(comparison.results)
-    both, one = int(table["both_empty"].sum()), int(table["one_empty"].sum())
-    of_all = f"of {count(len(table), 'row')} (one per algorithm, case and label)"
-    if one:
+    truth = comparison.scores.truth
+    of_all = f"of {count(truth.size, 'label')} (over the cases)"
+    if missed := int(comparison.board["missed"].sum()):
         lines.append(
-            f"In {one} {of_all} one of truth and prediction is empty: Dice and NSD are 0 there, and the diagonal of "
-            "the image stands for the distances."
+            f"A label of the truth is missed {missed} times, over all algorithms: Dice and NSD are 0 there, and the "
+            "diagonal of the image stands for the distances."
         )
-    if both:
-        lines.append(f"In {both} {of_all} truth and prediction are empty: these are left out.")
-    disputed = int(table.groupby(["case", "label"])[["both_empty", "one_empty"]].any().all(axis=1).sum())
-    if disputed:
+    if absent := int((~truth).sum()):
         lines.append(
-            f"In {count(disputed, 'case')} without a label some algorithms find it nevertheless and score 0, others "
-            "rightly do not and are left out: the tests do not see that difference."
+            f"{absent} {of_all} are not in the truth. Nobody has a Dice, a distance or an NSD there, whatever it "
+            "finds; false findings have a table of their own. The volume error counts everywhere."
+        )
+    if comparison.has_own_mean:
+        lines.append(
+            "The mean Dice is not nnU-Net's own, which stands beside it (foreground_mean of summary.json). nnU-Net "
+            "averages the cases of each label first and then the labels, takes a finding where the truth has nothing "
+            "for a Dice of 0, leaves out what is in neither mask for each algorithm by itself, and counts cases that "
+            "only some algorithms have. Here all algorithms are scored in the same cases."
         )
     return lines
 
@@ -94,7 +118,7 @@ def _empty_masks(comparison: Comparison) -> list[str]:
 def _limits(comparison: Comparison) -> list[str]:
     """Say what the p values and intervals do not cover."""
     lines = []
-    cases, tests = comparison.results["case"].nunique(), len(comparison.ranked) - 1
+    cases, tests = comparison.scored, len(comparison.ranked) - 1
     smallest = tests * 2.0 ** (1 - cases)  # all differences have one sign
     if comparison.baseline is not None and cases and smallest > LEVEL:
         lines.append(
@@ -111,9 +135,9 @@ def _limits(comparison: Comparison) -> list[str]:
             "Each network was trained once per fold: how much results vary from one training to the next (the seed) is "
             "not covered by p values and intervals."
         )
-    if "ensemble" in comparison.roles.values():
+    if "ensemble" in set(comparison.algorithms["role"]):
         lines.append("Ensembles take no part in ranks and tests: they share the errors of their members.")
-    if "choice" in comparison.roles.values():
+    if "choice" in set(comparison.algorithms["role"]):
         lines.append(
             "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests: it alone is post-processed."
         )
@@ -121,11 +145,11 @@ def _limits(comparison: Comparison) -> list[str]:
 
 
 def _conventions(comparison: Comparison) -> list[str]:
-    tolerances = ", ".join(f"{value:g}" for value in comparison.results["tolerance_mm"].dropna().unique())
+    tolerances = ", ".join(f"{value:g}" for value in comparison.tolerances)
     by = f" by MONAI {comparison.versions['monai']}" if "monai" in comparison.versions else ""
     return [
-        "The score of a case is the mean over its labels; means are over cases, with 95% bootstrap intervals. P values "
-        "are Wilcoxon's, paired by case with the baseline, after Holm within dataset and metric.",
+        "The score of a case is the mean over the labels that its truth has; means are over cases, with 95% bootstrap "
+        "intervals. P values are Wilcoxon's, paired by case with the baseline, after Holm within dataset and metric.",
         *([f"NSD at {tolerances} mm; distances in mm{by}, between voxel surfaces."] if tolerances else []),
         "Pseudo Dice, in training curves, is computed from patches during the training; it is not the tables' Dice.",
     ]

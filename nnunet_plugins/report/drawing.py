@@ -140,6 +140,10 @@ def split_name(name: str) -> list[str]:
 def to_svg(figure: Figure, key: str, title: str, description: str) -> str:
     """Return a figure as SVG that can stand in a page or in a file of its own."""
     buffer = io.StringIO()
+    if layout := figure.get_layout_engine():
+        # Once: before it saves, matplotlib would draw the whole figure a first time for the sake of its layout.
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     with mpl.rc_context({"svg.hashsalt": key}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = buffer.getvalue()

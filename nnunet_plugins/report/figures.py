@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from scipy import stats
 
 from nnunet_plugins.report.drawing import INK, WIDTH, Style, drawing, named_rows, to_svg, wrapped
 from nnunet_plugins.report.statistics import CriticalDifference
@@ -141,20 +140,30 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
     with drawing():
         columns = 1 if any(len(name) > 26 for name in names) else 2
         legend = 0.2 * -(-len(names) // columns) + 0.1
-        figure = Figure(figsize=(WIDTH, 5.6 + legend), layout="constrained")
-        above, below = np.asarray(figure.subfigures(2, 1, height_ratios=(5.6, legend)))
-        rows = above.subplots(len(panels), 1, sharex=True)
-        for axes, (column, label) in zip(rows, panels.items(), strict=True):
-            for name in names:
-                _curve(axes, curves[curves["algorithm"] == name], column, looks[name], folds=len(names) <= FOLD_LINES)
+        height = 5.6 + legend
+        figure = Figure(figsize=(WIDTH, height))
+        edges = {"left": 0.15, "right": 0.98, "top": 1 - 0.08 / height, "bottom": (legend + 0.5) / height}
+        rows = figure.subplots(len(panels), 1, sharex=True, gridspec_kw={**edges, "hspace": 0.1})
+        figure.align_ylabels(rows)
+        for axes, label in zip(rows, panels.values(), strict=True):
             axes.set_ylabel(label)
+        for name in names:
+            runs = curves[curves["algorithm"] == name].drop_duplicates(["epoch", "fold"], keep="last")
+            tables = runs.pivot(index="epoch", columns="fold", values=list(panels))
+            for axes, column in zip(rows, panels, strict=True):
+                _curve(axes, tables[column], looks[name], folds=len(names) <= FOLD_LINES)
         rows[-1].set_xlabel("Epoch")
         rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         if curves["epoch"].nunique() == 1:
             rows[-1].set_xlim(curves["epoch"].iloc[0] - 1, curves["epoch"].iloc[0] + 1)
         handles = [Line2D([], [], color=looks[name].colour, linestyle=looks[name].dashes, lw=2) for name in names]
-        below.legend(
-            handles, [wrapped(name, 60) for name in names], loc="center", ncols=columns, borderpad=0, handlelength=3.2
+        figure.legend(
+            handles,
+            [wrapped(name, 60) for name in names],
+            loc="lower center",
+            ncols=columns,
+            borderpad=0,
+            handlelength=3.2,
         )
         return to_svg(figure, key, title, "Losses and pseudo Dice over the epochs, folds thin, their means thick")
 
@@ -221,10 +230,9 @@ def _violin(axes: Axes, row: int, values: NDArray[Any], colour: str, points: int
     values = np.sort(values)
     widths = np.full(len(values), 0.15)
     if len(values) >= 5 and np.ptp(values) > 1e-9:
-        density = stats.gaussian_kde(values)
         # Only as far as there are values: no Dice is above 1.
         grid = np.linspace(values[0], values[-1], 60)
-        heights = density(grid)
+        heights = _density(values, grid)
         half = 0.4 * heights / heights.max()
         axes.fill_between(grid, row - half, row + half, color=colour, alpha=0.18, linewidth=0)
         widths = np.interp(values, grid, half)
@@ -234,6 +242,12 @@ def _violin(axes: Axes, row: int, values: NDArray[Any], colour: str, points: int
     # Multiples of the golden ratio, modulo 1, spread points evenly without chance.
     offsets = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 1.5 * widths
     axes.plot(values, row + offsets, "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0)
+
+
+def _density(values: NDArray[Any], grid: NDArray[Any]) -> NDArray[Any]:
+    """Return the density of values on a grid, up to a factor: Gaussian kernels as wide as Scott's rule has them."""
+    width = np.std(values, ddof=1) * len(values) ** -0.2
+    return np.exp(-(((grid[:, None] - values) / width) ** 2) / 2).sum(axis=1)
 
 
 def _interval(axes: Axes, row: int, mean: float, low: float, high: float, look: Style) -> None:
@@ -294,9 +308,16 @@ def _apart(wanted: NDArray[Any], heights: NDArray[Any]) -> NDArray[Any]:
     return spots
 
 
-def _curve(axes: Axes, runs: pd.DataFrame, column: str, look: Style, *, folds: bool) -> None:
-    """Draw one column over the epochs: the mean of the folds, and the folds themselves if told so."""
-    table = runs.pivot_table(index="epoch", columns="fold", values=column, aggfunc="last")
+def _curve(axes: Axes, table: pd.DataFrame, look: Style, *, folds: bool) -> None:
+    """Draw one column over the epochs: the mean of the folds, and the folds themselves if told so.
+
+    Args:
+        axes: to draw into.
+        table: epochs x folds.
+        look: of the algorithm.
+        folds: draw them.
+    """
+    table = table.dropna(how="all").dropna(how="all", axis=1)
     if table.empty:
         return
     width = -(-len(table) // _BINS)

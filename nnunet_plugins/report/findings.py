@@ -1,21 +1,20 @@
 """What a comparison has found, in plain words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from nnunet_plugins.report.comparison import Comparison, count
-from nnunet_plugins.report.statistics import LEVEL
-from nnunet_plugins.report.tables import show_number, show_p
+from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, Comparison
+from nnunet_plugins.report.words import count, describe_p, show_number
 
 
-def describe_difference(name: str, row: Mapping[str, Any], baseline: str | None) -> str:
+def describe_difference(name: str, row: Mapping[str, Any], baseline: str) -> str:
     """Say in a sentence how an algorithm differs from the baseline, and whether that may be chance.
 
     Args:
         name: of the algorithm.
-        row: of `statistics.compare`, of Dice.
+        row: of `Comparison.paired`, of Dice.
         baseline: its name.
     """
     if pd.isna(row["mean_difference"]):
@@ -23,57 +22,49 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str | None)
     cases = count(int(row["n"]), "case")
     interval = f"95% CI {show_number(row['ci_low'], 3)} to {show_number(row['ci_high'], 3)}, "
     proof = f"({'' if pd.isna(row['ci_low']) else interval}{describe_p(row['p_holm'])}, Holm) on {cases}"
-    difference, effect = row["mean_difference"], row["effect_size"]
+    difference = row["mean_difference"]
     signed = ("+" if difference > 0 else "") + show_number(difference, 3)
-    if row["p_holm"] >= LEVEL:
-        return f"{name} and {baseline} cannot be told apart: mean difference {signed} Dice {proof}."
-    if difference * effect <= 0:
-        most = "better" if effect > 0 else "worse"
+    if row["verdict"] == MIXED:
+        most = "better" if row["effect_size"] > 0 else "worse"
         return f"Case by case {name} is {most} than {baseline}, yet its mean differs by {signed} Dice {proof}."
-    where = "ahead of" if difference > 0 else "behind"
-    return f"{name} is {where} {baseline} by {show_number(abs(difference), 3)} Dice {proof}."
+    if row["verdict"] in (AHEAD, BEHIND):
+        where = "ahead of" if row["verdict"] == AHEAD else "behind"
+        amount = show_number(abs(difference), 3) if abs(difference) >= 0.0005 else "less than 0.001"
+        return f"{name} is {where} {baseline} by {amount} Dice {proof}."
+    return f"{name} and {baseline} cannot be told apart: mean difference {signed} Dice {proof}."
 
 
-def describe_p(value: float) -> str:
-    """Write a p value with its sign of equality."""
-    shown = show_p(value)
-    return f"p < {shown[1:]}" if shown.startswith("<") else f"p = {shown}"
+def describe_all(comparison: Comparison) -> list[str]:
+    """Return a sentence for every algorithm that is compared with the baseline, the best first."""
+    paired = comparison.paired["Dice"]
+    return [describe_difference(str(name), row, str(comparison.baseline)) for name, row in paired.iterrows()]
 
 
-def summarise_differences(
-    comparison: Comparison, board: pd.DataFrame, paired: pd.DataFrame, sentences: Sequence[str]
-) -> str:
-    """Say in two or three sentences what came out.
-
-    Args:
-        comparison: of which.
-        board: its ranked results.
-        paired: how the others differ from the baseline, in the same order.
-        sentences: of `describe_difference`, one for each of these.
-    """
-    summary = _summary(comparison, board, paired, sentences)
+def summarise(comparison: Comparison) -> str:
+    """Say in two or three sentences what came out."""
+    summary = _summary(comparison)
     if comparison.blank:
         summary += f" Not trained long enough to find anything: {', '.join(comparison.blank)}."
     return summary
 
 
-def _summary(comparison: Comparison, board: pd.DataFrame, paired: pd.DataFrame, sentences: Sequence[str]) -> str:
-    ranked = [str(name) for name in board.index if name in comparison.ranked]
+def _summary(comparison: Comparison) -> str:
+    ranked = comparison.ranked
     if not ranked:
         return "No algorithm has results."
+    if not comparison.scored:
+        return "No case has anything to score, so nothing is compared."
     if comparison.baseline is None:
         return f"{ranked[0]} has the highest mean Dice; the baseline has no results, so nothing is compared with it."
-    if not sentences:
-        mean = show_number(board.loc[ranked[0], "Dice"], 3)
+    paired = comparison.paired["Dice"]
+    if paired.empty:
+        mean = show_number(comparison.board.loc[ranked[0], "Dice"], 3)
         return f"{ranked[0]} has a mean Dice of {mean}; there is nothing to compare it with."
-    if len(sentences) == 1:
-        return sentences[0]
-    clear = paired[paired["p_holm"] < LEVEL]
-    ahead = int(((clear["mean_difference"] > 0) & (clear["effect_size"] > 0)).sum())
-    behind = int(((clear["mean_difference"] < 0) & (clear["effect_size"] < 0)).sum())
-    verb = "is" if ahead == 1 else "are"
-    others = (
-        f"Of {len(paired)} algorithms, {ahead} {verb} ahead of {comparison.baseline}, {behind} behind it, "
-        f"{len(paired) - ahead - behind} not clearly either."
+    first = describe_difference(str(paired.index[0]), paired.iloc[0], comparison.baseline)
+    if len(paired) == 1:
+        return first
+    ahead, behind = ((paired["verdict"] == verdict).sum() for verdict in (AHEAD, BEHIND))
+    return (
+        f"{first} Of {len(paired)} algorithms, {ahead} {'is' if ahead == 1 else 'are'} ahead of {comparison.baseline}, "
+        f"{behind} behind it, {len(paired) - ahead - behind} not clearly either."
     )
-    return f"{sentences[0]} {others}"

@@ -8,13 +8,10 @@ from typing import Any
 import pandas as pd
 
 from nnunet_plugins.report import figures
-from nnunet_plugins.report.comparison import Comparison, across_datasets, costs
+from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import Style, styles
-from nnunet_plugins.report.findings import describe_p
-from nnunet_plugins.report.statistics import case_scores, mean_with_ci, rank_distribution
-
-LABEL_FIGURES = 6
-"""With more labels than these, there is no figure per label."""
+from nnunet_plugins.report.statistics import CriticalDifference
+from nnunet_plugins.report.words import describe_p
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Figure:
 
 def make_looks(found: Sequence[Comparison]) -> dict[str, Style]:
     """Return how algorithms look, in all comparisons alike."""
-    roles = {name: role for comparison in found for name, role in comparison.roles.items()}
+    roles = {str(name): role for comparison in found for name, role in comparison.algorithms["role"].items()}
     baselines = [name for name, role in roles.items() if role == "baseline"]
     return styles(list(roles), baselines[0] if baselines else "")
 
@@ -47,40 +44,30 @@ def make_key(title: str, taken: Sequence[str]) -> str:
     return key
 
 
-def illustrate(
-    comparison: Comparison,
-    board: pd.DataFrame,
-    paired: pd.DataFrame,
-    looks: Mapping[str, Style],
-    key: str,
-    *,
-    with_curves: bool,
-) -> list[Figure]:
+def illustrate(comparison: Comparison, looks: Mapping[str, Style], key: str, *, with_curves: bool) -> list[Figure]:
     """Return the figures of a comparison; those without data are left out.
 
     Args:
         comparison: of which.
-        board: its ranked results, which give the order.
-        paired: how the others differ from the baseline in Dice, in the same order.
         looks: by algorithm.
         key: unique in the page; the figures' names begin with it.
         with_curves: show the training curves too.
     """
-    scores = _ordered(comparison.scores("Dice", ensembles=True), board)
+    scores, paired = comparison.by_case["Dice"], comparison.paired["Dice"]
     some = " Of many cases some are drawn as points, spread evenly over the scores." * _is_thinned(scores)
     found: list[Figure] = []
     if scores.count().any():
         svg = figures.score_distribution(
-            scores, mean_with_ci(scores), looks, metric="Dice", **_named(comparison, key, "dice", "Dice")
+            scores, comparison.dice, looks, metric="Dice", **_named(comparison, key, "dice", "Dice")
         )
         caption = (
-            "Dice per case, as mean over the labels. Small points are cases, the shaded shape is their distribution, "
-            f"the large marker their mean with its 95% bootstrap interval.{some}"
+            "Dice per case, as mean over the labels that its truth has. Small points are cases, the shaded shape is "
+            f"their distribution, the large marker their mean with its 95% bootstrap interval.{some}"
         )
         found.append(Figure(f"{key}-dice", svg, caption))
     if len(paired) and paired["n"].any():
         svg = figures.paired_differences(
-            comparison.scores("Dice"),
+            scores,
             paired,
             str(comparison.baseline),
             looks,
@@ -92,11 +79,11 @@ def illustrate(
             f"large marker is the mean difference with its 95% bootstrap interval.{some}"
         )
         found.append(Figure(f"{key}-differences", svg, caption))
-    found += _label_figures(comparison, board, looks, key)
+    found += _label_figures(comparison, looks, key)
     if with_curves and len(comparison.curves):
         found.append(_training_curves(comparison, looks, key))
-    found += _rank_figures(comparison, board, key)
-    return found + _cost_figures(comparison, scores.mean(), looks, key)
+    found += _rank_figures(comparison, key)
+    return found + _cost_figures(comparison, looks, key)
 
 
 def _named(comparison: Comparison, key: str, kind: str, title: str) -> dict[str, Any]:
@@ -117,13 +104,11 @@ def _training_curves(comparison: Comparison, looks: Mapping[str, Style], key: st
     return Figure(f"{key}-curves", svg, caption)
 
 
-def _rank_figures(comparison: Comparison, board: pd.DataFrame, key: str) -> list[Figure]:
+def _rank_figures(comparison: Comparison, key: str) -> list[Figure]:
     """Return how firm the ranks are, if there are ranks."""
-    scores = _ordered(comparison.scores("Dice"), board)
-    if scores.shape[1] < 2 or scores.dropna().empty:
+    if comparison.rank_shares.empty:
         return []
-    shares = rank_distribution(scores, higher_is_better=True)
-    svg = figures.rank_shares(shares, **_named(comparison, key, "ranks", "How firm the ranks are"))
+    svg = figures.rank_shares(comparison.rank_shares, **_named(comparison, key, "ranks", "How firm the ranks are"))
     caption = (
         "How firm the ranks are: cases are drawn anew 1000 times, and the bars show how often each algorithm then "
         "has which rank by mean Dice. A bar of one colour is a firm rank."
@@ -131,14 +116,14 @@ def _rank_figures(comparison: Comparison, board: pd.DataFrame, key: str) -> list
     return [Figure(f"{key}-ranks", svg, caption)]
 
 
-def _cost_figures(comparison: Comparison, dice: pd.Series, looks: Mapping[str, Style], key: str) -> list[Figure]:
+def _cost_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) -> list[Figure]:
     """Return Dice against memory and against time, where they are known."""
     if not len(comparison.runs):
         return []
-    spent = costs(comparison)
+    spent, dice = comparison.costs, comparison.board["Dice"]
 
     def values(column: str) -> str:
-        return ", ".join(spent[column].replace("", pd.NA).dropna().unique())
+        return ", ".join(value for value in spent[column].unique() if value)
 
     found = []
     for kind, column, unit, factor, of in (
@@ -160,45 +145,40 @@ def _cost_figures(comparison: Comparison, dice: pd.Series, looks: Mapping[str, S
     return found
 
 
-def _ordered(scores: pd.DataFrame, board: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns in the order of the ranked results."""
-    return scores[[name for name in board.index if name in scores.columns]]
-
-
 def _is_thinned(scores: pd.DataFrame) -> bool:
     return len(scores) > figures.POINTS // max(1, scores.shape[1])
 
 
-def _label_figures(comparison: Comparison, board: pd.DataFrame, looks: Mapping[str, Style], key: str) -> list[Figure]:
+def _label_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) -> list[Figure]:
     """Return a figure for every label, all on one scale, if there are several and not too many."""
-    labels = comparison.results[["label", "name"]].drop_duplicates("label")
-    if not 1 < len(labels) <= LABEL_FIGURES:
+    if not comparison.label_dice:
         return []
-    dice = comparison.results["Dice"].dropna()
-    margin = 0.04 * (dice.max() - dice.min()) + 1e-3
+    low = min(table.min(axis=None) for table, _ in comparison.label_dice.values())
+    high = max(table.max(axis=None) for table, _ in comparison.label_dice.values())
+    margin = 0.04 * (high - low) + 1e-3
     found = []
-    for number, (label, name) in enumerate(labels.itertuples(index=False), start=1):
-        scores = case_scores(comparison.results[comparison.results["label"] == label], "Dice")
-        if not scores.count().any():
-            continue
-        shown = str(label) if pd.isna(name) or str(name) in ("", str(label)) else f"{name} (label {label})"
+    for label, (scores, means) in comparison.label_dice.items():
+        name = f"{key}-label-{1 + list(comparison.labels).index(label)}"
+        called = comparison.labels[label]
+        shown = label if called == label else f"{called} (label {label})"
         svg = figures.score_distribution(
-            _ordered(scores, board),
-            mean_with_ci(scores),
+            scores,
+            means,
             looks,
             metric="Dice",
-            key=f"{key}-label-{number}",
+            key=name,
             title=f"Dice of {shown}, {comparison.title}",
-            limits=(dice.min() - margin, dice.max() + margin),
+            limits=(low - margin, high + margin),
         )
-        found.append(Figure(f"{key}-label-{number}", svg, f"Dice per case of {shown}; all labels have the same scale."))
+        caption = f"Dice per case of {shown}, where the truth has it; all labels have the same scale."
+        found.append(Figure(name, svg, caption))
     return found
 
 
-def illustrate_overview(found: Sequence[Comparison], looks: Mapping[str, Style]) -> list[Figure]:
+def illustrate_overview(across: Mapping[str, CriticalDifference], looks: Mapping[str, Style]) -> list[Figure]:
     """Return critical-difference diagrams, where there are datasets enough."""
     drawn: list[Figure] = []
-    for title, result in across_datasets(found).items():
+    for title, result in across.items():
         name = make_key(f"all-{title}", [figure.name for figure in drawn])
         svg = figures.critical_difference(result, looks, key=name, title=f"Average ranks, {title}")
         caption = (

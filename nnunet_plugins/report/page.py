@@ -5,20 +5,23 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from nnunet_plugins.report.analysis import AHEAD, BEHIND, Analysis, Comparison
 from nnunet_plugins.report.caveats import caveats
-from nnunet_plugins.report.comparison import Comparison, comparisons, differences, leaderboard
 from nnunet_plugins.report.drawing import COLOURS, INK, MARKERS, Style, split_name
-from nnunet_plugins.report.findings import describe_difference, summarise_differences
+from nnunet_plugins.report.equality import ABSENT, UNKNOWN, UNTRAINED, Equality
+from nnunet_plugins.report.findings import describe_all, summarise
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
 from nnunet_plugins.report.panels import Panels, draw_panels
-from nnunet_plugins.report.record import ROLES, Record
+from nnunet_plugins.report.record import Record, describe_role
 from nnunet_plugins.report.statistics import LEVEL
-from nnunet_plugins.report.tables import METRIC_NAMES, UNKNOWN, Section, sections, show_inequalities, show_number
+from nnunet_plugins.report.tables import Section, sections, show_inequalities
+from nnunet_plugins.report.words import DASH, METRIC_NAMES, show_number
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -99,16 +102,16 @@ class Chapter:
     caveats: list[str]
 
 
-def make_page(record: Record, panels: Path) -> tuple[str, list[Figure]]:
+def make_page(analysis: Analysis, panels: Path) -> tuple[str, list[Figure]]:
     """Return the page, and the figures that it holds.
 
     Args:
-        record: to report on.
+        analysis: to report.
         panels: folder that keeps the pictures of cases.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    found = comparisons(record)
+    record, found = analysis.record, analysis.comparisons
     looks = make_looks(found)
     chapters: list[Chapter] = []
     trained: set[tuple[str, str]] = set()
@@ -117,7 +120,7 @@ def make_page(record: Record, panels: Path) -> tuple[str, list[Figure]]:
         key = make_key(comparison.title, [chapter.key for chapter in chapters])
         chapters.append(_chapter(comparison, key, looks, record.about, panels, with_curves=place not in trained))
         trained.add(place)
-    overview = illustrate_overview(found, looks)
+    overview = illustrate_overview(analysis.across, looks)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -130,16 +133,23 @@ def make_page(record: Record, panels: Path) -> tuple[str, list[Figure]]:
     page = environment.get_template("page.html.j2").render(
         about={**_UNSAID, **record.about},
         chapters=chapters,
-        unequal=_unequal(record),
+        unequal=_unequal(analysis),
         failures=record.failures,
         matrix=_matrix(found, looks) if len(found) > 1 else None,
         overview=overview,
         environment=_environment(record),
+        generator=generator(),
         colours=len(COLOURS),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return page, [*overview, *(figure for chapter in chapters for figure in chapter.figures)]
+
+
+def generator() -> str:
+    """Return what draws figures and page, with versions: other versions may draw the same numbers otherwise."""
+    packages = ("nnunet-plugins", "matplotlib", "numpy", "pandas", "scipy", "jinja2")
+    return ", ".join(f"{package} {metadata.version(package)}" for package in packages)
 
 
 def _breakable(name: str) -> "Markup":
@@ -158,28 +168,24 @@ def _chapter(
     *,
     with_curves: bool,
 ) -> Chapter:
-    board = leaderboard(comparison)
-    paired = differences(comparison, "Dice")
-    paired = paired.loc[[name for name in board.index if name in paired.index]]
-    sentences = [describe_difference(str(name), row, comparison.baseline) for name, row in paired.iterrows()]
     shown = [_table(section, looks, folded=_is_folded(section)) for section in sections(comparison)]
-    shown[0] = _with_notes(shown[0], board)
+    shown[0] = _with_notes(shown[0], comparison)
     return Chapter(
         key=key,
         title=comparison.title,
-        finding=summarise_differences(comparison, board, paired, sentences),
-        findings=sentences[1:],
+        finding=summarise(comparison),
+        findings=describe_all(comparison)[1:],
         tables=shown,
-        figures=illustrate(comparison, board, paired, looks, key, with_curves=with_curves),
-        panels=_panels(comparison, board, about, panels / f"{key}.json"),
-        proof=_proof(comparison, looks),
-        same=_same(comparison.equality),
+        figures=illustrate(comparison, looks, key, with_curves=with_curves),
+        panels=_panels(comparison, about, panels / f"{key}.json"),
+        proof=_proof(comparison.equality, looks),
+        same=list(comparison.equality.same.items()) if comparison.equality else [],
         caveats=caveats(comparison),
     )
 
 
 def _is_folded(section: Section) -> bool:
-    first = ("Results", f"{METRIC_NAMES['Dice']} by label", "Costs")
+    first = ("Results", "Labels that the truth", f"{METRIC_NAMES['Dice']} by label", "Costs")
     return not section.caption.startswith("Results") and (
         not section.caption.startswith(first) or len(section.table) > OPEN_ROWS
     )
@@ -192,7 +198,7 @@ def _table(section: Section, looks: Mapping[str, Style], *, folded: bool) -> Tab
     values = [[_number(text) for text in column] for column in columns]
     numeric = [
         any(value is not None for value in column)
-        and all(value is not None or text in (UNKNOWN, "") for value, text in zip(column, texts, strict=True))
+        and all(value is not None or text in (DASH, "") for value, text in zip(column, texts, strict=True))
         for column, texts in zip(values, columns, strict=True)
     ]
     rows = []
@@ -219,13 +225,14 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _with_notes(table: Table, board: pd.DataFrame) -> Table:
+def _with_notes(table: Table, comparison: Comparison) -> Table:
     """Return the ranked results with role and flags below the names, where there is something to say."""
     rows = []
     for row in table.rows:
         name = row[table.heading]
-        role, flags = board.loc[name.text, ["role", "flags"]]
-        words = [ROLES.get(role, role)] if role in ("baseline", "twin", "own plan") else []
+        role, trainer = comparison.algorithms.loc[name.text, ["role", "trainer"]]
+        flags = comparison.board.loc[name.text, "flags"]
+        words = [describe_role(role, trainer)] if role in ("baseline", "twin", "own plan") else []
         note = "; ".join([*words, *([flags] if flags else [])])
         cells = list(row)
         cells[table.heading] = replace(name, note=note)
@@ -233,9 +240,9 @@ def _with_notes(table: Table, board: pd.DataFrame) -> Table:
     return replace(table, rows=rows)
 
 
-def _panels(comparison: Comparison, board: pd.DataFrame, about: Mapping[str, Any], cache: Path) -> Panels | None:
+def _panels(comparison: Comparison, about: Mapping[str, Any], cache: Path) -> Panels | None:
     """Return pictures of the baseline and of the best other algorithm that is ranked."""
-    ranked = [str(name) for name in board.index if name in comparison.ranked]
+    ranked = comparison.ranked
     if comparison.split != "cross-validation" or not ranked:
         return None
     baseline = comparison.baseline or ranked[0]
@@ -243,62 +250,51 @@ def _panels(comparison: Comparison, board: pd.DataFrame, about: Mapping[str, Any
     images = about.get("images", {})
     # One dataset in two configurations has two sets of segmentations.
     files = images.get(f"{comparison.dataset}/{comparison.configuration}", images.get(comparison.dataset))
-    return draw_panels(comparison.scores("Dice"), baseline, method, files, cache)
+    return draw_panels(comparison.by_case["Dice"], baseline, method, files, cache)
 
 
-def _proof(comparison: Comparison, looks: Mapping[str, Style]) -> list[Table]:
-    """Return tables of what differs from the baseline, and of the hashes and environment of every training."""
-    entry = comparison.equality
-    if entry is None:
+def _proof(equality: Equality | None, looks: Mapping[str, Style]) -> list[Table]:
+    """Return tables of what differs, and of the hashes, environment and settings of every training."""
+    if equality is None or equality.table.empty:
         return []
     tables = []
-    if entry["differences"]:
-        table = show_inequalities(entry)
-        caption = "What differs from the baseline"
+    if equality.differences:
+        table = show_inequalities(equality)
+        caption = "What differs, or is not known"
         tables.append(_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS))
-    for part, caption in (("hashes", "Hashes of every training"), ("environment", "Environment of every training")):
-        names = list(dict.fromkeys(name for run in entry["runs"] for name in run[part]))
-        rows = [
-            (run["algorithm"], str(run["fold"]), *(str(run[part].get(name, UNKNOWN)) for name in names))
-            for run in entry["runs"]
-        ]
-        table = pd.DataFrame(rows, columns=["Algorithm", "Fold", *names])
-        if len(table) and part == "environment":
-            table, caption = _merged(table, len(rows))
+    trained = equality.table[equality.table.index.get_level_values("fold") != UNTRAINED].fillna(ABSENT)
+    captions = {"hashes": "Hashes of every training", "environment": "Environment", "recipe": "Settings"}
+    for kind, caption in captions.items():
+        table = trained[list(equality.kinds[kind])].reset_index(names=["Algorithm", "Fold"])
+        if kind != "hashes" and len(table):
+            table, caption = _merged(table), f"{caption} of the {len(trained)} trainings"
         if len(table):
-            tables.append(_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS))
+            tables.append(_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS or kind == "recipe"))
     return tables
 
 
-def _same(entry: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return names and hashes of what was the same in all trainings."""
-    if entry is None or not entry["runs"]:
-        return []
-    return [(name, str(entry["runs"][0]["hashes"].get(name, ""))) for name in entry["same"]]
-
-
-def _merged(table: pd.DataFrame, trainings: int) -> tuple[pd.DataFrame, str]:
+def _merged(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per setting with its values, and in how many of the trainings each one held."""
     rows = []
     for name in table.columns[2:]:
         counts = table[name].value_counts()
-        shown = [value if len(counts) == 1 else f"{value} ({count} of {trainings})" for value, count in counts.items()]
-        rows.append((name, ", ".join(shown), "yes" if len(counts) == 1 else "NO"))
-    return pd.DataFrame(rows, columns=["Setting", "Value", "Same in all"]), f"Environment of the {trainings} trainings"
+        shown = [value if len(counts) == 1 else f"{value} ({count} of {len(table)})" for value, count in counts.items()]
+        known = UNKNOWN not in counts.index
+        rows.append((name, ", ".join(shown), ("yes" if len(counts) == 1 else "NO") if known else UNKNOWN))
+    return pd.DataFrame(rows, columns=["Setting", "Value", "Same in all"])
 
 
-def _unequal(record: Record) -> list[str]:
+def _unequal(analysis: Analysis) -> list[str]:
     """Return what makes comparisons unfair and was accepted: a line per algorithm, more where datasets differ."""
     lines: dict[str, list[str]] = {}
-    for entry in record.equality:
+    for equality in analysis.equality:
         settings: dict[str, list[str]] = {}
-        for found in entry["differences"]:
+        for found in equality.differences:
             if not found["allowed"]:
                 text = f"{found['what']} {found['value']} instead of {found['baseline']}"
                 settings.setdefault(found["algorithm"], []).append(text)
         for algorithm, texts in settings.items():
-            place = f"{entry['dataset']}, {entry['configuration']}"
-            lines.setdefault(f"{algorithm} was trained with {', '.join(texts)}", []).append(place)
+            lines.setdefault(f"{algorithm} was trained with {', '.join(texts)}", []).append(equality.place)
     return [f"{line} ({'; '.join(places)})" for line, places in lines.items()]
 
 
@@ -306,15 +302,13 @@ def _matrix(found: Iterable[Comparison], looks: Mapping[str, Style]) -> Table:
     """Return the mean Dice of all algorithms in all comparisons, with a mark where it differs from the baseline's."""
     columns: dict[str, dict[str, str]] = {}
     for comparison in found:
-        board = leaderboard(comparison)
-        paired = differences(comparison, "Dice")
+        verdicts = comparison.paired["Dice"]["verdict"]
         cells = columns.setdefault(comparison.title, {})
-        for name, mean in board["Dice"].items():
-            clear = name in paired.index and paired.loc[name, "p_holm"] < LEVEL
-            sign = ("▲" if paired.loc[name, "effect_size"] > 0 else "▼") if clear else ""
+        for name, mean in comparison.board["Dice"].items():
+            sign = {AHEAD: "▲", BEHIND: "▼"}.get(verdicts.get(name, ""), "")
             cells[str(name)] = f"{sign} {show_number(mean, 3)}".strip()
-    table = pd.DataFrame(columns).fillna(UNKNOWN).rename_axis(index="Algorithm").reset_index()
-    caption = f"Mean Dice; ▲ better and ▼ worse than the baseline, case by case (p < {LEVEL:g}, Holm)"
+    table = pd.DataFrame(columns).fillna(DASH).rename_axis(index="Algorithm").reset_index()
+    caption = f"Mean Dice; ▲ ahead of and ▼ behind the baseline, on average and case by case (p < {LEVEL:g}, Holm)"
     return _table(Section(caption, table), looks, folded=False)
 
 

@@ -21,7 +21,8 @@ import pandas as pd
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
-from nnunet_plugins.metrics.table import METRICS, read_table, write_table
+from nnunet_plugins.metrics.table import METRICS, map_texts, read_table, write_table
+from nnunet_plugins.rows import STOCK_TRAINER
 
 COMPARISON = ["split", "dataset", "configuration"]
 ALGORITHM = ["plans", "trainer", "algorithm", "role"]
@@ -70,15 +71,26 @@ CURVES = [
     "seconds",
 ]
 ROLES = {
-    "baseline": "the standard U-Net",
+    "baseline": "baseline",
     "method": "a network of this comparison",
     "twin": "ablation twin of a network",
+    "rival": "a published network, for comparison",
     "own plan": "baseline on a plan of its own",
     "ensemble": "ensemble of two",
     "choice": "nnU-Net's choice by cross-validation, post-processed",
 }
 UNRANKED = ("ensemble", "choice")
 """Roles that take no part in ranks and tests: they share the errors of others."""
+
+
+def describe_role(role: str, trainer: str) -> str:
+    """Say what an algorithm is; a baseline is the standard U-Net, a variant of it, or another network."""
+    base, _, modifiers = trainer.partition("_")
+    if role != "baseline":
+        return ROLES[role]
+    if base != STOCK_TRAINER:
+        return f"baseline: {trainer}, not the standard U-Net"
+    return f"the standard U-Net, with {modifiers}" if modifiers else "the standard U-Net"
 
 
 # Control characters but for tab and newline, those that turn the direction of text, and what is no character at all.
@@ -100,7 +112,7 @@ class Record:
         results: columns `RESULTS`; an infinite distance means that one of two masks is empty, no Dice that both are.
         runs: columns `RUNS`; what is not known is nan.
         curves: columns `CURVES`.
-        equality: one dictionary per dataset and configuration; see `benchmark/equality.py`.
+        equality: one dictionary per dataset and configuration; see `report/equality.py`.
         failures: dictionaries with `task`, `command`, `exit_code`, `log` (its path) and `tail` (its last lines).
         about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`.
     """
@@ -146,10 +158,13 @@ _SHAPES: dict[str, Any] = {
         {
             "dataset": str,
             "configuration": str,
-            "runs": [{"algorithm": str, "fold": int, "hashes": dict, "environment": dict}],
-            "same": [str],
-            "differences": [{"algorithm": str, "what": str, "value": None, "baseline": None, "allowed": bool}],
+            "runs": [{"algorithm": str, "fold": int, "hashes": dict, "environment": dict, "settings?": dict}],
             "accepted": bool,
+            "baseline?": str,
+            "plans?": {str: str},
+            "recipes?": {str: dict},
+            # Written for people; of records of 0.1.0 read as well.
+            "differences?": [{"algorithm": str, "what": str, "value": None, "baseline": None, "allowed": bool}],
         }
     ],
     "failures": [{"task": str, "command": (str, list), "exit_code": None, "log": str, "tail": str}],
@@ -198,7 +213,7 @@ def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
     table[["plans", "trainer"]] = table[["plans", "trainer"]].fillna("")
     if unknown := set(table["role"]) - set(ROLES):
         raise ReportError(f"{file} has the role {sorted(unknown)[0]!r}; the roles are {', '.join(ROLES)}")
-    return table.assign(**{name: table[name].map(_printable) for name in table if name in _TEXTS})
+    return map_texts(table, _printable)
 
 
 def _printable(content: Any) -> Any:

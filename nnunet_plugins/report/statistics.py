@@ -9,14 +9,13 @@ difference (Demšar 2006, JMLR 7).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
-
-from nnunet_plugins.metrics.table import with_penalty
 
 HIGHER_IS_BETTER = {"Dice": True, "ASSD_mm": False, "HD95_mm": False, "NSD": True, "volume_error_ml": False}
 
@@ -31,28 +30,6 @@ _CHUNK = 4_000_000  # numbers in memory at a time while cases are drawn
 Array = NDArray[np.float64]
 
 
-def label_scores(results: pd.DataFrame, metric: str) -> pd.Series:
-    """Return the score of every row of the results: nan where both masks are empty, else finite.
-
-    Where one mask is empty, the diagonal of the image stands for the distances. Volume errors count without their sign.
-    """
-    table = with_penalty(results)
-    values = table[metric].abs() if metric == "volume_error_ml" else table[metric]
-    return values.where(~table["both_empty"])
-
-
-def case_scores(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return the scores of one comparison: cases x algorithms, both in order of first appearance.
-
-    The score of a case is the mean over its labels, without those that are in neither mask.
-    """
-    table = results[["case", "algorithm"]].assign(score=label_scores(results, metric))
-    return table.pivot_table(index="case", columns="algorithm", values="score", dropna=False).reindex(
-        index=pd.Index(table["case"].unique(), name="case"),
-        columns=pd.Index(table["algorithm"].unique(), name="algorithm"),
-    )
-
-
 def _drawn_means(values: Array, resamples: int, seed: int) -> Array:
     """Return the column means of cases drawn anew: resamples x columns. All columns see the same draws.
 
@@ -61,21 +38,23 @@ def _drawn_means(values: Array, resamples: int, seed: int) -> Array:
         resamples: how often as many cases are drawn as there are.
         seed: of the draws.
     """
-    generator = np.random.default_rng(seed)
     cases = len(values)
-    means = []
-    for start in range(0, resamples, step := max(1, _CHUNK // cases)):
-        rows = min(step, resamples - start)
-        drawn = generator.integers(cases, size=(rows, cases)) + cases * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * cases).reshape(rows, cases)
-        means.append(counts @ values / cases)
-    return np.concatenate(means)
+    step = max(1, _CHUNK // cases)
+    parts = [(start, min(step, resamples - start)) for start in range(0, resamples, step)]
+    return np.concatenate([_draws(cases, rows, seed, start).astype(float) @ values / cases for start, rows in parts])
+
+
+@lru_cache(maxsize=8)
+def _draws(cases: int, rows: int, seed: int, start: int) -> NDArray[np.uint32]:
+    """Return how often each case is drawn, rows x cases; the costly part, which many tables of one length share."""
+    generator = np.random.default_rng([seed, start])
+    drawn = generator.integers(cases, size=(rows, cases)) + cases * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * cases).reshape(rows, cases).astype(np.uint32)
 
 
 def _intervals(columns: dict[str, Array], resamples: int, seed: int) -> pd.DataFrame:
     """Return the confidence interval of each column's mean; one or no case has none."""
     intervals = pd.DataFrame(np.nan, index=list(columns), columns=["ci_low", "ci_high"])
-    # The draws depend on the number of cases only, and are the costly part.
     for cases in {len(column) for column in columns.values()} - {0, 1}:
         names = [name for name, column in columns.items() if len(column) == cases]
         means = _drawn_means(np.stack([columns[name] for name in names], axis=1), resamples, seed)

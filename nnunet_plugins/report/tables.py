@@ -1,43 +1,22 @@
-"""The tables of a report as they are shown, and the files that hold them: Markdown, LaTeX and CSV.
+"""The tables of a report as they are shown.
 
 Numbers are rounded here, once for all kinds of files: Dice and NSD to three decimals, distances and volumes to two.
 """
 
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from functools import lru_cache, partial
 
 import pandas as pd
 
-from nnunet_plugins.files import write_text
-from nnunet_plugins.metrics.table import METRICS, write_table
-from nnunet_plugins.report.caveats import caveats
-from nnunet_plugins.report.comparison import (
-    Comparison,
-    across_datasets,
-    comparisons,
-    costs,
-    differences,
-    label_names,
-    leaderboard,
-    per_label,
-)
-from nnunet_plugins.report.record import ROLES, UNRANKED, Record
-from nnunet_plugins.report.statistics import LEVEL, CriticalDifference, label_scores
+from nnunet_plugins.metrics.table import METRICS
+from nnunet_plugins.report.analysis import Comparison
+from nnunet_plugins.report.equality import UNKNOWN, Equality
+from nnunet_plugins.report.record import describe_role
+from nnunet_plugins.report.statistics import LEVEL, CriticalDifference
+from nnunet_plugins.report.words import DASH, DECIMALS, METRIC_NAMES, show_number, show_p
 
-METRIC_NAMES = {
-    "Dice": "Dice",
-    "ASSD_mm": "ASSD (mm)",
-    "HD95_mm": "HD95 (mm)",
-    "NSD": "NSD",
-    "volume_error_ml": "Absolute volume error (ml)",
-}
-_DECIMALS = {"Dice": 3, "ASSD_mm": 2, "HD95_mm": 2, "NSD": 3, "volume_error_ml": 2}
-UNKNOWN = "–"  # noqa: RUF001 - a dash
-_TEXTS = (
+TEXTS = (
     "Algorithm",
     "Role",
     "Flags",
@@ -49,8 +28,9 @@ _TEXTS = (
     "Setting",
     "Value",
     "Baseline",
+    "Compared with",
 )
-_LONG = 40  # rows that fit on a page in print
+"""Headings of columns that hold texts."""
 
 
 @dataclass(frozen=True)
@@ -66,40 +46,27 @@ class Section:
     table: pd.DataFrame
 
 
-def sections(comparison: Comparison) -> list[Section]:
-    """Return all tables of a comparison, rounded."""
-    board = leaderboard(comparison)
+@lru_cache(maxsize=128)
+def sections(comparison: Comparison) -> Sequence[Section]:
+    """Return all tables of a comparison, rounded; page, Markdown and LaTeX have the same ones."""
+    board = comparison.board
     found = [
-        Section("Results, ranked by mean Dice", _show_results(board)),
-        Section("Cases and flags", _show_cases(board)),
+        Section("Results, ranked by mean Dice", _show_results(comparison)),
+        Section("Cases and flags", _show_cases(comparison)),
     ]
-    paired = [_show_differences(differences(comparison, metric), metric) for metric in METRICS]
+    if board["absent"].any():
+        found.append(Section("Labels that the truth does not have", _show_false_findings(comparison.false_findings)))
+    paired = [_show_differences(table, metric) for metric, table in comparison.paired.items()]
     if any(map(len, paired)):
         caption = f"Paired differences from {comparison.baseline}; wins, ties and losses count cases"
         found.append(Section(caption, pd.concat(paired, ignore_index=True)))
-    if comparison.results["label"].nunique() > 1:
-        found += [
-            Section(
-                f"{METRIC_NAMES[metric]} by label", _show_labels(per_label(comparison, metric), board.index, metric)
-            )
-            for metric in METRICS
-        ]
+    if len(comparison.labels) > 1:
+        for metric, table in comparison.by_label.items():
+            named = table.rename(columns=comparison.labels)
+            found.append(Section(f"{METRIC_NAMES[metric]} by label", _show_labels(named, metric)))
     if len(comparison.runs):
-        found.append(Section("Costs, as means over the folds", _show_costs(costs(comparison))))
+        found.append(Section("Costs, as means over the folds", _show_costs(comparison.costs)))
     return found
-
-
-def show_number(value: float, decimals: int) -> str:
-    """Write a number with so many decimals, and nan as a dash."""
-    if pd.isna(value):
-        return UNKNOWN
-    rounded = round(float(value), decimals) + 0.0  # no minus before a zero
-    return f"{rounded:.{decimals}f}".replace("-", "−")  # noqa: RUF001 - a minus sign
-
-
-def show_p(value: float) -> str:
-    """Write a p value with three decimals; smaller ones are just that."""
-    return "<0.001" if value < 0.001 else show_number(value, 3)
 
 
 def _show_intervals(means: pd.Series, table: pd.DataFrame, decimals: int) -> list[str]:
@@ -107,27 +74,30 @@ def _show_intervals(means: pd.Series, table: pd.DataFrame, decimals: int) -> lis
     shown = []
     for numbers in zip(means, table["ci_low"], table["ci_high"], strict=True):
         mean, low, high = (show_number(number, decimals) for number in numbers)
-        shown.append(mean if low == UNKNOWN else f"{mean} [{low}, {high}]")
+        shown.append(mean if low == DASH else f"{mean} [{low}, {high}]")
     return shown
 
 
 def _show_counts(table: pd.DataFrame) -> list[str]:
     """Write wins, ties and losses in one."""
     counts = table[["wins", "ties", "losses"]].astype("Int64")
-    return [UNKNOWN if row.isna().any() else "/".join(map(str, row)) for _, row in counts.iterrows()]
+    return [DASH if row.isna().any() else "/".join(map(str, row)) for _, row in counts.iterrows()]
 
 
 def _show(values: pd.Series, write: Callable[..., str], *options: int) -> list[str]:
     return [write(value, *options) for value in values]
 
 
-def _show_results(board: pd.DataFrame) -> pd.DataFrame:
+def _show_results(comparison: Comparison) -> pd.DataFrame:
+    board = comparison.board
+    own = {"Dice in summary.json": _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
     return pd.DataFrame(
         {
             "Place": _show(board["place"], show_number, 0),
             "Algorithm": board.index,
-            "Dice [95% CI]": _show_intervals(board["Dice"], board, _DECIMALS["Dice"]),
-            **{METRIC_NAMES[name]: _show(board[name], show_number, _DECIMALS[name]) for name in METRICS[1:]},
+            "Dice [95% CI]": _show_intervals(board["Dice"], board, DECIMALS["Dice"]),
+            **own,
+            **{METRIC_NAMES[name]: _show(board[name], show_number, DECIMALS[name]) for name in METRICS[1:]},
             "Mean rank": _show(board["mean_rank"], show_number, 2),
             "p (Holm)": _show(board["p_holm"], show_p),
             "Wins/ties/losses": _show_counts(board),
@@ -135,19 +105,31 @@ def _show_results(board: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _show_cases(board: pd.DataFrame) -> pd.DataFrame:
-    counts = {
-        "cases": "Cases",
-        "missing": "Missing",
-        "one_empty": "One mask empty",
-        "both_empty": "Both masks empty",
-    }
+def _show_cases(comparison: Comparison) -> pd.DataFrame:
+    board = comparison.board
+    counts = {"cases": "Cases", "lacking": "Missing", "missed": "Labels missed"}
+    trainers = comparison.algorithms.loc[board.index, "trainer"]
     return pd.DataFrame(
         {
             "Algorithm": board.index,
-            "Role": [ROLES.get(role, role) for role in board["role"]],
+            "Role": [describe_role(role, trainer) for role, trainer in zip(board["role"], trainers, strict=True)],
             **{heading: _show(board[name], show_number, 0) for name, heading in counts.items()},
+            **(
+                {"Dice in summary.json": _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
+            ),
             "Flags": list(board["flags"]),
+        }
+    )
+
+
+def _show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "Algorithm": table.index,
+            "Absent labels": _show(table["absent"], show_number, 0),
+            "False findings": _show(table["found"], show_number, 0),
+            "Share": _show(table["share"], show_number, 3),
+            "Mean volume of a false finding (ml)": _show(table["volume_ml"], show_number, 2),
         }
     )
 
@@ -158,7 +140,7 @@ def _show_differences(table: pd.DataFrame, metric: str) -> pd.DataFrame:
             "Metric": METRIC_NAMES[metric],
             "Algorithm": table.index,
             "Cases": _show(table["n"], show_number, 0),
-            "Difference [95% CI]": _show_intervals(table["mean_difference"], table, _DECIMALS[metric]),
+            "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS[metric]),
             "Effect size": _show(table["effect_size"], show_number, 2),
             "p": _show(table["p"], show_p),
             "p (Holm)": _show(table["p_holm"], show_p),
@@ -167,10 +149,9 @@ def _show_differences(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
-def _show_labels(table: pd.DataFrame, order: pd.Index, metric: str) -> pd.DataFrame:
+def _show_labels(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Write the means by label; whatever is more of, algorithms or labels, goes down the page."""
-    shown = table.reindex([name for name in order if name in table.index])
-    shown = shown.map(partial(show_number, decimals=_DECIMALS[metric]))
+    shown = table.map(partial(show_number, decimals=DECIMALS[metric]))
     down, heading = (shown, "Algorithm") if len(shown) >= shown.shape[1] else (shown.T, "Label")
     names = down.index.to_series(name=heading)
     return pd.concat([names, down], axis=1).reset_index(drop=True)
@@ -197,7 +178,8 @@ def _show_costs(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _show_across(result: CriticalDifference) -> Section:
+def show_across(result: CriticalDifference) -> Section:
+    """Write the average ranks over datasets."""
     caption = (
         f"Average ranks over {result.datasets} datasets; Friedman's p: {show_p(result.p)}; Nemenyi's critical "
         f"difference at {LEVEL:g}: {show_number(result.difference, 2)}"
@@ -206,164 +188,26 @@ def _show_across(result: CriticalDifference) -> Section:
     return Section(caption, pd.DataFrame({"Algorithm": result.average_ranks.index, "Average rank": ranked}))
 
 
-def show_inequalities(entry: Mapping[str, Any]) -> pd.DataFrame:
-    """Write what differs from the baseline, the forbidden first."""
-    rows = [
-        (found["algorithm"], found["what"], found["value"], found["baseline"], "yes" if found["allowed"] else "NO")
-        for found in sorted(entry["differences"], key=lambda found: found["allowed"])
-    ]
-    return pd.DataFrame(rows, columns=["Algorithm", "Setting", "Value", "Baseline", "Comparable"])
-
-
-def write_csv(record: Record, path: Path) -> None:
-    """Write the results as they are: columns `record.RESULTS`, exact numbers, all cases; see `write_table`."""
-    write_table(path, record.results)
-
-
-def write_challenger(record: Record, path: Path) -> None:
-    """Write the scores by label as challengeR reads them: `task`, `algorithm`, `case`, `metric`, `value`.
-
-    A task is a dataset, configuration, split and label; distances have their penalties and volume errors no sign. It is
-    the comparisons' own data: cases that all algorithms have, without ensembles. Both masks empty: NA. For challengeR,
-    take the rows of one metric; small values are better but for Dice and NSD.
-    """
-    parts = []
-    for comparison in comparisons(record):
-        results = comparison.results[~comparison.results["role"].isin(UNRANKED)]
-        task = f"{comparison.dataset}/{comparison.configuration}/{comparison.split}/" + results["label"].map(
-            label_names(results)
-        )
-        parts += [
-            results[["algorithm", "case"]].assign(task=task, metric=metric, value=label_scores(results, metric))
-            for metric in METRICS
-        ]
-    columns = ["task", "algorithm", "case", "metric", "value"]
-    table = pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
-    write_table(path, table, na_rep="NA")
-
-
-def write_markdown(record: Record, path: Path) -> None:
-    """Write all tables with their caveats, the proof of equality, the failures and the environment as Markdown."""
-    about, found = record.about, comparisons(record)
-    parts = [f"# {markdown(about.get('title', 'Benchmark'))}", *_overview(record)]
-    for comparison in found:
-        parts += [f"## {markdown(comparison.title)}", _bullets(caveats(comparison))]
-        for section in sections(comparison):
-            parts += [f"### {markdown(section.caption)}", markdown_table(section.table)]
-    for title, result in across_datasets(found).items():
-        section = _show_across(result)
-        parts += [f"## All datasets, {markdown(title)}", markdown(section.caption), markdown_table(section.table)]
-    for entry in record.equality:
-        title = f"Equality: {entry['dataset']}, {entry['configuration']}"
-        parts += [f"## {markdown(title)}", markdown(_equal(entry))]
-        if entry["differences"]:
-            parts.append(markdown_table(show_inequalities(entry)))
-    if record.failures:
-        parts.append("## Failures")
-        for failure in record.failures:
-            tail = "\n".join(f"    {line}" for line in str(failure["tail"]).splitlines())
-            line = f"{failure['task']}: exit code {failure['exit_code']}, log {failure['log']}"
-            parts += [markdown(line), tail]
-    if lines := about.get("ensembles"):
-        parts += ["## Ensembles", _bullets(lines)]
-    versions = [f"{name} {version}" for name, version in about.get("versions", {}).items()]
-    parts += ["## Environment", _bullets([*about.get("hardware", []), *versions])]
-    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
-
-
-def _overview(record: Record) -> list[str]:
-    """Return a few lines on the whole benchmark."""
-    names = {"Budget": "budget", "Command": "command", "Created": "created"}
-    lines = [f"{heading}: {record.about[name]}" for heading, name in names.items() if name in record.about]
-    if not record.about.get("complete", True):
-        lines.append("Not complete: some of this benchmark failed or has not run yet.")
-    if record.results.empty:
-        lines.append("There are no results yet.")
-    return [_bullets(lines)]
-
-
-def _equal(entry: Mapping[str, Any]) -> str:
-    same = ", ".join(entry["same"]) or "nothing"
-    return (
-        f"The same in all trainings: {same}. What differs from the baseline:"
-        if entry["differences"]
-        else (f"The same in all trainings: {same}. Nothing differs from the baseline.")
+def show_inequalities(equality: Equality) -> pd.DataFrame:
+    """Write what differs, the forbidden first, and what is not known."""
+    found = sorted(equality.differences, key=lambda found: found["allowed"])
+    answers = ["unknown" if UNKNOWN in (one["value"], one["baseline"]) else "yes" for one in found]
+    comparable = [answer if one["allowed"] else "NO" for one, answer in zip(found, answers, strict=True)]
+    return pd.DataFrame(
+        {
+            "Algorithm": [one["algorithm"] for one in found],
+            "Setting": [one["what"] for one in found],
+            "Value": [one["value"] for one in found],
+            "Compared with": [one["baseline"] for one in found],
+            "Whose": [equality.name(one["against"]) for one in found],
+            "Comparable": comparable,
+        }
     )
 
 
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {markdown(line)}" for line in lines)
-
-
-def markdown_table(table: pd.DataFrame, texts: Collection[str] = _TEXTS) -> str:
-    """Write a table with pipes; columns of texts to the left, those of numbers to the right."""
-    rules = [":---" if name in texts else "---:" for name in table.columns]
-    rows = [_markdown_cells(table.columns), rules, *(_markdown_cells(row) for row in table.itertuples(index=False))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _markdown_cells(values: Sequence[Any]) -> list[str]:
-    return [markdown(str(value)) for value in values]
-
-
-# What begins markup in Markdown. Where the same characters cannot, they stay as they are: reports are read raw as well.
-_MARKUP = re.compile(r"[\\`*|$~]|^[#>+=-]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
-
-
-def markdown(text: str) -> str:
-    """Return text, on one line, that Markdown shows as it is."""
-    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
-
-
-def write_latex(record: Record, path: Path) -> None:
-    """Write all tables with their caveats as a LaTeX fragment to include."""
-    found = comparisons(record)
-    parts = [r"% Needs \usepackage{booktabs,longtable}. Wide tables want a small font or a landscape page."]
-    tables = 0
-    for comparison in found:
-        items = "\n".join(rf"\item {_latex(line)}" for line in caveats(comparison))
-        parts.append(rf"\paragraph{{{_latex(comparison.title)}}}" + f"\n\\begin{{itemize}}\n{items}\n\\end{{itemize}}")
-        for section in sections(comparison):
-            tables += 1
-            parts.append(_latex_table(section, comparison.title, tables))
-    for title, result in across_datasets(found).items():
-        tables += 1
-        parts.append(_latex_table(_show_across(result), f"All datasets, {title}", tables))
-    write_text(path, "\n\n".join(parts) + "\n")
-
-
-def _latex_table(section: Section, title: str, number: int) -> str:
-    table = section.table.astype(str).map(_latex)
-    sides = [r"p{0.25\linewidth}" if name == "Flags" else "l" if name in _TEXTS else "r" for name in table.columns]
-    table.columns = pd.Index([_latex(str(name)) for name in table.columns])
-    return str(
-        table.to_latex(
-            index=False,
-            escape=False,
-            caption=_latex(f"{title}: {section.caption}"),
-            label=f"tab:benchmark-{number}",
-            column_format="".join(sides),
-            longtable=len(table) > _LONG,
-        )
-    ).strip()
-
-
-_LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "−": "$-$",  # noqa: RUF001 - a minus sign
-        "–": "--",  # noqa: RUF001 - a dash
-        "\N{REPLACEMENT CHARACTER}": "?",
-    }
-)
-
-
-def _latex(text: str) -> str:
-    """Return text, on one line, that LaTeX prints as it is."""
-    return " ".join(text.split()).translate(_LATEX)
+def describe_equality(equality: Equality) -> str:
+    """Say what was the same in all trainings."""
+    same = ", ".join(equality.same) or "nothing"
+    return f"The same in all trainings: {same}. " + (
+        "What differs or is not known:" if equality.differences else "Nothing else differs."
+    )

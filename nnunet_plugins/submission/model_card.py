@@ -13,9 +13,10 @@ from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.planning.forecast import GIB, format_size
 from nnunet_plugins.planning.profile import profile_network
 from nnunet_plugins.planning.setting import Setting
+from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.record import read_record
-from nnunet_plugins.report.statistics import case_scores, mean_with_ci
-from nnunet_plugins.report.tables import markdown_table
+from nnunet_plugins.report.statistics import mean_with_ci
+from nnunet_plugins.report.writing import markdown_table
 from nnunet_plugins.submission.rendering import render
 from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source, SubmissionError
@@ -149,21 +150,23 @@ def _from_validation(sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 def _from_benchmark(folder: Path, sources: Sequence[Source]) -> list[dict[str, Any]]:
     """Return the metrics of the networks, their ensemble and nnU-Net's choice of them, as far as there are any."""
-    record = read_record(folder / "record")
     dataset = sources[0].folder.parent.name
-    results = record.results[record.results["dataset"] == dataset]
-    results = results[results["plans"].isin({source.choice.plans for source in sources})]
-    results = results[results["configuration"].isin({source.choice.configuration for source in sources})]
-    wanted = {source.choice.trainer for source in sources}
+    configurations, plans, wanted = (
+        {getattr(source.choice, name) for source in sources} for name in ("configuration", "plans", "trainer")
+    )
     rows = []
-    for (split, algorithm), table in results.groupby(["split", "algorithm"], sort=False):
-        # An ensemble has its members' names with a plus between them.
-        if not set(table["trainer"].iloc[0].split(" + ")) <= wanted:
+    for comparison in analyse(read_record(folder / "record")).comparisons:
+        if comparison.dataset != dataset or comparison.configuration not in configurations:
             continue
-        row: dict[str, Any] = {"network": f"{algorithm}, {split}"}
-        for metric in _METRICS:
-            row |= _interval(case_scores(table, metric).iloc[:, 0], metric)
-        rows.append(row)
+        for algorithm in comparison.scores.algorithms:
+            trainer, used = comparison.algorithms.loc[algorithm, ["trainer", "plans"]]
+            # An ensemble has its members' names with a plus between them.
+            if used not in plans or not set(trainer.split(" + ")) <= wanted:
+                continue
+            row: dict[str, Any] = {"network": f"{algorithm}, {comparison.split}"}
+            for metric in _METRICS:
+                row |= _interval(comparison.by_case[metric][algorithm], metric)
+            rows.append(row)
     if not rows:
         raise SubmissionError(f"{folder} has no results of {', '.join(sorted(wanted))} on {dataset}")
     return rows

@@ -18,6 +18,7 @@ from pathlib import Path
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 
 import nnunet_plugins
 from nnunet_plugins.errors import InputError
@@ -149,8 +150,10 @@ def collect(versions: Mapping[str, str], folder: Path) -> None:
     missing = {name: version for name, version in versions.items() if name != OWN and name not in there}
     if not missing:
         return
-    wanted = [_origin(name) or f"{name}=={_public(version)}" for name, version in missing.items()]
+    wanted = [_origin(name) or f"{name}=={version}" for name, version in missing.items()]
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--disable-pip-version-check", "-w", str(folder)]
+    for index in indexes(missing):
+        command += ["--extra-index-url", index]
     try:
         subprocess.run([*command, *wanted], check=True)
     except subprocess.CalledProcessError as error:
@@ -165,14 +168,34 @@ def matching(versions: Mapping[str, str], folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for wheel in sorted(folder.glob("*.whl")):
         name, version, *_ = parse_wheel_filename(wheel.name)
-        if _public(str(version)) == _public(versions.get(name, "")):
+        if str(version) == versions.get(name) or (_is_from_elsewhere(name) and _same_public(version, versions[name])):
             found[name] = wheel
     return found
 
 
-def _public(version: str) -> str:
-    """Return a version as indexes have it, without the local part such as +cu132."""
-    return version.partition("+")[0]
+_PYTORCH = "https://download.pytorch.org/whl/"
+_OF_PYTORCH = ("torch", "torchvision", "torchaudio", "triton", "pytorch-triton")
+
+
+def indexes(versions: Mapping[str, str]) -> list[str]:
+    """Return the indexes, besides the usual one, that have builds such as 2.9.0+cpu, or another kind of GPU's.
+
+    The usual index would give its own build of that version.
+    """
+    builds = {version.partition("+")[2] for name, version in versions.items() if name in _OF_PYTORCH}
+    return [f"{_PYTORCH}{build}" for build in sorted(builds) if build]
+
+
+def _is_from_elsewhere(name: str) -> bool:
+    """Tell whether an installed package came from no index; built again, the local part of its version may change."""
+    try:
+        return _origin(name) is not None
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _same_public(one: Version, other: str) -> bool:
+    return one.public == Version(other).public
 
 
 def _origin(name: str) -> str | None:
@@ -190,9 +213,9 @@ def _origin(name: str) -> str | None:
 def write_requirements(versions: Mapping[str, str], wheels: Path, file: Path) -> None:
     """Write the lock file; if the wheels of all packages are there, they are pinned by their hashes as well."""
     there = matching(versions, wheels)
-    lines = []
+    lines = [f"--extra-index-url {index}" for index in indexes(versions)] if len(there) < len(versions) else []
     for name, version in versions.items():
-        line = f"{name}=={_public(version)}"
+        line = f"{name}=={version}"
         if len(there) == len(versions):
             line = f"{name}=={parse_wheel_filename(there[name].name)[1]} --hash=sha256:{sha256(there[name])}"
         lines.append(line)

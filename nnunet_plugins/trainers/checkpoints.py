@@ -83,6 +83,24 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Load a file of weights by name, as PyTorch's `state_dict` is saved, onto the CPU.
+
+    Raises:
+        CheckpointError: if it holds something else.
+        OSError: if there is no such file, or it cannot be read.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a file that is damaged, or made for it, fails in every way there is
+        raise CheckpointError(f"{path} cannot be read, it is damaged or something else") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise CheckpointError(f"{path} holds something else than named weights")
+    return weights
+
+
 def find_checkpoints(folder: Path) -> list[Candidate]:
     """Return what is known of the checkpoints in a fold's folder, which are trusted, as nnU-Net trusts them.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import hold_lock, whole_file
+from nnunet_plugins.files import adopt_lock, hold_lock, lock_holder, whole_file
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -42,13 +42,15 @@ def only_training(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """
     lock = folder / LOCK
     if os.environ.get(LOCK_IS_HELD) == str(lock):
+        adopt_lock(lock)
         yield
         return
     with hold_lock(lock, warn=lambda text: tell(f"WARNING: nnunet_plugins: {text}")) as held:
         if not held:
+            holder = lock_holder(lock) or "which does not tell of itself"
             raise FolderError(
-                f"nnunet_plugins: another training is running in {folder}, or the validation at its end. Two at once "
-                "would overwrite each other's checkpoints: wait for it, or stop it and go on with --c."
+                f"nnunet_plugins: another training is running in {folder}, or the validation at its end ({holder}). "
+                "Two at once would overwrite each other's checkpoints: wait for it, or stop it and go on with --c."
             )
         yield
 

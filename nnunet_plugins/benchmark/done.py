@@ -1,0 +1,96 @@
+"""Whether a task is done: one rule, for the benchmark that plans it and for the process that runs it.
+
+What a task makes for the benchmark has a marker, and is done if that fits (`provenance.py`). What nnU-Net's own
+commands may have made as well, before the benchmark or beside it, has none: preprocessed data, plans, splits and
+trainings are done if they are there as a whole. On what a training was trained is not asked here, but recorded
+(`conditions.py`) and compared (`equality.py`): a training is never made again because of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.files import is_json, read_json
+from nnunet_plugins.planning.architecture import without_sizes
+from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed
+from nnunet_plugins.provenance import Ledger
+
+
+def is_done(
+    ledger: Ledger,
+    command: Sequence[str],
+    output: Path | None,
+    inputs: Sequence[Path],
+    makes: Sequence[Path],
+    there: Sequence[Any],
+) -> bool:
+    """Tell whether there is nothing left to do.
+
+    Args:
+        ledger: knows the files.
+        command: of the task.
+        output: what it makes; None if that has no marker.
+        inputs: what the output is made of.
+        makes: what else it makes.
+        there: for a task without an output: which of `CHECKS` to ask, and what about.
+    """
+    if output is not None:
+        return ledger.fits(output, command, inputs, makes)
+    if not there:
+        return False
+    check, *about = there
+    return CHECKS[check](*about)
+
+
+def is_trained(fold: str | Path) -> bool:
+    """Tell whether a fold is trained and validated, with probabilities: the summary is what nnU-Net writes last."""
+    fold = Path(fold)
+    validation = fold / "validation"
+    # Of each case's files, the segmentation is written last. Ensembles need the probabilities, the .npz files.
+    probabilities = {file.stem for file in validation.glob("*.npz")}
+    segmented = {file.stem for file in validation.glob("*.pkl")}
+    whole = is_json(validation / "summary.json") and (fold / "checkpoint_final.pth").is_file()
+    return whole and bool(segmented) and segmented <= probabilities
+
+
+def is_made_from(fitted: str | Path, plans: str | Path) -> bool:
+    """Tell whether plans differ from others only in their name, the sizes, and the stages that follow from these."""
+    found = []
+    for file in (Path(fitted), Path(plans)):
+        if not is_json(file):
+            return False
+        content = {**read_json(file, PLANS), "plans_name": None}
+        content["configurations"] = {name: without_sizes(part) for name, part in content["configurations"].items()}
+        found.append(content)
+    new, old = found
+    for name, part in new["configurations"].items():
+        if "architecture" not in old["configurations"].get(name, {}):
+            part.pop("architecture", None)  # one of its own, where it had inherited another's
+    return new == old
+
+
+def splits_are_made(file: str, groups: str | None, number: int) -> bool:
+    """Tell whether a dataset has splits, and whether they are those that the groups ask for."""
+    if not groups or not is_json(Path(file)):
+        return is_json(Path(file))
+    from nnunet_plugins.planning.dataset import PlanError
+    from nnunet_plugins.planning.splits import check_splits
+
+    try:
+        _, splits, torn = check_splits(Path(file).parent.name, Path(groups))
+    except PlanError:
+        return False
+    return len(splits) == number and not any(torn)
+
+
+def _is_preprocessed(folder: str, plans: str, configurations: Sequence[str]) -> bool:
+    return is_preprocessed(Path(folder), plans, configurations)
+
+
+CHECKS: Mapping[str, Callable[..., bool]] = {
+    "preprocessed": _is_preprocessed,
+    "plans": is_made_from,
+    "splits": splits_are_made,
+    "trained": is_trained,
+}
+"""By name, because a task may run on another machine."""

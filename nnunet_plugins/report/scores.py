@@ -1,0 +1,195 @@
+"""What is scored: one rule, the same for all algorithms, so that none is scored on other cases than another.
+
+- Dice, NSD, ASSD and HD95 of a label count in the cases whose truth has the label. Where an algorithm misses it, Dice
+  and NSD are 0 and the diagonal of the image stands for the distances.
+- In a case whose truth does not have the label nobody has these scores. What an algorithm finds there is a false
+  finding, which is counted and has a volume.
+- The volume error, without its sign, counts everywhere.
+- The score of a case is the mean over its labels. A case counts if every algorithm that is ranked has all its labels.
+
+The rows themselves, which `evaluate` writes, keep nnU-Net's convention: a false finding is a Dice of 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from nnunet_plugins.metrics.table import DISTANCES, METRICS
+from nnunet_plugins.report.record import ReportError
+
+VOLUME = "volume_error_ml"
+"""The metric that counts where the truth lacks the label, too."""
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one comparison, in arrays of algorithms x cases x labels.
+
+    Attributes:
+        algorithms: in order of first appearance, as cases and labels are.
+        cases: their names.
+        labels: as in the results.
+        there: the results have a row.
+        truth: cases x labels: the truth has the label.
+        values: by metric; nan where nothing is scored, or nothing is there.
+        missed: the truth has the label, and the algorithm finds nothing.
+        false_ml: volume of what is found of a label that the truth does not have; nan where it has it.
+        dice: as nnU-Net has it.
+    """
+
+    algorithms: Sequence[str]
+    cases: Sequence[str]
+    labels: Sequence[str]
+    there: Mask
+    truth: Mask
+    values: Mapping[str, Array]
+    missed: Mask
+    false_ml: Array
+    dice: Array
+
+    @property
+    def whole(self) -> Mask:
+        """Algorithms x cases: the algorithm has all labels of the case."""
+        return np.asarray(self.there.all(axis=2))
+
+    def only(self, cases: Mask) -> "Scores":
+        """Return the scores of some of the cases."""
+        return replace(
+            self,
+            cases=[case for case, kept in zip(self.cases, cases, strict=True) if kept],
+            there=self.there[:, cases],
+            truth=self.truth[cases],
+            values={metric: values[:, cases] for metric, values in self.values.items()},
+            missed=self.missed[:, cases],
+            false_ml=self.false_ml[:, cases],
+            dice=self.dice[:, cases],
+        )
+
+    def by_case(self, metric: str) -> pd.DataFrame:
+        """Return the scores of the cases, cases x algorithms; nan where a case has no label to score."""
+        values, counted = self.values[metric], self._counted(metric)
+        number = counted.sum(axis=1)
+        with np.errstate(invalid="ignore"):  # 0 labels
+            means = np.where(counted, values, 0.0).sum(axis=2) / np.where(number, number, np.nan)
+        return self._frame(np.where(self.whole, means, np.nan).T, self.cases, "case")
+
+    def of_label(self, metric: str, number: int) -> pd.DataFrame:
+        """Return the scores of one label, cases x algorithms; nan where it is not scored."""
+        return self._frame(self.values[metric][:, :, number].T, self.cases, "case")
+
+    def by_label(self, metric: str) -> pd.DataFrame:
+        """Return the means over the cases, algorithms x labels; nan where no case has the label."""
+        counted = self._counted(metric) & self.there
+        number = counted.sum(axis=1)
+        means = np.where(counted, self.values[metric], 0.0).sum(axis=1) / np.where(number, number, np.nan)
+        return self._frame(means, self.algorithms, "algorithm", self.labels)
+
+    def false_findings(self) -> pd.DataFrame:
+        """Return a row per algorithm on the labels that the truth of a case does not have.
+
+        Returns:
+            `absent`, how many there are, over cases and labels; `found`, in how many of them the algorithm finds
+            something; `share`; `volume_ml`, the mean volume of what it finds where it does.
+        """
+        absent = self.there & ~self.truth
+        found = absent & (self.false_ml > 0)
+        table = pd.DataFrame({"absent": absent.sum(axis=(1, 2)), "found": found.sum(axis=(1, 2))}, self.algorithms)
+        volume = pd.Series(np.where(found, self.false_ml, 0.0).sum(axis=(1, 2)), table.index)
+        table["share"] = table["found"] / table["absent"].where(table["absent"] > 0)
+        table["volume_ml"] = volume / table["found"].where(table["found"] > 0)
+        return table.rename_axis("algorithm")
+
+    def nnunet_dice(self) -> "pd.Series[float]":
+        """Return what nnU-Net's `summary.json` calls `foreground_mean` of these cases: labels' means, then their mean.
+
+        A false finding is a Dice of 0 there, and a label in neither mask is left out, for each algorithm by itself.
+        """
+        known = ~np.isnan(self.dice)
+        number = known.sum(axis=1)
+        means = np.where(known, self.dice, 0.0).sum(axis=1) / np.where(number, number, np.nan)
+        return pd.Series(means.mean(axis=1), pd.Index(self.algorithms, name="algorithm"))
+
+    def _counted(self, metric: str) -> Mask:
+        return np.ones_like(self.truth) if metric == VOLUME else self.truth
+
+    def _frame(
+        self, values: Array, index: Sequence[str], name: str, columns: Sequence[str] | None = None
+    ) -> pd.DataFrame:
+        heads = pd.Index(self.algorithms, name="algorithm") if columns is None else pd.Index(columns, name="label")
+        return pd.DataFrame(values, pd.Index(index, name=name), heads)
+
+
+def score(results: pd.DataFrame) -> Scores:
+    """Score the results of one comparison.
+
+    Args:
+        results: columns `record.RESULTS`.
+
+    Raises:
+        ReportError: if two rows are about one case, label and algorithm, a row lacks what its truth demands, or the
+            algorithms were evaluated against different truths.
+    """
+    codes, names = zip(*(pd.factorize(results[name]) for name in ("algorithm", "case", "label")), strict=True)
+    shape = tuple(map(len, names))
+    place = np.ravel_multi_index(codes, shape) if len(results) else np.zeros(0, int)
+    _refuse(results, pd.Series(place).duplicated().to_numpy(), "is there twice: two runs have one name")
+    there = np.zeros(shape, bool)
+    there.ravel()[place] = True
+
+    def spread(values: "pd.Series[float]") -> Array:
+        array = np.full(shape, np.nan)
+        array.ravel()[place] = values.to_numpy(float)
+        return array
+
+    volume = results["volume_truth_ml"].astype(float)
+    _refuse(results, volume.isna().to_numpy(), "has no volume_truth_ml, so it is not known whether the truth has it")
+    volumes = spread(volume)
+    largest, smallest = (np.nan_to_num(limit(volumes, axis=0, initial=start, where=there)) for limit, start in _LIMITS)
+    truth = largest > 0
+    other = there & (largest - np.where(np.isfinite(smallest), smallest, largest) > 1e-6 * largest)
+    _refuse(
+        results, other.ravel()[place], "has another truth than for other algorithms: the tables of metrics do not fit"
+    )
+    values = {}
+    has = truth.ravel()[place % truth.size] if len(results) else np.zeros(0, bool)
+    for metric in METRICS:
+        column = results[metric].astype(float)
+        if metric == VOLUME:
+            column = column.abs()
+        else:
+            if metric in DISTANCES:
+                column = column.where(~np.isinf(column), results["diagonal_mm"].astype(float))
+            column = column.where(has)
+        lacks = column.isna().to_numpy() & (has | (metric == VOLUME))
+        _refuse(results, lacks, f"has no {metric}, although it counts there")
+        values[metric] = spread(column)
+    dice = spread(results["Dice"])
+    found = results["volume_error_ml"].astype(float)
+    # The volume of a false finding; one that is too small for the table is one all the same.
+    false = found.where(results["Dice"].isna(), found.clip(lower=np.finfo(float).tiny)).where(~has)
+    missed = there & truth & np.isinf(spread(results["ASSD_mm"]))
+    algorithms, cases, labels = (list(map(str, part)) for part in names)
+    return Scores(algorithms, cases, labels, there, truth, values, missed, spread(false), dice)
+
+
+_LIMITS = ((np.max, 0.0), (np.min, np.inf))
+
+
+def _refuse(results: pd.DataFrame, wrong: Mask, what: str) -> None:
+    if wrong.any():
+        row = results.iloc[int(wrong.argmax())]
+        raise ReportError(
+            f"results.csv: {row['algorithm']}, case {row['case']}, label {row['label']} {what}. Give the benchmark's "
+            "command again, which collects its results anew"
+        )
+
+
+def case_scores(results: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the scores of one comparison's cases, cases x algorithms, in order of first appearance."""
+    return score(results).by_case(metric)

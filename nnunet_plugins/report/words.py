@@ -1,0 +1,38 @@
+"""How numbers and counts are written, once for all kinds of files."""
+
+import pandas as pd
+
+METRIC_NAMES = {
+    "Dice": "Dice",
+    "ASSD_mm": "ASSD (mm)",
+    "HD95_mm": "HD95 (mm)",
+    "NSD": "NSD",
+    "volume_error_ml": "Absolute volume error (ml)",
+}
+DECIMALS = {"Dice": 3, "ASSD_mm": 2, "HD95_mm": 2, "NSD": 3, "volume_error_ml": 2}
+DASH = "–"  # noqa: RUF001 - a dash
+"""Stands for what is missing."""
+
+
+def show_number(value: float, decimals: int) -> str:
+    """Write a number with so many decimals, and nan as a dash."""
+    if pd.isna(value):
+        return DASH
+    rounded = round(float(value), decimals) + 0.0  # no minus before a zero
+    return f"{rounded:.{decimals}f}".replace("-", "−")  # noqa: RUF001 - a minus sign
+
+
+def show_p(value: float) -> str:
+    """Write a p value with three decimals; smaller ones are just that."""
+    return "<0.001" if value < 0.001 else show_number(value, 3)
+
+
+def describe_p(value: float) -> str:
+    """Write a p value with its sign of equality."""
+    shown = show_p(value)
+    return f"p < {shown[1:]}" if shown.startswith("<") else f"p = {shown}"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,182 @@
+"""The files of a report besides the page: Markdown, LaTeX and CSV, all of one analysis."""
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nnunet_plugins.files import write_text
+from nnunet_plugins.metrics.table import METRICS, write_table
+from nnunet_plugins.report.analysis import Analysis
+from nnunet_plugins.report.caveats import caveats
+from nnunet_plugins.report.findings import summarise
+from nnunet_plugins.report.record import Record
+from nnunet_plugins.report.tables import (
+    TEXTS,
+    Section,
+    describe_equality,
+    sections,
+    show_across,
+    show_inequalities,
+)
+
+_LONG = 40  # rows that fit on a page in print
+
+
+def write_csv(record: Record, path: Path) -> None:
+    """Write the results as they are: columns `record.RESULTS`, exact numbers, all cases; see `write_table`."""
+    write_table(path, record.results)
+
+
+def write_challenger(analysis: Analysis, path: Path) -> None:
+    """Write the scores by label as challengeR reads them: `task`, `algorithm`, `case`, `metric`, `value`.
+
+    A task is a dataset, configuration, split and label; distances have their penalties and volume errors no sign. It is
+    the comparisons' own data: cases that all algorithms have, without ensembles; NA where the truth lacks the label.
+    For challengeR, take the rows of one metric; small values are better but for Dice and NSD.
+    """
+    parts = []
+    for comparison in analysis.comparisons:
+        scores = comparison.scores
+        chosen = [number for number, name in enumerate(scores.algorithms) if name in comparison.ranked]
+        place = f"{comparison.dataset}/{comparison.configuration}/{comparison.split}/"
+        algorithms, cases, labels = np.indices((len(chosen), len(scores.cases), len(scores.labels))).reshape(3, -1)
+        columns = {
+            "task": np.array([place + comparison.labels[label] for label in scores.labels], object)[labels],
+            "algorithm": np.array([scores.algorithms[number] for number in chosen], object)[algorithms],
+            "case": np.array(scores.cases, object)[cases],
+        }
+        for metric in METRICS:
+            parts.append(pd.DataFrame({**columns, "metric": metric, "value": scores.values[metric][chosen].ravel()}))
+    names = ["task", "algorithm", "case", "metric", "value"]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
+    write_table(path, table, missing="NA")
+
+
+def write_markdown(analysis: Analysis, path: Path) -> None:
+    """Write all tables with their caveats, the proof of equality, the failures and the environment as Markdown."""
+    record = analysis.record
+    about = record.about
+    parts = [f"# {markdown(about.get('title', 'Benchmark'))}", *_overview(record)]
+    for comparison in analysis.comparisons:
+        parts += [f"## {markdown(comparison.title)}", markdown(summarise(comparison)), _bullets(caveats(comparison))]
+        for section in sections(comparison):
+            parts += [f"### {markdown(section.caption)}", markdown_table(section.table)]
+    for title, result in analysis.across.items():
+        section = show_across(result)
+        parts += [f"## All datasets, {markdown(title)}", markdown(section.caption), markdown_table(section.table)]
+    for equality in analysis.equality:
+        parts += [f"## {markdown(f'Equality: {equality.place}')}", markdown(describe_equality(equality))]
+        if equality.differences:
+            parts.append(markdown_table(show_inequalities(equality)))
+    if record.failures:
+        parts.append("## Failures")
+        for failure in record.failures:
+            tail = "\n".join(f"    {line}" for line in str(failure["tail"]).splitlines())
+            line = f"{failure['task']}: exit code {failure['exit_code']}, log {failure['log']}"
+            parts += [markdown(line), tail]
+    if lines := about.get("ensembles"):
+        parts += ["## Ensembles", _bullets(lines)]
+    versions = [f"{name} {version}" for name, version in about.get("versions", {}).items()]
+    parts += ["## Environment", _bullets([*about.get("hardware", []), *versions])]
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _overview(record: Record) -> list[str]:
+    """Return a few lines on the whole benchmark."""
+    names = {"Budget": "budget", "Command": "command", "Created": "created"}
+    lines = [f"{heading}: {record.about[name]}" for heading, name in names.items() if name in record.about]
+    if not record.about.get("complete", True):
+        lines.append("Not complete: some of this benchmark failed or has not run yet.")
+    if record.results.empty:
+        lines.append("There are no results yet.")
+    return [_bullets(lines)]
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {markdown(line)}" for line in lines)
+
+
+def markdown_table(table: pd.DataFrame, texts: Collection[str] = TEXTS) -> str:
+    """Write a table with pipes; columns of texts to the left, those of numbers to the right."""
+    rules = [":---" if name in texts else "---:" for name in table.columns]
+    rows = [_markdown_cells(table.columns), rules, *(_markdown_cells(row) for row in table.itertuples(index=False))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _markdown_cells(values: Sequence[Any]) -> list[str]:
+    return [markdown(str(value)) for value in values]
+
+
+# What begins markup in Markdown. Where the same characters cannot, they stay as they are: reports are read raw as well.
+_MARKUP = re.compile(r"[\\`*|$~]|^[#>+=-]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
+
+
+def markdown(text: str) -> str:
+    """Return text, on one line, that Markdown shows as it is."""
+    return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def write_latex(analysis: Analysis, path: Path) -> None:
+    """Write all tables with their caveats as a LaTeX fragment to include."""
+    parts = [r"% Needs \usepackage{booktabs,longtable}. Wide tables want a small font or a landscape page."]
+    tables = 0
+    for comparison in analysis.comparisons:
+        lines = [summarise(comparison), *caveats(comparison)]
+        items = "\n".join(rf"\item {_latex(line)}" for line in lines)
+        parts.append(rf"\paragraph{{{_latex(comparison.title)}}}" + f"\n\\begin{{itemize}}\n{items}\n\\end{{itemize}}")
+        for section in sections(comparison):
+            tables += 1
+            parts.append(_latex_table(section, comparison.title, tables))
+    for title, result in analysis.across.items():
+        tables += 1
+        parts.append(_latex_table(show_across(result), f"All datasets, {title}", tables))
+    write_text(path, "\n\n".join(parts) + "\n")
+
+
+def _latex_table(section: Section, title: str, number: int) -> str:
+    table = section.table
+    sides = [r"p{0.25\linewidth}" if name == "Flags" else "l" if name in TEXTS else "r" for name in table.columns]
+    head, *rows = (
+        " & ".join(_latex(str(value)) for value in row) + r" \\"
+        for row in [table.columns, *table.itertuples(index=False)]
+    )
+    caption = [rf"\caption{{{_latex(f'{title}: {section.caption}')}}}", rf"\label{{tab:benchmark-{number}}}"]
+    titled = [r"\toprule", head, r"\midrule"]
+    if len(table) > _LONG:
+        begin = [rf"\begin{{longtable}}{{{''.join(sides)}}}", " ".join(caption) + r" \\"]
+        begin += [*titled, r"\endfirsthead", *titled, r"\endhead", r"\bottomrule", r"\endfoot"]
+        return "\n".join([*begin, *rows, r"\end{longtable}"])
+    begin = [r"\begin{table}", *caption, rf"\begin{{tabular}}{{{''.join(sides)}}}", *titled]
+    return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "`": r"\textasciigrave{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "−": "$-$",  # noqa: RUF001 - a minus sign
+    "–": "--",  # noqa: RUF001 - a dash
+    "\N{REPLACEMENT CHARACTER}": "?",
+    "\0": "{}",
+}
+_KNOWN = {chr(number) for number in range(0xA1, 0x17F)} - set("«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲų")
+"""Letters beyond ASCII that pdfLaTeX has with its standard fonts; in place of others stands their number."""
+
+
+def _latex(text: str) -> str:
+    """Return text, on one line, that LaTeX prints as it is."""
+    # Two hyphens would become a dash; what begins so, an option of the line that ends before it.
+    text = re.sub(r"-(?=-)|^(?=[\[*])", "\\g<0>\0", " ".join(text.split()))
+    return "".join(
+        _LATEX.get(letter) or (letter if letter.isascii() or letter in _KNOWN else f"U+{ord(letter):04X}")
+        for letter in text
+    )

@@ -1,0 +1,186 @@
+"""`nnunet-plugins report --verify`: what fits, what contradicts, and what is not here."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from report_records import make_record
+
+from nnunet_plugins.cli import main
+from nnunet_plugins.files import write_text
+from nnunet_plugins.metrics.table import METRICS, write_table
+from nnunet_plugins.provenance import Ledger
+from nnunet_plugins.report.build import build_report
+from nnunet_plugins.report.record import Record
+
+COLUMNS = ["case", "label", "name", *METRICS, "volume_truth_ml", "tolerance_mm", "diagonal_mm"]
+OF = ["split", "dataset", "configuration", "plans", "trainer"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A benchmark's folder with a report, and nnU-Net's results of which its tables of metrics were made."""
+    place = tmp_path_factory.mktemp("made")
+    record = small_record()
+    folder, results = place / "comparison", place / "results"
+    ledger = Ledger({"results": results, "output": folder})
+    markers = []
+    for values, rows in record.results.groupby(OF, sort=False):
+        of = dict(zip(OF, values, strict=True))
+        table, summary = folder / "metrics" / f"{of['trainer']}.csv", results / of["trainer"] / "summary.json"
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_table(table, rows[COLUMNS])
+        write_text(summary, json.dumps({"of": of["trainer"]}))
+        command = ["nnunet-plugins", "evaluate", str(table)]
+        markers.append({**ledger.write(table, command, ledger.identities([summary])).to_json(), "of": of})
+    record.write(folder / "record")
+    write_text(folder / "record" / "provenance.json", json.dumps({"outputs": markers}))
+    build_report(folder)
+    return place
+
+
+def small_record() -> Record:
+    """A record whose report is made quickly."""
+    record = make_record(algorithms=2, cases=6, labels=1, folds=1, epochs=1)
+    return dataclasses.replace(record, runs=record.runs[:0], curves=record.curves[:0])
+
+
+@pytest.fixture
+def benchmark(made, tmp_path, monkeypatch) -> Path:
+    """A copy of it: names in markers begin with the folder in which a file lies."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    for name in ("raw", "preprocessed"):
+        monkeypatch.delenv(f"nnUNet_{name}", raising=False)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    return tmp_path / "comparison"
+
+
+def verify(folder: Path, capsys) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main(["report", "--verify", str(folder)])
+    return code, capsys.readouterr().out
+
+
+def test_a_report_that_was_just_made_fits_and_nothing_is_written(benchmark, capsys):
+    before = {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")}
+    code, said = verify(benchmark, capsys)
+    assert (code, "Contradiction" in said, "not here" in said) == (0, False, False), said
+    assert "Made again from the record, 4 files of tables and statistics, 3 figures and the page are the same." in said
+    assert "4 files and folders, inputs and outputs of 2 steps, fit." in said
+    assert {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")} == before
+
+
+def test_without_nnunets_folders_the_record_is_believed(benchmark, capsys, monkeypatch):
+    monkeypatch.delenv("nnUNet_results")
+    code, said = verify(benchmark, capsys)
+    assert code == 0
+    assert "2 inputs not here, hashes from the record." in said
+    table = benchmark / "report" / "report.md"
+    table.write_text(table.read_text().replace("0.9", "0.8", 1))
+    code, said = verify(benchmark, capsys)
+    assert code == 1
+    assert re.search(r"Contradiction: report/report.md, line \d+, is not what the record makes", said)
+
+
+def replace(file: Path, pattern: str, new: str) -> None:
+    text, number = re.subn(pattern, new, file.read_text(), count=1)
+    assert number
+    file.write_text(text)
+
+
+def test_what_contradicts_is_named(benchmark, capsys):
+    figure = next((benchmark / "report" / "figures").glob("*-dice.svg"))
+    replace(figure, 'd="M', 'd="M 1 1 L')
+    next((benchmark / "report" / "figures").glob("*-ranks.svg")).unlink()
+    (benchmark / "report" / "figures" / "more.svg").write_text("<svg/>")
+    replace(benchmark / "report" / "index.html", "is ahead|is behind|cannot be", "is far ahead")
+    replace(benchmark / "report" / "tables.tex", r"\\toprule", r"\\midrule")
+    replace(benchmark / "report" / "challenger.csv", r",0\.", ",1.")
+    replace(benchmark / "record" / "results.csv", r"Anterior,0\.\d", "Anterior,0.1")
+    replace(benchmark / "metrics" / "nnUNetTrainerFIRENet.csv", r"Anterior,0\.\d", "Anterior,0.1")
+    write_text(benchmark.parent / "results" / "nnUNetTrainer" / "summary.json", "another training")
+    replace(benchmark / "record" / "provenance.json", '"configuration": "3d_fullres"', '"configuration": "2d"')
+    code, told = verify(benchmark, capsys)
+    assert code == 1
+    for said in (
+        f"report/figures/{figure.name}, line ",
+        "-ranks.svg is missing",
+        "more.svg is nothing that the record makes",
+        "report/index.html, line ",
+        "report/tables.tex, line ",
+        "report/challenger.csv, line 2,",
+        "output/record/results.csv is another one since the report was made",
+        "output/metrics/nnUNetTrainerFIRENet.csv is another file than when",
+        "results/nnUNetTrainer/summary.json is another file than when",
+        "results.csv: the rows of cross-validation, Dataset001_Made, 3d_fullres, nnUNetPlans, nnUNetTrainerFIRENet are",
+        "results.csv: nothing says where the rows of cross-validation, Dataset001_Made, 3d_fullres, nnUNetPlans, nnU",
+    ):
+        assert any(said in line for line in told.splitlines() if line.startswith("Contradiction: ")), (said, told)
+
+
+def test_a_record_that_could_make_no_report_contradicts(benchmark, capsys):
+    replace(benchmark / "record" / "equality.json", "ab12cd34", "0000ffff")
+    code, told = verify(benchmark, capsys)
+    assert code == 1
+    assert "Contradiction: these runs may not stand side by side" in told
+
+
+def test_an_output_of_what_was_made_again_since_contradicts_without_the_files(benchmark, capsys, monkeypatch):
+    """A table of metrics of the first segmentations beside the segmentations of the second training."""
+    monkeypatch.delenv("nnUNet_results")
+    file = benchmark / "record" / "provenance.json"
+    content = json.loads(file.read_text())
+    marker = content["outputs"][0]
+    (made_of,) = marker["inputs"]
+    again = {**marker, "outputs": {made_of: "0123456789abcdef"}, "inputs": {}, "of": {}}
+    file.write_text(json.dumps({"outputs": [*content["outputs"], again]}))
+    build_report(benchmark)
+    code, said = verify(benchmark, capsys)
+    assert code == 1
+    assert f"was made of another {made_of} than the one that is recorded" in said
+
+
+def test_a_report_of_the_first_version_is_compared_as_far_as_it_goes(benchmark, capsys):
+    for file in (benchmark / "report/index.html.made-of.json", benchmark / "record/provenance.json"):
+        file.unlink()
+    replace(benchmark / "report" / "index.html", '<meta name="generator"[^>]*>', "")
+    code, said = verify(benchmark, capsys)
+    assert code == 0, said
+    assert "The report has no marker" in said
+    assert "drawn by an earlier version" in said
+    assert "The record does not say of which files it was made" in said
+
+
+def test_the_mean_of_nnunets_summary_is_compared(benchmark, capsys):
+    record = small_record()
+    name = record.results["algorithm"].iloc[0]
+    summary = benchmark / "cross-validation" / "summary.json"
+    record.about["images"] = {
+        "Dataset001_Made/3d_fullres": {
+            "images": "",
+            "truth": "",
+            "ending": ".png",
+            "labels": {},
+            "predictions": {name: str(summary.parent)},
+        }
+    }
+    record.write(benchmark / "record")
+    build_report(benchmark)
+    mean = record.results[record.results["algorithm"] == name].groupby("label")["Dice"].mean().mean()
+    write_text(summary, json.dumps({"foreground_mean": {"Dice": mean}}))
+    code, said = verify(benchmark, capsys)
+    assert code == 0, said
+    assert "Dice as in nnU-Net's 1 summary.json" in said
+    write_text(summary, json.dumps({"foreground_mean": {"Dice": mean + 0.01}}))
+    code, said = verify(benchmark, capsys)
+    assert code == 1
+    assert f"summary.json of {name} has a mean Dice of" in said
+
+
+def test_no_report_is_said(tmp_path, capsys):
+    make_record(algorithms=1, cases=1, folds=1, epochs=1).write(tmp_path / "record")
+    assert main(["report", str(tmp_path), "--verify"]) == 2
+    assert "has no index.html" in capsys.readouterr().err
