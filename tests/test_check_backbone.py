@@ -5,10 +5,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import Sandbox
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.testing import selection
+from nnunet_plugins.testing.outputs import require_outputs
 from nnunet_plugins.testing.training import plans_and_dataset
 
 LAB = '''
@@ -123,6 +125,25 @@ def test_what_cannot_be_checked_is_said(options, said, capsys, tmp_path, monkeyp
         monkeypatch.setenv(name, str(tmp_path))
     assert main(["check-backbone", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+LOGITS = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "sizes", "said"),
+    [
+        (LOGITS[0], [(8, 8)], "the network returns Tensor and no list"),
+        (LOGITS, [(8, 8)], "nnunet_plugins.trainers.scales.ScalesTrainer"),
+        (LOGITS[:1], [(8, 8), (4, 4)], r"outputs of the sizes \[.*8, 8.*\], not \[\(8, 8\), \(4, 4\)\]$"),
+        ([torch.zeros(2, 1, 8, 8)], [(8, 8)], "not one channel for each of 3 classes"),
+    ],
+    ids=["no list", "more than are weighed", "fewer", "channels"],
+)
+def test_outputs_that_nnunet_cannot_compare_are_told_with_what_it_compares(outputs, sizes, said):
+    with pytest.raises(AssertionError, match=said):
+        require_outputs(outputs, sizes, 3)
+    require_outputs(LOGITS, [(8, 8), (4, 4)], 3)
 
 
 def test_without_pytest_it_says_what_to_install(capsys, monkeypatch):
