@@ -14,6 +14,7 @@ from torch import nn
 
 from nnunet_plugins.rows import Backbone
 from nnunet_plugins.testing.plans import CHANNELS, CLASSES, PLANS, architecture, narrow_trainer
+from nnunet_plugins.trainers.checkpoints import load_checkpoint
 
 DATASET, CONFIGURATION, CASES = "Dataset001_Conformance", "conformance", 2
 
@@ -107,7 +108,7 @@ def train_two_steps(
         raise AssertionError(f"losses {losses}")
     if all(map(torch.equal, before, trainer.network.parameters())):
         raise AssertionError("two steps changed no weight")
-    checkpoint = torch.load(Path(trainer.output_folder, "checkpoint_final.pth"), weights_only=False)
+    checkpoint = load_checkpoint(Path(trainer.output_folder, "checkpoint_final.pth"))
     network = kind.build_network_architecture(
         trainer.plans_manager, trainer.configuration_manager, CHANNELS, CLASSES, enable_deep_supervision=False
     )
