@@ -71,6 +71,7 @@ def test_nnunet_fails_on_an_unknown_name_with_our_hint(capfd):
         recursive_find_trainer_class_by_name("nnUNetTrainerFIRENett")
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert "The nearest valid name is 'nnUNetTrainerFIRENet'" in line
+    assert line.endswith("`nnunet-plugins doctor CHECKPOINT` says where it comes from.")
 
 
 def test_names_do_not_exist_upstream(monkeypatch):

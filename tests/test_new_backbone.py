@@ -1,11 +1,13 @@
 """`nnunet-plugins new-backbone`: a package of four files that works as it is, and leaves without a trace."""
 
+import re
 from pathlib import Path
 
 import pytest
 from conftest import Sandbox, write_dataset
 from test_discovery import Environment, link_nnunet, wheel  # noqa: F401 - a fixture
 
+from nnunet_plugins import __version__
 from nnunet_plugins.cli import main
 
 TRAINER = "nnUNetTrainerMyLab_1epochs_2iterations"
@@ -80,9 +82,21 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     data = ("-i", images, "-o", output, "-d", 1, "-c", "2d", "-f", 0, "-npp", 1, "-nps", 1, "--disable_tta")
     run("nnUNetv2_predict", *data, *common)
     assert len(list(output.glob("*.nii.gz"))) == len(list(images.iterdir()))
+    submission = tmp_path / "submission"
+    exported = ("-d", 1, "-c", "2d", "-f", 0, "-tr", TRAINER, "-p", "small", "--no-wheels", "-o", submission)
+    run("nnunet-plugins", "export-submission", *exported)
+    wheels = {path.name for path in (submission / "wheels").iterdir()}
+    assert {"my_lab-0.1.0-py3-none-any.whl", f"nnunet_plugins-{__version__}-py3-none-any.whl"} == wheels
+    assert "my-lab==0.1.0" in (submission / "requirements.txt").read_text()
     environment.pip("uninstall", "-q", "-y", "my-lab")
     assert files_of(environment) == before
     assert "MyLab" not in run("nnunet-plugins", "list")
+    (checkpoint,) = sandbox.results.glob(f"Dataset001_Small/{TRAINER}__*/fold_0/checkpoint_final.pth")
+    looked = environment.run(environment.bin / "nnunet-plugins", "doctor", checkpoint, **folders)
+    assert looked.returncode == 1
+    assert re.search(r"its network my_lab\.\w+ comes from my-lab 0.1.0", looked.stdout)
+    assert "no backbone is called 'nnUNetTrainerMyLab'" in looked.stdout
+    assert "remedy: pip install 'my-lab==0.1.0'" in looked.stdout
 
 
 def files_of(environment: Environment) -> set[Path]:

@@ -60,8 +60,7 @@ def parse(name: str) -> TrainerName:
     if problem:
         raise UnknownTrainerError(
             f"nnunet_plugins: no trainer {name!r}: {problem}. The nearest valid name is {nearest(name)!r}; "
-            "`nnunet-plugins list` shows them all. If a checkpoint asks for it, `nnunet-plugins doctor CHECKPOINT` "
-            "says which package it comes from."
+            "`nnunet-plugins list` shows them all."
         )
     return TrainerName(name, row, tuple(modifiers))
 

@@ -30,7 +30,10 @@ def __getattr__(name: str) -> Any:
         parse(name)  # imports nothing, so that a name that is not ours gets its answer even where ours cannot be made
         return getattr(trainers, name)
     except UnknownTrainerError as error:
-        print(error, file=sys.stderr)
+        print(
+            f"{error} If a checkpoint asks for it, `nnunet-plugins doctor CHECKPOINT` says where it comes from.",
+            file=sys.stderr,
+        )
         raise
     except AttributeError as error:
         # `hasattr` would swallow it, and nnU-Net say no more than that there is no such trainer.
