@@ -148,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--longest", type=float, default=3, help="seconds of training before a kill, at the most")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    # A shell that starts this in the background has Ctrl-C ignored, and so would have the training and `tee`.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     chance = random.Random(arguments.seed)
     moments: list[float | None] = [None] * arguments.inside_write
     moments += [chance.uniform(0.3, arguments.longest) for _ in range(arguments.kills - arguments.inside_write)]
