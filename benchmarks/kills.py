@@ -95,7 +95,8 @@ class Training:
             if line == "holding\n":
                 process.kill()
         if process.wait() != -9:
-            raise SystemExit(f"it ended by itself, with {process.returncode}:\n{''.join(seen)[-3000:]}")
+            reason = f"with {process.returncode}; a smaller --longest leaves more to train"
+            raise SystemExit(f"it ended by itself, {reason}:\n{''.join(seen)[-3000:]}")
         return "".join(seen)
 
     def train_and_interrupt(self, seconds: float) -> str:
@@ -117,6 +118,10 @@ class Training:
         while process.poll() is None and not (log.exists() and re.search(r": Epoch \d+", log.read_text())):
             time.sleep(0.02)
         time.sleep(seconds)
+        if process.poll() is not None:
+            raise SystemExit(
+                f"it ended by itself; a smaller --longest leaves more to train:\n{log.read_text()[-3000:]}"
+            )
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
         if codes.read_text().split() != ["75", str(128 + signal.SIGINT)]:
