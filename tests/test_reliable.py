@@ -384,6 +384,15 @@ def test_nobody_reads_the_output_any_more(faulty, uninterrupted):
     assert_close(weights(faulty), uninterrupted[FAULTS][0], rtol=0, atol=0)
 
 
+def test_a_signal_that_makes_something_fail_between_images_and_step(faulty, uninterrupted):
+    """Such as a print of a trainer of one's own, where `tee` has ended by the same Ctrl-C."""
+    fresh(faulty)
+    output = train(faulty, ok=False, FAIL="batch 1 2")
+    assert "Stopped by SIGTERM in epoch 1 after iteration 2 of 4" in output.strip().splitlines()[-1]
+    train(faulty, "--c")
+    assert_close(weights(faulty), uninterrupted[FAULTS][0], rtol=0, atol=0)
+
+
 def test_ctrl_c_reaches_the_workers_and_tee_as_well(faulty):
     """A whole pipeline of a shell's, in interpreters of its own, with workers that load data."""
     fresh(faulty)

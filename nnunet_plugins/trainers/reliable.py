@@ -64,6 +64,7 @@ class ReliableTrainer(FiniteTrainer):
     _iterations = 0  # of the running epoch, where the loop's number may be lower
     _steps_to_skip = 0
     _in_step = False
+    _before_batch: dict[str, Any] | None = None  # random numbers from which the next step's images are drawn
     _holds_folder = False
 
     def __init__(
@@ -222,6 +223,8 @@ class ReliableTrainer(FiniteTrainer):
                 # The workers that load the data may have got the signal too, and ended before us.
                 if self._stop.signal is None or not self._started or self._in_step:
                     raise
+                # Random numbers may have been drawn for a step that was not taken.
+                self._progress.random = self._progress.random or self._before_batch
                 self._end()
             finally:
                 self._end_workers()
@@ -259,6 +262,7 @@ class ReliableTrainer(FiniteTrainer):
             self.print_to_log_file(f"Going on after iteration {self._steps_to_skip} of {self._iterations}")
             # nnU-Net's loop asks for it after this.
             self.num_iterations_per_epoch = self._iterations - self._steps_to_skip
+        self._before_batch = random_state()
 
     def train_step(self, batch: dict) -> dict:
         """Take a step; a stop is obeyed after it.
@@ -269,6 +273,7 @@ class ReliableTrainer(FiniteTrainer):
         self._in_step = True
         output = super().train_step(batch)
         self._in_step = False
+        self._before_batch = random_state()
         if self.is_ddp:  # they agree on a stop at the beginning of the next step
             self._save_in_time()
         else:
@@ -292,7 +297,7 @@ class ReliableTrainer(FiniteTrainer):
     def on_validation_epoch_start(self) -> None:
         """Start the validation of an epoch, which a resumed run does again from here."""
         super().on_validation_epoch_start()
-        self._progress.random = random_state()
+        self._progress.random, self._before_batch = random_state(), None
 
     def validation_step(self, batch: dict) -> dict:
         """Validate on a batch; a stop is obeyed after it.

@@ -3,7 +3,8 @@
 - `HOLD="train 1 2"`: before training step 2 of epoch 1, say "holding" and wait until the file `$GO` is there; likewise
   before a `validate` step after as many training steps. `HOLD="write 3"`: in the middle of writing the third
   checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch. `HOLD="start"`: in the
-  start-up, before there is anything to load data with; `FAIL="start"` makes that fail, right after. `HOLD="move"`:
+  start-up, before there is anything to load data with; `FAIL="start"` makes that fail, right after. `FAIL="batch 1 2"`:
+  a signal comes between the images of a step and the step, and something fails by it. `HOLD="move"`:
   where files of an earlier training are moved aside, which fails then.
 - `UNREADABLE="1"`: checkpoints cannot be read, as of a disk that fails.
 - `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
@@ -20,6 +21,7 @@ import io
 import os
 import random
 import resource
+import signal
 import time
 import zipfile
 import zlib
@@ -117,6 +119,9 @@ class Faults:
         print(f"step {self.current_epoch} {len(self._progress.losses)}: images {images}, weights {weights}")
         if self.is_due("train"):
             hold()
+        if os.environ.get("FAIL") == f"batch {self.current_epoch} {len(self._progress.losses)}":
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise BrokenPipeError("nobody reads this")
         return super().train_step(batch)
 
     def validation_step(self, batch):
