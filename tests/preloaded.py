@@ -171,6 +171,7 @@ def _become(request: dict, files: list[int]) -> None:
     import fcntl
     import random
     import site
+    import sysconfig
 
     import numpy as np
 
@@ -187,7 +188,7 @@ def _become(request: dict, files: list[int]) -> None:
     random.seed()
     np.random.seed()
     # The startup files of the environment's packages; ours tells nnU-Net where our trainers are.
-    (packages,) = site.getsitepackages()
+    packages = sysconfig.get_path("purelib")  # Debian's Python has further site-packages
     for file in Path(packages).glob("*.pth"):
         if file.name.startswith("nnunet_plugins"):
             site.addpackage(packages, file.name, set())
