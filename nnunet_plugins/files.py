@@ -191,40 +191,62 @@ def hold_lock(
         OSError: if the file cannot be made.
     """
     try:
-        import fcntl
+        import fcntl  # noqa: F401
     except ImportError:  # Windows
         yield True
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        _open_locks.add(file)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            _open_locks.add(file)
+            try:
+                if not _take(file, waiting, warn or _say):
+                    yield False
+                    return
+                if not _is_at(path, file):
+                    continue  # deleted while this one waited, with the folder: the lock is another file now
+                with contextlib.suppress(OSError):  # a full disk is no reason not to hold it
+                    file.truncate(0)
+                    since = time.strftime("%Y-%m-%d %H:%M:%S")
+                    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+                    os.write(file.fileno(), json.dumps(holder).encode())
+                yield True
+                return
+            finally:
+                _open_locks.discard(file)
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _take(file: IO[str], waiting: Callable[[], None] | None, warn: Callable[[str], None]) -> bool:
+    """Lock a file, or wait for that; see `hold_lock`. Returns whether it is locked, as far as that can be."""
+    import fcntl
+
+    while True:
         try:
-            told = False
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if waiting is None:
-                        yield False
-                        return
-                    if not told:
-                        waiting()
-                        told = True
-                    time.sleep(1)
-                except OSError as error:  # ENOSYS, ENOLCK, EOPNOTSUPP
-                    (warn or _say)(
-                        f"{path.parent} is on a file system without locks ({error.strerror}): nothing keeps another "
-                        "process from working there at the same time."
-                    )
-                    break
-            with contextlib.suppress(OSError):  # a full disk is no reason not to hold it
-                file.truncate(0)
-                holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-                os.write(file.fileno(), json.dumps(holder).encode())
-            yield True
-        finally:
-            _open_locks.discard(file)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if waiting is None:
+                return False
+            waiting()
+            waiting = _nothing
+        except OSError as error:  # ENOSYS, ENOLCK, EOPNOTSUPP
+            warn(
+                f"{Path(file.name).parent} is on a file system without locks ({error.strerror}): nothing keeps another "
+                "process from working there at the same time."
+            )
+            return True
+        time.sleep(1)
+
+
+def _nothing() -> None:
+    pass
 
 
 def lock_descriptor(path: Path) -> int | None:

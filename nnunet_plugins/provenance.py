@@ -5,7 +5,7 @@ The marker of `metrics/test/NAME.csv` is `metrics/test/NAME.csv.made-of.json`; a
     {
       "form": 1,
       "command": ["nnUNetv2_predict", "-i", "raw/Dataset004_Hippocampus/imagesTs", ...],
-      "by": "nnunetv2 2.8.1",              whose command it is, with its version
+      "by": "nnunetv2 2.8.1",              whose command it is, with its version; of metrics, MONAI's too
       "inputs": {"results/Dataset004_Hippocampus/.../fold_0/checkpoint_final.pth": "0f3c9a..."},
       "outputs": {"output/test/...": "77ab01..."},
       "made": "2026-11-28T12:00:00+0100"
@@ -17,7 +17,8 @@ identity: the first 16 digits of a file's SHA-256, for a folder that of its list
 
 An output is up to date if command, version, inputs and outputs are those of its marker. The record of a benchmark holds
 all markers in `provenance.json`, {"outputs": [marker, ...]}; there each has besides "of", with `split`, `dataset`,
-`configuration`, `plans` and `trainer` of the rows of results.csv that come from its output; nothing if none do.
+`configuration`, `plans` and `trainer` of the rows of results.csv that come from its output; nothing if none do. The
+first one is that of the record's other files: its inputs are what trainings have left, their logs and conditions.
 """
 
 import contextlib
@@ -162,7 +163,7 @@ class Ledger:
             author(command),
             dict(inputs),
             self.identities([output, *makes]),
-            time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            now(),
         )
         write_text(marker_file(output), json.dumps(marker.to_json(), indent=1))
         return marker
@@ -214,7 +215,8 @@ class Ledger:
             status = file.stat()
         except (FileNotFoundError, NotADirectoryError):
             return MISSING
-        key, stamp = str(file), [status.st_size, status.st_mtime_ns, status.st_ino]
+        # A copy may keep the time of change, but not when the file itself was written (ctime).
+        key, stamp = str(file), [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = self._read_cache().get(key)
         if known and known[:-1] == stamp:
             return str(known[-1])
@@ -223,7 +225,7 @@ class Ledger:
             while block := content.read(2**22):
                 digest.update(block)
         found = digest.hexdigest()[:16]
-        if time.time() - status.st_mtime > _FRESH:
+        if time.time() - max(status.st_mtime, status.st_ctime) > _FRESH:
             self._read_cache()[key] = [*stamp, found]
             self._new = True
         return found
@@ -242,7 +244,14 @@ class Ledger:
         self._new = False
 
 
+def now() -> str:
+    """Return the time, with its zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 def author(command: Sequence[str]) -> str:
-    """Return whose command it is, with the version: nnU-Net's, or this package's."""
-    package = "nnunetv2" if command[0].startswith("nnUNetv2_") else "nnunet-plugins"
-    return f"{package} {metadata.version(package)}"
+    """Return whose command it is, with the version: nnU-Net's, or this package's, for metrics with MONAI's."""
+    packages = ["nnunetv2" if command[0].startswith("nnUNetv2_") else "nnunet-plugins"]
+    if list(command[:2]) == ["nnunet-plugins", "evaluate"]:
+        packages.append("monai")
+    return ", ".join(f"{package} {metadata.version(package)}" for package in packages)

@@ -12,13 +12,14 @@ from numpy.testing import assert_allclose
 from report_records import make_record
 
 from nnunet_plugins.metrics.table import METRICS
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, Comparison, analyse
+from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, Comparison, analyse
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.findings import describe_all, summarise
 from nnunet_plugins.report.record import RESULTS, Record, ReportError
 from nnunet_plugins.report.scores import case_scores
 from nnunet_plugins.report.statistics import LEVEL
 from nnunet_plugins.report.tables import sections
+from nnunet_plugins.report.writing import write_challenger
 
 BASELINE, METHOD = "nnUNetTrainer", "nnUNetTrainerFIRENet"
 
@@ -61,8 +62,48 @@ def test_false_findings_are_a_figure_of_their_own(hallucinating):
     assert comparison.false_findings.loc[BASELINE, ["absent", "found", "share"]].tolist() == [10, 0, 0]
     (shown,) = (part.table for part in sections(comparison) if part.caption.startswith("Labels that the truth"))
     assert shown.set_index("Algorithm").loc[METHOD, "Mean volume of a false finding (ml)"] == "3.00"
+    table = hallucinating.results
+    table["volume_error_ml"] = table["volume_error_ml"].where(table["volume_error_ml"] != 3, 0.001)
+    (shown,) = (
+        part.table for part in sections(only(hallucinating)) if part.caption.startswith("Labels that the truth")
+    )
+    assert shown.set_index("Algorithm").loc[METHOD, "Mean volume of a false finding (ml)"] == "<0.01", "a voxel"
     labels = 20 * len(comparison.labels)
     assert f"10 of {labels} labels (over the cases) are not in the truth" in "\n".join(caveats(comparison))
+
+
+def test_a_false_finding_is_no_score_of_its_label_either(hallucinating, tmp_path):
+    """In the figure of a label and in the file for challengeR, all have the same cases."""
+    results = hallucinating.results
+    last = str(results["label"].max())
+    absent = results.loc[results["volume_truth_ml"] == 0, "case"].unique()
+    comparison = only(hallucinating)
+    for table, _ in comparison.label_dice.values():
+        assert table.notna().all(axis=1).eq(table.notna().any(axis=1)).all()
+    if len(comparison.labels) > 1:
+        assert comparison.label_dice[last][0].loc[absent].isna().all(axis=None)
+    write_challenger(analyse(hallucinating), tmp_path / "challenger.csv")
+    found = pd.read_csv(tmp_path / "challenger.csv")
+    dice = found[(found["metric"] == "Dice") & found["task"].str.endswith(comparison.labels[last])]
+    assert set(dice.loc[dice["value"].isna(), "case"]) == set(absent)
+    assert dice["value"].isna().sum() == 2 * len(absent)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_who_wins_most_cases_and_loses_on_average_is_neither_ahead_nor_behind(better):
+    """By a little in 19 cases, and the other way by a lot in one."""
+    record = make_record(algorithms=2, cases=20, labels=1, folds=1, epochs=1)
+    results, sign = record.results, 1 if better else -1
+    results["Dice"] = 0.5
+    gains = sign * np.where(np.arange(20) < 19, np.linspace(0.001, 0.002, 20), -0.4)
+    results.loc[results["algorithm"] == METHOD, "Dice"] = 0.5 + gains
+    comparison = only(record)
+    row = comparison.paired["Dice"].loc[METHOD]
+    assert (row["p_holm"] < LEVEL, row["verdict"]) == (True, MIXED)
+    assert list(comparison.ranked) == ([BASELINE, METHOD] if better else [METHOD, BASELINE])
+    most = "better" if better else "worse"
+    assert summarise(comparison).startswith(f"Case by case {METHOD} is {most} than {BASELINE}, yet its mean differs by")
+    assert "Of " not in summarise(comparison)
 
 
 def test_a_hallucinating_network_does_not_win_the_volume_error(hallucinating):

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import time
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from conftest import Sandbox, commands, write_dataset
 
-from nnunet_plugins.benchmark import conditions, equality, recipe
+from nnunet_plugins.benchmark import conditions, driver, equality, recipe
 from nnunet_plugins.benchmark.collect import collect, provenance, read_log
 from nnunet_plugins.benchmark.compute import describe_compute
 from nnunet_plugins.benchmark.done import is_made_from, is_trained
@@ -19,10 +20,13 @@ from nnunet_plugins.benchmark.engine import tasks_left
 from nnunet_plugins.benchmark.progress import Usage
 from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
+from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import unfinished, write_text
 from nnunet_plugins.planning.preprocessed import is_preprocessed
+from nnunet_plugins.report.build import build_report
+from nnunet_plugins.report.verification import verify_report
 
 DATASET = "Dataset001_Small"
 
@@ -250,6 +254,8 @@ def test_what_nnunet_chose_is_made_of_the_predictions_of_its_members(folders, be
     write_text(folders.best(unet, (0, 1)), f"***All results:***\n{scores}\n*Best*: {best}: 0.9\n")
     task = next(task for task in result_tasks(question, folders, as_if_trained=True) if task.keeps_text)
     folders.ledger.write(task.output, task.command, folders.ledger.identities(task.inputs), task.makes)
+    source = f"ensembles/{best}" if best == ENSEMBLE else f"{best}/crossval_results_folds_0_1"
+    write_text(folders.results / DATASET / source / "postprocessing.pkl", "")
     tasks = prediction_tasks(question, folders, as_if_trained=True)
     saved = [task.title.rpartition(" ")[2] for task in tasks if "--save_probabilities" in task.command]
     joined = [task for task in tasks if task.command[0] == "nnUNetv2_ensemble"]
@@ -259,7 +265,6 @@ def test_what_nnunet_chose_is_made_of_the_predictions_of_its_members(folders, be
     option = process.command.index
     made = {str(task.output): task.name for task in tasks}
     assert process.needs == (made[process.command[option("-i") + 1]],)
-    source = f"ensembles/{best}" if best == ENSEMBLE else f"{best}/crossval_results_folds_0_1"
     assert process.command[option("-pp_pkl_file") + 1] == str(folders.results / DATASET / source / "postprocessing.pkl")
     assert tasks[-1].needs == (process.name,)
     assert "labelsTs" in " ".join(tasks[-1].command)
@@ -313,6 +318,15 @@ def test_half_preprocessed_or_half_validated_is_not_done(folders, monkeypatch):
     assert is_trained(fold)
     (fold / "validation" / "summary.json").write_text('{"metric')
     assert not is_trained(fold)
+    cases = [{"prediction_file": f"/where/it/was/validation/{case}.nii.gz"} for case in "ab"]
+    (fold / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
+    for case in "ab":
+        (fold / "validation" / f"{case}.nii.gz").touch()
+    assert is_trained(fold)
+    # Deleted as a whole, it would be missing in all that is made of the fold.
+    for ending in ("nii.gz", "npz", "pkl"):
+        (fold / "validation" / f"b.{ending}").unlink()
+    assert not is_trained(fold)
 
 
 # Equality
@@ -331,7 +345,14 @@ def test_hash_of_the_data_sees_contents_and_names_and_remembers(tmp_path):
     (data / "a.pkl").write_bytes(b"TWO")
     changed = conditions.hash_data(data, cache)
     (data / "a.b2nd").rename(data / "b.b2nd")
-    assert len({first, changed, conditions.hash_data(data, cache)}) == 3
+    renamed = conditions.hash_data(data, cache)
+    assert len({first, changed, renamed}) == 3
+    # A copy that keeps the times, of another file of the same size.
+    before = (data / "a.pkl").stat()
+    time.sleep(0.02)
+    (data / "a.pkl").write_bytes(b"two")
+    os.utime(data / "a.pkl", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert conditions.hash_data(data, cache) != renamed
 
 
 def test_layout_of_a_json_file_does_not_matter(tmp_path):
@@ -514,16 +535,19 @@ def test_torn_lines_tell_nothing_and_logs_stand_in_the_order_of_time(tmp_path):
             f"train_loss {loss} ",
             "Current learning rate: 0.0",
             "Current learning rate: 0.01 2026-01",
+            "Pseudo dice [np.float32(0.5), np.floa",
             "Epoch time: 3.5 s ",
         )
         text = "".join(f"2026-01-02 03:04:05.000000: {line}\n" for line in lines)
-        (tmp_path / f"training_log_{moment}.txt").write_text(text)
+        no_day = "".join(f"2026-99-02 03:04:05.000000: {line}\n" for line in ("predicting a", "Validation complete"))
+        (tmp_path / f"training_log_{moment}.txt").write_text(text + no_day)
 
     write("2026_10_1_00_00_00", "0.2")
     write("2026_9_30_00_00_00", "0.9")
     write("2026_9_4_00_00_00", "-0.8-0.")
     (row,) = read_log(tmp_path)["epochs"]
     assert (row["train_loss"], row["learning_rate"], row["seconds"]) == (0.2, 0.0, 3.5)
+    assert "pseudo_dice" not in row  # of some labels only
     (tmp_path / "training_log_2026_10_1_00_00_00.txt").unlink()
     (tmp_path / "training_log_2026_9_30_00_00_00.txt").unlink()
     (row,) = read_log(tmp_path)["epochs"]
@@ -548,6 +572,7 @@ def test_what_was_found_with_other_folds_or_of_old_trainings_is_not_listed(folde
     more = next(task for task in result_tasks(protocol(folds=(0, 1, 2)), folders) if task.keeps_text)
     for task, model in ((best, "nnUNetTrainerFIRENet"), (more, "nnUNetTrainer")):
         finish(task, folders, f"\n*Best*: {model}__nnUNetPlans__3d_fullres: 0.9\n")
+    write_text(post_processing(folders, question.runs()[1]), "")
 
     def listed() -> list[str]:
         record = collect(question, folders, [best], accept_unequal=True, command="")
@@ -558,12 +583,17 @@ def test_what_was_found_with_other_folds_or_of_old_trainings_is_not_listed(folde
     assert listed() == []
 
 
+def post_processing(folders: Folders, run) -> Path:
+    """What nnU-Net leaves for the one that it took as the best of folds 0 and 1."""
+    return folders.model(run) / "crossval_results_folds_0_1" / "postprocessing.pkl"
+
+
 def train(folders: Folders, run, fold: int, text: str = "") -> None:
     """Do as if a fold had been trained."""
     folder = folders.fold(run, fold)
     for name in ("checkpoint_final.pth", "validation/a.pkl", "validation/a.npz"):
         write_text(folder / name, text)
-    write_text(folder / "validation" / "summary.json", json.dumps(text))
+    write_text(folder / "validation" / "summary.json", json.dumps({"said": text}))
 
 
 @pytest.mark.parametrize("fold", [0, 1])
@@ -584,12 +614,14 @@ def test_after_a_fold_is_trained_again_no_old_figure_is_left(folders, fold):
         finish(
             task, folders, f"\n*Best*: {firenet.model}: 0.9\n" if task.keeps_text else f"{rows}a,1,x,1,0,0,1,0,1,1,9\n"
         )
+    write_text(post_processing(folders, firenet), "")
     for task in prediction_tasks(question, folders):
         finish(task, folders, f"{rows}a,1,x,1,0,0,1,0,1,1,9\n")
     assert all(task.is_done(folders.ledger) for task in tasks())
     record = collect(question, folders, tasks(), accept_unequal=True, command="")
     assert set(record.results["algorithm"]) == {"U-Net", "FIRENet", "U-Net + FIRENet", "FIRENet, post-processed"}
-    assert len(provenance(tasks(), folders)["outputs"]) == len(tasks())
+    record.write(folders.output / "record")
+    assert len(provenance(tasks(), folders, {})["outputs"]) == 1 + len(tasks())
 
     # As version 0.1.0 has left it, all but the trainings is made anew.
     for marker in folders.output.rglob("*.made-of.json"):
@@ -612,6 +644,95 @@ def test_after_a_fold_is_trained_again_no_old_figure_is_left(folders, fold):
     record = collect(question, folders, tasks(), accept_unequal=True, command="")
     assert set(record.results["algorithm"]) == {"U-Net"}
     assert len(record.failures) == 6
+
+
+def test_nnunets_search_is_made_again_where_another_one_has_removed_its_post_processing(folders):
+    """nnU-Net makes the folders of all models anew that it looks at, also those of another benchmark's best."""
+    question = protocol()
+    for run in question.runs():
+        for fold in (0, 1):
+            train(folders, run, fold)
+    best = next(task for task in result_tasks(question, folders) if task.keeps_text)
+    firenet = question.runs()[1]
+    finish(best, folders, f"\n*Best*: {firenet.model}: 0.9\n")
+    write_text(post_processing(folders, firenet), "")
+    assert best.is_done(folders.ledger)
+    post_processing(folders, firenet).unlink()
+    assert not best.is_done(folders.ledger)
+    assert prediction_tasks(protocol(test=True), folders) == []
+    write_text(best.output, "nothing of use")
+    assert not best.is_done(folders.ledger)
+
+
+def test_metrics_know_the_truth_that_nnunet_evaluates_against(folders):
+    """nnU-Net's summaries are of labelsTr where it is; a label that is corrected there is not in preprocessed data."""
+    question = protocol()
+    label = folders.raw / DATASET / "labelsTr" / "a.nii.gz"
+    write_text(label, "one")
+    write_text(folders.preprocessed / DATASET / "gt_segmentations" / "a.nii.gz", "one")
+    for run in question.runs():
+        for fold in (0, 1):
+            train(folders, run, fold)
+    metrics = [task for task in result_tasks(question, folders) if task.rows]
+    assert len(metrics) == 3
+    for task in metrics:
+        finish(task, folders)
+    write_text(label, "two")
+    assert not any(task.is_done(folders.ledger) for task in metrics)
+    assert all(str(label.parent) in task.command for task in metrics)
+
+
+HELPED = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from helper_of_helped import build
+
+
+class HelpedTrainer(nnUNetTrainer):
+    build_network_architecture = staticmethod(build)
+"""
+
+
+def test_a_description_is_made_of_what_the_trainer_imports_too(tmp_path, monkeypatch):
+    """A network in a file of its own: its parameters stand in the table of costs."""
+    (tmp_path / "helped.py").write_text(HELPED)
+    (tmp_path / "helper_of_helped.py").write_text("import deeper_than_helped\n\ndef build(*_, **__):\n    pass\n")
+    (tmp_path / "deeper_than_helped.py").write_text("import json\nimport torch\n")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = {file.name for file in source_files("HelpedTrainer")}
+    assert names == {"helped.py", "helper_of_helped.py", "deeper_than_helped.py", "nnUNetTrainer.py"}
+
+
+def test_costs_curves_and_conditions_are_traced_to_the_files_that_they_are_of(folders):
+    question = protocol()
+    for run in question.runs():
+        for fold in (0, 1):
+            train(folders, run, fold)
+            write_text(folders.fold(run, fold) / "training_log_2026_1_1_00_00_00.txt", LOG)
+    rows = "case,label,name,Dice,ASSD_mm,HD95_mm,NSD,volume_error_ml,volume_truth_ml,tolerance_mm,diagonal_mm\n"
+    for task in result_tasks(question, folders):
+        finish(task, folders, "" if task.keeps_text else f"{rows}a,1,x,1,0,0,1,0,1,1,9\n")
+    driver.write_report(question, folders, result_tasks(question, folders), accept_unequal=True)
+    assert verify_report(folders.output, folders.variables).contradictions == []
+    runs = folders.output / "record" / "runs.csv"
+    text = runs.read_text()
+    runs.write_text(text.replace(",12.5,", ",10.5,", 1))
+    assert runs.read_text() != text
+    build_report(folders.output)  # by hand, of the changed record
+    (found,) = verify_report(folders.output, folders.variables).contradictions
+    assert found.startswith("output/record/runs.csv is another file than when")
+    runs.write_text(text)
+    build_report(folders.output)
+    unet = question.runs()[0]
+    write_text(folders.fold(unet, 1) / "training_log_2026_1_1_00_00_00.txt", LOG.replace("0.9", "0.1"))
+    (found,) = verify_report(folders.output, folders.variables).contradictions
+    assert found.startswith(f"results/{DATASET}/{unet.model}/fold_1/training_log_2026_1_1_00_00_00.txt is another file")
+
+
+LOG = """2026-01-02 03:04:05.000000: Epoch 0
+2026-01-02 03:04:05.000000: train_loss 0.9
+2026-01-02 03:04:05.000000: Epoch time: 12.5 s
+"""
 
 
 # The command

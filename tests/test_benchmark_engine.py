@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -242,6 +244,20 @@ def test_interrupting_ends_everything_soon(tmp_path, slot, name):
         wait_for(lambda: not alive(working) and not any(map(alive, below)), 60)
 
 
+@pytest.mark.parametrize("slot", ["light", "train"])
+def test_a_signal_while_the_last_task_is_told_ends_the_benchmark(tmp_path, slot):
+    """Or while Parsl shuts down, which takes seconds; after it come other tasks."""
+    config = configure(tmp_path, device="cpu", slots=1, retries=0, used=(slot,))
+
+    def tell(event: Event) -> None:
+        if event.what == "done":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks([task(tmp_path, "only", slot=slot)], config, tmp_path, variables={}, device="cpu", tell=tell)
+    assert (tmp_path / "made" / "only.txt").exists()
+
+
 # One task
 
 
@@ -277,6 +293,31 @@ def test_a_table_that_lacks_cases_is_taken(tmp_path, code, writes, partly, expec
     assert output.is_file() == (expected == 0)
 
 
+ORPHAN = """
+import os, sys, threading
+from nnunet_plugins.benchmark import engine
+
+def end():
+    while not engine._processes:
+        pass
+    (process,) = engine._processes
+    print(process.pid, flush=True)
+    os._exit(9)
+
+threading.Thread(target=end).start()
+engine.run_order(sys.argv[1])
+"""
+
+
+def test_a_task_whose_starter_is_killed_at_once_does_not_run(tmp_path):
+    """Before the task's process has loaded what it needs to look after its parent."""
+    made = order(tmp_path, f"import time; time.sleep(2); open({str(tmp_path / 'made')!r}, 'w')")
+    starter = subprocess.run([sys.executable, "-c", ORPHAN, str(made.file)], capture_output=True, text=True)
+    assert starter.returncode == 9
+    wait_for(lambda: not alive(int(starter.stdout)))
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_task_without_its_command_says_so(tmp_path):
     made = Order("job", ["nnUNetv2_no_such_command"], str(tmp_path))
     made.file.parent.mkdir(parents=True)
@@ -294,6 +335,32 @@ def test_a_lock_is_held_by_one_and_says_by_whom(tmp_path):
         assert said.startswith(f"process {os.getpid()} on {socket.gethostname()}, there since 20")
     with hold_lock(tmp_path / "lock") as again:
         assert again
+
+
+def test_who_waits_for_a_lock_of_which_the_file_is_gone_waits_for_the_new_one(tmp_path):
+    """As where the fold's folder is deleted to train it again."""
+    lock = tmp_path / "fold_0" / "lock"
+    told, taken, done = threading.Event(), threading.Event(), threading.Event()
+
+    def take() -> None:
+        with hold_lock(lock, waiting=told.set):
+            taken.set()
+            done.wait(60)
+
+    with hold_lock(lock):
+        waiting = threading.Thread(target=take, daemon=True)
+        waiting.start()
+        assert told.wait(60)
+        shutil.rmtree(lock.parent)
+        another = hold_lock(lock)
+        assert another.__enter__()
+    assert not taken.wait(2.5)
+    another.__exit__(None, None, None)
+    assert taken.wait(60)
+    with hold_lock(lock) as held:
+        assert not held
+    done.set()
+    waiting.join(60)
 
 
 def test_a_training_that_asks_to_go_on_was_interrupted_and_costs_no_retry(tmp_path):

@@ -121,6 +121,9 @@ def test_a_checkpoint_that_cannot_be_read_tells_nothing(folders):
     (fold / "checkpoint_final.pth").write_bytes(pickle.dumps(Path))
     (run,) = compare(folders)["runs"]
     assert run["hashes"]["plans"] == "unknown"
+    # How long it was trained is not what its trainer says today.
+    known = {"iterations per epoch": "7", "batch size": "2"}
+    assert run["settings"] == {"epochs": "unknown", "patch size": "unknown", **known}
 
 
 def test_a_record_is_of_one_checkpoint(folders):
@@ -186,3 +189,15 @@ def test_a_recipe_that_has_changed_since_is_said_of_the_folds_that_differ(folder
     proof = compare(folders)
     assert said(proof, "optimizer.lr") == [("FIRENet", "0.1", "U-Net")]
     assert "recipe" not in proof["same"]
+
+
+@pytest.mark.parametrize("silent", QUESTION.runs(), ids=lambda run: run.algorithm)
+def test_what_could_not_be_described_of_one_recipe_is_no_difference_of_the_others(folders, silent):
+    for run in QUESTION.runs():
+        part = (
+            {"augmentation": "unknown"} if run == silent else {"augmentation": "Compose", "augmentation.Blur": "Blur"}
+        )
+        write_text(folders.recipe(run), json.dumps({"recipe": {**RECIPE, **part}}))
+        train(folders, run)
+    (found,) = compare(folders)["differences"]
+    assert (found["algorithm"], found["what"], found["value"]) == (silent.algorithm, "augmentation", "unknown")

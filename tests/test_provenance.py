@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,28 @@ def test_another_version_is_another_output(ledger, monkeypatch):
     assert not fits(ledger)
 
 
+def test_another_monai_makes_other_metrics(ledger, monkeypatch):
+    """Distances are computed by it, and the page names one version."""
+    version = provenance.metadata.version
+    monkeypatch.setattr(provenance.metadata, "version", lambda name: "99" if name == "monai" else version(name))
+    assert not fits(ledger)
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path, monkeypatch):
+    """As `cp -p` or a backup leave it."""
+    monkeypatch.setattr(provenance, "_FRESH", 0.01)  # seconds
+    file, cache = tmp_path / "summary.json", tmp_path / "hashes.json"
+    file.write_text("0.8")
+    os.utime(file, (1e9, 1e9))
+    time.sleep(0.1)
+    first = Ledger({}, cache).identity(file)
+    assert Ledger({}, cache).identity(file) == first
+    assert list(json.loads(cache.read_text())) == [str(file)]
+    file.write_text("0.9")
+    os.utime(file, (1e9, 1e9))
+    assert Ledger({}, cache).identity(file) != first
+
+
 def test_all_may_be_moved_and_what_nobody_has_is_told_apart(ledger, tmp_path):
     there = {name: root.rename(root.with_name(f"moved-{name}")) for name, root in ledger.roots.items()}
     assert fits(Ledger(there))
@@ -76,12 +99,13 @@ def test_all_may_be_moved_and_what_nobody_has_is_told_apart(ledger, tmp_path):
     }
 
 
-def test_a_folder_is_its_names_and_contents_and_files_are_read_once(tmp_path):
+def test_a_folder_is_its_names_and_contents_and_files_are_read_once(tmp_path, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.nii.gz").write_text("one")
     (folder / "a.npz").write_text("big")
-    os.utime(folder / "a.nii.gz", (1e9, 1e9))
+    monkeypatch.setattr(provenance, "_FRESH", 0.0)
+    time.sleep(0.02)
 
     def identity(cache: Path | None = None) -> str:
         return Ledger({}, cache).identity(folder)

@@ -134,7 +134,8 @@ def test_own_steps_loaders_and_weights_are_no_longer_the_same_recipe(describe):
 def test_what_cannot_be_described_is_a_flag_and_no_stop(describe):
     found = describe("SilentTrainer")
     assert found["problems"] == {"augmentation": "RuntimeError: only on Tuesdays"}
-    assert found["recipe"]["augmentation"] == "unknown"
+    assert found["recipe"]["augmentation"] == found["recipe"]["mirroring at test time"] == "unknown"
+    assert set(found["recipe"]) <= {*describe("PlainTrainer")["recipe"], "own method get_training_transforms"}
     assert (found["epochs"], found["labels"], found["recipe"]["optimizer"]) == (1000, ["tumour"], "SGD")
     nothing = describe("NoTrainer")
     assert nothing["problems"]["trainer"] == "RuntimeError: no graphics card"

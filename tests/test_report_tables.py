@@ -208,6 +208,17 @@ def test_flags_name_what_an_algorithm_has_of_its_own():
     assert flags[BASELINE] == ""
 
 
+def test_what_could_not_be_described_of_a_trainer_is_a_flag():
+    record = make_record(algorithms=3, folds=2)
+    name = record.results["algorithm"].unique()[1]
+    for recipe in record.equality[0]["recipes"].values():
+        recipe["augmentation"] = "Compose"
+    record.equality[0]["recipes"][name]["augmentation"] = "unknown"
+    flags = only(record).board["flags"]
+    assert flags.to_dict() == {**dict.fromkeys(flags.index, ""), name: "unknown: augmentation"}
+    assert f"no record tells the augmentation of {name} (folds 0, 1)" in said(record)
+
+
 def test_networks_on_plans_of_their_own_are_said_to_be_compared_at_the_same_memory():
     record = make_record(algorithms=2, own_plan=True, ensemble=True)
     assert "same memory" not in said(record)
@@ -320,6 +331,14 @@ def test_numbers_are_rounded(value, decimals, shown):
 
 def test_small_p_values_are_only_called_small():
     assert [show_p(p) for p in (0.0009, 0.001, 0.0124, 1.0, np.nan)] == ["<0.001", "0.001", "0.012", "1.000", "–"]  # noqa: RUF001
+
+
+def test_a_p_value_is_not_rounded_over_the_level():
+    """What is called ahead has a p value below 0.05, also as a reader sees it."""
+    assert [show_p(p) for p in (0.0494, 0.0496, 0.04996, 0.05, 0.0504)] == ["0.049", "0.0496", "0.04996"] + [
+        "0.050"
+    ] * 2
+    assert float(show_p(np.nextafter(0.05, 0))) <= 0.05
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.files import write_text
 from nnunet_plugins.metrics.table import METRICS, write_table
 from nnunet_plugins.provenance import Ledger
+from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.build import build_report
-from nnunet_plugins.report.record import Record
+from nnunet_plugins.report.panels import Picture, Row, choose_cases
+from nnunet_plugins.report.record import Record, read_record
 
 COLUMNS = ["case", "label", "name", *METRICS, "volume_truth_ml", "tolerance_mm", "diagonal_mm"]
 OF = ["split", "dataset", "configuration", "plans", "trainer"]
@@ -68,7 +70,7 @@ def test_a_report_that_was_just_made_fits_and_nothing_is_written(benchmark, caps
     before = {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")}
     code, said = verify(benchmark, capsys)
     assert (code, "Contradiction" in said, "not here" in said) == (0, False, False), said
-    assert "Made again from the record, 4 files of tables and statistics, 3 figures and the page are the same." in said
+    assert "Made again from the record: 4 files of tables and statistics, 3 figures and the page, the same as" in said
     assert "4 files and folders, inputs and outputs of 2 steps, fit." in said
     assert {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")} == before
 
@@ -119,6 +121,92 @@ def test_what_contradicts_is_named(benchmark, capsys):
         "results.csv: nothing says where the rows of cross-validation, Dataset001_Made, 3d_fullres, nnUNetPlans, nnU",
     ):
         assert any(said in line for line in told.splitlines() if line.startswith("Contradiction: ")), (said, told)
+
+
+@pytest.mark.parametrize(
+    ("number", "other"), [(",120.0\n", ",12.0\n"), (",1.0,120.0", ",2.0,120.0"), ("Anterior", "Other")]
+)
+def test_every_column_of_the_results_is_compared_with_the_tables_of_metrics(benchmark, capsys, number, other):
+    """The diagonal stands for the distance where a label is missed."""
+    results = benchmark / "record" / "results.csv"
+    results.write_text(results.read_text().replace(number, other, 1))
+    build_report(benchmark)
+    code, told = verify(benchmark, capsys)
+    assert code == 1
+    assert "Contradiction: results.csv: the rows of cross-validation, Dataset001_Made" in told
+
+
+def with_pictures(benchmark: Path) -> Path:
+    """Add pictures of cases, as they are kept where the images lie, to the report; returns the page."""
+    (comparison,) = analyse(read_record(benchmark / "record")).comparisons
+    scores, baseline = comparison.by_case["Dice"], comparison.baseline
+    (method,) = set(scores) - {baseline}
+    rows = []
+    for case, why in choose_cases(scores, baseline, method).items():
+        shown = {name: float(scores.loc[case, name]) for name in (baseline, method)}
+        pictures = [Picture(title, None, "data:,") for title in ("Image", "Truth")]
+        pictures += [Picture(name, score, "data:,") for name, score in shown.items()]
+        key = [case, {name: round(score, 6) for name, score in shown.items()}]
+        rows.append({"key": key, **dataclasses.asdict(Row(case, why, "slice 1 of 2", pictures))})
+    name = "dataset001-made-3d-fullres-cross-validation.json"
+    write_text(benchmark / "report" / "panels" / name, json.dumps(rows))
+    build_report(benchmark)
+    return benchmark / "report" / "index.html"
+
+
+def test_the_dice_beside_a_picture_is_compared(benchmark, capsys):
+    page = with_pictures(benchmark)
+    assert verify(benchmark, capsys)[0] == 0
+    replace(page, r'class="score">Dice 0\.\d+', 'class="score">Dice 0.111')
+    page.with_name("index.html.made-of.json").unlink()
+    code, told = verify(benchmark, capsys)
+    assert code == 1
+    assert re.search(r"Contradiction: report/index.html, line \d+, is not what the record makes", told)
+
+
+def test_the_dice_beside_a_kept_picture_is_that_of_the_table(benchmark):
+    with_pictures(benchmark)
+    (kept,) = (benchmark / "report" / "panels").iterdir()
+    rows = json.loads(kept.read_text())
+    for row in rows:
+        row["pictures"][-1]["score"] = 0.111
+    kept.write_text(json.dumps(rows))
+    build_report(benchmark)
+    page = (benchmark / "report" / "index.html").read_text()
+    assert "slice 1 of 2" in page
+    assert "Dice 0.111" not in page
+
+
+def test_a_report_of_another_version_is_compared_in_its_numbers_only(benchmark, capsys):
+    """Its sentences and tables may be others."""
+    replace(benchmark / "report" / "index.html", 'content="nnunet-plugins [^,]*', 'content="nnunet-plugins 0.0.9')
+    replace(benchmark / "report" / "report.md", "Mean rank", "Rank")
+    (benchmark / "report" / "index.html.made-of.json").unlink()
+    code, told = verify(benchmark, capsys)
+    assert code == 0, told
+    assert "is of nnunet-plugins 0.0.9" in told
+    replace(benchmark / "report" / "results.csv", r"Anterior,0\.\d", "Anterior,0.1")
+    code, told = verify(benchmark, capsys)
+    assert code == 1
+    assert "report/results.csv, line 2," in told
+
+
+def test_code_that_has_changed_since_is_said_and_contradicts_nothing(benchmark, capsys):
+    """A trainer that was edited, or upgraded: what the trainings were like is recorded."""
+    code_file = benchmark.parent / "elsewhere" / "trainer.py"
+    write_text(code_file, "one")
+    recipe = benchmark / "recipes" / "a.json"
+    write_text(recipe, "{}")
+    ledger = Ledger({"output": benchmark})
+    marker = ledger.write(recipe, ["python", "-m", "describe"], ledger.identities([code_file])).to_json()
+    file = benchmark / "record" / "provenance.json"
+    file.write_text(json.dumps({"outputs": [*json.loads(file.read_text())["outputs"], marker]}))
+    build_report(benchmark)
+    assert verify(benchmark, capsys)[0] == 0
+    write_text(code_file, "two")
+    code, told = verify(benchmark, capsys)
+    assert code == 0, told
+    assert f"1 file of code is another one since it was described: {code_file}" in told
 
 
 def test_a_record_that_could_make_no_report_contradicts(benchmark, capsys):

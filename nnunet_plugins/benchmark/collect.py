@@ -22,8 +22,8 @@ from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
 from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.table import read_table
-from nnunet_plugins.provenance import read_marker
-from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
+from nnunet_plugins.provenance import Marker, author, now, read_marker
+from nnunet_plugins.report.record import CURVES, RECORD_FILES, RESULTS, RUNS, Record
 from nnunet_plugins.report.words import count
 
 
@@ -74,11 +74,31 @@ def collect(
     )
 
 
-def provenance(tasks: Sequence[Task], folders: Folders) -> dict[str, Any]:
-    """Return the markers of all outputs, with the rows of the results that come from them; see `provenance.py`."""
+def collected_files(protocol: Protocol, folders: Folders) -> list[Path]:
+    """Return the files from which costs, curves and conditions are read: those that the trainings have left."""
+    runs = [(run, fold) for run in protocol.runs() for fold in protocol.folds]
+    found = [conditions.conditions_file(folders.fold(run, fold)) for run, fold in runs]
+    found += [log for run, fold in runs for log in sorted(folders.fold(run, fold).glob("training_log*.txt"))]
+    return [file for file in found if file.is_file()]
+
+
+def provenance(tasks: Sequence[Task], folders: Folders, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Return the markers of all outputs, with the rows of the results that come from them; see `provenance.py`.
+
+    The first one is that of the record, which has been written.
+
+    Args:
+        tasks: all of them.
+        folders: where things lie.
+        inputs: identities of `collected_files`, taken before these were read.
+    """
     left = tasks_left(tasks, folders.ledger)
+    record = [folders.output / "record" / f"{name}" for name in RECORD_FILES]
+    own = ["nnunet-plugins", "benchmark"]
+    first = Marker(own, author(own), dict(inputs), folders.ledger.identities(record), now())
     markers = [(read_marker(task.output), task.rows) for task in tasks if task.output and task not in left]
-    return {"outputs": [replace(marker, of=dict(rows)).to_json() for marker, rows in markers if marker]}
+    made = [replace(marker, of=dict(rows)) for marker, rows in markers if marker]
+    return {"outputs": [marker.to_json() for marker in (first, *made)]}
 
 
 def _metrics(task: Task) -> pd.DataFrame:
@@ -99,7 +119,8 @@ def read_log(fold: Path) -> dict[str, Any]:
     voxels_per_second = np.nan
     for file in sorted(fold.glob("training_log*.txt"), key=conditions.log_began):
         epoch: dict[str, Any] = {}
-        begun, voxels = 0.0, 0
+        begun: float | None = None
+        voxels = 0
         for line in file.read_text(errors="replace").splitlines():
             found = STAMP.match(line)
             text = line[found.end() :].strip() if found else line.strip()
@@ -109,17 +130,18 @@ def read_log(fold: Path) -> dict[str, Any]:
                 epoch["learning_rate"] = float(match[1])
             elif match := re.fullmatch(rf"(train_loss|val_loss) {_NUMBER}", text):
                 epoch[match[1]] = float(match[2])
-            elif text.startswith("Pseudo dice "):
+            elif text.startswith("Pseudo dice ") and text.endswith("]"):
                 values = [value for value in pseudo_dice(text) if not np.isnan(value)]
                 epoch["pseudo_dice"] = float(np.mean(values)) if values else np.nan
             elif match := re.fullmatch(rf"Epoch time: {_NUMBER} s", text):
                 epoch["seconds"] = float(match[1])
-            elif found and text.startswith("predicting ") and not begun:
+            elif found and text.startswith("predicting ") and begun is None:
                 begun = _seconds(found[0])
             elif match := re.search(r", shape torch.Size\(\[([\d, ]+)\]\)", text):
                 voxels += int(np.prod([int(n) for n in re.findall(r"\d+", match[1])][1:]))
-            elif found and text.startswith("Validation complete") and begun:
-                voxels_per_second = voxels / max(_seconds(found[0]) - begun, 1e-3)
+            elif found and text.startswith("Validation complete") and begun is not None:
+                ended = _seconds(found[0])
+                voxels_per_second = np.nan if ended is None else voxels / max(ended - begun, 1e-3)
     rows = [row for _, row in sorted(epochs.items()) if "seconds" in row]
     return {"epochs": rows, "voxels_per_second": voxels_per_second}
 
@@ -127,10 +149,13 @@ def read_log(fold: Path) -> dict[str, Any]:
 _NUMBER = r"([-+]?(?:nan|inf|\d+\.?\d*(?:[eE][-+]?\d+)?))"
 
 
-def _seconds(stamp: str) -> float:
+def _seconds(stamp: str) -> float | None:
     moment = stamp.rstrip(": ")
     whole, _, fraction = moment.partition(".")
-    return time.mktime(time.strptime(whole, "%Y-%m-%d %H:%M:%S")) + float(f"0.{fraction}")
+    try:
+        return time.mktime(time.strptime(whole, "%Y-%m-%d %H:%M:%S")) + float(f"0.{fraction}")
+    except (ValueError, OverflowError):  # torn
+        return None
 
 
 def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict[str, Any]:
@@ -190,7 +215,7 @@ def _about(
         "title": f"nnU-Net backbones on {', '.join(protocol.datasets)}",
         "command": command,
         "budget": f"{' or '.join(budgets)}, fold{'s' * (len(protocol.folds) > 1)} {' '.join(map(str, protocol.folds))}",
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "created": now(),
         "hardware": conditions.hardware(),
         "versions": {**versions, "monai": metadata.version("monai")},
         "images": {

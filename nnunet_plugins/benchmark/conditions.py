@@ -68,7 +68,7 @@ def hash_data(folder: Path, cache: Path) -> str:
     listing = hashlib.sha256()
     for file in files:
         status = file.stat()
-        listing.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        listing.update(f"{file.name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
     key = f"{folder} {listing.hexdigest()}"
     known = json.loads(cache.read_text()) if is_json(cache) else {}
     if key not in known:

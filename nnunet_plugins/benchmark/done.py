@@ -6,10 +6,12 @@ trainings are done if they are there as a whole. On what a training was trained 
 (`conditions.py`) and compared (`equality.py`): a training is never made again because of it.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json
 from nnunet_plugins.planning.architecture import without_sizes
 from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed
@@ -32,12 +34,12 @@ def is_done(
         output: what it makes; None if that has no marker.
         inputs: what the output is made of.
         makes: what else it makes.
-        there: for a task without an output: which of `CHECKS` to ask, and what about.
+        there: which of `CHECKS` to ask, and what about; a task without an output needs one.
     """
-    if output is not None:
-        return ledger.fits(output, command, inputs, makes)
-    if not there:
+    if output is not None and not ledger.fits(output, command, inputs, makes):
         return False
+    if not there:
+        return output is not None
     check, *about = there
     return CHECKS[check](*about)
 
@@ -49,8 +51,44 @@ def is_trained(fold: str | Path) -> bool:
     # Of each case's files, the segmentation is written last. Ensembles need the probabilities, the .npz files.
     probabilities = {file.stem for file in validation.glob("*.npz")}
     segmented = {file.stem for file in validation.glob("*.pkl")}
-    whole = is_json(validation / "summary.json") and (fold / "checkpoint_final.pth").is_file()
-    return whole and bool(segmented) and segmented <= probabilities
+    if not (segmented and segmented <= probabilities and (fold / "checkpoint_final.pth").is_file()):
+        return False
+    try:
+        summary = read_json(validation / "summary.json", _SUMMARY)
+    except InputError:
+        return False
+    # Nothing of it was deleted since. The summary names where the files were, which may have been elsewhere.
+    there = {file.name for file in validation.iterdir()}
+    files = [case.get("prediction_file", "") for case in summary.get("metric_per_case", [])]
+    return there.issuperset(re.split(r"[\\/]", file)[-1] for file in files if file)
+
+
+_SUMMARY = {"metric_per_case?": [{"prediction_file?": str}]}
+
+
+def best_of(said: str | Path) -> str | None:
+    """Return nnU-Net's name of what `find_best_configuration` took as the best, of what it said; None if nothing."""
+    found = re.search(r"^\*Best\*: (\S+): ", Path(said).read_text(), flags=re.MULTILINE)
+    return found[1] if found else None
+
+
+def best_folder(key: str, results: str | Path, folds: str) -> Path:
+    """Return where nnU-Net keeps the cross-validated segmentations of its best, and its post-processing.
+
+    Args:
+        key: nnU-Net's name of it.
+        results: folder of the dataset's results.
+        folds: as nnU-Net writes them in names.
+    """
+    if key.startswith("ensemble___"):
+        return Path(results, "ensembles", key)
+    return Path(results, key, f"crossval_results_folds_{folds}")
+
+
+def has_post_processing(said: str, results: str, folds: str) -> bool:
+    """Tell whether the post-processing of nnU-Net's best is there: a search by another benchmark removes it."""
+    key = best_of(said)
+    return key is not None and (best_folder(key, results, folds) / "postprocessing.pkl").is_file()
 
 
 def is_made_from(fitted: str | Path, plans: str | Path) -> bool:
@@ -92,5 +130,6 @@ CHECKS: Mapping[str, Callable[..., bool]] = {
     "plans": is_made_from,
     "splits": splits_are_made,
     "trained": is_trained,
+    "post-processing": has_post_processing,
 }
 """By name, because a task may run on another machine."""

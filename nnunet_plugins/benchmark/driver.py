@@ -192,13 +192,15 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
 
 def write_report(protocol: Protocol, folders: Folders, tasks: Sequence[Task], *, accept_unequal: bool) -> Path:
     """Collect what is there into the record, and make the report from it; returns its page."""
-    from nnunet_plugins.benchmark.collect import collect, provenance
+    from nnunet_plugins.benchmark.collect import collect, collected_files, provenance
     from nnunet_plugins.report.build import build_report
 
     called = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    inputs = folders.ledger.identities(collected_files(protocol, folders))
     record = collect(protocol, folders, tasks, accept_unequal=accept_unequal, command=called)
     record.write(folders.output / "record")
-    write_text(folders.output / "record" / "provenance.json", json.dumps(provenance(tasks, folders), indent=1))
+    made = provenance(tasks, folders, inputs)
+    write_text(folders.output / "record" / "provenance.json", json.dumps(made, indent=1))
     return build_report(folders.output)
 
 

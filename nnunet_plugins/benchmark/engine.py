@@ -6,6 +6,7 @@ What is done is read from the files, not remembered, so that a benchmark that wa
 import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -81,7 +82,8 @@ def run_order(file: str) -> None:
     with _starting:
         if _stopped.is_set():
             raise TaskInterruptedError(f"{Path(file).stem} was not started")
-        process = subprocess.Popen([sys.executable, "-m", "nnunet_plugins.benchmark.run_task", file])
+        command = [sys.executable, "-m", "nnunet_plugins.benchmark.run_task", file, str(os.getpid())]
+        process = subprocess.Popen(command)
         _processes.add(process)
     try:
         code = process.wait()
@@ -179,6 +181,8 @@ def run_tasks(
                 else:
                     failed.append(task.name)
                     tell(Event(task, "failed", _reason(task, folder, future.exception())))
+    if stop.signal:  # while the last task was told, or Parsl shut down
+        raise KeyboardInterrupt
     return Outcome(tuple(failed), skipped)
 
 

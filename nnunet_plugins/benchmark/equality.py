@@ -19,7 +19,7 @@ from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.benchmark.unrecorded import known_of
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json
-from nnunet_plugins.report.equality import ABSENT, read_equality
+from nnunet_plugins.report.equality import read_equality, setting_of
 
 SIZES = ("epochs", "iterations per epoch", "batch size", "patch size")
 """Settings to name for each training, because they must be equal."""
@@ -104,7 +104,11 @@ def _recorded(run: Run, fold: int, folders: Folders, recipe: Mapping[str, Any]) 
     folder = folders.fold(run, fold)
     attempts = conditions.read_conditions(folder, folders.ledger)
     if not attempts:
-        return _Row(run, fold, **known_of(run, fold, folders)) if conditions.is_begun(folder) else None
+        if not conditions.is_begun(folder):
+            return None
+        known = known_of(run, fold, folders)
+        # Not what the trainer says today.
+        return _Row(run, fold, **{**known, "settings": {**dict.fromkeys(SIZES, UNKNOWN), **known["settings"]}})
     row = _Row(run, fold)
     for name in (*HASHES, "recipe"):
         row.hashes[name] = _summary(attempt["hashes"].get(name, UNKNOWN) for attempt in attempts)
@@ -113,7 +117,7 @@ def _recorded(run: Run, fold: int, folders: Folders, recipe: Mapping[str, Any]) 
     # Version 0.1.0 recorded no recipes; those that it described are taken as they are.
     recipes = [attempt.get("description", {}).get("recipe", recipe) for attempt in attempts]
     for name in dict.fromkeys(name for one in recipes for name in one):
-        row.settings[name] = _summary(str(one.get(name, ABSENT)) for one in recipes)
+        row.settings[name] = _summary(setting_of(one, name) for one in recipes)
     return row
 
 
@@ -138,14 +142,12 @@ def _complete(rows: Sequence[_Row], recipes: Mapping[Run, Mapping[str, Any]]) ->
     environment = dict.fromkeys(name for row in rows for name in row.environment)
     for row in rows:
         recipe = recipes[row.run]
-        row.settings = {
-            name: row.settings.get(name, str(recipe.get(name, ABSENT)) if recipe else UNKNOWN) for name in settings
-        }
+        row.settings = {name: row.settings.get(name, setting_of(recipe, name)) for name in settings}
         row.hashes = {name: row.hashes.get(name, UNKNOWN) for name in (*HASHES, "recipe")}
         row.environment = {name: row.environment.get(name, UNKNOWN) for name in environment}
 
 
 def _own_settings(row: _Row, recipe: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings to name for a training: those that must be equal, and what the recipe says otherwise now."""
-    present = {name: str(recipe.get(name, ABSENT)) if recipe else UNKNOWN for name in row.settings}
+    present = {name: setting_of(recipe, name) for name in row.settings}
     return {name: value for name, value in row.settings.items() if name in SIZES or value != present[name]}

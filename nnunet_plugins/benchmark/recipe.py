@@ -179,8 +179,15 @@ def _recipe(trainer: Any, sizes: Mapping[str, Any], parts: _Parts) -> dict[str, 
     settings = {name: UNKNOWN if value is None else value for name, value in sizes.items()}
     settings = settings or dict.fromkeys(_SIZES, UNKNOWN)
     for name, group in groups.items():
-        settings.update(parts.take(name, group, {name: UNKNOWN}))
+        settings.update(parts.take(name, group, dict.fromkeys(_SETTINGS.get(name, (name,)), UNKNOWN)))
     return settings
+
+
+_SETTINGS = {
+    "sampling": ("foreground oversampling", "deep supervision"),
+    "augmentation": ("augmentation", "mirroring at test time"),
+}
+"""Of groups of settings whose names do not begin with the group's: those that are unknown if it is."""
 
 
 def _sampling(trainer: Any) -> dict[str, Any]:
@@ -214,6 +221,7 @@ def _augmentation(trainer: Any) -> dict[str, Any]:
         ignore_label=manager.ignore_label,
     )
     settings: dict[str, Any] = {
+        "augmentation": type(transforms).__name__,
         "augmentation.initial patch size": list(map(int, initial_patch)),
         "mirroring at test time": list(trainer.inference_allowed_mirroring_axes or ()),
     }

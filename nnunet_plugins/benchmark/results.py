@@ -1,12 +1,11 @@
 """The graph of commands after the trainings: cross-validated results, ensembles, test images, metrics."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from nnunet_plugins.benchmark.done import is_trained
+from nnunet_plugins.benchmark.done import best_folder, best_of, is_trained
 from nnunet_plugins.benchmark.protocol import Protocol, Run, joint_identity
 from nnunet_plugins.benchmark.tasks import Folders, Task, join_folds, task_name
 from nnunet_plugins.files import unfinished
@@ -113,15 +112,10 @@ def read_choice(group: Sequence[Run], protocol: Protocol, folders: Folders) -> C
     best = _find_best(group, (), protocol, folders)[0]
     if not best.is_done(folders.ledger):
         return None
-    text = folders.best(group[0], protocol.folds).read_text()
-    found = re.search(r"^\*Best\*: (\S+): ", text, flags=re.MULTILINE)
-    assert found is not None
-    key = found[1]
-    results = folders.results / group[0].dataset
-    members = tuple(run for run in group if run.model in key.split("___"))
-    if len(members) > 1:
-        return Choice(key, members, results / "ensembles" / key)
-    return Choice(key, members, results / key / f"crossval_results_folds_{join_folds(protocol.folds)}")
+    key = best_of(folders.best(group[0], protocol.folds))
+    assert key is not None
+    source = best_folder(key, folders.results / group[0].dataset, join_folds(protocol.folds))
+    return Choice(key, tuple(run for run in group if run.model in key.split("___")), source)
 
 
 def ensemble_name(one: Run, other: Run, folds: Sequence[int]) -> str:
@@ -138,18 +132,12 @@ def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders:
         title=f"{title}cross-validated segmentations of {run.algorithm}",
         command=("nnUNetv2_accumulate_crossval_results", run.dataset, *model, "-o", str(unfinished(output))),
         output=output,
-        inputs=(*folders.trained(run, folds), _truth_of_nnunet(run.dataset, folders)),
+        inputs=(*folders.trained(run, folds), folders.truth(run.dataset)),
     )
     metrics = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
     name, title = task_name("metrics", run.name), f"{title}metrics of {run.algorithm}"
     rows = {"split": "cross-validation", **run.identity}
     return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge, rows)]
-
-
-def _truth_of_nnunet(dataset: str, folders: Folders) -> Path:
-    """Return the true segmentations against which `accumulate_crossval_results` evaluates."""
-    raw = folders.raw / dataset / "labelsTr"
-    return raw if raw.is_dir() else folders.truth(dataset)
 
 
 def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:
@@ -159,6 +147,7 @@ def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, 
     pairs = {ensemble_name(*pair, folds): pair for pair in combinations(group, 2)}
     output = folders.best(first, folds)
     ensembles = folders.results / first.dataset / "ensembles"
+    truths = dict.fromkeys([folders.truth(first.dataset), folders.kept_truth(first.dataset)])
     command = ["nnUNetv2_find_best_configuration", first.dataset, "-p", first.plans, "-c", first.configuration, "-tr"]
 
     best = Task(
@@ -167,8 +156,10 @@ def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, 
         command=(*command, *(run.trainer for run in group), "-f", *map(str, folds)),
         needs=tuple(before),
         output=output,
-        inputs=(*(file for run in group for file in folders.trained(run, folds)), folders.truth(first.dataset)),
+        # It evaluates models against the one, and ensembles against the other.
+        inputs=(*(file for run in group for file in folders.trained(run, folds)), *truths),
         makes=tuple(ensembles / name / "summary.json" for name in pairs),
+        there=("post-processing", str(output), str(ensembles.parent), join_folds(folds)),
         # The folders of ensembles and models are everybody's.
         lock=folders.results / first.dataset / LOCK,
         keeps_text=True,
@@ -183,6 +174,7 @@ def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, 
             protocol,
             best,
             {"split": "cross-validation", **joint_identity((one, other), "ensemble")},
+            best.lock,
         )
         for name, (one, other) in pairs.items()
     ]
@@ -198,6 +190,7 @@ def _metrics(
     protocol: Protocol,
     after: Task,
     rows: Mapping[str, str],
+    lock: Path | None = None,
 ) -> Task:
     options = ["-o", str(unfinished(output)), "--tolerance", f"{protocol.tolerance:g}", "--chill", "--overwrite"]
     return Task(
@@ -208,6 +201,7 @@ def _metrics(
         output=output,
         inputs=(predictions, truth),
         rows=rows,
+        lock=lock,
         partly=True,
     )
 

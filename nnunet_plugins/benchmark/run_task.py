@@ -1,10 +1,11 @@
 """Run one task of a benchmark, in a process of its own.
 
-    python -m nnunet_plugins.benchmark.run_task TASK.json
+    python -m nnunet_plugins.benchmark.run_task TASK.json [STARTER]
 
 The task's command never outlives this process, and this process never outlives the one that started it, so that
 nothing is left that would write into a folder in which the next start works. A lock, which lies with what is made, sees
-to it that nobody else makes it at the same time; if it is done when the lock is free, it is not done again.
+to it that nobody else makes it at the same time; if it is done when the lock is free, it is not done again. STARTER is
+the process that starts it, which may be gone already when this one has loaded its libraries.
 
 Exit codes: 0 done, 1 the command failed, 130 interrupted.
 """
@@ -90,8 +91,8 @@ class Order:
         return Path(self.folder, "logs", f"{self.name}.log")
 
 
-def run(order: Order) -> int:
-    """Run a task to its end; returns the exit code."""
+def run(order: Order, starter: int) -> int:
+    """Run a task to its end, unless the process that starts it ends before; returns the exit code."""
     state = _State(order)
     lock = _lock(order)
     variables = {**os.environ, **order.variables}
@@ -102,7 +103,7 @@ def run(order: Order) -> int:
         state.write(f"waiting for {lock_holder(lock) or 'whoever has locked it'}")
 
     try:
-        with _ends_with_parent(), hold_lock(lock, waiting=waiting, warn=lambda text: state.warn(text)):
+        with _ends_with_parent(starter), hold_lock(lock, waiting=waiting, warn=lambda text: state.warn(text)):
             code = 0 if _is_done(order, _ledger(order, variables)) else _do(order, state, variables)
     except KeyboardInterrupt:
         state.write("interrupted", exit_code=INTERRUPTED)
@@ -269,7 +270,7 @@ class _State:
 
 
 @contextlib.contextmanager
-def _ends_with_parent() -> Iterator[None]:
+def _ends_with_parent(starter: int) -> Iterator[None]:
     """Turn the signals that end a program, and the end of the parent process, into KeyboardInterrupt."""
     parent, ended = os.getppid(), threading.Event()
 
@@ -282,16 +283,28 @@ def _ends_with_parent() -> Iterator[None]:
     threading.Thread(target=watch, daemon=True).start()
     try:
         with command.interruptible():
+            if not _is_alive(starter):  # then the parent is another process already
+                raise KeyboardInterrupt
             yield
     finally:
         ended.set()
 
 
+def _is_alive(process: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def main(arguments: list[str]) -> int:
     """Run the task of the order in a file."""
-    order = Order(**json.loads(Path(arguments[0]).read_text()))
+    file, *starter = arguments
+    order = Order(**json.loads(Path(file).read_text()))
     os.environ.update({name: order.variables[name] for name in command.FOLDERS if name in order.variables})
-    return run(order)
+    return run(order, int(starter[0]) if starter else os.getppid())
 
 
 if __name__ == "__main__":

@@ -53,7 +53,12 @@ class Folders:
         return (*of_model, *(self.fold(run, fold) / file for fold in folds for file in files))
 
     def truth(self, dataset: str) -> Path:
-        """Return the folder with the true segmentations of the training cases."""
+        """Return the folder with the true segmentations against which nnU-Net evaluates the cross-validation."""
+        raw = self.raw / dataset / "labelsTr"
+        return raw if raw.is_dir() else self.kept_truth(dataset)
+
+    def kept_truth(self, dataset: str) -> Path:
+        """Return the folder with the true segmentations as they were when the data were preprocessed."""
         return self.preprocessed / dataset / "gt_segmentations"
 
     def recipe(self, run: Run) -> Path:
@@ -100,7 +105,7 @@ class Task:
             stands in `command`, and renamed. None where the command sees to it itself.
         inputs: files and folders that the output is made of.
         makes: files that the command makes besides.
-        there: without an output, how to see that all is there; see `done.py`.
+        there: without an output, or besides it, how to see that all is there; see `done.py`.
         lock: file to lock, where what is made is not the benchmark's alone.
         goes_on: the command can go on with an output that an interruption has left unfinished.
         keeps_text: the output is what the command prints.

@@ -104,11 +104,17 @@ class Equality:
 
     @cached_property
     def unknown(self) -> dict[str, dict[str, list[int]]]:
-        """What is not known: by algorithm and setting, the folds."""
+        """What is not known of what is trained: by algorithm and setting, the folds."""
         found: dict[str, dict[str, list[int]]] = {}
-        for what in self.kinds["hashes"]:
-            for algorithm, fold in self.table.index[self.table[what] == UNKNOWN]:
-                found.setdefault(str(algorithm), {}).setdefault(what, []).append(int(fold))
+        unknown = self.table == UNKNOWN
+        unknown = unknown.loc[:, unknown.any()]
+        settings = set(self.kinds["recipe"]) - set(MUST_BE_EQUAL)
+        for what in [name for kind in ("hashes", "recipe") for name in self.kinds[kind] if name in unknown]:
+            # Of an unknown recipe all is unknown, and of an unknown object all of its parts.
+            told = [name for name in (*_wholes(what), *(["recipe"] if what in settings else [])) if name in unknown]
+            for algorithm, fold in unknown.index[unknown[what] & ~unknown[told].any(axis=1)]:
+                if fold != UNTRAINED:
+                    found.setdefault(str(algorithm), {}).setdefault(what, []).append(int(fold))
         return found
 
     def _columns(self) -> Iterator[tuple[str, "pd.Series[str]"]]:
@@ -135,6 +141,14 @@ class Equality:
             if chosen.any():
                 return str(names[chosen][0]), str(known[chosen].iloc[0])
         return self.baseline, UNKNOWN
+
+
+def setting_of(recipe: Mapping[str, Any], name: str) -> str:
+    """Return a setting of a recipe as text; what belongs to an object that is unknown is unknown, too."""
+    if name in recipe:
+        return str(recipe[name])
+    known = recipe and all(str(recipe.get(whole)) != UNKNOWN for whole in _wholes(name))
+    return ABSENT if known else UNKNOWN
 
 
 def _wholes(name: str) -> list[str]:
@@ -172,7 +186,7 @@ def read_equality(entry: Mapping[str, Any], roles: pd.DataFrame | None = None) -
     names = {name for part in [*recipes.values(), *own_settings] for name in part}
     kinds["recipe"] = sorted(names - columns.keys())
     for name in kinds["recipe"]:
-        described = {who: str(recipe.get(name, ABSENT)) if recipe else UNKNOWN for who, recipe in recipes.items()}
+        described = {who: setting_of(recipe, name) for who, recipe in recipes.items()}
         columns[name] = [
             _known(str(settings.get(name, described.get(run["algorithm"], UNKNOWN))))
             for run, settings in zip(runs, own_settings, strict=True)

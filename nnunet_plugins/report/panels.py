@@ -7,7 +7,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,9 @@ def draw_panels(
             if old is None:
                 missing.setdefault(str(problem), []).append(f"{case} ({why})")
                 continue
-            row = Row(case, why, old["place"], [Picture(**picture) for picture in old["pictures"]])
+            pictures = [Picture(**picture) for picture in old["pictures"]]
+            pictures = [replace(picture, score=shown.get(picture.title)) for picture in pictures]
+            row = Row(case, why, old["place"], pictures)
         rows.append(row)
         keep.append({"key": key, **asdict(row)})
     if keep:

@@ -100,6 +100,9 @@ _UNPRINTABLE = re.compile(
 )
 
 
+RECORD_FILES = ("results.csv", "runs.csv", "curves.csv", "equality.json", "failures.json", "about.json")
+
+
 class ReportError(InputError):
     """A report cannot be made of this record."""
 
@@ -144,7 +147,7 @@ def read_record(folder: Path) -> Record:
         _read_table(folder / f"{name}.csv", columns)
         for name, columns in (("results", RESULTS), ("runs", RUNS), ("curves", CURVES))
     ]
-    contents = [_printable(read_json(folder / f"{name}.json", shape)) for name, shape in _SHAPES.items()]
+    contents = [printable(read_json(folder / f"{name}.json", shape)) for name, shape in _SHAPES.items()]
     return Record(*tables, *contents)
 
 
@@ -213,15 +216,15 @@ def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
     table[["plans", "trainer"]] = table[["plans", "trainer"]].fillna("")
     if unknown := set(table["role"]) - set(ROLES):
         raise ReportError(f"{file} has the role {sorted(unknown)[0]!r}; the roles are {', '.join(ROLES)}")
-    return map_texts(table, _printable)
+    return map_texts(table, printable)
 
 
-def _printable(content: Any) -> Any:
+def printable(content: Any) -> Any:
     """Return texts, also those inside lists and dictionaries, with a replacement for what cannot be printed."""
     if isinstance(content, str):
         return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", content)
     if isinstance(content, list):
-        return [_printable(item) for item in content]
+        return [printable(item) for item in content]
     if isinstance(content, dict):
-        return {_printable(name): _printable(item) for name, item in content.items()}
+        return {printable(name): printable(item) for name, item in content.items()}
     return content

@@ -14,7 +14,7 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.equality import UNKNOWN, Equality
 from nnunet_plugins.report.record import describe_role
 from nnunet_plugins.report.statistics import LEVEL, CriticalDifference
-from nnunet_plugins.report.words import DASH, DECIMALS, METRIC_NAMES, show_number, show_p
+from nnunet_plugins.report.words import DASH, DECIMALS, METRIC_NAMES, show_number, show_p, show_volume
 
 TEXTS = (
     "Algorithm",
@@ -129,7 +129,7 @@ def _show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
             "Absent labels": _show(table["absent"], show_number, 0),
             "False findings": _show(table["found"], show_number, 0),
             "Share": _show(table["share"], show_number, 3),
-            "Mean volume of a false finding (ml)": _show(table["volume_ml"], show_number, 2),
+            "Mean volume of a false finding (ml)": _show(table["volume_ml"], show_volume),
         }
     )
 

@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,18 @@ import pandas as pd
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
-from nnunet_plugins.metrics.table import METRICS, read_table
+from nnunet_plugins.metrics.table import METRICS, map_texts, read_table
 from nnunet_plugins.provenance import MISSING, SHAPE, Ledger, Marker, read_marker
 from nnunet_plugins.report.analysis import Analysis, Comparison, analyse
 from nnunet_plugins.report.build import refuse_unequal, write_report
 from nnunet_plugins.report.page import generator
-from nnunet_plugins.report.record import ReportError, read_record
+from nnunet_plugins.report.record import ReportError, printable, read_record
 from nnunet_plugins.report.words import count
 
 _ROWS = ["split", "dataset", "configuration", "plans", "trainer"]
 _GENERATOR = re.compile(r'<meta name="generator" content="([^"]*)">')
-# Pictures of cases are drawn where the images are, and kept.
-_PICTURES = re.compile(r'<section class="cases">.*?</section>', re.DOTALL)
+# Pictures of cases are drawn where the images are, and kept; why one is not shown differs from place to place.
+_PICTURES = re.compile(r'src="data:[^"]*"|<p class="missing">.*?</p>')
 
 
 @dataclass
@@ -100,22 +100,38 @@ def _verify_files(analysis: Analysis, report: Path, found: Verification) -> None
         again = Path(place)
         if (report / "panels").is_dir():
             shutil.copytree(report / "panels", again / "panels")
-        write_report(analysis, again)
+        write_report(_without_images(analysis), again)
         drawn = {Path("figures", file.name) for part in (report, again) for file in (part / "figures").glob("*.svg")}
-        tables = [Path(name) for name in ("results.csv", "challenger.csv", "report.md", "tables.tex")]
-        page = (report / "index.html").read_text(encoding="utf-8")
-        by = _GENERATOR.search(page)
+        by = _GENERATOR.search((report / "index.html").read_text(encoding="utf-8"))
+        here = generator()
+        package = by[1].partition(",")[0] if by else "an earlier version"
+        tables = [Path("results.csv")]
+        if package == here.partition(",")[0]:
+            tables += [Path(name) for name in ("challenger.csv", "report.md", "tables.tex")]
+        else:
+            found.notes.append(
+                f"The report is of {package}, here is {here.partition(',')[0]}, which may write other tables and "
+                "sentences: only results.csv is compared line by line. nnunet-plugins report makes it again."
+            )
         lines = [_different(file, report, again) for file in tables]
         shown = f"{count(len(tables), 'file')} of tables and statistics"
-        if by and by[1] == _GENERATOR.search((again / "index.html").read_text(encoding="utf-8"))[1]:  # type: ignore[index]
+        if by and by[1] == here:
             lines += [_different(file, report, again) for file in [Path("index.html"), *sorted(drawn)]]
             shown += f", {count(len(drawn), 'figure')} and the page"
         else:
             found.notes.append(
-                f"Figures and page were drawn by {by[1] if by else 'an earlier version'}, here is {generator()}: they "
-                "are not compared line by line."
+                f"Figures and page were drawn by {by[1] if by else package}, here is {here}: they are not compared "
+                "line by line."
             )
-        found.take(filter(None, lines), f"Made again from the record, {shown} are the same.")
+        found.take(filter(None, lines), f"Made again from the record: {shown}, the same as in the report.")
+
+
+def _without_images(analysis: Analysis) -> Analysis:
+    """Return the analysis without the places of the images, so that pictures are those that the report keeps."""
+    about = analysis.record.about
+    nowhere = {"images": os.devnull, "truth": os.devnull, "files": {}, "predictions": {}}
+    images = {place: {**files, **nowhere} for place, files in about.get("images", {}).items()}
+    return replace(analysis, record=replace(analysis.record, about={**about, "images": images}))
 
 
 def _different(file: Path, report: Path, again: Path) -> str:
@@ -138,7 +154,7 @@ def _verify_inputs(analysis: Analysis, file: Path, ledger: Ledger, found: Verifi
         return
     markers = [Marker(**content) for content in read_json(file, {"outputs": [SHAPE]})["outputs"]]
     made = {name: identity for marker in markers for name, identity in marker.outputs.items()}
-    compared, absent, lines = set(), set(), []
+    compared, absent, code, lines = set(), set(), set(), []
     for marker in markers:
         first = next(iter(marker.outputs), "an output")
         for name, identity in marker.inputs.items():
@@ -148,6 +164,9 @@ def _verify_inputs(analysis: Analysis, file: Path, ledger: Ledger, found: Verifi
         for name, (_, now) in wrong.items():
             if now is None or now == MISSING:
                 absent.add(name)
+            elif Path(name).is_absolute():
+                # A trainer's source, in none of the folders. What the trainings had is recorded with them.
+                code.add(name)
             else:
                 lines.append(f"{name} is another file than when {first} was {'made' if name in made else 'made of it'}")
         compared |= {*marker.inputs, *marker.outputs} - wrong.keys()
@@ -155,6 +174,11 @@ def _verify_inputs(analysis: Analysis, file: Path, ledger: Ledger, found: Verifi
     lines += _other_rows(analysis, markers, ledger)
     steps = count(len(markers), "step")
     found.take(dict.fromkeys(lines), f"{len(compared)} files and folders, inputs and outputs of {steps}, fit.")
+    if code:
+        others = "is another one" if len(code) == 1 else "are others"
+        found.notes.append(
+            f"{count(len(code), 'file')} of code {others} since it was described: {', '.join(sorted(code))}."
+        )
     if absent:
         found.notes.append(f"{count(len(absent), 'input')} not here, hashes from the record.")
 
@@ -170,7 +194,8 @@ def _rows_without(analysis: Analysis, markers: Iterable[Marker]) -> Iterator[str
 def _other_rows(analysis: Analysis, markers: Iterable[Marker], ledger: Ledger) -> Iterator[str]:
     """Yield the tables of metrics that say otherwise than the record."""
     results = analysis.record.results
-    columns = ["case", "label", *METRICS, "volume_truth_ml"]
+    texts = ["case", "label", "name"]
+    columns = [*texts, *METRICS, "volume_truth_ml", "tolerance_mm", "diagonal_mm"]
     for marker in markers:
         name = next((output for output in marker.outputs if output.endswith(".csv")), "")
         table = ledger.locate(name) if name and marker.of else None
@@ -178,13 +203,13 @@ def _other_rows(analysis: Analysis, markers: Iterable[Marker], ledger: Ledger) -
             continue
         ours = results[(results[list(marker.of)] == pd.Series(marker.of)).all(axis=1)][columns]
         try:
-            theirs = read_table(table, {"case": str, "label": str, "name": str})[columns]
+            theirs = map_texts(read_table(table, dict.fromkeys(texts, str))[columns], printable)
         except (KeyError, ValueError) as error:
             yield f"{name} cannot be read: {error}"
             continue
         same = len(ours) == len(theirs) and all(
-            np.array_equal(ours[column], theirs[column])
-            if column in ("case", "label")
+            ours[column].fillna("").tolist() == theirs[column].fillna("").tolist()
+            if column in texts
             else np.allclose(ours[column], theirs[column], rtol=1e-12, equal_nan=True)
             for column in columns
         )

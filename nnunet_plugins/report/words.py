@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from nnunet_plugins.report.statistics import LEVEL
+
 METRIC_NAMES = {
     "Dice": "Dice",
     "ASSD_mm": "ASSD (mm)",
@@ -22,9 +24,17 @@ def show_number(value: float, decimals: int) -> str:
     return f"{rounded:.{decimals}f}".replace("-", "−")  # noqa: RUF001 - a minus sign
 
 
+def show_volume(value: float) -> str:
+    """Write a volume that is not 0 with two decimals; a smaller one is just that."""
+    return "<0.01" if value < 0.005 else show_number(value, 2)
+
+
 def show_p(value: float) -> str:
-    """Write a p value with three decimals; smaller ones are just that."""
-    return "<0.001" if value < 0.001 else show_number(value, 3)
+    """Write a p value with three decimals, or as many as keep it below 0.05 if it is; smaller ones are just that."""
+    if value < 0.001:
+        return "<0.001"
+    decimals = next((n for n in range(3, 16) if value >= LEVEL or round(value, n) < LEVEL), 16)
+    return show_number(value, decimals)
 
 
 def describe_p(value: float) -> str:
