@@ -9,11 +9,12 @@ from dataclasses import asdict
 
 from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import trainer_folder
-from nnunet_plugins.arguments import lay_out, positive, whole
+from nnunet_plugins.arguments import lay_out, positive
 from nnunet_plugins.benchmark import command_line as benchmark
 from nnunet_plugins.demo import command_line as demo
 from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.metrics import command_line as metrics
 from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.registry import BACKBONES, MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, path_of
@@ -98,33 +99,6 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     print(f"Wrote {arguments.output}. Train with the same plans and fold:")
     print(f"  nnUNetv2_train ... -tr {arguments.trainer} -pretrained_weights {arguments.output}")
     return 0
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from nnunet_plugins.images.facts import summarise
-    from nnunet_plugins.metrics import folders
-    from nnunet_plugins.metrics.table import describe
-
-    output = Path(arguments.output)
-    found = folders.evaluate_folders(
-        Path(arguments.predictions),
-        Path(arguments.truth),
-        output,
-        dataset_json=Path(arguments.dataset_json) if arguments.dataset_json else None,
-        tolerance=arguments.tolerance,
-        processes=arguments.processes,
-        chill=arguments.chill,
-        overwrite=arguments.overwrite,
-    )
-    print(describe(found.table))
-    print(f"Wrote {output}")
-    for line in summarise(found.facts):
-        print(f"nnunet-plugins evaluate: {line}", file=sys.stderr)
-    for case, reason in found.failures.items():
-        print(f"nnunet-plugins evaluate: {case} is not in it: {reason}", file=sys.stderr)
-    return 1 if found.failures else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -213,41 +187,7 @@ def parser() -> argparse.ArgumentParser:
     vgg16.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
     command.set_defaults(run=_warm_start)
 
-    command = commands.add_parser(
-        "evaluate",
-        help="Dice, surface distances and volume error of a folder of segmentations",
-        description="Compare a folder of segmentations with the true ones and write a table with a row per case and "
-        "label (or region): Dice as nnU-Net has it, ASSD, HD95, normalised surface Dice and volume error. Needs MONAI, "
-        "the extra nnunet-plugins[benchmark]. For example: nnunet-plugins evaluate predictions labelsTs -o metrics.csv",
-    )
-    command.add_argument(
-        "predictions", metavar="PREDICTIONS", help="folder that nnUNetv2_predict wrote, or a validation"
-    )
-    command.add_argument("truth", metavar="TRUTH", help="folder of true segmentations with the same file names")
-    command.add_argument("-o", dest="output", required=True, metavar="FILE", help="CSV file to write")
-    command.add_argument(
-        "-djfile",
-        dest="dataset_json",
-        metavar="FILE",
-        help="dataset.json with the labels; default: the one of the predictions, of their model, or of the dataset",
-    )
-    command.add_argument(
-        "--tolerance",
-        type=positive,
-        default=1.0,
-        metavar="MM",
-        help="distance at which surfaces still agree for the normalised surface Dice, default %(default)g",
-    )
-    command.add_argument(
-        "-np",
-        dest="processes",
-        type=whole,
-        metavar="N",
-        help="cases at a time; default as in nnU-Net, nnUNet_def_n_proc or 8, but no more than there are cores",
-    )
-    command.add_argument("--chill", action="store_true", help="leave out cases without a prediction")
-    command.add_argument("--overwrite", action="store_true", help="replace FILE")
-    command.set_defaults(run=_evaluate)
+    metrics.add_command(commands)
 
     command = commands.add_parser(
         "benchmark",

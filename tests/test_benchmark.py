@@ -9,8 +9,10 @@ import time
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Sandbox, commands, write_dataset
+from planned import make_planned
 
 from nnunet_plugins.benchmark import conditions, driver, equality, recipe
 from nnunet_plugins.benchmark.collect import collect, provenance, read_log
@@ -142,7 +144,7 @@ def test_no_two_trainers_have_one_name(more):
 
 
 def test_every_need_stands_before_its_task(folders):
-    question = protocol(presets=("resenc-l",), test=True)
+    question = protocol(presets=("resenc-l",), test=True, with_atlas=True)
     (folders.raw / DATASET / "imagesTs").mkdir(parents=True)
     (folders.raw / DATASET / "labelsTs").mkdir()
     made = (make(question, folders, as_if_trained=True) for make in (result_tasks, prediction_tasks))
@@ -156,6 +158,35 @@ def test_every_need_stands_before_its_task(folders):
     trainings = [task for task in tasks if task.training]
     assert len(trainings) == 3 * 2
     assert all(task.slot == "train" and {"--npz", "--c"} <= set(task.command) for task in trainings)
+
+
+def test_the_atlas_stands_beside_the_networks_and_needs_none(folders):
+    question = protocol(with_atlas=True, plans="nnUNetPlans_cover")
+    tasks = result_tasks(question, folders)  # before anything is trained
+    make, metrics = tasks
+    place = ["-d", DATASET, "-c", "3d_fullres", "-p", "nnUNetPlans_cover", "-f", "0", "1", "-o"]
+    assert list(make.command[:3]) == ["nnunet-plugins", "evaluate", "--atlas"]
+    assert list(make.command[3:-1]) == place
+    assert metrics.command[2] == str(make.output)
+    assert {metrics.rows[name] for name in ("trainer", "algorithm", "role")} == {"atlas"}
+    assert metrics.rows["split"] == "cross-validation"
+    assert not any(task.training and task.training[0].trainer == "atlas" for task in training_tasks(question, folders))
+    assert result_tasks(protocol(), folders) == []
+
+
+def test_an_atlas_that_has_no_room_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    planned = make_planned(tmp_path, monkeypatch)
+    planned.plan((16, 16, 16), (1, 1, 1))
+    for name in ("nnUNet_raw", "nnUNet_results"):
+        (tmp_path / name).mkdir()
+    for number in range(5):
+        planned.preprocess(f"case_{number}", np.zeros((14, 14 + number, 14)))
+    question = ["-d", "1", "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(tmp_path / "out"), "--with-atlas"]
+    assert main(["benchmark", *question]) == 2
+    assert f"case_3 with 14x17x14; make plans that cover them: nnunet-plugins plan -d {DATASET} --cover" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_plans_for_the_same_memory_are_made_before_anything_is_trained(folders):

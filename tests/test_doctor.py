@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from conftest import write_dataset
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.doctor import images
@@ -563,6 +564,127 @@ def test_too_little_memory_comes_with_the_commands_that_mend_it(preprocessed, ca
     )
 
 
+WHOLE = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainerWhole(nnUNetTrainer):
+    needs_whole_images = True
+"""
+
+
+@pytest.fixture
+def whole(preprocessed, tmp_path, monkeypatch) -> Path:
+    """The preprocessed folder, with data as large as the raw images, for a trainer that takes a patch for the whole."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "whole_trainers.py").write_text(WHOLE)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
+    for case in CASES:
+        preprocess(preprocessed, case, (8, 10, 9))
+    file = preprocessed / "nnUNetPlans.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "transpose_forward": [0, 1, 2]}))
+    return preprocessed
+
+
+def preprocess(folder: Path, case: str, shape: tuple[int, ...]) -> None:
+    for file in (folder / "data").glob(f"{case}*"):
+        file.unlink()  # its format is not written over a file
+    arrays = np.zeros((2, *shape), np.float32), np.zeros((1, *shape), np.int8)
+    sizes = {"chunks": (1, *shape), "blocks": (1, *shape)}
+    nnUNetDatasetBlosc2.save_case(*arrays, {}, str(folder / "data" / case), **sizes)
+
+
+OF_WHOLE = ("-tr", "nnUNetTrainerWhole", "--gpu-memory", 24)
+
+
+def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_them_whole(whole, capsys):
+    assert examine(capsys, *OF_WHOLE) == (0, [])
+    preprocess(whole, "case_3", (8, 17, 9))
+    _, (found,) = examine(capsys, *OF_WHOLE)
+    assert (found["section"], found["level"], found["cases"]) == ("Training", "problem", ["case_3"])
+    assert (
+        "1 case larger than the patch 16x16x16, which the network takes for the whole anatomy: case_3 (8x17x9)"
+        in (found["text"])
+    )
+    assert found["remedy"].endswith(f"nnunet-plugins plan -d {NAME} --cover --like nnUNetPlans")
+    assert examine(capsys, "-tr", "nnUNetTrainer", "--gpu-memory", 24) == (0, [])
+    # What cannot be read is named, too.
+    (whole / "data" / "case_3_seg.b2nd").write_bytes(b"x")
+    _, found = examine(capsys, *OF_WHOLE)
+    assert any("the preprocessed data of case_3" in finding["text"] for finding in found)
+
+
+def test_a_configuration_that_inherits_its_spacing_has_its_data(preprocessed, capsys):
+    file = preprocessed / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_cover"] = {"inherits_from": "3d_fullres"}
+    file.write_text(json.dumps(plans))
+    assert main(["doctor", "-d", "1", "-c", "3d_cover", "--gpu-memory", "24"]) == 0
+    assert "ok preprocessed already: 3d_cover" in capsys.readouterr().out
+
+
+def enlarge(how: Callable[[np.ndarray], np.ndarray], spacing: float = 1.0) -> Callable[[Path], None]:
+    """Change the channels of a test image."""
+
+    def spoil(folder: Path) -> None:
+        for file in folder.glob("case_6_*.nii.gz"):
+            change(file, how, lambda image: image.SetSpacing((1.0, spacing, 1.0)))
+
+    return spoil
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    return np.concatenate([array, array], axis=1)
+
+
+def framed(array: np.ndarray) -> np.ndarray:
+    return np.pad(array, 5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "size"),
+    [
+        (enlarge(widened), "8x20x9"),
+        (enlarge(same, 1.7), "8x17x9"),  # 10 voxels of 1.7 mm
+        (enlarge(framed), ""),  # which nnU-Net cuts off
+        (enlarge(widened, 0.8), ""),
+    ],
+)
+@pytest.mark.parametrize("place", ["imagesTs", "elsewhere"])
+def test_images_to_predict_larger_than_the_patch_are_named(dataset, whole, capsys, spoil, size, place):
+    folder, options = dataset / "imagesTs", OF_WHOLE
+    shutil.rmtree(dataset / "labelsTs")
+    if place == "elsewhere":
+        folder, options = folder.rename(dataset.parents[1] / "elsewhere"), (*OF_WHOLE, "-i", dataset.parents[1] / place)
+    spoil(folder)
+    _, found = examine(capsys, *options)
+    told = [(finding["section"], finding["level"], finding["cases"]) for finding in found]
+    section = "Test images" if place == "imagesTs" else "Images to predict"
+    assert told == ([(section, "problem", ["case_6"])] if size else [])
+    assert not size or "than the patch 16x16x16, which the network takes for the whole anatomy" in found[0]["text"]
+    assert not size or f"case_6 ({size})" in found[0]["text"]
+
+
+def test_a_folder_of_images_is_checked_as_test_images_are(dataset, preprocessed, tmp_path, capsys):
+    """Also where the raw dataset is not: then dataset.json is that of the preprocessed one."""
+    folder = (dataset / "imagesTs").rename(tmp_path / "images")
+    image = folder / "case_5_0000.nii.gz"
+    image.write_bytes(image.read_bytes()[:500])
+    (folder / "case_6_0001.nii.gz").unlink()
+    texts = ["without exactly the channels 0000, 0001: case_6 (has 0000)", "1 file cut off"]
+    for _ in range(2):
+        _, found = examine(capsys, "-i", folder)
+        told = [finding["text"] for finding in found if finding["section"] == "Images to predict"]
+        assert all(any(text in line for line in told) for text in texts), found
+        shutil.rmtree(dataset, ignore_errors=True)
+    for file in folder.iterdir():
+        file.unlink()
+    _, found = examine(capsys, "-i", folder)
+    assert f"{folder} holds no image CASE_0000.nii.gz" in [finding["text"] for finding in found]
+    _, found = examine(capsys, "-i", tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'} is no folder" in [finding["text"] for finding in found]
+
+
 def test_too_little_space(dataset, capsys, monkeypatch):
     full = shutil.disk_usage(dataset)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
@@ -585,6 +707,7 @@ def test_without_the_raw_images_the_rest_is_checked(dataset, preprocessed, capsy
     ("options", "message"),
     [
         (["-tr", "nnUNetTrainer"], "are about a dataset; give it with -d"),
+        (["-i", "images"], "are about a dataset; give it with -d"),
         (["-d", "9"], "'9' is not the number or name of exactly one dataset"),
         (["-d", "Dataset009_Gone"], "Dataset009_Gone is neither in nnUNet_raw nor in nnUNet_preprocessed"),
     ],

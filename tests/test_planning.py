@@ -284,6 +284,11 @@ def test_plans_that_fit_are_written_beside_the_old(folders, trainer, capsys):
     options["strides"] = before["architecture"]["arch_kwargs"]["strides"]
     changed["patch_size"] = before["patch_size"]
     assert new == {**old, "plans_name": name}
+    # To the last byte.
+    expected = {**old, "plans_name": name}
+    for configuration, made in plans_of(folders, name)["configurations"].items():
+        expected["configurations"][configuration].update(made)
+    assert (folders.preprocessed / DATASET / f"{name}.json").read_text() == json.dumps(expected, indent=4)
     # The new plans fit, and writing them again changes nothing.
     assert main([*command, "-c", "3d_fullres", "--like", name]) == 0
     assert "fits already" in capsys.readouterr().out

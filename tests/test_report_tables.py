@@ -150,6 +150,7 @@ def test_without_a_baseline_nothing_is_compared():
     [
         ("ensemble", "Ensembles take no part in ranks and tests"),
         ("choice", "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests"),
+        ("atlas", "takes no part in ranks and tests: it is no network and sees no image"),
     ],
 )
 def test_ensembles_and_the_choice_are_shown_but_not_ranked_or_tested(role, caveat):
@@ -164,6 +165,20 @@ def test_ensembles_and_the_choice_are_shown_but_not_ranked_or_tested(role, cavea
     assert caveat in said(with_ensemble)
     assert caveat not in said(without)
     assert ENSEMBLE in only(with_ensemble).by_label["Dice"].index
+
+
+def test_networks_that_are_not_above_the_atlas_are_named():
+    record = make_record(algorithms=3, cases=10, ensemble=True)
+    results = record.results
+    results["role"] = results["role"].replace("ensemble", "atlas")
+    atlas = results["role"] == "atlas"
+    first, *others = only(record).ranked
+    means = results.groupby("algorithm")["Dice"].mean()
+    results.loc[atlas, "Dice"] = (means[first] + means[others[0]]) / 2
+    line = f"without seeing an image: {', '.join(others)}. They may have learnt positions only."
+    assert line in said(record)
+    results.loc[atlas, "Dice"] = 0.0
+    assert "Not above the atlas" not in said(record)
 
 
 def test_a_network_that_found_nothing_is_called_untrained():

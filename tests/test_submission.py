@@ -33,6 +33,7 @@ from nnunet_plugins.submission.inference import main as predict
 from nnunet_plugins.submission.platforms import PLATFORMS
 from nnunet_plugins.submission.settings import FILE, Member, Settings, read_settings
 from nnunet_plugins.submission.sources import SubmissionError, require_released
+from nnunet_plugins.trainers.compose import trainer_class
 
 pytestmark = pytest.mark.slow
 
@@ -744,6 +745,22 @@ def test_an_unusual_spacing_is_told(cheap, images, tmp_path, capsys):
         sitk.WriteImage(image, str(inputs / path.name))
     assert predict(["-i", str(inputs), "-o", str(tmp_path / "out")], models=cheap / "model") == 0
     assert "the spacing is unlike that of the training images, about 1.5 x 1 x 1 mm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_image_larger_than_the_patch_is_told_where_the_network_takes_it_for_the_whole(
+    cheap, images, tmp_path, monkeypatch, capsys, whole
+):
+    monkeypatch.setattr(trainer_class(STOCK), "needs_whole_images", whole, raising=False)
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for case, length in ((5, 3.0), (6, 1.0)):  # 36 and 12 slices, where the patch has 20
+        for path in images.glob(f"case_{case}_*"):
+            image = sitk.ReadImage(str(path))
+            image.SetSpacing((1.0, 1.0, length))
+            sitk.WriteImage(image, str(inputs / path.name))
+    assert predict(["-i", str(inputs), "-o", str(tmp_path / "out")], models=cheap / "model") == 0
+    assert capsys.readouterr().out.count("WARNING: the image has 36x20x22 voxels, more than the ") == int(whole)
 
 
 def test_as_mlcube_calls_it(trained, images, tmp_path):

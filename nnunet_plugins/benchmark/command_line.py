@@ -68,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "are plans, the compute of all networks is told first",
     )
     question.add_argument(
+        "--with-atlas",
+        action="store_true",
+        help="add the atlas, the voxelwise majority of the training labels, as a line to read the others against; the "
+        "patch has to hold every image (nnunet-plugins plan --cover)",
+    )
+    question.add_argument(
         "--baseline",
         dest="presets",
         nargs="+",
@@ -125,6 +131,7 @@ def _run(arguments: argparse.Namespace) -> int:
         groups=str(groups) if groups else None,
         with_twins=arguments.with_twins,
         with_rivals=arguments.with_rivals,
+        with_atlas=arguments.with_atlas,
         presets=tuple(dict.fromkeys(arguments.presets)),
         test=arguments.test,
         tolerance=arguments.tolerance,

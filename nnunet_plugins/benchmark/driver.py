@@ -20,7 +20,7 @@ from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkE
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
-from nnunet_plugins.planning.preprocessed import PLANS, existing_cases
+from nnunet_plugins.planning.preprocessed import PLANS, existing_cases, is_preprocessed
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems
 
@@ -90,6 +90,8 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
             known = read_json(plans, PLANS)["configurations"]
             if missing := [name for name in protocol.configurations if name not in known]:
                 raise BenchmarkError(f"{plans} has no configuration {missing[0]}; it has {', '.join(known)}")
+            if protocol.with_atlas:
+                _require_room_for_atlas(dataset, protocol, folder)
         splits = folder / "splits_final.json"
         number = protocol.number_of_folds
         if splits.is_file():
@@ -108,6 +110,15 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
             f"{place.slots} GPU{'s are' if place.slots > 1 else ' is'} asked for, torch {torch.__version__} sees "
             f"{torch.cuda.device_count()}; give fewer with --gpus, or --device cpu"
         )
+
+
+def _require_room_for_atlas(dataset: str, protocol: Protocol, folder: Path) -> None:
+    """Refuse patches that do not hold every image, as far as these are preprocessed."""
+    from nnunet_plugins.metrics.atlas import require_room
+
+    for configuration in protocol.configurations:
+        if is_preprocessed(folder, protocol.plans, [configuration]):
+            require_room(dataset, protocol.plans, configuration, existing_cases(folder))
 
 
 def _require_known_cases(splits: Path, number: int, groups: str | None) -> None:

@@ -20,6 +20,9 @@ PRESETS = {
     for size in ("M", "L", "XL")
 }
 
+ATLAS = "atlas"
+"""What stands for the trainer, the algorithm and the role of the atlas."""
+
 
 class BenchmarkError(InputError):
     """A benchmark cannot begin or go on."""
@@ -82,6 +85,7 @@ class Protocol:
         groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
         with_twins: add each network's ablation twin.
         with_rivals: add the published networks of `RIVALS`, with the modifiers of the baseline.
+        with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
         test: also predict the test images of every dataset.
         tolerance: of the surface Dice, in mm.
@@ -98,6 +102,7 @@ class Protocol:
     groups: str | None = None
     with_twins: bool = False
     with_rivals: bool = False
+    with_atlas: bool = False
     presets: tuple[str, ...] = ()
     test: bool = False
     tolerance: float = 1.0
@@ -112,6 +117,11 @@ class Protocol:
         """Return the trainer to compare the others with: nnU-Net's own, else its first variant, else the first."""
         stock = [trainer for trainer in self.trainers if split_name(trainer)[0] == STOCK_TRAINER]
         return STOCK_TRAINER if STOCK_TRAINER in stock else (stock or self.trainers)[0]
+
+    def atlases(self) -> list[Run]:
+        """Return the atlas on every configuration, if it is asked for: no trainer's, so that nothing is trained."""
+        cells = [(dataset, configuration) for dataset in self.datasets for configuration in self.configurations]
+        return [Run(*cell, self.plans, ATLAS, ATLAS, ATLAS) for cell in cells if self.with_atlas]
 
     def plans_of(self, trainer: str) -> str:
         """Return the name of the plans that a trainer is trained with."""

@@ -27,6 +27,8 @@ def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = 
     trained = trained_folds(protocol, folders, as_if_trained=as_if_trained)
     for run, done in trained.items():
         tasks += _cross_validate(run, done, protocol, folders)
+    for atlas in protocol.atlases():
+        tasks += _atlas(atlas, protocol, folders)
     before: dict[str, tuple[str, ...]] = {}
     for group in whole_groups(trained, protocol):
         dataset = group[0].dataset
@@ -138,6 +140,30 @@ def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders:
     name, title = task_name("metrics", run.name), f"{title}metrics of {run.algorithm}"
     rows = {"split": "cross-validation", **run.identity}
     return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge, rows)]
+
+
+def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:
+    """Return the atlases of all folds, with the segmentations of what each was not made of, and their metrics."""
+    output, folds = folders.validated(atlas, protocol.folds), protocol.folds
+    planned = folders.preprocessed / atlas.dataset
+    place = ["-d", atlas.dataset, "-c", atlas.configuration, "-p", atlas.plans, "-f", *map(str, folds)]
+    title = f"{atlas.dataset} {atlas.configuration}: "
+    make = Task(
+        name=task_name("atlas", atlas.name),
+        title=f"{title}atlas of the training labels",
+        command=("nnunet-plugins", "evaluate", "--atlas", *place, "-o", str(unfinished(output))),
+        needs=(task_name("split", atlas.dataset),),
+        output=output,
+        inputs=(
+            *(planned / name for name in (f"{atlas.plans}.json", "dataset.json", "splits_final.json")),
+            folders.truth(atlas.dataset),
+        ),
+    )
+    metrics = folders.metrics(atlas.name, folds, protocol.tolerance, "cross-validation")
+    rows = {"split": "cross-validation", **atlas.identity}
+    truth = folders.truth(atlas.dataset)
+    name = task_name("metrics", atlas.name)
+    return [make, _metrics(name, f"{title}metrics of the atlas", output, truth, metrics, protocol, make, rows)]
 
 
 def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:

@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--groups", metavar="FILE", help="CSV file with the columns 'case' and 'group': do splits tear groups apart?"
     )
+    parser.add_argument(
+        "-i", dest="images", metavar="FOLDER", help="folder of images to predict, to be checked as imagesTs is"
+    )
     parser.add_argument("-np", dest="processes", type=whole, metavar="N", help="cases at a time; default as in nnU-Net")
     parser.add_argument("--json", action="store_true", help="print JSON")
     training = parser.add_argument_group("a training to check, any of these")
@@ -42,16 +45,16 @@ def run(arguments: argparse.Namespace) -> int:
     options = (arguments.trainer, arguments.configuration, arguments.plans, arguments.gpu_memory)
     of_training = any(option is not None for option in options)
     if arguments.checkpoint is not None:
-        if of_training or arguments.groups or arguments.dataset:
+        if of_training or arguments.groups or arguments.dataset or arguments.images:
             raise InputError(
-                "a checkpoint is looked into by itself, without -d, -tr, -c, -p, --gpu-memory and --groups"
+                "a checkpoint is looked into by itself, without -d, -tr, -c, -p, --gpu-memory, --groups and -i"
             )
         from nnunet_plugins.doctor.checkpoint import sections as of_checkpoint
 
         return examine(of_checkpoint(Path(arguments.checkpoint)), as_json=arguments.json)
     if arguments.dataset is None:
-        if of_training or arguments.groups:
-            raise InputError("-tr, -c, -p, --gpu-memory and --groups are about a dataset; give it with -d")
+        if of_training or arguments.groups or arguments.images:
+            raise InputError("-tr, -c, -p, --gpu-memory, --groups and -i are about a dataset; give it with -d")
         from nnunet_plugins.doctor.installation import sections
 
         return examine(sections(), as_json=arguments.json)
@@ -66,5 +69,6 @@ def run(arguments: argparse.Namespace) -> int:
         of_training=of_training,
         groups=Path(arguments.groups) if arguments.groups else None,
         processes=arguments.processes,
+        images=Path(arguments.images) if arguments.images else None,
     )
     return examine(preflight(question), as_json=arguments.json)

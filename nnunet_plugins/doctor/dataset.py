@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,6 @@ class RawDataset:
         labels: nnU-Net's manager of its labels; None if they make no sense.
         reader: nnU-Net's class that reads its files; None if there is none.
         cases: those whose files are all there, by name.
-        test_cases: likewise, of imagesTs.
     """
 
     folder: Path
@@ -66,7 +65,6 @@ class RawDataset:
     labels: LabelManager | None = None
     reader: type[BaseReaderWriter] | None = None
     cases: dict[str, Case] = field(default_factory=dict)
-    test_cases: dict[str, Case] = field(default_factory=dict)
 
     @property
     def channels(self) -> list[str]:
@@ -151,7 +149,7 @@ def check_files(dataset: RawDataset) -> Iterator[Finding]:
                 yield problem(f"{folder / part} is no folder", _FORMAT)
                 return
         found = {}
-        yield from _check_folders(dataset, "Tr", found)
+        yield from _check_folders(dataset, folder / "imagesTr", folder / "labelsTr", found, all_labelled=True)
     if found and len(found) != description["numTraining"]:
         yield problem(
             f"dataset.json says numTraining {description['numTraining']}, there are {len(found)} training cases",
@@ -162,16 +160,32 @@ def check_files(dataset: RawDataset) -> Iterator[Finding]:
         yield problem(f"{folder} has no complete training case", _FORMAT)
         return
     yield ok(f"{len(dataset.cases)} training cases with {len(dataset.channels)} channels and a segmentation")
-    yield from _find_reader(dataset)
+    yield from _find_reader(dataset, dataset.cases)
 
 
-def check_test_files(dataset: RawDataset) -> Iterator[Finding]:
-    """Check the names of the test images, and of their segmentations where there are such."""
+def check_images_to_predict(
+    dataset: RawDataset, images: Path, labels: Path | None, found: dict[str, Case]
+) -> Iterator[Finding]:
+    """Check the names of images to predict, and of their segmentations where there are such.
+
+    Args:
+        dataset: whose images they are like.
+        images: folder that holds them, such as imagesTs.
+        labels: folder that may hold their segmentations.
+        found: takes the cases whose files are all there.
+    """
     if not dataset.description:
         return
-    found: dict[str, Case] = {}
-    yield from _check_folders(dataset, "Ts", found)
-    dataset.test_cases = {name: case for name, case in found.items() if case.is_there}
+    if not images.is_dir():
+        yield problem(f"{images} is no folder", "correct the path")
+        return
+    cases: dict[str, Case] = {}
+    yield from _check_folders(dataset, images, labels, cases)
+    found.update({name: case for name, case in cases.items() if case.is_there})
+    if not cases and labels is None:
+        yield problem(f"{images} holds no image CASE_0000{dataset.description['file_ending']}", _FORMAT)
+    if found and not dataset.reader:
+        yield from _find_reader(dataset, found)
 
 
 def _check_listed(dataset: RawDataset, found: dict[str, Case]) -> Iterator[Finding]:
@@ -188,17 +202,18 @@ def _check_listed(dataset: RawDataset, found: dict[str, Case]) -> Iterator[Findi
     yield from of_facts(facts)
 
 
-def _check_folders(dataset: RawDataset, part: str, cases: dict[str, Case]) -> Iterator[Finding]:
-    """Check imagesTr and labelsTr, or imagesTs and labelsTs, which there need not be."""
-    images, labels = dataset.folder / f"images{part}", dataset.folder / f"labels{part}"
+def _check_folders(
+    dataset: RawDataset, images: Path, labels: Path | None, cases: dict[str, Case], *, all_labelled: bool = False
+) -> Iterator[Finding]:
+    """Check imagesTr and labelsTr, or imagesTs and labelsTs, which there need not be, or images without any."""
     ending, number = dataset.description["file_ending"], len(dataset.channels)
     found = find_files(images, ending)
-    truths = find_files(labels, ending) if labels.is_dir() else Found()
+    truths = find_files(labels, ending) if labels and labels.is_dir() else Found()
     facts = []
     for folder, there in ((images, found), (labels, truths)):
         # Which names are alike is asked of cases, not of files.
         told = [fact for fact in there.facts if fact.kind != "names in other case"]
-        if not there.files and told:
+        if folder and not there.files and told:
             facts.append(none_fits(folder, ending, told))
             told = [fact for fact in told if fact.kind not in ("other format", "letter case")]
         facts += told
@@ -210,8 +225,8 @@ def _check_folders(dataset: RawDataset, part: str, cases: dict[str, Case]) -> It
             facts.append(Fact("no channel", str(path)))
     for name, files in channels.items():
         truth = truths.files.get(name)
-        needed = str(truth or labels / f"{name}{ending}") if part == "Tr" or truth else None
-        cases[name] = Case([str(file) for _, file in sorted(files.items())], needed)
+        needed = truth or (labels / f"{name}{ending}" if labels and all_labelled else None)
+        cases[name] = Case([str(file) for _, file in sorted(files.items())], str(needed) if needed else None)
         first = next(iter(files.values())).name[: -len(ending) - 5]
         if truth and truth.name.removesuffix(ending) != first:
             facts.append(Fact("other letters", str(truth), case=name))
@@ -231,21 +246,22 @@ def _check_folders(dataset: RawDataset, part: str, cases: dict[str, Case]) -> It
         wrong,
         f"add or remove files in {images.name}, or correct 'channel_names' in dataset.json",
     )
-    if part == "Tr":
+    if all_labelled:
         without = dict.fromkeys(sorted(set(channels) - set(truths.files)), "")
         text = f"{{}} without a segmentation CASE{ending} in labelsTr"
         yield from of_cases("problem", text, without, "add the files")
-    yield from of_cases(
-        "warning",
-        f"{labels.name} has segmentations of {{}} without images, which are not used",
-        dict.fromkeys(sorted(set(truths.files) - set(channels)), ""),
-        "add the images, or move the segmentations away",
-    )
+    if labels:
+        yield from of_cases(
+            "warning",
+            f"{labels.name} has segmentations of {{}} without images, which are not used",
+            dict.fromkeys(sorted(set(truths.files) - set(channels)), ""),
+            "add the images, or move the segmentations away",
+        )
 
 
-def _find_reader(dataset: RawDataset) -> Iterator[Finding]:
+def _find_reader(dataset: RawDataset, cases: Mapping[str, Case]) -> Iterator[Finding]:
     try:
-        examples = [Path(case.images[0]) for case in dataset.cases.values()]
+        examples = [Path(case.images[0]) for case in cases.values()]
         dataset.reader = choose_reader(dataset.description, examples)
         yield ok(f"nnU-Net reads them with {dataset.reader.__name__}")
     except PlanError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
@@ -47,6 +48,7 @@ class Channel:
         low: 0.5th percentile.
         middle: median.
         high: 99.5th percentile.
+        content: first voxel along each axis that is not 0 in its plane, and the first of those behind the last.
     """
 
     file: str
@@ -58,6 +60,7 @@ class Channel:
     low: float
     middle: float
     high: float
+    content: tuple[tuple[int, int], ...]
 
     @property
     def spread(self) -> float:
@@ -93,6 +96,12 @@ class CaseFacts:
     segmentation: Segmentation | None = None
     facts: list[Fact] = field(default_factory=list)
     is_whole: bool = True
+
+    @property
+    def cropped(self) -> tuple[int, ...]:
+        """Voxels per axis that nnU-Net keeps of the image: it cuts off planes that are 0 in all channels."""
+        boxes = zip(*(one.content for one in self.channels), strict=True)
+        return tuple(max(behind for _, behind in axis) - min(first for first, _ in axis) for axis in boxes)
 
 
 def read_cases(
@@ -174,12 +183,13 @@ def read_case(name: str, case: Case, reader: type[BaseReaderWriter], declared: C
 def _describe(array: NDArray[Any], file: str, grid: Grid, kind: str) -> Channel:
     # Of the memory where it lies: no copy of it.
     digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+    content = tuple((first, behind) for first, behind in get_bbox_from_mask(array != 0))
     flat = array.reshape(-1)
     lowest, highest = float(flat.min()), float(flat.max())
     if not np.isfinite([lowest, highest]).all():
         flat = flat[np.isfinite(flat)]
         if not flat.size:
-            return Channel(file, grid, kind, digest, *(float("nan"),) * 5)
+            return Channel(file, grid, kind, digest, *(float("nan"),) * 5, content)
         lowest, highest = float(flat.min()), float(flat.max())
     low, middle, high = np.percentile(flat[:: 1 + flat.size // _SAMPLE], (0.5, 50, 99.5)).tolist()
-    return Channel(file, grid, kind, digest, lowest, highest, low, middle, high)
+    return Channel(file, grid, kind, digest, lowest, highest, low, middle, high, content)

@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_plugins.doctor.cases import check_cases, check_channels
 from nnunet_plugins.doctor.comparison import compare_cases, duplicates
-from nnunet_plugins.doctor.dataset import RawDataset, check_description, check_files, check_test_files
+from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
 from nnunet_plugins.doctor.findings import Check, Finding, of_facts, ok, warning
 from nnunet_plugins.doctor.images import CaseFacts, read_cases
 from nnunet_plugins.doctor.installation import check_folders
@@ -16,6 +17,9 @@ from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
 from nnunet_plugins.planning.dataset import PlanError, dataset_name
 from nnunet_plugins.planning.preprocessed import existing_cases
+
+if TYPE_CHECKING:
+    from nnunet_plugins.doctor.training import Training
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Question:
         of_training: whether to check a training as well.
         groups: table of the cases' groups, which splits are to keep together.
         processes: cases to read at a time; None for nnU-Net's default.
+        images: folder of images that are to be predicted, to be checked as imagesTs is.
     """
 
     dataset: str
@@ -41,6 +46,7 @@ class Question:
     of_training: bool
     groups: Path | None
     processes: int | None
+    images: Path | None = None
 
 
 def preflight(question: Question) -> dict[str, Check]:
@@ -54,8 +60,13 @@ def preflight(question: Question) -> dict[str, Check]:
     if raw is None and preprocessed is None:
         raise PlanError(f"{name} is neither in nnUNet_raw nor in nnUNet_preprocessed")
     checks: dict[str, Check] = {"Folders": check_folders}
-    dataset = RawDataset(raw or Path())
+    dataset = RawDataset(raw or preprocessed or Path())
     facts: dict[str, CaseFacts] = {}
+    training = None
+    if question.of_training:
+        from nnunet_plugins.doctor.training import Training, check_training  # which loads much
+
+        training = Training(name, question.trainer, question.configuration, question.plans, question.gpu_memory)
     if raw:
 
         def read_and_check() -> Iterator[Finding]:
@@ -69,15 +80,15 @@ def preflight(question: Question) -> dict[str, Check]:
         checks["Cases"] = read_and_check
         checks["Cases side by side"] = lambda: compare_cases(dataset, facts)
         if (raw / "imagesTs").is_dir():
-            checks["Test images"] = lambda: _check_test_images(dataset, question.processes)
+            folders = (raw / "imagesTs", raw / "labelsTs")
+            checks["Test images"] = lambda: _check_images(dataset, *folders, question.processes, training)
     else:
         unknown = warning(f"{name} is not in nnUNet_raw, so its images are not checked", "put it there to check them")
         checks["Files"] = lambda: iter([unknown])
-    training = None
-    if question.of_training:
-        from nnunet_plugins.doctor.training import Training, check_training  # which loads much
-
-        training = Training(name, question.trainer, question.configuration, question.plans, question.gpu_memory)
+        if question.images:
+            checks["dataset.json"] = lambda: check_description(dataset)
+    if images := question.images:
+        checks["Images to predict"] = lambda: _check_images(dataset, images, None, question.processes, training)
     # What is not there yet stands beside what is.
     root = os.environ.get("nnUNet_preprocessed", "")  # noqa: SIM112 - nnU-Net's own spelling
     folder = Path(root, name)
@@ -102,14 +113,23 @@ def preflight(question: Question) -> dict[str, Check]:
     return checks
 
 
-def _check_test_images(dataset: RawDataset, processes: int | None) -> Iterator[Finding]:
-    yield from check_test_files(dataset)
-    if dataset.reader and dataset.test_cases:
-        facts = read_cases(dataset.test_cases, dataset.reader, dataset.expected_labels(), processes)
-        yield from of_facts(fact for case in facts.values() for fact in case.facts)
-        yield from check_channels(dataset, facts)
-        if all(case.is_whole for case in facts.values()):
-            yield ok(f"all files of {len(facts)} test cases can be read")
+def _check_images(
+    dataset: RawDataset, images: Path, labels: Path | None, processes: int | None, training: "Training | None"
+) -> Iterator[Finding]:
+    """Check images that are to be predicted, and their segmentations where there are such."""
+    cases: dict[str, Case] = {}
+    yield from check_images_to_predict(dataset, images, labels, cases)
+    if not dataset.reader or not cases:
+        return
+    facts = read_cases(cases, dataset.reader, dataset.expected_labels(), processes)
+    yield from of_facts(fact for case in facts.values() for fact in case.facts)
+    yield from check_channels(dataset, facts)
+    if all(case.is_whole for case in facts.values()):
+        yield ok(f"all files of {len(facts)} {'test ' * bool(labels)}cases can be read")
+    if training:
+        from nnunet_plugins.doctor.whole import check_images
+
+        yield from check_images(training, facts)
 
 
 def _folder(variable: str, dataset: str) -> Path | None:

@@ -12,7 +12,7 @@ from nnunet_plugins.doctor.images import CaseFacts
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, is_json, read_json
 from nnunet_plugins.planning.forecast import format_bytes
-from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed
+from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed, look_up
 
 _UNET_PARAMETERS = 31_000_000  # of nnU-Net's 3D U-Net with six stages
 _CHECKPOINTS = 3  # best, latest and final, for a while
@@ -45,9 +45,7 @@ def check_space(
 def _check_preprocessing(
     folder: Path, plans: str, configuration: str | None, cases: Sequence[CaseFacts]
 ) -> Iterator[Finding]:
-    spacings = _target_spacings(folder / f"{plans}.json")
-    if configuration:
-        spacings = {name: spacing for name, spacing in spacings.items() if name == configuration}
+    spacings = _target_spacings(folder / f"{plans}.json", configuration)
     if spacings and is_preprocessed(folder, plans, spacings):
         yield ok(f"preprocessed already: {', '.join(spacings)}")
         return
@@ -59,17 +57,22 @@ def _check_preprocessing(
     yield _compare(what, needed, folder.parent)
 
 
-def _target_spacings(file: Path) -> dict[str, list[float]]:
-    """Return the spacings to which configurations are resampled, of two axes in 2D; none if there are no plans yet."""
+def _target_spacings(file: Path, configuration: str | None) -> dict[str, list[float]]:
+    """Return the spacings to which configurations are resampled, of two axes in 2D; none if there are no plans yet.
+
+    Of all configurations, those that inherit their spacing have the data of another one.
+    """
     if not is_json(file):
         return {}
     found: dict[str, list[float]] = {}
     try:
         configurations = read_json(file, PLANS)["configurations"]
+        spacings = {name: content.get("spacing") for name, content in configurations.items()}
+        if configuration:
+            spacings = {configuration: look_up(file, configuration, "spacing")}
     except InputError:  # which the checks of plans tell
         return {}
-    for name, content in configurations.items():
-        spacing = content.get("spacing")
+    for name, spacing in spacings.items():
         if spacing and not find_fault(spacing, [(int, float)]) and min(spacing) > 0:
             found[name] = spacing
     return found

@@ -15,13 +15,20 @@ from torch._subclasses.fake_tensor import (
 
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
+from nnunet_plugins.doctor.whole import check_training_images
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.planning.dataset import BYTE_WRITERS, DATASET, largest_label
 from nnunet_plugins.planning.forecast import GIB, Forecast, device_memory, format_bytes
 from nnunet_plugins.planning.names import fitting_commands
 from nnunet_plugins.planning.preprocessed import PLANS, data_folder, existing_cases, missing_cases
-from nnunet_plugins.planning.setting import Setting, find_trainer, forecast_setting, plan_setting
+from nnunet_plugins.planning.setting import (
+    Setting,
+    find_trainer,
+    forecast_setting,
+    needs_whole_images,
+    plan_setting,
+)
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.checks import require_labels
 
@@ -91,6 +98,8 @@ def check_training(training: Training, folder: Path, cases: Collection[str]) -> 
         yield problem(str(error), f"make the plans anew: {preprocess}")
         return
     yield ok(f"plans {training.plans}: {setting}")
+    if trainer and needs_whole_images(trainer):
+        yield from check_training_images(training, setting, folder)
     yield from _check_writer(setting, folder / "dataset.json")
     if trainer:
         yield from _check_labels(trainer, setting, read_json(folder / "dataset.json", dict))

@@ -12,6 +12,9 @@ BY_STAGE = ("n_stages", "strides", "kernel_sizes")
 PER_STAGE = {"features_per_stage": 0, "n_conv_per_stage": 0, "n_blocks_per_stage": 0, "n_conv_per_stage_decoder": 1}
 """Options of nnU-Net's U-Nets that list a number for each stage, and how many stages fewer the list has."""
 
+MOST_FEATURES = {2: 512, 3: 320}
+"""Channels that nnU-Net's planner gives a stage at the most, by dimension; it has them in its objects only."""
+
 
 def check_numbers(options: Any, where: str) -> None:
     """Check the options of a plan's network before it is built, which would otherwise take forever, or all memory.

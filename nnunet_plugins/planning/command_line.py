@@ -21,30 +21,42 @@ def add_commands(commands: Any) -> None:
 def _add_plan(commands: Any) -> None:
     command = commands.add_parser(
         "plan",
-        help="make plans whose batch and patch size fit your GPU's memory",
-        description="Forecast the memory of a training step with a trainer's network, for each configuration of "
-        "existing plans, and write a copy of the plans that fits the GPU: first with a smaller batch, down to 2, then "
+        help="make plans that fit your GPU's memory, or whose patch holds every image",
+        description="Write a copy of existing plans for exactly one task. "
+        "With --gpu-memory: forecast the memory of a training step with a trainer's network, for each configuration of "
+        "the plans, and fit it to the GPU: first with a smaller batch, down to 2, then "
         "with a smaller patch, whose strides and stages nnU-Net's own function plans. The copy uses the same "
         "preprocessed data, so you can train with it at once: nnUNetv2_train ... -p NAME. No GPU is needed here. For "
         "example: nnunet-plugins plan -d 4 -tr nnUNetTrainerAFN6 --gpu-memory 24. To compare networks fairly, train "
-        "them with the same plans, or each with plans for the same memory: nnunet-plugins benchmark does both.",
+        "them with the same plans, or each with plans for the same memory: nnunet-plugins benchmark does both. "
+        "With --cover: add a configuration, such as 3d_cover, whose patch holds every training image, for networks "
+        "that take a patch for the whole; every other trains on it as well. For example: nnunet-plugins plan -d 4 "
+        "--cover",
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
-    command.add_argument("-tr", dest="trainer", required=True, metavar="TRAINER", help="as for nnUNetv2_train")
-    command.add_argument(
+    task = command.add_argument_group("exactly one task").add_mutually_exclusive_group(required=True)
+    task.add_argument(
         "--gpu-memory",
         type=positive,
-        required=True,
         metavar="GB",
-        help="all of the GPU's memory: 24 for a card sold with 24 GB (GiB); the forecast may take four fifths of it",
+        help="fit a trainer (-tr) to a GPU. All of the GPU's memory: 24 for a card sold with 24 GB (GiB); the forecast "
+        "may take four fifths of it",
     )
+    task.add_argument(
+        "--cover",
+        action="store_true",
+        help="a patch that holds every image after resampling, with 10 per cent to spare; where that is more than "
+        "about 160^3 voxels, at a coarser spacing",
+    )
+    command.add_argument("-tr", dest="trainer", metavar="TRAINER", help="with --gpu-memory: as for nnUNetv2_train")
     command.add_argument(
         "-c",
         dest="configurations",
         nargs="+",
         default=[],
         metavar="CONFIGURATION",
-        help="configurations to adapt, for example 3d_fullres; default: all of the plans'",
+        help="configurations to adapt, for example 3d_fullres; default: all of the plans', and with --cover "
+        "3d_fullres, or 2d where there is no 3D",
     )
     command.add_argument(
         "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from, default: %(default)s"
@@ -52,18 +64,32 @@ def _add_plan(commands: Any) -> None:
     command.add_argument(
         "--name",
         metavar="PLANS",
-        help="write plans of this name, even if nothing has to change; default like nnUNetPlans_AFN6_24GB",
+        help="write plans of this name, even if nothing has to change; default like nnUNetPlans_AFN6_24GB or "
+        "nnUNetPlans_cover",
     )
     command.add_argument(
-        "--cpu", action="store_true", help="plan for training on a CPU, with its memory: without mixed precision"
+        "--cpu",
+        action="store_true",
+        help="with --gpu-memory: plan for training on a CPU, with its memory: without mixed precision",
     )
     command.add_argument("--overwrite", action="store_true", help="replace different plans of the new name")
     command.set_defaults(run=_plan)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if not arguments.cover:
+        return _fit(arguments)
+    if arguments.trainer or arguments.cpu:
+        raise InputError("covering plans are the same for every trainer and device: leave out -tr and --cpu")
+    return _cover(arguments)
+
+
+def _fit(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.planning.fit import fit_plans
     from nnunet_plugins.planning.forecast import COMFORTABLE
+
+    if not arguments.trainer:
+        raise InputError("--gpu-memory needs the trainer whose network is to fit: -tr TRAINER")
 
     fitted = fit_plans(
         arguments.dataset,
@@ -90,6 +116,32 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(
             f"  nnUNetv2_train {arguments.dataset} {configuration} 0 -tr {arguments.trainer} -p {fitted.name}{device}"
         )
+    return 0
+
+
+def _cover(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.planning.cover import SPARE, cover_plans
+    from nnunet_plugins.planning.names import preprocessing_command
+
+    plans = cover_plans(
+        arguments.dataset,
+        configurations=arguments.configurations,
+        like=arguments.like,
+        name=arguments.name,
+        overwrite=arguments.overwrite,
+    )
+    rows = [("configuration", "largest image", "patch", "batch", "spacing (mm)")]
+    for name, made in plans.configurations.items():
+        largest, patch = ("x".join(map(str, size)) for size in (made.largest, made.patch))
+        spacing = " x ".join(f"{length:.3g}" for length in made.spacing)
+        rows.append((name, largest, patch, str(made.batch), spacing + f", coarser than {made.base}" * made.is_coarser))
+    print(f"A patch that holds every image after resampling, with {SPARE} % to spare:\n{lay_out(rows)}")
+    print(f"Wrote {plans.file}")
+    if left := [name for name, made in plans.configurations.items() if not made.is_preprocessed]:
+        print(f"Preprocess:\n  {preprocessing_command(plans.dataset, plans.name, left)}")
+    print("Train with any trainer, for example:")
+    for name in plans.configurations:
+        print(f"  nnUNetv2_train {arguments.dataset} {name} 0 -tr {STOCK_TRAINER} -p {plans.name}")
     return 0
 
 

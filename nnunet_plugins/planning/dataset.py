@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -69,6 +70,30 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
         there = sorted(path.stem for path in folder.glob("*.json") if "lans" in path.stem)
         raise PlanError(f"{file} is missing; plans that are there: {', '.join(there) or 'none'}")
     return read_json(file, PLANS)
+
+
+def save_plans(folder: Path, plans: dict[str, Any], like: str, *, overwrite: bool) -> Path:
+    """Write new plans, under the name that they say, beside those they are made from; returns their file.
+
+    Args:
+        folder: of the dataset, in nnUNet_preprocessed.
+        plans: to write.
+        like: name of the plans they are made from, which stay as they are.
+        overwrite: whether to replace plans of that name that say something else.
+
+    Raises:
+        PlanError: if the name cannot be one of new plans, or other plans have it and may not be replaced.
+    """
+    name = plans["plans_name"]
+    if "__" in name or Path(name).name != name:
+        raise PlanError(f"{name!r} cannot be a name of plans: nnU-Net allows neither '__' nor '/' in it")
+    if name == like:
+        raise PlanError(f"the new plans need another name than those they are made from, {like}")
+    file = folder / f"{name}.json"
+    if file.exists() and not overwrite and read_json(file) != plans:
+        raise PlanError(f"{file} is there already and says something else; choose a --name, or give --overwrite")
+    save_json(plans, str(file), sort_keys=False)
+    return file
 
 
 def read_dataset_json(file: Path) -> dict[str, Any]:

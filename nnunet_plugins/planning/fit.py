@@ -8,12 +8,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import save_json
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_plugins.files import find_fault, read_json
-from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder
+from nnunet_plugins.files import find_fault
+from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, save_plans
 from nnunet_plugins.planning.forecast import (
     COMFORTABLE,
     GIB,
@@ -213,18 +212,9 @@ def fit_plans(
     if name is None and all(before == after for before, after in sizes.values()):
         return FittedPlans(like, None, sizes)
 
-    name = name or fitted_plans_name(like, trainer, gpu_memory)
-    if "__" in name or Path(name).name != name:
-        raise PlanError(f"{name!r} cannot be a name of plans: nnU-Net allows neither '__' nor '/' in it")
-    if name == like:
-        raise PlanError(f"the new plans need another name than those they are made from, {like}")
     new = deepcopy(old.plans)
-    new["plans_name"] = name
+    new["plans_name"] = name = name or fitted_plans_name(like, trainer, gpu_memory)
     for configuration, (_, after) in sizes.items():
         complete = settings[configuration].configuration.configuration
         new["configurations"][configuration].update(resize(complete, after.patch, after.batch))
-    file = folder / f"{name}.json"
-    if file.exists() and not overwrite and read_json(file) != new:
-        raise PlanError(f"{file} is there already and says something else; choose a --name, or give --overwrite")
-    save_json(new, str(file), sort_keys=False)
-    return FittedPlans(name, file, sizes)
+    return FittedPlans(name, save_plans(folder, new, like, overwrite=overwrite), sizes)

@@ -1,5 +1,7 @@
 """Names of plans. Loads nothing heavy."""
 
+from collections.abc import Iterable
+
 from nnunet_plugins.rows import STOCK_TRAINER
 
 
@@ -34,3 +36,35 @@ def fitting_commands(
     plan = f"nnunet-plugins plan -d {dataset} -c {configuration} -tr {trainer} --gpu-memory {size} --like {plans}"
     train = f"nnUNetv2_train {dataset} {configuration} {fold} -tr {trainer} -p {fitted}"
     return [plan + " --cpu" * on_cpu, train + " -device cpu" * on_cpu]
+
+
+def preprocessing_command(dataset: str, plans: str, configurations: Iterable[str]) -> str:
+    """Return the command that preprocesses configurations of plans.
+
+    Args:
+        dataset: full name.
+        plans: their name.
+        configurations: names.
+    """
+    number = int(dataset.removeprefix("Dataset")[:3])  # the command takes no name
+    return f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {' '.join(configurations)}"
+
+
+COVERING = "cover"
+"""What the names of covering plans and configurations end with."""
+
+
+def covering_configuration(base: str) -> str:
+    """Return the name of a configuration whose patch holds every image: 3d_cover, for 3d_fullres."""
+    return f"{base.removesuffix('_fullres')}_{COVERING}"
+
+
+def covering_command(dataset: str, plans: str) -> str:
+    """Return the command that makes plans whose patch holds every image.
+
+    Args:
+        dataset: number or name.
+        plans: those whose patch does not; covering plans, where larger images have come since, are made anew.
+    """
+    like = plans.removesuffix(f"_{COVERING}")
+    return f"nnunet-plugins plan -d {dataset} --cover --like {like}" + " --overwrite" * (like != plans)

@@ -1,7 +1,7 @@
 """What preprocessing has left in a dataset's folder, and which of its cases exist. Loads nothing heavy."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +94,30 @@ def data_folder(folder: Path, plans: str, configuration: str) -> Path:
     Raises:
         InputError: if the plans cannot be used.
     """
-    file = folder / f"{plans}.json"
+    identifier = look_up(folder / f"{plans}.json", configuration, "data_identifier")
+    return folder / (identifier or f"{plans}_{configuration}")
+
+
+def look_up(file: Path, configuration: str, name: str) -> Any:
+    """Return what a configuration says, or else the one that it inherits from; None if none of them says it.
+
+    Args:
+        file: of the plans.
+        configuration: which; one that the plans do not have says nothing.
+        name: of what it says.
+
+    Raises:
+        InputError: if the plans cannot be used.
+    """
     configurations = read_json(file, PLANS)["configurations"]
     found: dict[str, Any] = configurations.get(configuration, {})
     seen = [configuration]
-    while "data_identifier" not in found and "inherits_from" in found:
+    while name not in found and "inherits_from" in found:
         seen.append(found["inherits_from"])
         if seen[-1] not in configurations or seen[-1] in seen[:-1]:
             raise InputError(f"{file}: {configuration} inherits from what there is not, or from itself: {seen}")
         found = configurations[seen[-1]]
-    return folder / found.get("data_identifier", f"{plans}_{configuration}")
+    return found.get(name)
 
 
 def missing_cases(folder: Path, plans: str, configuration: str) -> list[str]:
@@ -126,3 +140,42 @@ def is_preprocessed(folder: Path, plans: str, configurations: Iterable[str]) -> 
     if not is_json(folder / f"{plans}.json") or not is_json(folder / "dataset.json"):
         return False
     return bool(existing_cases(folder)) and not any(missing_cases(folder, plans, name) for name in configurations)
+
+
+def preprocessed_shapes(data: Path, cases: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the voxels of preprocessed cases, per axis, with one for the slices also in 2D.
+
+    Args:
+        data: folder of a configuration's data.
+        cases: their names.
+
+    Raises:
+        InputError: if one cannot be read.
+    """
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class  # which loads much
+
+    names, shapes = list(cases), {}
+    if not names:
+        return {}
+    dataset = infer_dataset_class(str(data))(str(data), names)
+    for case in names:
+        try:
+            # Of most formats this reads the file's head.
+            shapes[case] = tuple(map(int, dataset.load_case(case)[1].shape[1:]))
+        except Exception as error:  # whatever nnU-Net and the libraries below it raise for a file that is broken
+            raise InputError(f"the preprocessed data of {case} in {data} cannot be read: {error}") from error
+    return shapes
+
+
+def larger_cases(shapes: Mapping[str, Sequence[int]], patch: Sequence[int]) -> dict[str, str]:
+    """Return the cases that a patch does not hold, with their size in words.
+
+    Args:
+        shapes: voxels of each case after resampling, `(z, y, x)` in the order of the plans.
+        patch: of the plans; in 2D it holds one slice.
+    """
+    room = (*(1,) * (3 - len(patch)), *patch)
+    larger = {
+        name: shape for name, shape in shapes.items() if any(n > most for n, most in zip(shape, room, strict=True))
+    }
+    return {name: "x".join(map(str, shape)) for name, shape in larger.items()}

@@ -18,14 +18,14 @@ from torch import nn
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
-from nnunet_plugins.planning.architecture import check_numbers
+from nnunet_plugins.planning.architecture import MOST_FEATURES, check_numbers
 from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, read_dataset_json
 from nnunet_plugins.planning.forecast import Forecast, forecast_training, format_size, optimizer_copies
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError
 
 # What nnU-Net's ExperimentPlanner has, in attributes of its objects only.
-_SMALLEST_MAP, _FEATURES, _MOST_FEATURES, _CONVOLUTIONS = 4, 32, {2: 512, 3: 320}, 2
+_SMALLEST_MAP, _FEATURES, _CONVOLUTIONS = 4, 32, 2
 _CONFIGURATION = {
     "patch_size": [int],
     "batch_size": int,
@@ -80,6 +80,15 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
             raise PlanError(str(unknown).removeprefix("nnunet_plugins: ")) from None
 
 
+def needs_whole_images(trainer: type[nnUNetTrainer]) -> bool:
+    """Tell whether a trainer's network takes a patch for a whole image: its class attribute `needs_whole_images`.
+
+    nnU-Net cuts an image that is larger into several patches, without a word. Ours refuse to train on one; at
+    prediction they cannot see it, so that `nnunet-plugins doctor` and submissions tell it.
+    """
+    return bool(getattr(trainer, "needs_whole_images", False))
+
+
 def plan_setting(dataset: str, configuration: str, plans: str) -> Setting:
     """Return the setting of a dataset's plans.
 
@@ -107,7 +116,7 @@ def plan_setting(dataset: str, configuration: str, plans: str) -> Setting:
         raise PlanError(f"{where} cannot be used: {type(error).__name__}: {error}") from error
     if fault := find_fault(chosen.configuration, _CONFIGURATION):
         raise PlanError(f"{where} is not as nnU-Net plans it: {fault}")
-    if len(chosen.patch_size) not in _MOST_FEATURES or min(*chosen.patch_size, chosen.batch_size) < 1:
+    if len(chosen.patch_size) not in MOST_FEATURES or min(*chosen.patch_size, chosen.batch_size) < 1:
         sizes = f"patch {format_size(chosen.patch_size)} and batch {chosen.batch_size}"
         raise PlanError(f"{where} has {sizes}; a patch has two or three axes, and all of them are positive")
     check_numbers(chosen.network_arch_init_kwargs, where)
@@ -121,7 +130,7 @@ def patch_setting(patch: Sequence[int], batch: int, channels: int, classes: int)
         PlanError: if the U-Net cannot take this patch.
     """
     dimensions = len(patch)
-    if dimensions not in _MOST_FEATURES:
+    if dimensions not in MOST_FEATURES:
         raise PlanError(f"a patch has two or three axes, not {dimensions}")
     _, strides, kernels, padded, multiple = get_pool_and_conv_props(
         (1.0,) * dimensions, list(patch), _SMALLEST_MAP, _MANY
@@ -137,7 +146,7 @@ def patch_setting(patch: Sequence[int], batch: int, channels: int, classes: int)
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": {
             "n_stages": stages,
-            "features_per_stage": [min(_MOST_FEATURES[dimensions], _FEATURES * 2**stage) for stage in range(stages)],
+            "features_per_stage": [min(MOST_FEATURES[dimensions], _FEATURES * 2**stage) for stage in range(stages)],
             "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
             "kernel_sizes": kernels,
             "strides": strides,

@@ -1,4 +1,4 @@
-"""The stages of a plan's U-Net, planned anew by nnU-Net's own function when its patch gets smaller."""
+"""The stages of a plan's U-Net, planned anew by nnU-Net's own function when it gets another patch."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunet_plugins.files import find_fault
-from nnunet_plugins.planning.architecture import PER_STAGE
+from nnunet_plugins.planning.architecture import MOST_FEATURES, PER_STAGE
 from nnunet_plugins.planning.dataset import PlanError
 from nnunet_plugins.planning.forecast import format_size
 
@@ -77,7 +77,7 @@ def stages_of(configuration: dict[str, Any]) -> Stages:
             return stages
     raise PlanError(
         f"its U-Net is not the one that nnU-Net plans for a patch of {format_size(patch)} and voxels of "
-        f"{format_size(spacing) or 'unknown size'}, so its stages for a smaller patch are not known; start from plans "
+        f"{format_size(spacing) or 'unknown size'}, so its stages for another patch are not known; start from plans "
         "that nnU-Net's own planner has made (--like)"
     )
 
@@ -104,7 +104,10 @@ def shorten(stages: Stages, spacing: Sequence[float], axes: Sequence[int]) -> St
 
 
 def replan(architecture: dict[str, Any], stages: Stages) -> dict[str, Any]:
-    """Return a plan's architecture with other stages, at most as many as it has.
+    """Return a plan's architecture with other stages.
+
+    A stage that it does not have yet gets twice the channels of the last one, up to nnU-Net's most, and else what that
+    has.
 
     Args:
         architecture: the plan's, with the network's class and options.
@@ -117,7 +120,12 @@ def replan(architecture: dict[str, Any], stages: Stages) -> dict[str, Any]:
         strides=[list(axes) for axes in stages.strides],
         kernel_sizes=[list(axes) for axes in stages.kernels],
     )
+    most = MOST_FEATURES[len(stages.patch)]
     for name, fewer in PER_STAGE.items():
         if isinstance(options.get(name), (list, tuple)):
-            options[name] = list(options[name][: number - fewer])
+            values = list(options[name][: number - fewer])
+            while values and len(values) < number - fewer:
+                last = values[-1]
+                values.append(max(last, min(2 * last, most)) if name == "features_per_stage" else last)
+            options[name] = values
     return architecture

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import UNRANKED
 from nnunet_plugins.report.statistics import LEVEL
-from nnunet_plugins.report.words import count
+from nnunet_plugins.report.words import count, show_number
 
 NAMED = 10
 """Cases that a line names."""
@@ -18,6 +18,7 @@ def caveats(comparison: Comparison) -> list[str]:
         *_unknown(comparison),
         *_own_plans(comparison),
         *_untrained(comparison),
+        *_not_above_the_atlas(comparison),
         *_incomplete(comparison),
         *_absent_labels(comparison),
         *_limits(comparison),
@@ -72,6 +73,17 @@ def _untrained(comparison: Comparison) -> list[str]:
         f"Not trained long enough: {', '.join(comparison.blank)} found nothing in any case. Differences from such a "
         "network say how fast another one begins to learn, not how good it is."
     ]
+
+
+def _not_above_the_atlas(comparison: Comparison) -> list[str]:
+    means, lines = comparison.board["Dice"], []
+    for atlas in comparison.algorithms.index[comparison.algorithms["role"] == "atlas"]:
+        if below := [name for name in comparison.ranked if means[name] <= means[atlas]]:
+            lines.append(
+                f"Not above the atlas, which has a mean Dice of {show_number(means[atlas], 3)} without seeing an "
+                f"image: {', '.join(below)}. They may have learnt positions only."
+            )
+    return lines
 
 
 def _incomplete(comparison: Comparison) -> list[str]:
@@ -140,6 +152,11 @@ def _limits(comparison: Comparison) -> list[str]:
     if "choice" in set(comparison.algorithms["role"]):
         lines.append(
             "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests: it alone is post-processed."
+        )
+    if "atlas" in set(comparison.algorithms["role"]):
+        lines.append(
+            "The atlas, the voxelwise majority of the training labels with each case in the middle of the patch, takes "
+            "no part in ranks and tests: it is no network and sees no image."
         )
     return lines
 

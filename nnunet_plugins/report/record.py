@@ -78,9 +78,10 @@ ROLES = {
     "own plan": "baseline on a plan of its own",
     "ensemble": "ensemble of two",
     "choice": "nnU-Net's choice by cross-validation, post-processed",
+    "atlas": "no network: the voxelwise majority of the training labels",
 }
-UNRANKED = ("ensemble", "choice")
-"""Roles that take no part in ranks and tests: they share the errors of others."""
+UNRANKED = ("ensemble", "choice", "atlas")
+"""Roles that take no part in ranks and tests: they share the errors of others, or are no network."""
 
 
 def describe_role(role: str, trainer: str) -> str:

@@ -29,6 +29,9 @@ from numpy.typing import NDArray
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.dataset import largest_label
+from nnunet_plugins.planning.forecast import format_size
+from nnunet_plugins.planning.preprocessed import larger_cases
+from nnunet_plugins.planning.setting import find_trainer, needs_whole_images
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
 from nnunet_plugins.submission.settings import FILE, OUTPUT_TYPES, Member, Settings, fitting_type
 
@@ -49,6 +52,7 @@ class Network:
                 str(models / member.folder), member.folds, member.checkpoint
             )
         self.weights = self.predictor.list_of_parameters
+        self.needs_whole_images = needs_whole_images(find_trainer(self.predictor.trainer_name))
         self.previous = Network(member.previous, models, device) if member.previous else None
 
     def predict(
@@ -68,6 +72,10 @@ class Network:
             # As it comes out of the file that nnU-Net would have written.
             before = labels[None].astype(np.float32)
         data, properties = self._preprocess(image, properties, before)
+        if self.needs_whole_images:
+            shape, patch = tuple(data.shape[1:]), self.predictor.configuration_manager.patch_size
+            for size in larger_cases({"": shape}, patch).values():
+                log(f"  WARNING: the image has {size} voxels, more than the {format_size(patch)} that are seen whole")
         logits = self._logits(data, effort, clock, log)
         del data
         p = self.predictor

@@ -1,0 +1,231 @@
+"""`nnunet-plugins evaluate --atlas`: how far the place of a voxel alone goes, without an image and without a network.
+
+The atlas is the voxelwise majority of the training labels of a fold, each case in the middle of the patch, as nnU-Net's
+predictor puts it there. It "predicts" the fold's validation cases, through nnU-Net's own export, and nnU-Net's own
+metrics are written beside them. A network that does not clear it may have learnt positions only.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json
+from nnunet_plugins.planning.dataset import preprocessed_folder
+from nnunet_plugins.planning.forecast import format_size
+from nnunet_plugins.planning.names import covering_command, preprocessing_command
+from nnunet_plugins.planning.preprocessed import (
+    data_folder,
+    existing_cases,
+    larger_cases,
+    missing_cases,
+    preprocessed_shapes,
+)
+from nnunet_plugins.planning.setting import Setting, plan_setting
+from nnunet_plugins.planning.splits import Split, read_splits, split_command
+from nnunet_plugins.workers import FailedJobError, finish_jobs
+
+
+class AtlasError(InputError):
+    """There can be no atlas of these cases."""
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """What the training cases of a fold have in every voxel of the patch.
+
+    Attributes:
+        shares: `(labels or regions, z, y, x)`, the part of the cases that have it there; of the cases that count there,
+            where some have an ignore label.
+        cases: how many.
+    """
+
+    shares: NDArray[np.float32]
+    cases: int
+
+    def logits(self, shape: Sequence[int], labels: LabelManager) -> NDArray[np.float32]:
+        """Return what stands for the logits of a case of this shape, in the middle of the patch.
+
+        nnU-Net takes the largest one of the labels, and of the regions those above 0: the majority, both times.
+        """
+        _, middle = pad_nd_image(np.empty(shape, np.bool_), self.shares.shape[1:], return_slicer=True)
+        place = (slice(None), *middle)
+        return self.shares[place] - np.float32(0.5 if labels.has_regions else 0)
+
+
+def build_atlas(dataset: nnUNetBaseDataset, cases: Sequence[str], patch: Sequence[int], labels: LabelManager) -> Atlas:
+    """Count the labels of cases, each in the middle of the patch.
+
+    Args:
+        dataset: nnU-Net's preprocessed one.
+        cases: of it, which the patch holds.
+        patch: voxels `(z, y, x)`.
+        labels: nnU-Net's manager of them.
+    """
+    found = labels.foreground_regions if labels.has_regions else labels.all_labels
+    counts = np.zeros((len(found), *patch), np.uint16)
+    known = np.zeros(patch, np.uint16)
+    for case in cases:
+        # Outside the image, and in the black around it (-1), there is background.
+        segmentation = pad_nd_image(np.maximum(dataset.load_case(case)[1][0], 0), patch)
+        if labels.has_ignore_label:
+            known += segmentation != labels.ignore_label
+        else:
+            known += np.uint16(1)
+        for count, label in zip(counts, found, strict=True):
+            count += np.isin(segmentation, label)
+    return Atlas(np.asarray(counts / np.maximum(known, 1), np.float32), len(cases))
+
+
+def evaluate_atlas(
+    dataset: str,
+    output: Path,
+    *,
+    configuration: str = "3d_fullres",
+    plans: str = "nnUNetPlans",
+    folds: Sequence[int] = (0,),
+    processes: int | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Predict the validation cases of folds with the atlases of their training cases, and evaluate that.
+
+    Args:
+        dataset: number or name.
+        output: folder for the segmentations, `summary.json`, and what nnU-Net puts beside predictions.
+        configuration: nnU-Net's; its patch holds every case.
+        plans: their name.
+        folds: numbers.
+        processes: cases at a time; if None, as nnU-Net's default, but no more than there are cores.
+        overwrite: replace what is in `output` of another atlas.
+
+    Returns:
+        nnU-Net's summary: `foreground_mean`, `mean` by label, `metric_per_case`.
+
+    Raises:
+        InputError: if something is missing or unknown, or a case is larger than the patch.
+    """
+    if output.exists() and not overwrite:
+        raise AtlasError(f"{output} exists already; choose another folder, or give --overwrite")
+    folder = preprocessed_folder(dataset)
+    setting = plan_setting(dataset, configuration, plans)
+    splits = _read_splits(dataset, folder, folds)
+    data = data_folder(folder, plans, configuration)
+    named = sorted({case for split in splits for part in split.values() for case in part})
+    patch = require_room(dataset, plans, configuration, named)
+    description = read_json(folder / "dataset.json")
+    labels = setting.plans.get_label_manager(description)
+    output.mkdir(parents=True, exist_ok=True)
+    # Of an atlas of other folds; whatever else is there stays.
+    for name in ("summary.json", *(f"{case}{description['file_ending']}" for case in existing_cases(folder))):
+        (output / name).unlink(missing_ok=True)
+    shutil.copy(folder / "dataset.json", output)
+    shutil.copy(folder / f"{plans}.json", output / "plans.json")
+    processes = processes or min(default_num_processes, os.cpu_count() or 1)
+    preprocessed = infer_dataset_class(str(data))(str(data), named)
+    for split in splits:
+        atlas = build_atlas(preprocessed, split["train"], patch, labels)
+        _predict(atlas, preprocessed, split["val"], setting, description, output, processes)
+    summary: dict[str, Any] = compute_metrics_on_folder(
+        str(folder / "gt_segmentations"),
+        str(output),
+        str(output / "summary.json"),
+        setting.plans.image_reader_writer_class(),
+        description["file_ending"],
+        labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+        labels.ignore_label,
+        processes,
+    )
+    return summary
+
+
+def _read_splits(dataset: str, folder: Path, folds: Sequence[int]) -> list[Split]:
+    file = folder / "splits_final.json"
+    if not file.is_file():
+        raise AtlasError(
+            f"{file} is missing; nnU-Net makes it when a training begins, as does {split_command(dataset, 5)}"
+        )
+    splits = read_splits(file)
+    if unknown := [fold for fold in folds if fold >= len(splits)]:
+        raise AtlasError(f"fold {unknown[0]} does not exist: {file} has {len(splits)}")
+    chosen = [splits[fold] for fold in dict.fromkeys(folds)]
+    if empty := [part for split in chosen for part, cases in split.items() if not cases]:
+        raise AtlasError(f"{file} has a fold without a case in {empty[0]!r}")
+    return chosen
+
+
+def require_room(dataset: str, plans: str, configuration: str, cases: Sequence[str]) -> tuple[int, ...]:
+    """Check that a configuration's patch holds cases, as they are preprocessed; returns it, with one slice in 2D.
+
+    Args:
+        dataset: number or name.
+        plans: their name.
+        configuration: nnU-Net's.
+        cases: names.
+
+    Raises:
+        AtlasError: if a case is not there, or is larger, with the command that mends it.
+    """
+    folder, patch = preprocessed_folder(dataset), plan_setting(dataset, configuration, plans).configuration.patch_size
+    known = set(existing_cases(folder))
+    if gone := [case for case in cases if case not in known]:
+        raise AtlasError(f"{folder / 'splits_final.json'} names {gone[0]}, which the dataset does not have")
+    if absent := set(missing_cases(folder, plans, configuration)) & set(cases):
+        command = preprocessing_command(folder.name, plans, [configuration])
+        raise AtlasError(f"{len(absent)} cases are not preprocessed, first of all {min(absent)}; do that: {command}")
+    larger = larger_cases(preprocessed_shapes(data_folder(folder, plans, configuration), cases), patch)
+    for case, size in larger.items():
+        remedy = f"make plans that cover them: {covering_command(dataset, plans)}"
+        if len(patch) == 2:
+            remedy = "in 2D there is an atlas only where every case has one slice; use a 3D configuration"
+        raise AtlasError(
+            f"{len(larger)} of {len(cases)} cases are larger than the patch {format_size(patch)} of {configuration} in "
+            f"{plans}, first of all {case} with {size}; {remedy}"
+        )
+    return (*(1,) * (3 - len(patch)), *patch)
+
+
+def _predict(
+    atlas: Atlas,
+    dataset: nnUNetBaseDataset,
+    cases: Sequence[str],
+    setting: Setting,
+    description: dict[str, Any],
+    output: Path,
+    processes: int,
+) -> None:
+    """Write the segmentations of cases as nnU-Net writes those of its validation."""
+    export = partial(_export, atlas, dataset, setting, description, output)
+    jobs = {case: partial(export, case) for case in cases}
+    for case, result in tqdm(finish_jobs(jobs, processes), total=len(jobs), unit="case", disable=None):
+        if isinstance(result, FailedJobError):
+            raise AtlasError(f"{case} cannot be written: {result}")
+
+
+def _export(
+    atlas: Atlas, dataset: nnUNetBaseDataset, setting: Setting, description: dict[str, Any], output: Path, case: str
+) -> None:
+    _, segmentation, _, properties = dataset.load_case(case)
+    labels = setting.plans.get_label_manager(description)
+    export_prediction_from_logits(
+        atlas.logits(segmentation.shape[1:], labels),
+        properties,
+        setting.configuration,
+        setting.plans,
+        description,
+        str(output / case),
+        num_threads_torch=1,
+    )
