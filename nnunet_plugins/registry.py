@@ -34,6 +34,10 @@ MEDNEXT_PAPER = (
 UNETPLUSPLUS_PAPER = (
     "Zhou et al. 2018, UNet++: A Nested U-Net Architecture for Medical Image Segmentation (arXiv:1807.10165)"
 )
+METASEG_PAPER = (
+    "Vyas et al. 2025, Fit Pixels, Get Labels: Meta-Learned Implicit Networks for Image Segmentation (arXiv:2510.04021)"
+)
+NISF_PAPER = "Stolt-Ansó et al. 2023, NISF: Neural Implicit Segmentation Functions (arXiv:2309.08643)"
 FCN_PAPER = "Long et al. 2015, Fully Convolutional Networks for Semantic Segmentation (arXiv:1411.4038)"
 
 _NETWORKS = "nnunet_plugins.networks"
@@ -190,6 +194,54 @@ def _classics() -> list[Backbone]:
     return [row for network in networks for row in network.rows()]
 
 
+def _implicit() -> list[Backbone]:
+    """MetaSeg, what its paper compares it with, and NISF. Narrow, they draw few voxels and take few steps."""
+    # The steps of training see what those at inference see, and as many of them.
+    ours: dict[str, object] = {"width": 128, "hidden_layers": 2, "omega": 10.0, "fit_learning_rate": 1e-3}
+    ours |= {"inner_loss": "image", "inner_steps": 4, "fit_steps": 4, "voxels": 1024}
+    # Every second voxel along each axis, all of them.
+    paper: dict[str, object] = {"fit_steps": 300, "background_weight": 0.1, "voxels": None, "every": 2}
+    pixels: dict[str, object] = {"inner_loss": "image", "outer_loss": "image"}
+    small: dict[str, object] = {"width": 8, "hidden_layers": 1, "voxels": 64, "fit_steps": 2, "inner_steps": 2}
+    idea, only = "MetaSeg: fitted to each image from learned weights", "which learn from images alone (ablation)"
+    recipe, far = "; the paper's recipe", {**ours, "fit_steps": 100}
+    rows: list[tuple[str, str, str, str, Mapping[str, object]]] = [
+        ("MetaSeg", "metaseg.MetaSegTrainer", "MetaSegImageOnly", idea, ours),
+        ("MetaSegPaper", "metaseg.MetaSegPaperTrainer", "MetaSegImageOnlyPaper", idea + recipe, paper),
+        ("MetaSegImageOnly", "metaseg.MetaSegTrainer", "", f"{idea} {only}", {**ours, **pixels}),
+        ("MetaSegImageOnlyPaper", "metaseg.MetaSegPaperTrainer", "", f"{idea} {only}{recipe}", {**paper, **pixels}),
+        ("MetaSegRandomStart", "metaseg.MetaSegRandomStartTrainer", "", f"{idea} at random (ablation)", far),
+    ]
+    metaseg = [
+        Backbone(
+            trainer=f"{STOCK_TRAINER}{name}",
+            network=f"{_NETWORKS}.metaseg.MetaSeg",
+            recipe=f"{_TRAINERS}.{trainer}",
+            summary=summary,
+            paper=METASEG_PAPER,
+            dimensions=(2, 3),
+            twin=f"{STOCK_TRAINER}{twin}",
+            options=MappingProxyType(dict(options)),
+            narrow=MappingProxyType(small),
+            fitted=True,
+        )
+        for name, trainer, twin, summary, options in rows
+    ]
+    nisf = Backbone(
+        trainer="nnUNetTrainerNISF",
+        network=f"{_NETWORKS}.nisf.NISF",
+        recipe=f"{_TRAINERS}.nisf.NISFTrainer",
+        summary="NISF: one network for all images, a code fitted to each",
+        paper=NISF_PAPER,
+        dimensions=(2, 3),
+        twin="nnUNetTrainerMetaSeg",
+        options=MappingProxyType({"layers": 4, "frequency": 4.0, "scale": 4.0, "voxels": 1024}),
+        narrow=MappingProxyType({"width": 8, "layers": 2, "voxels": 64, "fit_steps": 2}),
+        fitted=True,
+    )
+    return [*metaseg, nisf]
+
+
 RIVALS = tuple(f"{STOCK_TRAINER}{name}" for name in ("UNet3D", "VNet", "SegResNet", "MedNeXtB"))
 """What a new network is usually asked to be compared with besides the standard U-Net; of MedNeXt the middle size."""
 
@@ -264,6 +316,7 @@ BACKBONES: tuple[Backbone, ...] = (
     ),
     *_autofocus_family(),
     *_classics(),
+    *_implicit(),
 )
 
 # The order is the order in which the pieces override each other, whatever the order in the name: NoMirroring has to

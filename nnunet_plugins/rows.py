@@ -41,6 +41,10 @@ class Backbone:
     that changes the U-Net which nnU-Net has built for its plan, and returns it. It refuses a patch that the U-Net's
     strides do not divide, with the words above and "or a multiple of it" (`networks.unet.stage_sizes`).
 
+    A network that is fitted to every image (`fitted`, `networks.implicit.ImplicitNetwork`) takes whole images in the
+    plan's patch and no others, is not compiled, computes in single precision, and says itself what memory a training
+    step takes (`training_bytes`).
+
     `pytest tests/test_conformance.py --record-parameters` records the parameters of a new row, and `pytest -m matrix
     --row TRAINER` what nnU-Net's commands do with it; until then they are pending.
 
@@ -55,6 +59,8 @@ class Backbone:
         options: keyword arguments for the network.
         narrow: options besides (or in place of) these that make the network small, for the conformance tests; the
             parameters are counted, and nnU-Net's commands run, with the network as it is.
+        fitted: whether the network is fitted to every image, which it therefore has to see as a whole: there is no
+            cascade, and in 2D every case has one slice.
     """
 
     trainer: str
@@ -66,6 +72,7 @@ class Backbone:
     twin: str
     options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     narrow: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    fitted: bool = False
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,8 @@ def test_the_drawings_are_the_code(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     fabric = runpy.run_path(str(ROOT / "docs" / "draw_fabric.py"))
     assert fabric["FILE"].read_text() == fabric["draw"](), "run python docs/draw_fabric.py"
+    implicit = runpy.run_path(str(ROOT / "docs" / "draw_implicit.py"))
+    assert implicit["FILE"].read_text() == implicit["draw"](), "run python docs/draw_implicit.py"
     autofocus = runpy.run_path(str(ROOT / "docs" / "draw_autofocus.py"))
     for file, draw in autofocus["DRAWINGS"].items():
         assert file.read_text() == draw(), "run python docs/draw_autofocus.py"

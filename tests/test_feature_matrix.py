@@ -36,10 +36,14 @@ WITH_LABELS = {
 
 
 def unsupported(trainer: str) -> set[str]:
-    """The features that a trainer has to refuse: its loss knows only some labels, or its network one dimension."""
-    loss, able = loss_piece(trainer_class(trainer)), trainer_class(trainer).backbone.dimensions
+    """The features that a trainer has to refuse: its loss knows only some labels, or its network one dimension.
+
+    A network that sees whole images takes no cascade, and no slices, of which the datasets' cases have several.
+    """
+    loss, row = loss_piece(trainer_class(trainer)), trainer_class(trainer).backbone
+    able, whole = row.dimensions, {"2d", "3d_cascade_fullres"} if row.fitted else set()
     labels = set().union(*(WITH_LABELS[name] for name in loss.unsupported)) if loss else set()
-    return labels | (set() if 2 in able else {"2d"}) | (set() if 3 in able else IN_3D)
+    return labels | whole | (set() if 2 in able else {"2d"}) | (set() if 3 in able else IN_3D)
 
 
 def run(model: Model, feature: str) -> str:
@@ -111,15 +115,20 @@ CHOSEN = {
     "nnUNetTrainerASPP3DUNet": ["2d", "3d_cascade_fullres", "4 channels", "ResEnc plans"],
     "nnUNetTrainerAFN4": ["2d", "3d_fullres, 1 channel", "regions and ignore label"],
     "nnUNetTrainerAFN2Paper": ["ignore label", "regions"],
+    "nnUNetTrainerMetaSeg": ["3d_fullres, 1 channel", "2d", "3d_cascade_fullres", "regions and ignore label"],
+    "nnUNetTrainerNISF": ["4 channels", "ignore label", "several folds"],
 }
 
 FAMILIES = {(row.network, row.recipe): row.trainer for row in reversed(BACKBONES)}
 COVERED = {(row.network, row.recipe) for row in BACKBONES if row.trainer in CHOSEN}
-CHEAPEST = {row.trainer: "2d" if 2 in row.dimensions else "3d_fullres, 1 channel" for row in BACKBONES}
-# But recipes that are nnU-Net's with another optimizer and loss alone, and the largest networks, which take minutes and
-# have checkpoints of up to 1 GB. The whole matrix has them.
+CHEAPEST = {
+    row.trainer: "2d" if 2 in row.dimensions and not row.fitted else "3d_fullres, 1 channel" for row in BACKBONES
+}
+# But recipes that are nnU-Net's with another optimizer and loss alone, fits of hundreds of steps, and the largest
+# networks, which take minutes and have checkpoints of up to 1 GB. The whole matrix has them.
 LARGE = ("UNet2015", "VNet", "UNetPlusPlus", "FCN8s")
-LEFT_OUT = {f"nnUNetTrainer{name}" for name in LARGE} | {r.trainer for r in BACKBONES if ".rivals." in r.recipe}
+LEFT_OUT = {f"nnUNetTrainer{name}" for name in LARGE}
+LEFT_OUT |= {r.trainer for r in BACKBONES if ".rivals." in r.recipe or (r.fitted and r.trainer.endswith("Paper"))}
 SAMPLE = {
     **CHOSEN,
     **{

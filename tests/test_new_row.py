@@ -54,8 +54,8 @@ def test_a_new_row_touches_two_files_and_gets_all_tests(tmp_path):
         copy(ROOT / part, tmp_path / part)
     (tmp_path / "nnunet_plugins" / "networks" / "toy.py").write_text(NETWORK)
     registry = tmp_path / "nnunet_plugins" / "registry.py"
-    head, tail = registry.read_text().split("    *_classics(),\n)")
-    registry.write_text(f"{head}    *_classics(),{ROW}){tail}")
+    head, tail = registry.read_text().split("    *_classics(),\n")
+    registry.write_text(f"{head}    *_classics(),{ROW}{tail}")
     rooms = [f"tests/test_{name}.py" for name in ("conformance", "feature_matrix", "names", "docs", "package")]
     assert " 1 skipped" in pytest_in(tmp_path, "-k", CHOSEN, *rooms), "the parameters, which are not recorded"
     assert "1 passed, " in pytest_in(tmp_path, "-k", "Toy and test_parameters", "--record-parameters", rooms[0])

@@ -282,7 +282,13 @@ def forecast_training(
     """
     device = device or _device(autocast)
     with fake_tensors():
-        counted = measure_training(build(), shape, autocast=autocast, device=device, optimizer_copies=optimizer_copies)
+        network = build()
+        if known := getattr(network, "training_bytes", None):
+            # Gradient steps in the network depend on the image, which fake tensors do not have.
+            saved, peak = known(shape)
+            weights = sum(p.numel() for p in network.parameters())
+            return Forecast(weights, saved, peak + 4 * weights * (2 + optimizer_copies))
+        counted = measure_training(network, shape, autocast=autocast, device=device, optimizer_copies=optimizer_copies)
         if device != "cuda":
             return counted
         with torch.device("cuda"):

@@ -233,7 +233,7 @@ def forecast_setting(
     try:
         return forecast_training(
             partial(build_network, trainer, setting),
-            setting.shape,
+            (getattr(trainer, "images_per_step", setting.shape[0]), *setting.shape[1:]),  # ours may have a batch size
             autocast=autocast,
             device=device,
             optimizer_copies=copies_kept(trainer),

@@ -1,4 +1,4 @@
-"""The options of the conformance tests. Pytest loads this wherever the package is installed: nothing else is done."""
+"""The options of the conformance tests. Pytest loads this wherever the package is installed: little else is done."""
 
 from typing import Any
 
@@ -14,3 +14,16 @@ def pytest_addoption(parser: Any) -> None:
         "--backbone-configuration", default="3d_fullres", metavar="CONFIGURATION", help="of them; default: %(default)s"
     )
     group.addoption("--backbone-plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Leave out conformance tests that concern none of the rows, which pytest would count as skipped."""
+    none = [
+        item
+        for item in items
+        if getattr(getattr(item, "function", None), "__module__", "") == "nnunet_plugins.testing.test_backbone"
+        and any("empty parameter set" in mark.kwargs.get("reason", "") for mark in item.iter_markers("skip"))
+    ]
+    if none:
+        config.hook.pytest_deselected(items=none)
+        items[:] = [item for item in items if item not in none]

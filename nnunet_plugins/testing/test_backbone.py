@@ -36,6 +36,18 @@ from nnunet_plugins.testing.selection import rows_of
 from nnunet_plugins.testing.training import predict_by_windows, train_two_steps
 from nnunet_plugins.trainers.compose import trainer_class
 
+ONE_PASS = {
+    "test_mixed_precision_on_a_gpu_keeps_maps_in_half_precision",
+    "test_compiles_without_a_graph_break",
+    "test_the_memory_of_training_is_forecast",
+    "test_the_forecast_is_what_real_tensors_take",
+    "test_images_of_any_size_or_multiples",
+    "test_a_plan_without_stages_is_named",
+}
+"""What networks that are fitted to every image need not do; in place of it there is what begins with `FITTED`."""
+
+FITTED = "test_a_fitted_network_"
+
 STAND_IN = 0.25
 """How far, relatively, the stand-in for a GPU may be off in what it keeps; it knows not every layer that there is."""
 
@@ -45,9 +57,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = set(metafunc.fixturenames)
     if not names & {"row", "case"}:
         return
-    rows = rows_of(metafunc)
+    rows, name = rows_of(metafunc), metafunc.function.__name__
+    if name in ONE_PASS or name.startswith(FITTED):
+        rows = [row for row in rows if row.fitted == name.startswith(FITTED)]
     each = cases(networks(rows))
-    if metafunc.function.__name__ == "test_the_memory_of_training_is_forecast":
+    if name == "test_the_memory_of_training_is_forecast":
         # A plan for each dimension is enough, the one with the most to pad.
         each = [
             (row, plan)
@@ -245,6 +259,39 @@ def test_trains_two_steps_and_predicts(row: Backbone, tmp_path: Path, monkeypatc
     trainer, network = train_two_steps(row, smallest(row), tmp_path, monkeypatch)
     logits = predict_by_windows(trainer, network)
     assert torch.isfinite(logits).all(), "logits that are not finite"
+
+
+@needed
+def test_a_fitted_network_refuses_other_sizes(row: Backbone) -> None:
+    """A network of coordinates knows places in the plan's patch alone; other images have to be named, not mistaken."""
+    x = image(smallest(row, "odd"))
+    with pytest.raises(ValueError, match=rf"{_times(PLANS[smallest(row)][0])} voxels; got {_times(x.shape[2:])}"):
+        build(row, smallest(row)).eval()(x)
+
+
+@needed
+def test_a_fitted_network_fits_in_nnunets_modes(row: Backbone) -> None:
+    """nnU-Net predicts where no gradient is ever taken, and on GPUs in half precision; a user may set nnUNet_compile.
+
+    The logits are the same, and the network is as it was.
+    """
+    network, x = build(row, smallest(row)).eval(), image(smallest(row))
+    expected, before = network(x), {key: value.clone() for key, value in network.state_dict().items()}
+    with torch.inference_mode():
+        network.double().float()  # nnU-Net moves it to its device in there
+        assert torch.equal(torch.compile(network, backend="eager")(x), expected), "other logits in inference mode"
+    assert all(parameter.grad is None for parameter in network.parameters()), "gradients are left behind"
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()), "weights have changed"
+    torch._dynamo.reset()
+
+
+@needed
+def test_a_fitted_network_says_what_memory_it_takes(row: Backbone) -> None:
+    """`nnunet-plugins plan` and the check before training count on tensors without memory, and no fit works on them."""
+    shape = (2, CHANNELS, *PLANS[smallest(row)][0])
+    foretold = forecast_training(lambda: build(row, smallest(row)), shape, autocast=True)
+    assert foretold.parameters == sum(p.numel() for p in build(row, smallest(row)).parameters())
+    assert 0 < foretold.saved_bytes < foretold.peak_bytes_training
 
 
 class TestRow:

@@ -19,14 +19,20 @@ from nnunet_plugins.trainers.checkpoints import load_checkpoint
 DATASET, CONFIGURATION, CASES = "Dataset001_Conformance", "conformance", 2
 
 
-def write_cases(folder: Path, plan: str) -> None:
-    """Write two preprocessed cases for a plan, a little larger than its patch, with all labels in them."""
+def write_cases(folder: Path, plan: str, margin: int = 4) -> None:
+    """Write two preprocessed cases for a plan, with all labels in them.
+
+    Args:
+        folder: for preprocessed datasets.
+        plan: key of `PLANS`.
+        margin: voxels that they have along each axis beyond the plan's patch.
+    """
     cases = folder / DATASET / CONFIGURATION
     cases.mkdir(parents=True)
     random = np.random.default_rng(0)
     patch = PLANS[plan][0]
     # Images of 2D configurations are stacks of slices.
-    size = (1,) * (3 - len(patch)) + tuple(n + 4 for n in patch)
+    size = (1,) * (3 - len(patch)) + tuple(n + margin for n in patch)
     for number in range(CASES):
         labels = random.integers(0, CLASSES, (1, *size)).astype(np.int16)
         pixels = (labels + random.normal(0, 0.3, (CHANNELS, *size))).astype(np.float32)
@@ -95,7 +101,7 @@ def train_two_steps(
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(folder))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    write_cases(folder, plan)
+    write_cases(folder, plan, -3 if row.fitted else 4)  # some have to see an image as a whole
     plans, dataset = plans_and_dataset(plan)
     kind = narrow_trainer(row, f"{row.trainer}_1epochs_2iterations")
     torch.manual_seed(0)

@@ -1,0 +1,122 @@
+"""The voxels of whole images as a network of coordinates sees them: places, intensities in [0, 1], and draws.
+
+A voxel in which every channel is exactly 0 is padding: nnU-Net pads z-scores with 0. It is never drawn.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+SMALLEST_SPAN = 1e-6
+"""Least difference of the intensities that become 0 and 1; a constant image gives 0."""
+
+
+def positions(voxels: int, samples: int, device: torch.device | None = None) -> torch.Tensor:
+    """Return where along an axis samples lie that cover the extent of its voxels.
+
+    It is counted in voxels from the centre of the first one. As many samples as voxels lie at their centres; twice as
+    many have half the spacing.
+    """
+    if samples == voxels:
+        return torch.arange(voxels, device=device, dtype=torch.float32)
+    return (torch.arange(samples, device=device, dtype=torch.float32) + 0.5) * (voxels / samples) - 0.5
+
+
+def grid(axes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the points `(n, dimensions)` of a grid with these coordinates along its axes, the last axis fastest."""
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Voxels that were drawn of B images, n of each.
+
+    Attributes:
+        index: of each voxel among all of its image, `(B, n)`.
+        values: their intensities, `(B, n, channels)`.
+        counts: 1 for those that count, 0 for what fills up a shorter list, `(B, n)`.
+    """
+
+    index: torch.Tensor
+    values: torch.Tensor
+    counts: torch.Tensor
+
+    def of(self, target: torch.Tensor) -> torch.Tensor:
+        """Return the truth `(B, T, n, 1)` of the voxels that were drawn, from that of the images, `(B, T, *size)`."""
+        flat = target.flatten(2)
+        return flat.gather(2, self.index[:, None].expand(-1, flat.shape[1], -1))[..., None]
+
+
+class Voxels:
+    """The voxels of a batch of images.
+
+    Args:
+        images: `(B, channels, *size)`.
+        percentiles: intensities of a channel, as parts of its voxels without padding, that become 0 and 1; what lies
+            beyond is clipped.
+        every: draw only voxels whose index is a multiple of this along each axis.
+
+    Attributes:
+        values: intensities in [0, 1], `(B, M, channels)`; M voxels in the order of their places.
+    """
+
+    def __init__(self, images: torch.Tensor, percentiles: tuple[float, float], every: int = 1) -> None:
+        flat = images.flatten(2)
+        content = (flat != 0).any(dim=1)
+        lattice = torch.zeros(images.shape[2:], dtype=torch.bool, device=images.device)
+        lattice[(slice(None, None, every),) * lattice.dim()] = True
+        scaled, self._places = [], []
+        for image, inside in zip(flat, content, strict=True):
+            where = inside if inside.any() else torch.ones_like(inside)
+            scaled.append(_scale(image, image[:, where], percentiles))
+            chosen = where & lattice.flatten()
+            self._places.append((chosen if chosen.any() else where).nonzero()[:, 0])
+        self.values = torch.stack(scaled).transpose(1, 2)
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+        return len(self._places)
+
+    def only(self, images: Sequence[int]) -> "Voxels":
+        """Return the voxels of some of the images, by number."""
+        some = copy.copy(self)
+        some._places = [self._places[number] for number in images]
+        some.values = self.values[list(images)]
+        return some
+
+    def draw(self, number: int | None, generator: torch.Generator | None = None) -> Draw:
+        """Draw voxels of each image, with repetition; all of them for None.
+
+        With a generator, which is one of the CPU, the images of a batch share its numbers: what is drawn of an image
+        does not depend on the others.
+        """
+        device = self.values.device
+        if number is None:
+            number = max(map(len, self._places))
+            order = torch.arange(number, device=device)
+            index = torch.stack([places[order % len(places)] for places in self._places])
+            counts = torch.stack([order < len(places) for places in self._places]).float()
+        else:
+            rows = 1 if generator else len(self)
+            # In double precision, as a float has fewer steps than a large image has voxels.
+            parts = torch.rand(rows, number, generator=generator, dtype=torch.float64).to(device)
+            parts = parts.expand(len(self), number)
+            index = torch.stack([p[(u * len(p)).long()] for p, u in zip(self._places, parts, strict=True)])
+            counts = torch.ones(index.shape, device=device)
+        channels = self.values.shape[2]
+        return Draw(index, self.values.gather(1, index[..., None].expand(-1, -1, channels)), counts)
+
+
+def _scale(image: torch.Tensor, inside: torch.Tensor, percentiles: tuple[float, float]) -> torch.Tensor:
+    """Map the channels of an image `(channels, M)` to [0, 1], by the percentiles of those voxels that count."""
+    low, high = (_percentile(inside, part) for part in percentiles)
+    return ((image - low) / (high - low).clamp(min=SMALLEST_SPAN)).clamp(0, 1)
+
+
+def _percentile(values: torch.Tensor, part: float) -> torch.Tensor:
+    """Return the value of each row that this part of the others is below, `(rows, 1)`."""
+    if part in (0, 1):
+        return values.amax(1, keepdim=True) if part else values.amin(1, keepdim=True)
+    return values.kthvalue(1 + round(part * (values.shape[1] - 1)), dim=1, keepdim=True).values

@@ -1,0 +1,184 @@
+"""NISF: one network of coordinates for all images, of which each has a code.
+
+Idea: a network maps a place and a code to the intensity and the label there; the codes of the training images are
+learned along, and that of a new image is found by gradient steps that reconstruct it, with all weights fixed.
+Paper: Stolt-Ansó et al. 2023, "NISF: Neural Implicit Segmentation Functions" (MICCAI, arXiv:2309.08643), section 2;
+what its text leaves out stands in the authors' repository, NILOIDE/Implicit_segmentation.
+
+    place ─┐
+           ├ Gabor layer + code ─ Gabor layer + input ─ ... ─┬─ linear ─ sigmoid ─ intensities
+    code ──┘                                                 └─ linear ─ logits
+
+Deviations: frequency and scale of the layers are options; voxels are drawn for each step. At inference only the code
+moves, as the paper says; the authors' code moves everything.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nnunet_plugins.networks.implicit import Fitted, ImplicitNetwork, OutputLayer, Truth, mean_of
+from nnunet_plugins.networks.layers.descent import descend
+from nnunet_plugins.networks.layers.gabor import GaborLayer
+from nnunet_plugins.networks.layers.voxels import Draw, Voxels
+
+SPREAD = 1e-4
+"""Standard deviation of the codes at their start, and of the noise on the coordinates in training."""
+
+PENALTY = 1e-4
+"""Weight of the mean square of a code, and of the sum of squares of the layers' weights, in the loss."""
+
+
+class NISF(ImplicitNetwork):
+    """NISF, in 2D or 3D.
+
+    Args:
+        input_channels: image channels; all are reconstructed.
+        num_classes: output channels.
+        deep_supervision: return the logits in a list of one; changes no parameter.
+        patch_size: of the images.
+        width: of all layers, and length of a code.
+        layers: how many.
+        frequency: of the waves, the paper's w0.
+        scale: of their windows, the paper's s0.
+        fit_steps: gradient steps by which the code of an image is found.
+        fit_learning_rate: of Adam there.
+        voxels: drawn for each step; all for None.
+        chunk: voxels that are decoded at a time.
+
+    Attributes:
+        case_codes: codes `(cases, width)` of the training cases, parameters of the network once `set_cases` was called;
+            a checkpoint brings its own.
+
+    Raises:
+        ValueError: for options out of range, and in `forward` for images of another size.
+
+    Example:
+        >>> nisf = NISF(1, 3, patch_size=(16, 20), width=8, layers=2, fit_steps=2).eval()
+        >>> nisf(torch.rand(1, 1, 16, 20)).shape
+        torch.Size([1, 3, 16, 20])
+    """
+
+    percentiles: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        patch_size: Sequence[int],
+        width: int = 128,
+        layers: int = 8,
+        frequency: float = 10.0,
+        scale: float = 10.0,
+        fit_steps: int = 100,
+        fit_learning_rate: float = 1e-2,
+        voxels: int | None = 4096,
+        chunk: int = 8192,
+    ) -> None:
+        super().__init__(
+            patch_size,
+            fit_steps=fit_steps,
+            fit_learning_rate=fit_learning_rate,
+            inner_steps=2,
+            voxels=voxels,
+            chunk=chunk,
+        )
+        if layers < 1:
+            raise ValueError(f"NISF has at least one layer; got {layers=}")
+        inputs = [len(self.patch_size) + width, *[width] * (layers - 1)]
+        self.layers = nn.ModuleList(GaborLayer(n, width, frequency, scale) for n in inputs)
+        self.reconstruction = nn.Linear(width, input_channels)
+        self.decoder = OutputLayer(width, num_classes, deep_supervision=deep_supervision)
+        self.width = width
+        self.register_load_state_dict_pre_hook(_take_codes)
+
+    # Codes. They stand where nnU-Net's transfer learning leaves them out, as they belong to the cases of one training.
+
+    def set_cases(self, number: int) -> None:
+        """Give the network as many codes as there are training cases, drawn anew."""
+        device = self.reconstruction.weight.device
+        codes = nn.Parameter(SPREAD * torch.randn(number, self.width, device=device))
+        self.decoder.seg_layers.register_parameter("codes", codes)
+
+    @property
+    def case_codes(self) -> nn.Parameter | None:
+        """The codes of the training cases; None if there are none."""
+        return self.decoder.seg_layers._parameters.get("codes")
+
+    def start(self, images: int, generator: torch.Generator | None = None) -> Fitted:
+        """Return a code that is drawn as those of the training cases were, the same for each of some images."""
+        code = SPREAD * torch.randn(1, self.width, generator=generator)
+        return [code.to(self.reconstruction.weight).expand(images, -1)]
+
+    def coordinate(self, position: torch.Tensor, voxels: int) -> torch.Tensor:
+        """Return 0 at the first voxel of an axis, and 1 where one more than the last would be."""
+        return position / voxels
+
+    def features(self, codes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Map places `(B, n, dimensions)` of images with codes `(B, width)` to features `(B, n, width)`."""
+        first, *others = self.layers
+        x = first(places, codes) + codes[:, None]
+        for layer in others:
+            x = x + layer(x)
+        return x
+
+    def logits(self, fitted: Fitted, places: torch.Tensor) -> torch.Tensor:
+        """Map places `(B, n, dimensions)` to logits `(B, n, classes)`."""
+        return self.decoder.seg_layers[0](self.features(fitted[0], places))
+
+    # Losses, each summed over the images
+
+    def _image_loss(self, codes: torch.Tensor, features: torch.Tensor, draw: Draw) -> torch.Tensor:
+        errors = functional.binary_cross_entropy_with_logits(
+            self.reconstruction(features), draw.values, reduction="none"
+        )
+        return mean_of(errors, draw.counts) + PENALTY * (codes**2).mean(dim=1).sum()
+
+    def reconstruction_loss(self, fitted: Fitted, draw: Draw) -> torch.Tensor:
+        """Return the cross-entropy of the intensities and the codes' penalty, summed over the images."""
+        (codes,) = fitted
+        return self._image_loss(codes, self.features(codes, self.places_of(draw)), draw)
+
+    def training_loss(self, voxels: Voxels, truth: Truth) -> torch.Tensor:
+        """Return the loss of images and labels with the codes of the cases, the mean over the images."""
+        if self.case_codes is None:
+            raise RuntimeError("NISF is trained with a code for each case; set_cases makes them")
+        codes = self.case_codes[list(truth.cases)]
+        draw = voxels.draw(self.voxels)
+        places = self.places_of(draw)
+        features = self.features(codes, places + SPREAD * torch.randn_like(places))
+        logits = self.decoder.seg_layers[0](features).transpose(1, 2)[..., None]
+        image = self._image_loss(codes, features, draw) / len(voxels)
+        weights = [p for name, p in self.layers.named_parameters() if name.endswith("weight")]
+        penalty = PENALTY * torch.stack([(weight**2).sum() for weight in weights]).sum()
+        return image + penalty + truth.loss(logits, draw.of(truth.target))
+
+    def bytes_kept(self, images: int, voxels: int) -> int:
+        """Return what a training step keeps for the backward pass, for some images and voxels drawn of each."""
+        # Of each layer its input and its output, two linear maps, wave and window, and what their slopes are made of.
+        return 4 * 8 * images * voxels * self.width * len(self.layers)
+
+    def differentiable_fit(self, voxels: Voxels) -> Fitted:
+        """Return codes after `inner_steps` steps on the images, with a gradient to all parameters but other codes."""
+        generator = torch.Generator().manual_seed(0)
+        start = [code.clone().requires_grad_() for code in self.start(len(voxels), generator)]
+        fitted, _ = descend(
+            lambda codes: self.reconstruction_loss(codes, voxels.draw(self.voxels, generator)),
+            start,
+            self.inner_steps,
+            self.fit_learning_rate,
+            differentiable=torch.is_grad_enabled(),
+        )
+        return fitted
+
+
+def _take_codes(network: NISF, state: Mapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    """Have as many codes as a state to be loaded has: folds differ in the number of their training cases."""
+    codes = state.get(f"{prefix}decoder.seg_layers.codes")
+    if codes is not None and (network.case_codes is None or network.case_codes.shape != codes.shape):
+        network.set_cases(len(codes))

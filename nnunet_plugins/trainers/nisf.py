@@ -1,0 +1,45 @@
+"""NISF's recipe: the network, and a code for each training case.
+
+Source: Stolt-Ansó et al. 2023 (arXiv:2309.08643), section 2.3.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from nnunet_plugins.trainers.implicit import GroupsLR, ImplicitTrainer
+from nnunet_plugins.trainers.losses import BinaryDiceLoss
+
+
+class NISFTrainer(ImplicitTrainer):
+    """Adam for the network and, at ten times its rate, for the codes of the training cases; Dice and cross-entropy."""
+
+    learning_rate: ClassVar[float] = 1e-3
+    epochs: ClassVar[int] = 100
+
+    code_learning_rate: ClassVar[float] = 1e-2
+    """Of the codes, each of which is drawn once in a pass over the cases, where the network learns in every step."""
+
+    def _do_i_compile(self) -> bool:
+        # nnU-Net asks this of a network that is built, and before an optimizer or another process knows of it.
+        network: Any = self.network
+        if network.case_codes is None:
+            training, _ = self.do_split()
+            network.set_cases(len(training))
+        return super()._do_i_compile()
+
+    def _build_loss(self) -> nn.Module:
+        labels = self.label_manager
+        return BinaryDiceLoss(regions=labels.has_regions, ignore_label=labels.ignore_label)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """Return Adam with both learning rates."""
+        network: Any = self.network
+        codes = network.case_codes
+        others = [parameter for parameter in network.parameters() if parameter is not codes]
+        groups = [{"params": others}, {"params": [codes]}]
+        optimizer = torch.optim.Adam(groups, self.initial_lr)
+        rates = [self.initial_lr, self.code_learning_rate]
+        return optimizer, GroupsLR(optimizer, [rates], [self.num_epochs])
