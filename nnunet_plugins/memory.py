@@ -82,6 +82,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError | ImportError) and any(phrase in text for phrase in _PHRASES)
 
 
+def raise_if_lacking(error: BaseException, needed: int = 0) -> None:
+    """Raise MemoryError if memory is what a library lacked, so that nobody takes it for a broken file.
+
+    Args:
+        error: what the library raised.
+        needed: bytes that it took at its peak. The reader of NIfTI below SimpleITK does not say why it failed, so it is
+            tried whether there are so many.
+
+    Raises:
+        MemoryError: if the error was one, or there are not so many bytes.
+    """
+    if is_out_of_memory(error):
+        raise MemoryError(str(error)) from error
+    import numpy as np
+
+    np.empty(needed, np.uint8)  # raises it
+
+
 def describe_limit() -> str:
     """Return what limits the memory, in words."""
     limit = container_limit()

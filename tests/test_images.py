@@ -3,6 +3,8 @@
 import gzip
 import pickle
 import struct
+import subprocess
+import sys
 import unicodedata
 import zlib
 from pathlib import Path
@@ -518,3 +520,29 @@ def test_the_table_says_something_of_every_kind_to_every_command():
         assert kind.remedy, name
         if all(level in (NOTE, NOTHING) for level in levels):
             assert "{}" in kind.many
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
+def test_want_of_memory_is_not_the_fault_of_a_file(tmp_path, ending):
+    file = tmp_path / f"large{ending}"
+    write_image(file, np.zeros((80, 100, 100), np.float32))
+    code = f"""
+import resource
+from pathlib import Path
+from nnunet_plugins import memory
+from nnunet_plugins.images.reading import read_image
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+file, told, before = Path({str(file)!r}), [], resource.getrlimit(resource.RLIMIT_DATA)
+read_image(file, SimpleITKIO())  # loads what there is to load
+for part in range(60):
+    memory.keep_within(memory._sizes()["RssAnon"] + part * 2**18)
+    try:
+        told.append([fact.kind for fact in read_image(file, SimpleITKIO()).facts])
+    except MemoryError:
+        told.append("memory")
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+print("memory" in told, [one for one in told if one not in ("memory", [])])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "True []\n", result.stdout + result.stderr

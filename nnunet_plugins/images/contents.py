@@ -41,12 +41,14 @@ class Contents:
         has_spacing: the file itself says its spacing.
         hidden: number of voxels of a NIfTI file that are NaN or infinite, which SimpleITK reads as 0.
         is_nifti_2: SimpleITK does not read these.
+        size: bytes of the data, unpacked; 0 if the header of such a file is not looked at.
     """
 
     facts: list[Fact] = field(default_factory=list)
     has_spacing: bool = True
     hidden: int = 0
     is_nifti_2: bool = False
+    size: int = 0
 
 
 def check_contents(file: Path) -> Contents:
@@ -128,6 +130,7 @@ def _in_words() -> Iterator[None]:
 
 
 def _compare(number: int, expected: int, file: Path, found: Contents) -> None:
+    found.size = expected
     if number < expected:
         raise CutOffError(f"{number} of {expected} bytes")
     if number > expected:

@@ -20,6 +20,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from numpy.typing import NDArray
 from PIL import Image
 
+from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.contents import Contents, check_contents
 from nnunet_plugins.images.facts import Fact, problems
@@ -145,10 +146,13 @@ def _is_broken(file: Path) -> bool:
 def _reads(reader: type[BaseReaderWriter], file: Path) -> bool:
     try:
         reader().read_images((str(file),))
-    except Exception:  # whatever readers raise
+    except Exception as error:  # whatever readers raise
+        memory.raise_if_lacking(error)
         return False
     return True
 
+
+_COPIES = 3  # of an image, while it is read: as it is stored, another one, and nnU-Net's
 
 _FATAL = {"empty", "cut off", "damaged", "dimensions", "vector", "complex", "colours", "spacing impossible"}
 
@@ -185,9 +189,8 @@ def _read(file: Path, reader: BaseReaderWriter, *, is_image: bool) -> Reading:
     try:
         with _quiet(), np.errstate(over="ignore"):  # what is too large for nnU-Net's float32 becomes infinite
             array, properties = reader.read_images((str(file),)) if is_image else reader.read_seg(str(file))
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a reader, or the libraries below it, raise for a broken file
+        memory.raise_if_lacking(error, _COPIES * contents.size)
         # A note that it is read all the same would not be true.
         found.facts = [fact for fact in found.facts if fact.kind != "not compressed"]
         found.say("unreadable", _in_words(error, file, contents, reader))
@@ -292,7 +295,8 @@ def read_header(file: Path) -> Header | None:
     with _quiet():
         try:
             reader.ReadImageInformation()
-        except RuntimeError:
+        except RuntimeError as error:
+            memory.raise_if_lacking(error)
             return None
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     place = (reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.finding import image_ending
 from nnunet_plugins.images.reading import Header, read_header
@@ -31,7 +32,8 @@ def convert_image(file: Path, other: Path) -> None:
         for key in image.GetMetaDataKeys():
             image.EraseMetaData(key)
         sitk.WriteImage(image, str(other))
-    except RuntimeError:
+    except RuntimeError as error:
+        memory.raise_if_lacking(error)
         raise InputError(f"{file.name} cannot be converted to {other.suffix}") from None
 
 

@@ -173,7 +173,7 @@ def _read(file: Path) -> tuple[NDArray[Any], list[float]]:
 
     try:
         return read_picture(file)
-    except InputError as error:
+    except (InputError, MemoryError) as error:  # a picture less, but the report
         raise PanelError(str(error)) from None
 
 
