@@ -43,7 +43,7 @@ def shorten(code: str) -> str:
         if command == "nnUNetv2_plan_and_preprocess":
             copy = "cp $SMALL_PLANS $nnUNet_preprocessed/Dataset004_Hippocampus"
             line = f"nnUNet_n_proc_DA=1 {line} -np 1 -npfp 1\n{copy}"
-        elif "-tr" in line.split() and command.startswith("nnUNetv2"):
+        elif "-tr" in line.split() and "-p" not in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"

@@ -406,7 +406,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.slow
 def test_finer_labels_are_nearer_to_the_truth(balls, tmp_path):
-    """Of balls of sizes that were in no training, on voxels of half and of a quarter of the image's."""
+    """Than those of the image's voxels, each taken for several: of balls of sizes that were in no training."""
     found = {}
     for factor in (1, 0.5, 0.25):
         output = tmp_path / str(factor)
@@ -429,18 +429,12 @@ def test_finer_labels_are_nearer_to_the_truth(balls, tmp_path):
             truth, coarse = ball(radius, part), found[1][radius]
             for axis in range(3):
                 coarse = coarse.repeat(part, axis=axis)
-            ideal = ball(radius, 1)
-            for axis in range(3):
-                ideal = ideal.repeat(part, axis=axis)
-            fine = dice(found[factor][radius], truth)
-            print(radius, factor, fine, dice(coarse, truth), dice(ideal, truth))
-            assert fine > dice(coarse, truth)
+            assert dice(found[factor][radius], truth) > dice(coarse, truth) > 0.8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folds", [("all",), ("all", "0")], ids=len)
-def test_with_factor_one_the_labels_are_those_of_nnunet(balls, tmp_path, folds):
-    common = ("-i", balls.root / "unseen", *MODEL, "-f", *folds)
+def test_with_factor_one_the_labels_are_those_of_nnunet(balls, tmp_path):
+    common = ("-i", balls.root / "unseen", *MODEL, "-f", "all", "0")
     balls.run("nnunet-plugins", "predict", *common, "-o", tmp_path / "ours")
     options = ("-npp", 1, "-nps", 1, "--disable_progress_bar")
     balls.run("nnUNetv2_predict", *common, "-o", tmp_path / "theirs", *options)

@@ -85,10 +85,9 @@ def _predict(model: Model, case: Case, factor: float, log: Log, *, keep_finished
 
 
 def _geometry(model: Model, image: Header, factor: float) -> Header:
-    """Return the geometry of the labels; a plane has no other planes, and a network of planes knows none."""
-    shape = image.grid.shape
-    kept = {axis for axis in range(3 - len(image.size))} | ({model.plane} - {None})
-    size = output_size(shape, factor, kept)
+    """Return the geometry of the labels; along an axis that the file does not have, or no network knows, it is kept."""
+    kept = {*range(3 - len(image.size)), *model.unknown_axes}
+    size = output_size(image.grid.shape, factor, kept)
     return output_geometry(image, size[::-1][: len(image.size)])
 
 

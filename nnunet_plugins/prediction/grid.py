@@ -8,6 +8,7 @@ the extent, whatever its size; nnU-Net's resampling keeps that of the box.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ class Planes:
     """
 
     inside: slice
-    positions: NDArray[np.float64]
+    positions: NDArray[Any]
 
 
 def output_size(shape: Sequence[int], factor: float, kept: Collection[int] = ()) -> tuple[int, ...]:

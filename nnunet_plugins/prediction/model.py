@@ -91,10 +91,10 @@ class Model:
         return str(self.source.dataset_json["file_ending"])
 
     @property
-    def plane(self) -> int | None:
-        """The axis of an image `(z, y, x)` across slices, if the networks know places in a slice alone."""
+    def unknown_axes(self) -> set[int]:
+        """Axes of an image `(z, y, x)` along which the networks know no places: across slices, in 2D."""
         p = self._predictor
-        return int(p.plans_manager.transpose_forward[0]) if len(p.configuration_manager.patch_size) == 2 else None
+        return set(p.plans_manager.transpose_forward[: 3 - len(p.configuration_manager.patch_size)])
 
     def labels(self, image: NDArray[Any], properties: dict[str, Any], size: Sequence[int]) -> NDArray[Any]:
         """Return the labels of an image, on a grid with its extent.
@@ -152,7 +152,7 @@ class Model:
         )
 
     @torch.no_grad()
-    def _decode(self, image: torch.Tensor, positions: Sequence[NDArray[np.float64]], found: NDArray[Any]) -> None:
+    def _decode(self, image: torch.Tensor, positions: Sequence[NDArray[Any]], found: NDArray[Any]) -> None:
         """Fit all networks to an image in its patch, and write the labels at positions in it."""
         image = image.to(self.device)
         # A network that knows places in a slice has no axis across slices.
@@ -187,6 +187,7 @@ def _load(source: Source, device: torch.device) -> nnUNetPredictor:
 def _with_weights(network: torch.nn.Module, weights: dict[str, Any], device: torch.device) -> ImplicitNetwork:
     """Return a copy of a network with the weights of a fold."""
     # nnU-Net compiles it where the environment says so; gradient steps leave nothing to compile.
-    one: ImplicitNetwork = copy.deepcopy(getattr(network, "_orig_mod", network))
+    one: Any = copy.deepcopy(getattr(network, "_orig_mod", network))
     one.load_state_dict(weights)
-    return one.to(device).eval()
+    found: ImplicitNetwork = one.to(device).eval()
+    return found
