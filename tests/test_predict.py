@@ -111,8 +111,8 @@ def write_model(sandbox: Sandbox, trainer: str, configuration: str, classes: int
 @pytest.fixture(scope="module")
 def parity(sandbox: Sandbox) -> Sandbox:
     use_trainers(sandbox)
-    # The second fold would have the label 0 alone, the mean of both has what the first one has.
-    write_model(sandbox, "nnUNetTrainerParity", "3d", 8, ((0.0,) * 8, (7.0, *(0.0,) * 7)))
+    # The second fold has the label 0 alone, the third one has it nowhere; their mean is the first one.
+    write_model(sandbox, "nnUNetTrainerParity", "3d", 8, [(bias, *(0.0,) * 7) for bias in (0.0, 7.0, -7.0)])
     write_model(sandbox, "nnUNetTrainerParity", "2d", 8)
     write_model(sandbox, "nnUNetTrainerRegions", "3d", 3, labels=REGIONS, regions_class_order=[1, 2, 300])
     return sandbox
@@ -223,7 +223,7 @@ def test_every_voxel_has_the_label_of_its_place(parity, images, tmp_path, factor
 
 
 def test_folds_are_averaged(parity, images, tmp_path):
-    predict(parity, images, tmp_path, 2, "-f", "0", "1")
+    predict(parity, images, tmp_path, 2, "-f", "1", "2")
     compare(images, tmp_path, "oblique", 2)
     predict(parity, images, tmp_path, 2, "-f", "1")
     assert not sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "oblique.nii.gz"))).any()
@@ -307,7 +307,7 @@ def test_other_networks_are_refused(parity, images, tmp_path):
 
 def test_what_is_missing_is_named(parity, images, tmp_path):
     said = predict(parity, images, tmp_path, 1, "-f", "0", "7", ok=False)
-    assert "has no checkpoint_final.pth in fold 7; folds that have one: 0, 1. Name those with -f" in said
+    assert "has no checkpoint_final.pth in fold 7; folds that have one: 0, 1, 2. Name those with -f" in said
     said = predict(parity, images, tmp_path, 1, "-chk", "checkpoint_best.pth", ok=False)
     assert "has no checkpoint_best.pth in fold 0; folds that have one: none" in said
     said = predict(parity, images, tmp_path, trainer="Balls", ok=False)
@@ -388,8 +388,11 @@ def balls(tmp_path_factory) -> Sandbox:
     weights["decoder.seg_layers.codes"] = weights["decoder.seg_layers.codes"][:5]
     (model / "fold_0").mkdir()
     torch.save(checkpoint, model / "fold_0" / "checkpoint_final.pth")
-    for radius in (4.0, 5.7):
-        write(scan(radius, 9).astype(np.float32), sandbox.root / "unseen" / f"ball_{radius}_0000.nii.gz")
+    unseen = {f"ball_{radius}": scan(radius, 9) for radius in (4.0, 5.7)}
+    # Half of one, with a border of zeros: neither symmetric nor as large as the patch.
+    unseen["half"] = np.pad(scan(5.0, 9)[1:9, :13, 2:], ((2, 0), (0, 1), (0, 3)))
+    for case, image in unseen.items():
+        write(image.astype(np.float32), sandbox.root / "unseen" / f"{case}_0000.nii.gz")
     return sandbox
 
 
@@ -438,7 +441,8 @@ def test_with_factor_one_the_labels_are_those_of_nnunet(balls, tmp_path):
     balls.run("nnunet-plugins", "predict", *common, "-o", tmp_path / "ours")
     options = ("-npp", 1, "-nps", 1, "--disable_progress_bar")
     balls.run("nnUNetv2_predict", *common, "-o", tmp_path / "theirs", *options)
-    for radius in (4.0, 5.7):
-        ours, theirs = (tmp_path / who / f"ball_{radius}.nii.gz" for who in ("ours", "theirs"))
+    for case in ("ball_4.0", "ball_5.7", "half"):
+        ours, theirs = (tmp_path / who / f"{case}.nii.gz" for who in ("ours", "theirs"))
+        assert read(theirs).any()
         assert np.array_equal(read(ours), read(theirs))
         assert read(ours).dtype == read(theirs).dtype
