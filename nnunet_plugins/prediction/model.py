@@ -29,7 +29,7 @@ from nnunet_plugins.prediction.grid import blocks, planes_in_patch
 from nnunet_plugins.submission.settings import fitting_type
 from nnunet_plugins.submission.sources import Choice, Source, find_model
 
-AT_A_TIME = 2**16
+AT_A_TIME = 2**15
 """Voxels of a label map whose logits are in memory together."""
 
 READERS = (SimpleITKIO, NibabelIO)
