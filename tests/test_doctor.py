@@ -1,6 +1,7 @@
 """The doctor's checks of a dataset and of a training: each spoils one thing and looks for it in the findings."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_plugins._startup import trainer_folder
 from nnunet_plugins.cli import main
 from nnunet_plugins.doctor import images
 from nnunet_plugins.planning.setting import patch_setting
@@ -578,7 +580,7 @@ def whole(preprocessed, tmp_path, monkeypatch) -> Path:
     """The preprocessed folder, with data as large as the raw images, for a trainer that takes a patch for the whole."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "whole_trainers.py").write_text(WHOLE)
-    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path / "mine"), trainer_folder()]))
     for case in CASES:
         preprocess(preprocessed, case, (8, 10, 9))
     file = preprocessed / "nnUNetPlans.json"
@@ -597,10 +599,12 @@ def preprocess(folder: Path, case: str, shape: tuple[int, ...]) -> None:
 OF_WHOLE = ("-tr", "nnUNetTrainerWhole", "--gpu-memory", 24)
 
 
-def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_them_whole(whole, capsys):
-    assert examine(capsys, *OF_WHOLE) == (0, [])
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerWhole", "nnUNetTrainerMetaSeg_NoMirroring", "nnUNetTrainerNISF"])
+def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_them_whole(whole, capsys, trainer):
+    arguments = ("-tr", trainer, "--gpu-memory", 24)
+    assert examine(capsys, *arguments) == (0, [])
     preprocess(whole, "case_3", (8, 17, 9))
-    _, (found,) = examine(capsys, *OF_WHOLE)
+    _, (found,) = examine(capsys, *arguments)
     assert (found["section"], found["level"], found["cases"]) == ("Training", "problem", ["case_3"])
     assert (
         "1 case larger than the patch 16x16x16, which the network takes for the whole anatomy: case_3 (8x17x9)"
@@ -610,7 +614,7 @@ def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_t
     assert examine(capsys, "-tr", "nnUNetTrainer", "--gpu-memory", 24) == (0, [])
     # What cannot be read is named, too.
     (whole / "data" / "case_3_seg.b2nd").write_bytes(b"x")
-    _, found = examine(capsys, *OF_WHOLE)
+    _, found = examine(capsys, *arguments)
     assert any("the preprocessed data of case_3" in finding["text"] for finding in found)
 
 
