@@ -169,6 +169,56 @@ def take_block(ours: nn.Module, theirs: nn.Module) -> None:
         take(ours[layer], getattr(theirs, part))
 
 
+# MONAI's U-Nets bring the finest map up without halving its channels, so that ours agree where the two finest are alike.
+ALIKE = (4, 4, 8, 16, 32)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("norm", [None, "instance"])
+def test_the_u_net_is_monai_s(dim, norm):
+    """Its order of layers and what is concatenated to what; MONAI's has LeakyReLU unless told otherwise."""
+    monai = pytest.importorskip("monai.networks.nets")
+    torch.manual_seed(0)
+    theirs = monai.BasicUNet(dim, 2, 3, (*ALIKE, ALIKE[0]), "relu", norm and (norm, {"affine": True})).eval()
+    ours = isotropic(ClassicUNet, dim, 2, 3, features=ALIKE, norm=norm).eval()
+    downs = [theirs.conv_0, *(getattr(theirs, f"down_{n}").convs for n in range(1, 5))]
+    for stage, other in zip(ours.encoder, downs, strict=True):
+        take(stage, other)
+    for n, (up, stage) in enumerate(zip(ours.up, ours.expansion, strict=True), start=1):
+        take(up, getattr(theirs, f"upcat_{n}").upsample)
+        take(stage, getattr(theirs, f"upcat_{n}").convs)
+    take(ours.decoder.seg_layers[0], theirs.final_conv)
+    x = torch.randn(1, 2, *(32, 48, 33)[:dim])
+    assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_u_net_plus_plus_is_monai_s(dim):
+    """Output for output; MONAI's gives that of X(0,4) last, and takes it alone where ours takes the mean."""
+    monai = pytest.importorskip("monai.networks.nets")
+    torch.manual_seed(0)
+    theirs = monai.BasicUNetPlusPlus(dim, 2, 3, (*ALIKE, ALIKE[0]), deep_supervision=True, act="relu", norm=None)
+    ours = isotropic(UNetPlusPlus, dim, 2, 3, True, features=ALIKE)
+    for name, node in ours.nodes.items():
+        i, j = name.split("_")
+        if j != "0":
+            other = getattr(theirs, f"upcat_{name}")
+            take(ours.up[name], other.upsample)
+            take(node, other.convs)
+        else:
+            first = getattr(theirs, f"conv_{name}")
+            take(node, first if i == "0" else first.convs)
+    for head, n in zip(ours.decoder.seg_layers, (4, 3, 2, 1), strict=True):
+        take(head, getattr(theirs, f"final_conv_0_{n}"))
+    x = torch.randn(1, 2, *(32, 48, 16)[:dim])
+    outputs, expected = ours(x), theirs(x)[::-1]
+    assert len(outputs) == len(expected) == 4
+    for output, other in zip(outputs, expected, strict=True):
+        assert_close(output, other, atol=1e-5, rtol=1e-5)
+    ours.decoder.deep_supervision = False
+    assert_close(ours(x), sum(expected) / 4, atol=1e-5, rtol=1e-5)
+
+
 MEDNEXT = {
     "S": (5_550_947, 5_980_579),
     "B": (10_510_883, 10_940_515),
