@@ -205,3 +205,15 @@ def test_a_3d_plan_is_refused(start, monkeypatch, capsys):
     monkeypatch.setattr(command, "plan_setting", lambda *_: patch_setting((32, 32, 32), 2, 1, 3))
     assert start(narrow_vgg16()) == 2
     assert "nnUNetTrainerFCN8s is a 2D network" in capsys.readouterr().err
+
+
+def test_a_patch_that_the_network_cannot_take_is_one_line(start, monkeypatch, capsys):
+    trainer = trainer_class("nnUNetTrainerFCN8s")
+    options = {**NARROW, "norm": "instance"}
+    normed = type("nnUNetTrainerFCN8s", (trainer,), {"backbone": replace(trainer.backbone, options=options)})
+    monkeypatch.setattr(command, "find_trainer", lambda name: normed)
+    monkeypatch.setattr(command, "plan_setting", lambda *_: patch_setting((16, 16), 2, 1, 3))
+    assert start(narrow_vgg16()) == 2
+    error = capsys.readouterr().err
+    assert "axis 0 has 16 and needs at least 17. Use a larger patch size in the plans file." in error
+    assert error.count("\n") == 1
