@@ -9,11 +9,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.networks.layers.autofocus import record_attention
 from nnunet_plugins.networks.mednext import MedNeXt
 from nnunet_plugins.networks.segresnet import SegResNet
 from nnunet_plugins.networks.unet_classic import ClassicUNet
 from nnunet_plugins.networks.unetplusplus import UNetPlusPlus
 from nnunet_plugins.networks.vnet import VNet
+from nnunet_plugins.planning.setting import build_optimizer
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import locate
 from nnunet_plugins.trainers.backbone import BackboneTrainer
@@ -103,6 +105,19 @@ def test_gates_weigh_the_shortcuts():
     assert_close(gate(skip, coarse), gate.project(torch.zeros_like(skip)))
 
 
+def test_the_gates_maps_are_recorded_as_those_of_autofocus_layers_are():
+    options = {"features": (4, 4, 8, 8), "upsampling": "linear", "gated": True}
+    network = isotropic(ClassicUNet, 2, 1, 2, **options).eval()
+    with record_attention(network) as maps, torch.no_grad():
+        network(torch.randn(1, 1, 17, 16))
+    assert {name: tuple(found.shape) for name, found in maps.items()} == {
+        "gates.0": (1, 1, 8, 8),
+        "gates.1": (1, 1, 4, 4),
+    }
+    assert all(found.min() > 0 and found.max() < 1 for found in maps.values())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
 def test_the_v_net_has_the_paper_s_convolutions():
     """Counted by hand from Fig. 2: 125 weights for each pair of channels."""
     with torch.device("meta"):
@@ -169,7 +184,7 @@ def take_block(ours: nn.Module, theirs: nn.Module) -> None:
         take(ours[layer], getattr(theirs, part))
 
 
-# MONAI's U-Nets bring the finest map up without halving its channels, so that ours agree where the two finest are alike.
+# MONAI's U-Nets bring the finest map up without halving its channels: ours agree where the two finest are alike.
 ALIKE = (4, 4, 8, 16, 32)
 
 
@@ -428,6 +443,23 @@ def test_the_papers_recipes(name, optimizer, rates, suffix, monkeypatch):
         schedule.step(epoch)
         found.append(made.param_groups[0]["lr"])
     assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("VNetPaper", {"momentum": 0.99, "weight_decay": 0}),
+        ("AttentionUNetPaper", {"weight_decay": 0}),
+        ("SegResNetPaper", {"weight_decay": 1e-5}),
+        ("UNetPlusPlusPaper", {"weight_decay": 0}),
+        ("MedNeXtLKernel5Paper", {"weight_decay": 3e-5, "eps": 1e-4}),
+        ("FCN8sPaper", {"momentum": 0.9, "weight_decay": 5e-4}),
+    ],
+)
+def test_the_papers_momentum_and_weight_decay(name, settings):
+    made = build_optimizer(trainer_class(f"nnUNetTrainer{name}"), nn.Linear(2, 2))
+    assert len(made.param_groups) == 1
+    assert {key: made.param_groups[0][key] for key in settings} == settings
 
 
 def test_dice_alone_is_the_loss_of_those_papers_that_say_so():

@@ -47,7 +47,7 @@ def test_any_size(size):
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 @pytest.mark.parametrize(("size", "axis"), [((16, 16), 0), ((9, 16), 1)])
 def test_a_norm_over_a_single_pixel_is_refused(norm, size, axis):
-    """The last convolutions look at a sixteenth of the size; a plan that leaves one pixel there fails before training."""
+    """The last normed convolutions see a sixteenth of the size; a plan that leaves one pixel fails before training."""
     plan = {"patch_size": size, "strides": [[1, 1]], "kernel_sizes": [[3, 3]]}
     numbers = {"input_channels": 1, "num_classes": 2, "deep_supervision": False}
     message = rf"{'x'.join(map(str, size))} voxels is too small.*axis {axis} has 16 and needs at least 17"

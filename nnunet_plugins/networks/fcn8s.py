@@ -13,7 +13,8 @@ The paper trains it from VGG16's weights for ImageNet. `adopt_vgg16` takes them 
 
 Deviations: halvings round odd sizes up and upsampled maps lose their far end, where the paper pads the image by 100
 pixels. The 7x7 convolution pads with zeros, so that maps keep their size. Scores start at random and not at zero, which
-the paper found to make no difference (section 4.3). All five halvings are of both axes, whatever the plan.
+the paper found to make no difference (section 4.3). The last upsampling is learned as well, where the paper keeps it
+linear. All five halvings are of both axes, whatever the plan.
 """
 
 from collections.abc import Mapping, Sequence
