@@ -92,6 +92,21 @@ def test_unknown_options_of_a_u_net_are_named(options):
         isotropic(ClassicUNet, 2, 1, 2, **options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ClassicUNet, {"features": (4,)}),
+        (UNetPlusPlus, {"features": (4,)}),
+        (VNet, {"features": (4,), "convolutions": (1,)}),
+        (SegResNet, {"blocks": (1,)}),
+        (MedNeXt, {"blocks": (1,), "ratios": (2,)}),
+    ],
+)
+def test_a_network_of_one_scale_is_refused(kind, options):
+    with pytest.raises(ValueError, match="has at least two levels, got 1"):
+        isotropic(kind, 2, 1, 2, **options)(torch.zeros(1, 1, 8, 8))
+
+
 def test_gates_weigh_the_shortcuts():
     """A gate that is shut lets nothing through but what the convolutions after it add."""
     gate = locate("nnunet_plugins.networks.layers.gate.AttentionGate")(4, 8, (2, 2), norm="instance")

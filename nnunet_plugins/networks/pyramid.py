@@ -85,8 +85,10 @@ class Pyramid(nn.Module):
         """Keep the strides.
 
         Raises:
-            ValueError: if there is not one kernel for each of the levels, and one stride between each two.
+            ValueError: if there are not two levels at least, one kernel for each, and one stride between each two.
         """
+        if levels < 2:
+            raise ValueError(f"{self.name} has at least two levels, got {levels}")
         if len(kernel_sizes) != levels or len(strides) != levels - 1:
             raise ValueError(
                 f"{self.name} with {levels} levels needs {levels} kernels and {levels - 1} strides, "
