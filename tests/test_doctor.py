@@ -700,6 +700,23 @@ def test_too_little_space(dataset, capsys, monkeypatch):
     ]
 
 
+def test_the_checkpoints_of_a_large_network_are_foreseen(preprocessed, capsys, monkeypatch):
+    """FCN-8s has 134 million parameters: a checkpoint has 1.07 GB, weights and momentum."""
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    whole = plans["configurations"]["3d_fullres"]
+    flat = patch_setting((32, 32), 2, 2, 3).configuration.configuration
+    plans["configurations"]["2d"] = {**whole, **flat, "spacing": [1.0, 1.0]}
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    left = shutil.disk_usage(preprocessed)._replace(free=3 * 1_070_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: left)
+    question = ("-c", "2d", "--gpu-memory", 24)
+    code, (found,) = examine(capsys, "-tr", "nnUNetTrainerFCN8s", *question)
+    assert code == 1
+    assert found["section"] == "Space"
+    assert found["text"].startswith("checkpoints of one training of the network, up to 3 at a time: about 4.50 GiB; ")
+    assert examine(capsys, "-tr", "nnUNetTrainerSegResNet", *question) == (0, [])
+
+
 def test_without_the_raw_images_the_rest_is_checked(dataset, preprocessed, capsys):
     shutil.rmtree(dataset)
     code, found = examine(capsys, "-tr", "nnUNetTrainer", "--gpu-memory", 24)

@@ -17,7 +17,8 @@ The norm is a group norm with a group for each channel, which is an instance nor
 depthwise and the last convolution is computed twice instead of being kept, as the authors offer it for whole blocks.
 
 Deviations: strides and kernels adapt to a plan, which the authors' code does not; along axes with kernel 1 kernels stay
-1. Maps of odd sizes are rounded up on the way down and lose a voxel at the far end on the way up.
+1. Maps of odd sizes are rounded up on the way down and lose a voxel at the far end on the way up. Blocks that reduce
+have the ratio of the scale above, as MONAI's class, where the authors' code has that of the scale below.
 """
 
 from collections.abc import Mapping, Sequence
