@@ -251,16 +251,16 @@ def test_u_net_plus_plus_is_monai_s(dim):
 
 MEDNEXT = {
     "S": (5_550_947, 5_980_579),
-    "B": (10_510_883, 10_940_515),
-    "M": (17_533_539, 18_245_411),
-    "L": (61_726_787, 62_940_419),
+    "B": (10_526_339, 10_955_971),
+    "M": (17_548_995, 18_260_867),
+    "L": (61_779_299, 62_992_931),
 }
 
 
 @pytest.mark.parametrize("size", MEDNEXT)
 @pytest.mark.parametrize(("kernel", "suffix"), [(3, ""), (5, "Kernel5")])
 def test_mednext_has_the_published_parameters(size, kernel, suffix):
-    """Those of the outputs below full size are not counted in the paper."""
+    """Those of the outputs below full size are not counted in the paper, whose 61.8 and 63.0 million L has."""
     with torch.device("meta"):
         network = of_row(f"MedNeXt{size}{suffix}", 3, 1, 3)
     heads = sum(p.numel() for p in network.decoder.seg_layers[1:].parameters())
@@ -271,9 +271,10 @@ def test_mednext_has_the_published_parameters(size, kernel, suffix):
 
 @pytest.mark.parametrize(("dim", "kernel"), [(2, 5), (3, 3)])
 def test_mednext_is_monai_s(dim, kernel):
+    """Where neighbouring scales have one ratio: in MONAI blocks that reduce have that of the scale above."""
     monai = pytest.importorskip("monai.networks.nets.mednext")
     torch.manual_seed(0)
-    blocks, ratios = (1, 2, 1, 1, 2, 1, 1, 2, 1), (2, 3, 2, 2, 4, 2, 2, 3, 2)
+    blocks, ratios = (1, 2, 1, 1, 2, 1, 1, 2, 1), (3, 3, 3, 3, 3, 2, 4, 3, 2)
     theirs = monai.MedNeXt(
         spatial_dims=dim,
         init_filters=4,

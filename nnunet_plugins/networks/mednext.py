@@ -17,8 +17,7 @@ The norm is a group norm with a group for each channel, which is an instance nor
 depthwise and the last convolution is computed twice instead of being kept, as the authors offer it for whole blocks.
 
 Deviations: strides and kernels adapt to a plan, which the authors' code does not; along axes with kernel 1 kernels stay
-1. Maps of odd sizes are rounded up on the way down and lose a voxel at the far end on the way up. Blocks that reduce
-have the ratio of the scale above, as MONAI's class, where the authors' code has that of the scale below.
+1. Maps of odd sizes are rounded up on the way down and lose a voxel at the far end on the way up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -101,8 +100,8 @@ class MedNeXt(Pyramid):
         width: channels at full size; they double at every scale.
         kernel: the depthwise convolutions' along axes where the plan has more than 1.
         blocks: at every scale, down to the coarsest and up again.
-        ratios: R of these blocks; those that reduce have that of the scale above, those that enlarge that of the scale
-            to which they lead.
+        ratios: R of these blocks; those that reduce or enlarge have that of the scale to which they lead, as in the
+            authors' code.
 
     Raises:
         ValueError: for options out of range, and in `forward` for an image too small, naming axis and smallest size.
@@ -156,7 +155,7 @@ class MedNeXt(Pyramid):
         levels = [*range(steps + 1), *reversed(range(steps))]
         stages = [stage(*one) for one in zip(levels, blocks, ratios, strict=True)]
         self.encoder, self.expansion = nn.ModuleList(stages[: steps + 1]), nn.ModuleList(stages[steps + 1 :][::-1])
-        self.down = nn.ModuleList(change(level, level + 1, ratios[level]) for level in range(steps))
+        self.down = nn.ModuleList(change(level, level + 1, ratios[level + 1]) for level in range(steps))
         self.up = nn.ModuleList(change(level + 1, level, ratios[-1 - level]) for level in range(steps))
         self.ise = ISE()
         self.decoder = Heads(widths, num_classes, dim, deep_supervision=deep_supervision)
