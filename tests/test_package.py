@@ -134,6 +134,8 @@ def test_trainer_path_is_the_folder(capsys):
         "plan",
         "profile",
         "split",
+        "merge",
+        "labels",
         "warm-start",
         "evaluate",
         "benchmark",

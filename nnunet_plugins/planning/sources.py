@@ -21,7 +21,9 @@ MARK = "__"
 NEITHER = ("background", "ignore")
 """Labels that are no structures."""
 
-_SHAPE = {str: {"dataset": str, "labels": {str: (int, list)}, "cases": [str]}}
+_SHAPE = {
+    str: {"dataset": str, "labels": {str: (int, list)}, "cases": [str], "regions_class_order?": (list, type(None))}
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Source:
         labels: the structures that it annotates, by their names in the merged dataset: its own value, or, of a region,
             its own values.
         cases: their names in it.
+        order: its `regions_class_order`, if it has regions.
     """
 
     dataset: str
     labels: Mapping[str, int | list[int]]
     cases: tuple[str, ...]
+    order: tuple[int, ...] = ()
 
 
 def read_sources(description: Mapping[str, Any], file: Path | str = "dataset.json") -> dict[str, Source]:
@@ -65,7 +69,10 @@ def read_sources(description: Mapping[str, Any], file: Path | str = "dataset.jso
                     f"{file}: {name!r} in {SOURCES!r} annotates {label!r}, which is no structure in 'labels'; write "
                     "it in both places in one way"
                 )
-    return {name: Source(row["dataset"], row["labels"], tuple(row["cases"])) for name, row in table.items()}
+    return {
+        name: Source(row["dataset"], row["labels"], tuple(row["cases"]), tuple(row.get("regions_class_order") or ()))
+        for name, row in table.items()
+    }
 
 
 def source_of(case: str, sources: Mapping[str, Source], file: Path | str = "dataset.json") -> str:
