@@ -52,7 +52,7 @@ def _add_plan(commands: Any) -> None:
     task.add_argument(
         "--native-resolution",
         action="store_true",
-        help="no resampling, in training and in prediction; the data are preprocessed anew, beside those that are there",
+        help="no resampling, in training and in prediction; the data are preprocessed anew, beside those of before",
     )
     command.add_argument("-tr", dest="trainer", metavar="TRAINER", help="with --gpu-memory: as for nnUNetv2_train")
     command.add_argument(
@@ -280,7 +280,7 @@ def _add_split(commands: Any) -> None:
     command.add_argument(
         "--strata",
         choices=("sources",),
-        help="of a merged dataset, split the cases of each source on their own, so that every fold has its share of all",
+        help="of a merged dataset, split the cases of each source on their own: every fold has its share of all",
     )
     command.add_argument("--folds", type=at_least_two, default=5, metavar="N", help="default: %(default)s")
     command.add_argument(

@@ -1,7 +1,7 @@
 """`nnunet-plugins plan --native-resolution`: a copy of existing plans that resamples no image.
 
-Source: FIRENet (Liu et al. 2020, arXiv:2006.15578), whose multi-dataset experiment keeps twelve resolutions. nnU-Net has
-a function that returns an image as it is; it takes the place of the three that resample.
+Source: FIRENet (Liu et al. 2020, arXiv:2006.15578), whose multi-dataset experiment keeps twelve resolutions. nnU-Net
+has a function that returns an image as it is; it takes the place of the three that resample.
 """
 
 from collections.abc import Sequence
