@@ -9,11 +9,14 @@ import unicodedata
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from conftest import SHAPE, Sandbox, write_dataset
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.merging import merge
 from nnunet_plugins.merging.joint import LabelSet, join_channels, join_labels, own_values
+from nnunet_plugins.planning.preprocessed import preprocessed_shapes
 from nnunet_plugins.planning.sources import read_sources
 
 SIZE = (3, 4, 5)
@@ -436,3 +439,49 @@ def test_other_endings_are_refused(raw, capsys):
     dataset(raw, "Dataset002_B", {"background": 0, "b": 1}, ending=".nrrd")
     assert run() == 2
     assert "Dataset001_A has files .nii.gz, Dataset002_B has files .nrrd; convert one" in capsys.readouterr().err
+
+
+# nnU-Net's own commands
+
+
+@pytest.mark.slow
+def test_the_stock_commands_train_and_predict(tmp_path):
+    """Of two datasets with labels and voxels of their own, in these voxels; then without a word of partial labels."""
+    sandbox = Sandbox(tmp_path)
+    write_dataset(sandbox.raw, "Dataset001_Outer", labels={"background": 0, "outer": 1, "other": 2}, cases=2)
+    write_dataset(
+        sandbox.raw, "Dataset002_Inner", labels={"background": 0, "skin": 1, "inner": 2}, cases=3, spacing=(1, 2, 1)
+    )
+    sandbox.run("nnunet-plugins", "merge", 1, 2, "-o", 900, "--name", "Both", "--rename", "1:other=inner", "-np", 1)
+    name = "Dataset900_Both"
+    sandbox.fingerprint(900)
+    plan = ("nnUNetv2_plan_and_preprocess", "-d", 900, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
+    sandbox.run(*plan, nnUNet_n_proc_DA="1")
+    sandbox.edit_plans(name, "few")
+    sandbox.run("nnunet-plugins", "plan", "-d", 900, "--native-resolution", "--like", "few", "--name", "small")
+    sandbox.run("nnUNetv2_preprocess", "-d", 900, "-plans_name", "small", "-c", "3d_fullres", "-np", 1)
+    shapes = preprocessed_shapes(sandbox.preprocessed / name / "small_3d_fullres", ["Outer__case_0", "Inner__case_0"])
+    assert {tuple(sorted(shape)) for shape in shapes.values()} == {tuple(sorted(SHAPE))}  # axes in the plans' order
+    sandbox.run("nnunet-plugins", "split", "-d", 900, "--strata", "sources", "--folds", 2)
+    trainer = "nnUNetTrainer_PartialLabels_2epochs_3iterations"
+    summary = sandbox.train(name, "3d_fullres", trainer)
+    assert len(summary["metric_per_case"]) == 3
+    (sandbox.raw / name / "imagesTs").symlink_to(sandbox.raw / "Dataset002_Inner" / "imagesTs")
+    found = sandbox.predict(900, "3d_fullres", trainer, tmp_path / "predicted")
+    # The weights say it all: a model folder that knows of no modifier predicts the same, bit by bit.
+    plain = sandbox.results / name / "nnUNetTrainer__small__3d_fullres"
+    shutil.copytree(sandbox.results / name / f"{trainer}__small__3d_fullres", plain)
+    file = plain / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    torch.save({**checkpoint, "trainer_name": "nnUNetTrainer"}, file)
+    assert sandbox.predict(900, "3d_fullres", "nnUNetTrainer", tmp_path / "plain") == found
+    assert len(found) == 2
+
+
+@pytest.mark.slow
+def test_a_dataset_that_was_not_merged_is_refused_by_the_stock_command(small):
+    train = ("nnUNetv2_train", 1, "3d_fullres", 0, "-p", "small", "-device", "cpu", "-tr")
+    output = small.run(*train, "nnUNetTrainerFIRENet_PartialLabels_1epochs", ok=False)
+    last = output.strip().splitlines()[-1]
+    assert "nnUNetTrainerFIRENet_PartialLabels_1epochs: dataset.json has no 'nnunet_plugins_sources'" in last
+    assert "make the dataset with nnunet-plugins merge" in last
