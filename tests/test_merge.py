@@ -445,24 +445,24 @@ def test_other_endings_are_refused(raw, capsys):
 
 
 @pytest.mark.slow
-def test_the_stock_commands_train_and_predict(tmp_path):
+def test_the_stock_commands_train_and_predict(raw, tmp_path):
     """Of two datasets with labels and voxels of their own, in these voxels; then without a word of partial labels."""
     sandbox = Sandbox(tmp_path)
     write_dataset(sandbox.raw, "Dataset001_Outer", labels={"background": 0, "outer": 1, "other": 2}, cases=2)
     write_dataset(
         sandbox.raw, "Dataset002_Inner", labels={"background": 0, "skin": 1, "inner": 2}, cases=3, spacing=(1, 2, 1)
     )
-    sandbox.run("nnunet-plugins", "merge", 1, 2, "-o", 900, "--name", "Both", "--rename", "1:other=inner", "-np", 1)
+    assert run("--rename", "1:other=inner") == 0
     name = "Dataset900_Both"
     sandbox.fingerprint(900)
     plan = ("nnUNetv2_plan_and_preprocess", "-d", 900, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
     sandbox.run(*plan, nnUNet_n_proc_DA="1")
     sandbox.edit_plans(name, "few")
-    sandbox.run("nnunet-plugins", "plan", "-d", 900, "--native-resolution", "--like", "few", "--name", "small")
+    assert main(["plan", "-d", "900", "--native-resolution", "--like", "few", "--name", "small"]) == 0
     sandbox.run("nnUNetv2_preprocess", "-d", 900, "-plans_name", "small", "-c", "3d_fullres", "-np", 1)
     shapes = preprocessed_shapes(sandbox.preprocessed / name / "small_3d_fullres", ["Outer__case_0", "Inner__case_0"])
     assert {tuple(sorted(shape)) for shape in shapes.values()} == {tuple(sorted(SHAPE))}  # axes in the plans' order
-    sandbox.run("nnunet-plugins", "split", "-d", 900, "--strata", "sources", "--folds", 2)
+    assert main(["split", "-d", "900", "--strata", "sources", "--folds", "2"]) == 0
     trainer = "nnUNetTrainer_PartialLabels_2epochs_3iterations"
     summary = sandbox.train(name, "3d_fullres", trainer)
     assert len(summary["metric_per_case"]) == 3
