@@ -547,6 +547,30 @@ def edit_plans(folder: Path, **changes: object) -> None:
             "problem",
             "does not support datasets with regions; use _",
         ),
+        (
+            lambda _: None,
+            ["-tr", "nnUNetTrainer_PartialLabels"],
+            "problem",
+            "has no 'nnunet_plugins_sources', which tells what each case's dataset annotates; make the dataset with",
+        ),
+        (
+            lambda _: None,
+            ["-tr", "nnUNetTrainerNISF_PartialLabels"],
+            "problem",
+            "_PartialLabels does not support networks that are fitted to every image",
+        ),
+        (
+            lambda d: describe(d, nnunet_plugins_sources={"a": {"dataset": "Dataset002_A", "labels": {}, "cases": []}}),
+            ["-tr", "nnUNetTrainer_PartialLabels"],
+            "problem",
+            "case_0 is of no source: names of cases begin with a__",
+        ),
+        (
+            lambda d: describe(d, nnunet_plugins_sources={"case": {}}),
+            ["-tr", "nnUNetTrainer"],
+            "problem",
+            "has no 'dataset'; make the dataset anew with nnunet-plugins merge",
+        ),
     ],
 )
 def test_a_training_that_would_not_run(preprocessed, capsys, spoil, options, level, text):

@@ -13,11 +13,13 @@ import torch
 from conftest import SHAPE, Sandbox, write_dataset
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.doctor.merged import check_sources
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.merging import merge
 from nnunet_plugins.merging.joint import LabelSet, join_channels, join_labels, own_values
 from nnunet_plugins.planning.preprocessed import preprocessed_shapes
 from nnunet_plugins.planning.sources import read_sources
+from nnunet_plugins.trainers.compose import trainer_class
 
 SIZE = (3, 4, 5)
 
@@ -342,6 +344,29 @@ def test_labels_shows_one_sources_view(two, tmp_path, capsys):
     shutil.copy(two / "Dataset001_Knee" / "dataset.json", predicted)
     assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "y"), "--dataset", "Hip"]) == 2
     assert "has no 'nnunet_plugins_sources'" in capsys.readouterr().err
+
+
+# Doctor
+
+
+def test_doctor_tells_whether_the_trainer_asks_what_is_annotated(two):
+    assert run() == 0
+    folder = two / "Dataset900_Both"
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "labelsTr").rename(folder / "gt_segmentations")  # as in preprocessed data
+
+    def found(trainer):
+        return [(one.level, one.text) for one in check_sources(trainer_class(trainer), description, folder)]
+
+    ((level, text),) = found("nnUNetTrainer")
+    assert level == "warning"
+    assert text.startswith("Hip, Knee: not all labels are annotated there, and nnUNetTrainer takes the others for")
+    assert found("nnUNetTrainerFIRENet_PartialLabels") == [("ok", "merged of Knee, Hip")]
+    for source in description["nnunet_plugins_sources"].values():
+        source["labels"] = dict.fromkeys(("femur", "tibia", "pelvis"), 1)
+    assert found("nnUNetTrainer") == [("ok", "merged of Knee, Hip")]
+    del description["nnunet_plugins_sources"]
+    assert found("nnUNetTrainer") == []
 
 
 # What is refused
