@@ -9,8 +9,10 @@ import unicodedata
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 import torch
 from conftest import SHAPE, Sandbox, write_dataset
+from PIL import Image
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.doctor.merged import check_sources
@@ -259,6 +261,44 @@ def test_single_channels_of_another_name():
 def test_other_channels_are_refused_by_name(channels, message):
     with pytest.raises(InputError, match=message):
         join_channels(dict(zip("AB", channels, strict=True)))
+
+
+# Other formats
+
+
+@pytest.mark.parametrize("spacing_beside", ["labels", "images"])
+def test_spacing_that_stands_beside_a_tif_goes_with_it(raw, spacing_beside):
+    for number, name in ((1, "A"), (2, "B")):
+        folder = dataset(raw, f"Dataset{number:03d}_{name}", {"background": 0, name: 1}, ("a",), ending=".tif")
+        random = np.random.default_rng(number)
+        tifffile.imwrite(folder / "imagesTr" / "a_0000.tif", random.normal(size=(6, 7, 8)).astype(np.float32))
+        tifffile.imwrite(folder / "labelsTr" / "a.tif", random.integers(0, 2, (6, 7, 8)).astype(np.uint8))
+        for part in {"images", spacing_beside}:
+            (folder / f"{part}Tr" / "a.json").write_text(json.dumps({"spacing": [3.0, 1.0, number]}))
+    assert run() == 0
+    folder = raw / "Dataset900_Both"
+    for part in ("imagesTr", "labelsTr"):
+        assert json.loads((folder / part / "B__a.json").read_text()) == {"spacing": [3.0, 1.0, 2]}
+    truth = tifffile.imread(raw / "Dataset002_B" / "labelsTr" / "a.tif")
+    assert np.array_equal(tifffile.imread(folder / "labelsTr" / "B__a.tif"), 2 * truth)
+    assert len(list((folder / "labelsTr").iterdir())) == 4
+
+
+def test_pictures_with_their_colours_in_one_file(raw):
+    for number, name in ((1, "A"), (2, "B")):
+        labels = {"background": 0, name: 1}
+        folder = dataset(raw, f"Dataset{number:03d}_{name}", labels, (), tuple("RGB"), ".png", numTraining=2)
+        random = np.random.default_rng(number)
+        for case in "ab":
+            Image.fromarray(random.integers(0, 255, (8, 9, 3)).astype(np.uint8)).save(
+                folder / "imagesTr" / f"{case}_0000.png"
+            )
+            Image.fromarray(random.integers(0, 2, (8, 9)).astype(np.uint8)).save(folder / "labelsTr" / f"{case}.png")
+    assert run() == 0
+    folder = raw / "Dataset900_Both"
+    own = np.asarray(Image.open(raw / "Dataset002_B" / "labelsTr" / "b.png"))
+    assert np.array_equal(np.asarray(Image.open(folder / "labelsTr" / "B__b.png")), 2 * own)
+    assert sorted(os.listdir(folder / "imagesTr")) == [f"{name}__{case}_0000.png" for name in "AB" for case in "ab"]
 
 
 # Regions
