@@ -17,6 +17,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.merging import command_line as merging
 from nnunet_plugins.metrics import command_line as metrics
 from nnunet_plugins.planning import command_line as planning
+from nnunet_plugins.prediction import command_line as prediction
 from nnunet_plugins.registry import BACKBONES, MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, path_of
 from nnunet_plugins.submission import command_line as submission
@@ -189,6 +190,7 @@ def parser() -> argparse.ArgumentParser:
     vgg16.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
     command.set_defaults(run=_warm_start)
 
+    prediction.add_command(commands)
     metrics.add_command(commands)
 
     command = commands.add_parser(

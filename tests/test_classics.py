@@ -9,11 +9,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.networks.layers.autofocus import record_attention
 from nnunet_plugins.networks.mednext import MedNeXt
 from nnunet_plugins.networks.segresnet import SegResNet
 from nnunet_plugins.networks.unet_classic import ClassicUNet
 from nnunet_plugins.networks.unetplusplus import UNetPlusPlus
 from nnunet_plugins.networks.vnet import VNet
+from nnunet_plugins.planning.setting import build_optimizer
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import locate
 from nnunet_plugins.trainers.backbone import BackboneTrainer
@@ -90,6 +92,21 @@ def test_unknown_options_of_a_u_net_are_named(options):
         isotropic(ClassicUNet, 2, 1, 2, **options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ClassicUNet, {"features": (4,)}),
+        (UNetPlusPlus, {"features": (4,)}),
+        (VNet, {"features": (4,), "convolutions": (1,)}),
+        (SegResNet, {"blocks": (1,)}),
+        (MedNeXt, {"blocks": (1,), "ratios": (2,)}),
+    ],
+)
+def test_a_network_of_one_scale_is_refused(kind, options):
+    with pytest.raises(ValueError, match="has at least two levels, got 1"):
+        isotropic(kind, 2, 1, 2, **options)(torch.zeros(1, 1, 8, 8))
+
+
 def test_gates_weigh_the_shortcuts():
     """A gate that is shut lets nothing through but what the convolutions after it add."""
     gate = locate("nnunet_plugins.networks.layers.gate.AttentionGate")(4, 8, (2, 2), norm="instance")
@@ -101,6 +118,19 @@ def test_gates_weigh_the_shortcuts():
     assert gate(skip, coarse).shape == skip.shape
     nn.init.constant_(gate.attention.score.bias, -100.0)
     assert_close(gate(skip, coarse), gate.project(torch.zeros_like(skip)))
+
+
+def test_the_gates_maps_are_recorded_as_those_of_autofocus_layers_are():
+    options = {"features": (4, 4, 8, 8), "upsampling": "linear", "gated": True}
+    network = isotropic(ClassicUNet, 2, 1, 2, **options).eval()
+    with record_attention(network) as maps, torch.no_grad():
+        network(torch.randn(1, 1, 17, 16))
+    assert {name: tuple(found.shape) for name, found in maps.items()} == {
+        "gates.0": (1, 1, 8, 8),
+        "gates.1": (1, 1, 4, 4),
+    }
+    assert all(found.min() > 0 and found.max() < 1 for found in maps.values())
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_the_v_net_has_the_paper_s_convolutions():
@@ -169,18 +199,68 @@ def take_block(ours: nn.Module, theirs: nn.Module) -> None:
         take(ours[layer], getattr(theirs, part))
 
 
+# MONAI's U-Nets bring the finest map up without halving its channels: ours agree where the two finest are alike.
+ALIKE = (4, 4, 8, 16, 32)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("norm", [None, "instance"])
+def test_the_u_net_is_monai_s(dim, norm):
+    """Its order of layers and what is concatenated to what; MONAI's has LeakyReLU unless told otherwise."""
+    monai = pytest.importorskip("monai.networks.nets")
+    torch.manual_seed(0)
+    theirs = monai.BasicUNet(dim, 2, 3, (*ALIKE, ALIKE[0]), "relu", norm and (norm, {"affine": True})).eval()
+    ours = isotropic(ClassicUNet, dim, 2, 3, features=ALIKE, norm=norm).eval()
+    downs = [theirs.conv_0, *(getattr(theirs, f"down_{n}").convs for n in range(1, 5))]
+    for stage, other in zip(ours.encoder, downs, strict=True):
+        take(stage, other)
+    for n, (up, stage) in enumerate(zip(ours.up, ours.expansion, strict=True), start=1):
+        take(up, getattr(theirs, f"upcat_{n}").upsample)
+        take(stage, getattr(theirs, f"upcat_{n}").convs)
+    take(ours.decoder.seg_layers[0], theirs.final_conv)
+    x = torch.randn(1, 2, *(32, 48, 33)[:dim])
+    assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_u_net_plus_plus_is_monai_s(dim):
+    """Output for output; MONAI's gives that of X(0,4) last, and takes it alone where ours takes the mean."""
+    monai = pytest.importorskip("monai.networks.nets")
+    torch.manual_seed(0)
+    theirs = monai.BasicUNetPlusPlus(dim, 2, 3, (*ALIKE, ALIKE[0]), deep_supervision=True, act="relu", norm=None)
+    ours = isotropic(UNetPlusPlus, dim, 2, 3, True, features=ALIKE)
+    for name, node in ours.nodes.items():
+        i, j = name.split("_")
+        if j != "0":
+            other = getattr(theirs, f"upcat_{name}")
+            take(ours.up[name], other.upsample)
+            take(node, other.convs)
+        else:
+            first = getattr(theirs, f"conv_{name}")
+            take(node, first if i == "0" else first.convs)
+    for head, n in zip(ours.decoder.seg_layers, (4, 3, 2, 1), strict=True):
+        take(head, getattr(theirs, f"final_conv_0_{n}"))
+    x = torch.randn(1, 2, *(32, 48, 16)[:dim])
+    outputs, expected = ours(x), theirs(x)[::-1]
+    assert len(outputs) == len(expected) == 4
+    for output, other in zip(outputs, expected, strict=True):
+        assert_close(output, other, atol=1e-5, rtol=1e-5)
+    ours.decoder.deep_supervision = False
+    assert_close(ours(x), sum(expected) / 4, atol=1e-5, rtol=1e-5)
+
+
 MEDNEXT = {
     "S": (5_550_947, 5_980_579),
-    "B": (10_510_883, 10_940_515),
-    "M": (17_533_539, 18_245_411),
-    "L": (61_726_787, 62_940_419),
+    "B": (10_526_339, 10_955_971),
+    "M": (17_548_995, 18_260_867),
+    "L": (61_779_299, 62_992_931),
 }
 
 
 @pytest.mark.parametrize("size", MEDNEXT)
 @pytest.mark.parametrize(("kernel", "suffix"), [(3, ""), (5, "Kernel5")])
 def test_mednext_has_the_published_parameters(size, kernel, suffix):
-    """Those of the outputs below full size are not counted in the paper."""
+    """Those of the outputs below full size are not counted in the paper, whose 61.8 and 63.0 million L has."""
     with torch.device("meta"):
         network = of_row(f"MedNeXt{size}{suffix}", 3, 1, 3)
     heads = sum(p.numel() for p in network.decoder.seg_layers[1:].parameters())
@@ -191,9 +271,10 @@ def test_mednext_has_the_published_parameters(size, kernel, suffix):
 
 @pytest.mark.parametrize(("dim", "kernel"), [(2, 5), (3, 3)])
 def test_mednext_is_monai_s(dim, kernel):
+    """Where neighbouring scales have one ratio: in MONAI blocks that reduce have that of the scale above."""
     monai = pytest.importorskip("monai.networks.nets.mednext")
     torch.manual_seed(0)
-    blocks, ratios = (1, 2, 1, 1, 2, 1, 1, 2, 1), (2, 3, 2, 2, 4, 2, 2, 3, 2)
+    blocks, ratios = (1, 2, 1, 1, 2, 1, 1, 2, 1), (3, 3, 3, 3, 3, 2, 4, 3, 2)
     theirs = monai.MedNeXt(
         spatial_dims=dim,
         init_filters=4,
@@ -378,6 +459,23 @@ def test_the_papers_recipes(name, optimizer, rates, suffix, monkeypatch):
         schedule.step(epoch)
         found.append(made.param_groups[0]["lr"])
     assert found == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("VNetPaper", {"momentum": 0.99, "weight_decay": 0}),
+        ("AttentionUNetPaper", {"weight_decay": 0}),
+        ("SegResNetPaper", {"weight_decay": 1e-5}),
+        ("UNetPlusPlusPaper", {"weight_decay": 0}),
+        ("MedNeXtLKernel5Paper", {"weight_decay": 3e-5, "eps": 1e-4}),
+        ("FCN8sPaper", {"momentum": 0.9, "weight_decay": 5e-4}),
+    ],
+)
+def test_the_papers_momentum_and_weight_decay(name, settings):
+    made = build_optimizer(trainer_class(f"nnUNetTrainer{name}"), nn.Linear(2, 2))
+    assert len(made.param_groups) == 1
+    assert {key: made.param_groups[0][key] for key in settings} == settings
 
 
 def test_dice_alone_is_the_loss_of_those_papers_that_say_so():

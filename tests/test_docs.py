@@ -48,7 +48,7 @@ def shorten(code: str) -> str:
                 lines.append(f"mkdir {folder}\ncp {fingerprint} {folder}")
                 copy = f"sed s/Dataset004_Hippocampus/Dataset900_Bones/ $SMALL_PLANS > {folder}/small.json"
             line = f"nnUNet_n_proc_DA=1 {line} -np 1 -npfp 1\n{copy}"
-        elif "-tr" in line.split() and command.startswith("nnUNetv2"):
+        elif "-tr" in line.split() and "-p" not in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"

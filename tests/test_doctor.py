@@ -1,6 +1,7 @@
 """The doctor's checks of a dataset and of a training: each spoils one thing and looks for it in the findings."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_plugins._startup import trainer_folder
 from nnunet_plugins.cli import main
 from nnunet_plugins.doctor import images
 from nnunet_plugins.planning.setting import patch_setting
@@ -602,7 +604,7 @@ def whole(preprocessed, tmp_path, monkeypatch) -> Path:
     """The preprocessed folder, with data as large as the raw images, for a trainer that takes a patch for the whole."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "whole_trainers.py").write_text(WHOLE)
-    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(tmp_path / "mine"), trainer_folder()]))
     for case in CASES:
         preprocess(preprocessed, case, (8, 10, 9))
     file = preprocessed / "nnUNetPlans.json"
@@ -621,10 +623,12 @@ def preprocess(folder: Path, case: str, shape: tuple[int, ...]) -> None:
 OF_WHOLE = ("-tr", "nnUNetTrainerWhole", "--gpu-memory", 24)
 
 
-def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_them_whole(whole, capsys):
-    assert examine(capsys, *OF_WHOLE) == (0, [])
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerWhole", "nnUNetTrainerMetaSeg_NoMirroring", "nnUNetTrainerNISF"])
+def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_them_whole(whole, capsys, trainer):
+    arguments = ("-tr", trainer, "--gpu-memory", 24)
+    assert examine(capsys, *arguments) == (0, [])
     preprocess(whole, "case_3", (8, 17, 9))
-    _, (found,) = examine(capsys, *OF_WHOLE)
+    _, (found,) = examine(capsys, *arguments)
     assert (found["section"], found["level"], found["cases"]) == ("Training", "problem", ["case_3"])
     assert (
         "1 case larger than the patch 16x16x16, which the network takes for the whole anatomy: case_3 (8x17x9)"
@@ -634,7 +638,7 @@ def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_t
     assert examine(capsys, "-tr", "nnUNetTrainer", "--gpu-memory", 24) == (0, [])
     # What cannot be read is named, too.
     (whole / "data" / "case_3_seg.b2nd").write_bytes(b"x")
-    _, found = examine(capsys, *OF_WHOLE)
+    _, found = examine(capsys, *arguments)
     assert any("the preprocessed data of case_3" in finding["text"] for finding in found)
 
 
@@ -718,6 +722,23 @@ def test_too_little_space(dataset, capsys, monkeypatch):
         "preprocessing one configuration at the median spacing",
         "checkpoints of one training of nnU-Net's U-Net",
     ]
+
+
+def test_the_checkpoints_of_a_large_network_are_foreseen(preprocessed, capsys, monkeypatch):
+    """FCN-8s has 134 million parameters: a checkpoint has 1.07 GB, weights and momentum."""
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    whole = plans["configurations"]["3d_fullres"]
+    flat = patch_setting((32, 32), 2, 2, 3).configuration.configuration
+    plans["configurations"]["2d"] = {**whole, **flat, "spacing": [1.0, 1.0]}
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    left = shutil.disk_usage(preprocessed)._replace(free=3 * 1_070_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: left)
+    question = ("-c", "2d", "--gpu-memory", 24)
+    code, (found,) = examine(capsys, "-tr", "nnUNetTrainerFCN8s", *question)
+    assert code == 1
+    assert found["section"] == "Space"
+    assert found["text"].startswith("checkpoints of one training of the network, up to 3 at a time: about 4.50 GiB; ")
+    assert examine(capsys, "-tr", "nnUNetTrainerSegResNet", *question) == (0, [])
 
 
 def test_without_the_raw_images_the_rest_is_checked(dataset, preprocessed, capsys):

@@ -44,6 +44,28 @@ def test_any_size(size):
     assert FCN8s(1, 3, **NARROW)(torch.zeros(1, 1, *size)).shape == (1, 3, *size)
 
 
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize(("size", "axis"), [((16, 16), 0), ((9, 16), 1)])
+def test_a_norm_over_a_single_pixel_is_refused(norm, size, axis):
+    """The last normed convolutions see a sixteenth of the size; a plan that leaves one pixel fails before training."""
+    plan = {"patch_size": size, "strides": [[1, 1]], "kernel_sizes": [[3, 3]]}
+    numbers = {"input_channels": 1, "num_classes": 2, "deep_supervision": False}
+    message = rf"{'x'.join(map(str, size))} voxels is too small.*axis {axis} has 16 and needs at least 17"
+    with pytest.raises(ValueError, match=f"{message}. Use a larger patch size in the plans file"):
+        FCN8s.from_plan(**numbers, **plan, **NARROW, norm=norm)
+    network = FCN8s(1, 2, **NARROW, norm=norm)
+    with pytest.raises(ValueError, match=message):
+        network(torch.randn(2, 1, *size))
+    enough = [17 if n == axis else length for n, length in enumerate(size)]
+    assert network(torch.randn(1, 1, *enough)).shape == (1, 2, *enough)
+    assert FCN8s(1, 2, **NARROW)(torch.randn(1, 1, *size)).shape == (1, 2, *size)
+
+
+def test_an_image_of_another_dimension_is_refused():
+    with pytest.raises(ValueError, match=r"FCN-8s was built for 2D images, got a spatial size \(32, 32, 32\)"):
+        FCN8s(1, 2, **NARROW)(torch.zeros(1, 1, 32, 32, 32))
+
+
 def test_an_image_that_is_moved_has_its_scores_moved():
     """By 32 pixels, as far from the border as the network sees."""
     torch.manual_seed(0)
@@ -183,3 +205,15 @@ def test_a_3d_plan_is_refused(start, monkeypatch, capsys):
     monkeypatch.setattr(command, "plan_setting", lambda *_: patch_setting((32, 32, 32), 2, 1, 3))
     assert start(narrow_vgg16()) == 2
     assert "nnUNetTrainerFCN8s is a 2D network" in capsys.readouterr().err
+
+
+def test_a_patch_that_the_network_cannot_take_is_one_line(start, monkeypatch, capsys):
+    trainer = trainer_class("nnUNetTrainerFCN8s")
+    options = {**NARROW, "norm": "instance"}
+    normed = type("nnUNetTrainerFCN8s", (trainer,), {"backbone": replace(trainer.backbone, options=options)})
+    monkeypatch.setattr(command, "find_trainer", lambda name: normed)
+    monkeypatch.setattr(command, "plan_setting", lambda *_: patch_setting((16, 16), 2, 1, 3))
+    assert start(narrow_vgg16()) == 2
+    error = capsys.readouterr().err
+    assert "axis 0 has 16 and needs at least 17. Use a larger patch size in the plans file." in error
+    assert error.count("\n") == 1

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from nnunet_plugins.networks.implicit import Truth
 from nnunet_plugins.networks.layers.descent import descend
-from nnunet_plugins.networks.layers.voxels import Voxels, positions
+from nnunet_plugins.networks.layers.voxels import Voxels
 from nnunet_plugins.networks.metaseg import MetaSeg
 from nnunet_plugins.networks.nisf import NISF
 from nnunet_plugins.trainers.losses import BinaryDiceLoss, FocalLoss
@@ -79,15 +79,12 @@ def test_places_and_percentiles():
     metaseg, nisf = tiny(), tiny("NISF")
     expected = {metaseg: (torch.linspace(-1, 1, 7), -1.0), nisf: (torch.arange(7) / 7, 0.0)}
     for network, (axis, first) in expected.items():
-        places = network.places(PATCH).unflatten(0, PATCH)
+        places = network.places().unflatten(0, PATCH)
         assert_close(places[2, :, 3, 1], axis)
         assert places[0, 0, 0].tolist() == [first] * 3
         voxels = network.look_at(images())
         draw = voxels.draw(50)
         assert_close(network.places_of(draw), places.flatten(0, 2)[draw.index])
-    # Twice as many samples have half the spacing and the same extent; three times as many hit the voxels' centres.
-    assert positions(4, 8).tolist() == [-0.25, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.25]
-    assert positions(4, 12)[1::3].tolist() == [0, 1, 2, 3]
     x = torch.arange(1, 2001.0).reshape(1, 1, 20, 100)
     values = Voxels(x, (0.005, 0.995)).values
     assert (values.min(), values.max()) == (0, 1)
@@ -256,14 +253,16 @@ def test_a_fit_that_goes_astray_is_told(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_labels_are_decoded_at_any_resolution(name):
+def test_labels_are_decoded_at_any_place(name):
     network = tiny(name, chunk=100).eval()
     fitted = network.fit(network.look_at(images(2)))
     logits = network.decode(fitted)
     assert_close(logits, network(images(2)))
-    finer = network.decode(fitted, [3 * n for n in PATCH])
+    finer = network.decode(fitted, [torch.linspace(-1 / 3, n - 2 / 3, 3 * n) for n in PATCH])
     assert finer.shape == (2, 3, *(3 * n for n in PATCH))
     assert_close(finer[:, :, 1::3, 1::3, 1::3], logits, rtol=1e-4, atol=1e-5)
+    some = network.decode(fitted, [torch.tensor([4.0, 1.0]), torch.tensor([2.0]), torch.arange(3.0)])
+    assert_close(some, logits[:, :, [4, 1], 2:3, :3])
 
 
 def test_codes_follow_the_checkpoint():

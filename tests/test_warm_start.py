@@ -171,6 +171,42 @@ def test_missing_file_and_existing_output(tmp_path, capsys):
     assert (tmp_path / "out.pth").read_text() == "mine"
 
 
+@pytest.mark.parametrize("more", [[], ["-d", "1"]], ids=["checkpoint", "VGG16"])
+def test_an_output_in_a_folder_that_is_not_there(tmp_path, capsys, more):
+    """It is told before anything large is read."""
+    out = tmp_path / "new" / "out.pth"
+    command = ["warm-start", str(tmp_path / "none.pth"), "-tr", "nnUNetTrainerFCN8s", "-o", str(out), *more]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error == f"nnunet-plugins warm-start: {out} cannot be written: {out.parent} is no folder; make it\n"
+
+
+FULL = """
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.trainers.warm_start import write_start
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk to torch
+try:
+    write_start({"network_weights": {"a": torch.zeros(100_000)}}, Path(sys.argv[1]))
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="resource limits")
+def test_a_full_disk_is_one_line(sandbox, tmp_path):
+    told = sandbox.run("python", "-c", FULL, tmp_path / "out.pth")
+    assert told.startswith(f"{tmp_path / 'out.pth'} cannot be written: ")
+    assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_misspelt_trainer_is_one_line_with_the_nearest_name(checkpoint, capsys):
     assert main(["warm-start", str(checkpoint), "-tr", "nnUNetTrainerAutofocusUnet", "-o", "never.pth"]) == 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 ALL, PROBLEM, WARNING, NOTE, NOTHING = "problem of all", "problem", "warning", "note", ""
 _SHOWN = 3  # files that a line names
 COMMANDS = ("doctor", "evaluate", "inference", "report")
-"""The benchmark reads through `evaluate`, the check of a submission through inference."""
+"""The benchmark reads through `evaluate`, `predict` and the check of a submission through inference."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Kind:
         remedy: what to do.
         doctor: level.
         evaluate: level, also in a benchmark.
-        inference: level, also in the check of a submission.
+        inference: level, of `predict`, of a submission and of its check.
         report: level for a picture of the case.
         noun: what is counted, files or cases.
     """

@@ -66,6 +66,29 @@ def convert_segmentation(file: Path, other: Path, output_type: str, geometry: He
     return other
 
 
+def write_label_map(labels: np.ndarray, file: Path, geometry: Header) -> None:
+    """Write a segmentation with SimpleITK.
+
+    Args:
+        labels: `(z, y, x)`; one plane for a geometry with two axes.
+        file: its ending is the format.
+        geometry: where its voxels lie.
+
+    Raises:
+        InputError: if the format, or SimpleITK, cannot hold it.
+    """
+    image = sitk.GetImageFromArray(labels.reshape(geometry.size[::-1]))
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+    try:
+        sitk.WriteImage(image, str(file), True)
+    except RuntimeError as error:
+        memory.raise_if_lacking(error)
+        size = " x ".join(map(str, geometry.size))
+        raise InputError(f"{size} voxels cannot be written as {image_ending(file.name)}") from error
+
+
 def read_labels(file: Path) -> tuple[np.ndarray, Header]:
     """Return a segmentation as it is stored, `(z, y, x)`, and its header.
 

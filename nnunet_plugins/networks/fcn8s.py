@@ -13,7 +13,8 @@ The paper trains it from VGG16's weights for ImageNet. `adopt_vgg16` takes them 
 
 Deviations: halvings round odd sizes up and upsampled maps lose their far end, where the paper pads the image by 100
 pixels. The 7x7 convolution pads with zeros, so that maps keep their size. Scores start at random and not at zero, which
-the paper found to make no difference (section 4.3). All five halvings are of both axes, whatever the plan.
+the paper found to make no difference (section 4.3). The last upsampling is learned as well, where the paper keeps it
+linear. All five halvings are of both axes, whatever the plan.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from torch import nn
 
 from nnunet_plugins.networks.layers.blocks import Dropout, convolution, pointwise
 from nnunet_plugins.networks.layers.double_convolution import Convolutions, initialise_for_relu
+from nnunet_plugins.networks.pyramid import Pyramid
 
 FEATURES = (64, 128, 256, 512, 512)
 CONVOLUTIONS = (2, 2, 3, 3, 3)
@@ -83,7 +85,7 @@ def _crop(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return x[:, :, :height, :width]
 
 
-class FCN8s(nn.Module):
+class FCN8s(Pyramid):
     """FCN-8s, in 2D; `FCN8s(3, 21)` is the paper's.
 
     Args:
@@ -96,12 +98,16 @@ class FCN8s(nn.Module):
         norm: after each 3x3 convolution: "batch", "instance" or None, as VGG16 has it.
 
     Raises:
-        ValueError: for options out of range.
+        ValueError: for options out of range, and in `forward` for an image that leaves a norm a single pixel, naming
+            axis and smallest size.
 
     Example:
         >>> FCN8s(1, 3, features=(4, 4, 8, 8, 8), hidden=16)(torch.zeros(1, 1, 37, 41)).shape
         torch.Size([1, 3, 37, 41])
     """
+
+    name = "FCN-8s"
+    rounds_up = True
 
     def __init__(
         self,
@@ -117,6 +123,9 @@ class FCN8s(nn.Module):
         super().__init__()
         if len(features) != len(CONVOLUTIONS):
             raise ValueError(f"FCN-8s has {len(CONVOLUTIONS)} stages, got features={tuple(features)}")
+        # To the last convolutions that a norm may follow; what is halved once more has none.
+        self.strides = [(2, 2)] * (len(CONVOLUTIONS) - 1)
+        self.least_voxels = 1 if norm is None else 2
         self.stages = nn.ModuleList(
             nn.Sequential(
                 Convolutions([before] + [after] * number, (3, 3), norm=norm), nn.MaxPool2d(2, 2, ceil_mode=True)
@@ -153,16 +162,22 @@ class FCN8s(nn.Module):
             input_channels: image channels.
             num_classes: output channels.
             deep_supervision: as in the constructor.
-            patch_size: the plan's patch size in pixels; any works.
+            patch_size: the plan's patch size in pixels; any works, as long as a norm has more than one pixel.
             strides: of the plan's stages.
             kernel_sizes: of the plan's stages.
             options: any keyword of the constructor.
+
+        Raises:
+            ValueError: if the patch is too small.
         """
-        return cls(input_channels, num_classes, deep_supervision, **options)
+        network = cls(input_channels, num_classes, deep_supervision, **options)
+        network.check_patch(patch_size)
+        return network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Map an image `(N, input_channels, *size)` to logits `(N, num_classes, *size)`."""
         size = x.shape[2:]
+        self.check_size(size)
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -22,7 +22,7 @@ from torch import nn
 from torch.func import functional_call
 
 from nnunet_plugins.networks.layers.descent import Weights, descend
-from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid, positions
+from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid
 
 SEED = 0
 """Of what is drawn in a fit: the same image gives the same logits, bit for bit."""
@@ -229,18 +229,18 @@ class ImplicitNetwork(nn.Module):
             )
         return fitted
 
-    def decode(self, fitted: Fitted, size: Sequence[int] | None = None) -> torch.Tensor:
-        """Return logits `(B, num_classes, *size)` of images to which the network was fitted.
+    def decode(self, fitted: Fitted, along: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Return logits `(B, num_classes, *size)` of images to which the network was fitted, on a grid of places.
 
         Args:
             fitted: what `fit` returned.
-            size: how many voxels along each axis share the extent of the patch, by default as many as it has. Any
-                number will do, as the network knows places and no voxels: twice as many have half the spacing.
+            along: positions of the grid's planes along each axis, in voxels of the patch from the centre of the first
+                one; by default all voxels of the patch. Any will do, as the network knows places and no voxels.
         """
-        size = tuple(size or self.patch_size)
-        places = self.places(size, fitted[0].device).to(fitted[0].dtype)
+        places = self.places(along).to(fitted[0].dtype)
         parts = [self._logits_of_all(fitted, part) for part in places.split(self.chunk)]
-        logits = torch.cat(parts, dim=1).transpose(1, 2).unflatten(2, size)
+        size = [len(axis) for axis in along] if along else self.patch_size
+        logits = torch.cat(parts, dim=1).transpose(1, 2).unflatten(2, tuple(size))
         return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
 
     def _logits_of_all(self, fitted: Fitted, places: torch.Tensor) -> torch.Tensor:
@@ -260,10 +260,11 @@ class ImplicitNetwork(nn.Module):
         # The images, a copy, their intensities and the labels, of 4 bytes or less, and the places of 8.
         return kept, kept + images * math.prod(size) * (12 * channels + 16)
 
-    def places(self, size: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
-        """Return the coordinates `(M, dimensions)` of all voxels of an image of this size with the patch's extent."""
-        axes = zip(self.patch_size, size, strict=True)
-        return grid([self.coordinate(positions(n, samples, device), n) for n, samples in axes])
+    def places(self, along: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Return the coordinates `(M, dimensions)` of a grid of places; see `decode`."""
+        device = next(self.parameters()).device
+        axes = along or [torch.arange(voxels, dtype=torch.float32) for voxels in self.patch_size]
+        return grid([self.coordinate(axis.to(device), n) for axis, n in zip(axes, self.patch_size, strict=True)])
 
     def places_of(self, draw: Draw) -> torch.Tensor:
         """Return the coordinates `(B, n, dimensions)` of the voxels that were drawn."""

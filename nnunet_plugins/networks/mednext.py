@@ -100,8 +100,8 @@ class MedNeXt(Pyramid):
         width: channels at full size; they double at every scale.
         kernel: the depthwise convolutions' along axes where the plan has more than 1.
         blocks: at every scale, down to the coarsest and up again.
-        ratios: R of these blocks; those that reduce have that of the scale above, those that enlarge that of the scale
-            to which they lead.
+        ratios: R of these blocks; those that reduce or enlarge have that of the scale to which they lead, as in the
+            authors' code.
 
     Raises:
         ValueError: for options out of range, and in `forward` for an image too small, naming axis and smallest size.
@@ -155,7 +155,7 @@ class MedNeXt(Pyramid):
         levels = [*range(steps + 1), *reversed(range(steps))]
         stages = [stage(*one) for one in zip(levels, blocks, ratios, strict=True)]
         self.encoder, self.expansion = nn.ModuleList(stages[: steps + 1]), nn.ModuleList(stages[steps + 1 :][::-1])
-        self.down = nn.ModuleList(change(level, level + 1, ratios[level]) for level in range(steps))
+        self.down = nn.ModuleList(change(level, level + 1, ratios[level + 1]) for level in range(steps))
         self.up = nn.ModuleList(change(level + 1, level, ratios[-1 - level]) for level in range(steps))
         self.ise = ISE()
         self.decoder = Heads(widths, num_classes, dim, deep_supervision=deep_supervision)

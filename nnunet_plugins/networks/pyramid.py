@@ -67,18 +67,28 @@ class Pyramid(nn.Module):
         steps, kernels = extend_stages(strides, kernel_sizes, patch_size, cls.downsamplings(**options))
         network: Any = cls
         network = network(input_channels, num_classes, deep_supervision, strides=steps, kernel_sizes=kernels, **options)
+        network.check_patch(patch_size)
+        return network
+
+    def check_patch(self, patch_size: Sequence[int]) -> None:
+        """Check that the network can take the patches of a plan.
+
+        Raises:
+            ValueError: if it cannot, with the remedy.
+        """
         try:
-            network.check_size(patch_size)
+            self.check_size(patch_size)
         except ValueError as error:
             raise ValueError(f"{error}. Use a larger patch size in the plans file.") from None
-        return network
 
     def set_strides(self, strides: Sizes, kernel_sizes: Sizes, levels: int) -> None:
         """Keep the strides.
 
         Raises:
-            ValueError: if there is not one kernel for each of the levels, and one stride between each two.
+            ValueError: if there are not two levels at least, one kernel for each, and one stride between each two.
         """
+        if levels < 2:
+            raise ValueError(f"{self.name} has at least two levels, got {levels}")
         if len(kernel_sizes) != levels or len(strides) != levels - 1:
             raise ValueError(
                 f"{self.name} with {levels} levels needs {levels} kernels and {levels - 1} strides, "

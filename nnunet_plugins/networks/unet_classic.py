@@ -13,7 +13,8 @@ Papers: Ronneberger et al. 2015 (arXiv:1505.04597), Fig. 1; Cicek et al. 2016 (a
     output               1x1                    1x1x1                           one per scale, joined by 1x1x1
 
 Deviations: the convolutions of the papers are "valid", here they are "same", so that the output is as large as the
-input; pooling floors odd sizes and `ISE` mends them. Strides and kernels adapt to a plan, the depth is the paper's.
+input; the U-Net's dropout at the coarsest scales is left out, as the paper does not say how much it is; pooling floors
+odd sizes and `ISE` mends them. Strides and kernels adapt to a plan, the depth is the paper's.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,8 @@ speaks of a patent that is pending.
     X(4,0)
 
 Without deep supervision the output is the mean of all, the paper's accurate mode. With it they come in a list, that of
-X(0,4) first. Deviations: no norm by default, as the paper's count of parameters says; sizes as in `unet_classic`.
+X(0,4) first. Deviations: no norm by default, as the paper's count of parameters says; the mean is that of the logits
+and not of the probabilities; sizes as in `unet_classic`.
 """
 
 from collections.abc import Sequence

@@ -81,12 +81,15 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
 
 
 def needs_whole_images(trainer: type[nnUNetTrainer]) -> bool:
-    """Tell whether a trainer's network takes a patch for a whole image: its class attribute `needs_whole_images`.
+    """Tell whether a trainer's network takes a patch for a whole image.
+
+    Its row says so, `fitted`; a trainer without one says it by a class attribute, `needs_whole_images`.
 
     nnU-Net cuts an image that is larger into several patches, without a word. Ours refuse to train on one; at
     prediction they cannot see it, so that `nnunet-plugins doctor` and submissions tell it.
     """
-    return bool(getattr(trainer, "needs_whole_images", False))
+    row = getattr(trainer, "backbone", None)
+    return bool(getattr(row, "fitted", False) or getattr(trainer, "needs_whole_images", False))
 
 
 def plan_setting(dataset: str, configuration: str, plans: str) -> Setting:

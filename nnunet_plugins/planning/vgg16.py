@@ -6,6 +6,7 @@ That file has no plans, so a dataset's have to be named. Nothing is downloaded.
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.setting import build_network, find_trainer, plan_setting
 from nnunet_plugins.trainers.checkpoints import CheckpointError, load_weights
 from nnunet_plugins.trainers.warm_start import require_new, write_start
@@ -26,15 +27,17 @@ def write_vgg16_start(path: Path, trainer: str, dataset: str, configuration: str
 
     Raises:
         FileExistsError: if `output` exists; nothing is overwritten.
-        OSError: if the file cannot be read.
+        OSError: if the file cannot be read, or there is no folder for `output`.
         CheckpointError: if it is not VGG16's, naming what is missing, or the network takes none.
-        InputError: if there is no such trainer, or the plans cannot be used.
+        InputError: if there is no such trainer, or the plans cannot be used, or not by its network.
     """
     require_new(output)
     setting = plan_setting(dataset, configuration, plans)
     try:
         network: Any = build_network(find_trainer(trainer), setting)
-    except NotImplementedError as error:  # FCN-8s for a 3D plan
+    except InputError:
+        raise
+    except ValueError as error:  # a patch that the network cannot take
         raise CheckpointError(str(error)) from error
     if not hasattr(network, "adopt_vgg16"):
         raise CheckpointError(f"{trainer} has no place for the weights of VGG16; nnUNetTrainerFCN8s has")

@@ -139,7 +139,7 @@ def find_source(
     *,
     trusted: bool = False,
 ) -> Source:
-    """Find a trained configuration, and its first stage if it is a cascade's second.
+    """Find a trained configuration that can be exported, and its first stage if it is a cascade's second.
 
     Args:
         dataset: number or name.
@@ -152,6 +152,17 @@ def find_source(
         SubmissionError: if something is missing, naming what, and what is there.
         InputError: if a file is not as nnU-Net writes it.
     """
+    source = find_model(dataset, choice, folds, checkpoint, trusted=trusted)
+    require_released(source.trainer)
+    stage = source.configuration.previous_stage_name
+    if stage is None:
+        return source
+    first = find_source(dataset, Choice(choice.trainer, stage, choice.plans), folds, checkpoint, trusted=trusted)
+    return replace(source, previous=first)
+
+
+def find_model(dataset: str, choice: Choice, folds: Sequence[str], checkpoint: str, *, trusted: bool = False) -> Source:
+    """Find a trained configuration, without the first stage of a cascade; see `find_source`."""
     results = os.environ.get("nnUNet_results")  # noqa: SIM112 - nnU-Net's own spelling
     if results is None:
         raise SubmissionError("nnUNet_results is not set; export nnUNet_results=/path/to/nnUNet_results")
@@ -165,10 +176,10 @@ def find_source(
         command = f"nnUNetv2_train {dataset} {choice.configuration} FOLD -tr {choice.trainer} -p {choice.plans} --npz"
         raise SubmissionError(
             f"{choice} has no {checkpoint} in fold {', '.join(missing)}; folds that have one: "
-            f"{', '.join(there) or 'none'}. Export those with -f, or train the others: {command}"
+            f"{', '.join(there) or 'none'}. Name those with -f, or train the others: {command}"
         )
     plans = read_json(folder / "plans.json", PLANS)
-    source = Source(
+    return Source(
         choice,
         folder,
         tuple(folds),
@@ -178,12 +189,6 @@ def find_source(
         find_trainer(choice.trainer),
         trusted=trusted,
     )
-    require_released(source.trainer)
-    stage = source.configuration.previous_stage_name
-    if stage is None:
-        return source
-    first = find_source(dataset, Choice(choice.trainer, stage, choice.plans), folds, checkpoint, trusted=trusted)
-    return replace(source, previous=first)
 
 
 def read_configuration(plans: dict[str, Any], name: str, file: Path) -> ConfigurationManager:

@@ -68,7 +68,10 @@ class SegResNetPaperTrainer(nnUNetTrainerDiceLoss, PaperTrainer):
 
 
 class FCN8sPaperTrainer(nnUNetTrainerCELoss, PaperTrainer):
-    """Long et al. 2015, section 4.3: SGD with momentum 0.9, a constant 1e-4, weight decay 5e-4, cross-entropy."""
+    """Long et al. 2015, section 4.3: SGD with momentum 0.9, a constant 1e-4, weight decay 5e-4, cross-entropy.
+
+    The paper has twice the rate for biases.
+    """
 
     learning_rate: ClassVar[float] = 1e-4
 

@@ -7,6 +7,7 @@ first rate, as the convolutions they replace; everything else that is new begins
 A network may take weights of others in a form of its own: MedNeXt lets kernels grow (`adopt`).
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def write_warm_start(
 
     Raises:
         FileExistsError: if `output` exists; nothing is overwritten.
+        FileNotFoundError: if there is no folder for it.
     """
     require_new(output)
     start, new = warm_start(path, trainer, advantage=advantage, trusted=trusted)
@@ -106,16 +108,28 @@ def write_warm_start(
 
 
 def require_new(output: Path) -> None:
-    """Check that there is no such file.
+    """Check that there is no such file, but a folder for it.
 
     Raises:
         FileExistsError: if there is; nothing is overwritten.
+        FileNotFoundError: if there is no folder.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another file or remove it")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{output} cannot be written: {folder} is no folder; make it")
 
 
 def write_start(start: dict[str, Any], output: Path) -> None:
-    """Write a checkpoint for `-pretrained_weights`, which appears complete."""
-    with whole_file(output) as part:
-        torch.save(start, part)
+    """Write a checkpoint for `-pretrained_weights`, which appears complete.
+
+    Raises:
+        CheckpointError: if it cannot be written, say for want of space.
+    """
+    try:
+        with whole_file(output) as part:
+            torch.save(start, part)
+    except (OSError, RuntimeError) as error:  # torch tells of full disks by RuntimeErrors
+        reason, free = str(error).splitlines()[0], shutil.disk_usage(output.absolute().parent).free / 2**20
+        raise CheckpointError(f"{output} cannot be written: {reason} ({free:,.0f} MiB free there)") from error

@@ -34,6 +34,7 @@ from nnunet_plugins.networks.layers.blocks import (
     same_padding,
 )
 from nnunet_plugins.networks.layers.device import device_type
+from nnunet_plugins.networks.layers.gate import AttentionGate
 from nnunet_plugins.networks.layers.recompute import recompute
 from nnunet_plugins.networks.layers.shared_convolution import shared_convolution
 
@@ -199,10 +200,10 @@ class AutofocusConv(nn.Module):
 
 @contextmanager
 def record_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the attention maps of all autofocus layers while the network runs.
+    """Collect the attention maps of all autofocus layers and attention gates while the network runs.
 
-    Yields a dictionary, filled by each forward pass: the layer's name to its maps `(N, K, *size)`, in the order of the
-    layer's `rates`; at every voxel they sum to one.
+    Yields a dictionary, filled by each forward pass: an autofocus layer's name to its maps `(N, K, *size)`, in the
+    order of the layer's `rates`, which at every voxel sum to one; a gate's name to its map `(N, 1, *size)`.
 
     Example:
         >>> layer = AutofocusConv(4, 8, rates=(1, 2))
@@ -219,9 +220,13 @@ def record_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
         return hook
 
-    layers = [(name, module) for name, module in network.named_modules() if isinstance(module, AutofocusConv)]
-    # The softmax: in a training step it runs outside `attention`, and once more in the backward pass.
-    handles = [layer.attention[-1].register_forward_hook(keep(name)) for name, layer in layers]
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, AutofocusConv):
+            # The softmax: in a training step it runs outside `attention`, and once more in the backward pass.
+            handles.append(module.attention[-1].register_forward_hook(keep(name)))
+        elif isinstance(module, AttentionGate):
+            handles.append(module.attention.register_forward_hook(keep(name)))
     try:
         yield maps
     finally:

@@ -13,17 +13,6 @@ SMALLEST_SPAN = 1e-6
 """Least difference of the intensities that become 0 and 1; a constant image gives 0."""
 
 
-def positions(voxels: int, samples: int, device: torch.device | None = None) -> torch.Tensor:
-    """Return where along an axis samples lie that cover the extent of its voxels.
-
-    It is counted in voxels from the centre of the first one. As many samples as voxels lie at their centres; twice as
-    many have half the spacing.
-    """
-    if samples == voxels:
-        return torch.arange(voxels, device=device, dtype=torch.float32)
-    return (torch.arange(samples, device=device, dtype=torch.float32) + 0.5) * (voxels / samples) - 0.5
-
-
 def grid(axes: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the points `(n, dimensions)` of a grid with these coordinates along its axes, the last axis fastest."""
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)

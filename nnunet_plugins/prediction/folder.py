@@ -1,0 +1,118 @@
+"""Predict all cases of a folder, one after the other; one that fails costs no other."""
+
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from math import prod
+from pathlib import Path
+
+from nnunet_plugins import memory
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import whole_file
+from nnunet_plugins.images.grid import compare_grids
+from nnunet_plugins.images.reading import Header, read_header
+from nnunet_plugins.images.writing import write_label_map
+from nnunet_plugins.prediction.grid import output_geometry, output_size
+from nnunet_plugins.prediction.model import Model
+from nnunet_plugins.submission.cases import Case, find_cases
+from nnunet_plugins.submission.images import ImageError, read_image
+from nnunet_plugins.submission.settings import Settings
+
+Log = Callable[[str], None]
+
+_COPIES = 3  # of a label map: as it is decoded, in the order of the image's axes, and SimpleITK's
+
+
+def predict_folder(
+    model: Model, inputs: Path, outputs: Path, factor: float, log: Log, *, keep_finished: bool = False
+) -> list[str]:
+    """Write the labels of all images in a folder; returns the cases of which that was not possible.
+
+    Args:
+        model: that knows them.
+        inputs: folder of images, in nnU-Net's layout.
+        outputs: folder to write to; it is made.
+        factor: spacing of the labels along each axis, as a part of the image's.
+        log: takes lines.
+        keep_finished: leave out cases whose labels are there, with the same voxels.
+
+    Raises:
+        InputError: if there is no such folder, or no image in it.
+        OSError: if nothing can be written.
+    """
+    settings = Settings("predict", (), model.source.channels, ending=model.ending)
+    cases = find_cases(settings, inputs, outputs, log)
+    outputs.mkdir(parents=True, exist_ok=True)
+    # As nnU-Net does: what reads the labels looks here for what they mean.
+    for name in ("dataset.json", "plans.json"):
+        shutil.copyfile(model.source.folder / name, outputs / name)
+    failed = []
+    for number, case in enumerate(cases, 1):
+        begun = time.monotonic()
+        try:
+            said = _predict(model, case, factor, log, keep_finished=keep_finished)
+        except Exception as error:  # whatever it is, the other cases are not to pay for it
+            failed.append(case.name)
+            said = f"FAILED: {_tell(error)}"
+        log(f"{number}/{len(cases)} {case.name}: {said} ({time.monotonic() - begun:.1f} s)")
+    return failed
+
+
+def _predict(model: Model, case: Case, factor: float, log: Log, *, keep_finished: bool) -> str:
+    """Write the labels of a case; returns what there is to say."""
+    header = None if case.fault else read_header(case.images[0])
+    if keep_finished and header and _is_finished(case.output, _geometry(model, header, factor)):
+        return "is there already"
+    image, properties = read_image(case, model.reader, model.ending, model.source.channels, log)
+    if header is None:
+        raise ImageError(f"SimpleITK does not know where the voxels of {case.images[0].name} lie")
+    geometry = _geometry(model, header, factor)
+    _require_memory(geometry, factor, model.type.itemsize)
+    labels = model.labels(image, properties, geometry.grid.shape)
+    with tempfile.TemporaryDirectory() as temporary:
+        # The partial file beside the output has an ending that SimpleITK does not know.
+        file = Path(temporary, case.output.name)
+        write_label_map(labels, file, geometry)
+        written = read_header(file)
+        if written is None or (found := compare_grids(geometry.grid, written.grid)):
+            detail = found[0].detail if written else "it cannot be read"
+            raise ImageError(f"{model.ending} cannot hold the geometry of the labels: {detail} asked for")
+        with whole_file(case.output) as part:
+            shutil.copyfile(file, part)
+    return f"{_times(image.shape[:0:-1])} voxels -> {_times(geometry.size)} of {_times(geometry.spacing)} mm"
+
+
+def _geometry(model: Model, image: Header, factor: float) -> Header:
+    """Return the geometry of the labels; along an axis that the file does not have, or no network knows, it is kept."""
+    kept = {*range(3 - len(image.size)), *model.unknown_axes}
+    size = output_size(image.grid.shape, factor, kept)
+    return output_geometry(image, size[::-1][: len(image.size)])
+
+
+def _is_finished(output: Path, geometry: Header) -> bool:
+    there = read_header(output) if output.is_file() else None
+    return there is not None and there.size == geometry.size and not compare_grids(geometry.grid, there.grid)
+
+
+def _require_memory(geometry: Header, factor: float, bytes_each: int) -> None:
+    needed, free = _COPIES * bytes_each * prod(geometry.size), memory.available_bytes()
+    if free is not None and needed > free:
+        raise InputError(
+            f"with --spacing-factor {factor:g} its labels are {_times(geometry.size)} voxels, which take "
+            f"{needed / 2**30:.3g} GiB of memory; {free / 2**30:.3g} GiB are free. Take a larger factor"
+        )
+
+
+def _tell(error: Exception) -> str:
+    if memory.is_out_of_memory(error):
+        return f"out of memory: {memory.describe_limit()}. Take a larger --spacing-factor ({type(error).__name__})"
+    if isinstance(error, (InputError, OSError)):
+        return str(error)
+    traceback.print_exception(error)  # nobody has foreseen it, and somebody will have to find it
+    return f"{type(error).__name__}: {error}"
+
+
+def _times(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
