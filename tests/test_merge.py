@@ -17,6 +17,7 @@ from PIL import Image
 from nnunet_plugins.cli import main
 from nnunet_plugins.doctor.merged import check_sources
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock
 from nnunet_plugins.merging import merge
 from nnunet_plugins.merging.joint import LabelSet, join_channels, join_labels, own_values
 from nnunet_plugins.planning.preprocessed import preprocessed_shapes
@@ -189,7 +190,20 @@ def test_renamed_labels(two):
 def test_labels_kept_apart(two):
     assert run("--by-dataset") == 0
     labels = json.loads((two / "Dataset900_Both" / "dataset.json").read_text())["labels"]
-    assert labels == {"background": 0, "Knee_femur": 1, "Knee_tibia": 2, "Hip_pelvis": 3, "Hip_femur": 4}
+    assert labels == {"background": 0, "Knee__femur": 1, "Knee__tibia": 2, "Hip__pelvis": 3, "Hip__femur": 4}
+
+
+def test_names_that_may_mean_one_structure_are_told(two, capsys):
+    change(two, "Dataset002_Hip", labels={"background": 0, "pelvis": 1, "Femur_": 2})
+    assert run() == 0
+    assert "'femur' and 'Femur_' are two structures; if one is meant, merge with --rename" in capsys.readouterr().err
+
+
+def test_two_at_a_time_do_not_get_into_each_others_way(two, capsys):
+    with hold_lock(two / ".Dataset900_Both.partial" / "lock"):
+        assert run() == 2
+    assert re.search(r"Dataset900_Both is being made by process \d+ on ", capsys.readouterr().err)
+    assert run() == 0
 
 
 def test_equal_labels_and_an_ignore_label_in_one(raw):

@@ -34,7 +34,7 @@ def add_commands(commands: Any) -> None:
         help="what a dataset's label is called in the new one, where one name means two things, or two names one",
     )
     command.add_argument(
-        "--by-dataset", action="store_true", help="keep the labels of all datasets apart, as in Knee_bone and Hip_bone"
+        "--by-dataset", action="store_true", help="keep the labels of all datasets apart, as in Knee__bone, Hip__bone"
     )
     command.add_argument("--copy", action="store_true", help="copy the images, in place of links")
     command.add_argument("-np", dest="processes", type=whole, metavar="N", help="segmentations at a time")
@@ -65,6 +65,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.merging.joint import near_names
     from nnunet_plugins.merging.merge import merge_datasets
 
     merged = merge_datasets(
@@ -82,6 +83,11 @@ def _merge(arguments: argparse.Namespace) -> int:
         marks = ("yes" if label in own else "unknown" for own in annotated.values())
         rows.append((label, str(value), *(marks if label not in ("background", "ignore") else [""] * len(annotated))))
     print(lay_out(rows))
+    for one, other in near_names(merged.labels):
+        print(
+            f"nnunet-plugins merge: {one!r} and {other!r} are two structures; if one is meant, merge with --rename",
+            file=sys.stderr,
+        )
     print(f"Wrote {merged.folder}: {merged.cases} cases. Go on with, for example:")
     number = arguments.number
     groups = f" --groups {shlex.quote(str(merged.groups))}" if merged.groups else ""

@@ -4,13 +4,15 @@ Labels of one name are one structure. A value of a merged segmentation stands fo
 to: one where there are labels, several where there are regions, such as the whole and its part.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.sources import NEITHER, Source
 
 
@@ -126,6 +128,18 @@ def own_values(labels: Mapping[str, Any], source: Source) -> dict[int, int]:
         own.setdefault(found, value)
     known = {value: found & set(source.labels) for value, found in merged.items()}
     return {0: 0} | {value: own[found] for value, found in known.items() if found in own}
+
+
+def near_names(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return pairs of names that differ in capital letters, accents' encoding, spaces or punctuation alone."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        plain = re.sub(r"[\W_]", "", composed(name)).casefold()
+        first = seen.setdefault(plain or name, name)
+        if first != name:
+            pairs.append((first, name))
+    return pairs
 
 
 def join_channels(channels: Mapping[str, Sequence[str]]) -> tuple[list[str], dict[str, list[int]]]:

@@ -204,7 +204,7 @@ def _structure_names(
     if by_dataset:
         if rename:
             raise InputError("with --by-dataset all labels have names of their own: leave out --rename")
-        return {one: {name: f"{sources[one]}_{name}" for name in labels} for one, labels in own.items()}
+        return {one: {name: f"{sources[one]}{MARK}{name}" for name in labels} for one, labels in own.items()}
     names = {one: {name: name for name in labels} for one, labels in own.items()}
     seen = set()
     for text in rename:
