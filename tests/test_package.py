@@ -57,6 +57,7 @@ ORDER = [
     "demo",
     "doctor",
     "merging",
+    "prediction.whole_volume",
     "submission",
     "prediction",
     "testing",

@@ -295,7 +295,8 @@ def test_factors_are_positive(factor, capsys):
 
 
 def test_other_networks_are_refused(parity, images, tmp_path):
-    command = ("nnunet-plugins", "predict", "-i", images, "-o", tmp_path / "out", "-d", 1, "-c", "3d", "-tr")
+    command = ("nnunet-plugins", "predict", "-i", images, "-o", tmp_path / "out", "-d", 1, "-c", "3d")
+    command = (*command, "--spacing-factor", 1, "-tr")
     said = parity.run(*command, "nnUNetTrainerFIRENet_5epochs", ok=False)
     assert "nnUNetTrainerFIRENet_5epochs: labels at any spacing are known to networks of places alone" in said
     assert "nnUNetTrainerMetaSeg, nnUNetTrainerMetaSegPaper" in said
@@ -438,7 +439,7 @@ def test_finer_labels_are_nearer_to_the_truth(balls, tmp_path):
 @pytest.mark.slow
 def test_with_factor_one_the_labels_are_those_of_nnunet(balls, tmp_path):
     common = ("-i", balls.root / "unseen", *MODEL, "-f", "all", "0")
-    balls.run("nnunet-plugins", "predict", *common, "-o", tmp_path / "ours")
+    balls.run("nnunet-plugins", "predict", *common, "-o", tmp_path / "ours", "--spacing-factor", 1)
     options = ("-npp", 1, "-nps", 1, "--disable_progress_bar")
     balls.run("nnUNetv2_predict", *common, "-o", tmp_path / "theirs", *options)
     for case in ("ball_4.0", "ball_5.7", "half"):

@@ -1,4 +1,6 @@
-"""`nnunet-plugins predict`: what nnU-Net's own prediction cannot do: labels at another spacing.
+"""`nnunet-plugins predict`: nnU-Net's prediction, and what it cannot do: whole cases in one pass, other spacings.
 
-`grid.py` knows where voxels lie, `model.py` decodes labels there, `folder.py` takes all cases of a folder.
+`cases.py` takes all cases of a folder. `whole_volume.py` changes one method of nnU-Net's predictor, and `volumes.py`
+predicts with either. Labels at another spacing: `grid.py` knows where voxels lie, `model.py` decodes labels there,
+`folder.py` writes them.
 """

@@ -10,20 +10,22 @@ from nnunet_plugins.arguments import positive
 from nnunet_plugins.errors import InputError
 
 DESCRIPTION = (
-    "Predict labels at another spacing than that of the images. Networks of places, MetaSeg and NISF, are fitted to an "
-    "image and then know its labels at every place: with --spacing-factor 0.5 the voxels of the label map have half "
-    "the image's spacing along each axis, at the same extent, and each is decoded where it lies, not interpolated. "
-    "The first voxel's centre moves, so that the extents coincide. With 1 the label maps are those of "
-    "nnUNetv2_predict, which is the command for all other networks, except where an image has another spacing than "
-    "the plans: nnU-Net interpolates then. For example: nnunet-plugins predict -i imagesTs -o fine -d 4 -c 3d_cover "
-    "-p nnUNetPlans_cover -tr nnUNetTrainerNISF -f 0 --spacing-factor 0.5"
+    "Predict a folder of images as nnUNetv2_predict does, for every trainer, one case after the other; a case that "
+    "fails costs no other. Two things differ if they are asked for. --whole-volume: each case goes through the network "
+    "in one pass, at its own size, and not in tiles. --spacing-factor: labels at another spacing than that of the "
+    "images. Networks of places, MetaSeg and NISF, are fitted to an image and then know its labels at every place: "
+    "with 0.5 the voxels of the label map have half the image's spacing along each axis, at the same extent, and each "
+    "is decoded where it lies, not interpolated; the first voxel's centre moves, so that the extents coincide. For "
+    "example: nnunet-plugins predict -i imagesTs -o whole -d 4 -c 3d_fullres -tr nnUNetTrainerFIRENet --whole-volume"
 )
 
 
 def add_command(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
-        "predict", help="labels at any spacing, by networks that know places (MetaSeg, NISF)", description=DESCRIPTION
+        "predict",
+        help="predict cases in one pass each, or labels at any spacing (MetaSeg, NISF)",
+        description=DESCRIPTION,
     )
     command.add_argument(
         "-i",
@@ -31,18 +33,18 @@ def add_command(commands: Any) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of images, CASE_0000.nii.gz, one file per channel; each no larger than the patch of the plans",
+        help="folder of images, CASE_0000.nii.gz, one file per channel",
     )
     command.add_argument(
         "-o", dest="output", type=Path, required=True, metavar="DIR", help="folder to write, CASE.nii.gz"
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
     command.add_argument(
-        "-c", dest="configuration", required=True, metavar="CONFIGURATION", help="for example 3d_cover"
+        "-c", dest="configuration", required=True, metavar="CONFIGURATION", help="for example 3d_fullres"
     )
     command.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
     command.add_argument(
-        "-tr", dest="trainer", required=True, metavar="TRAINER", help="for example nnUNetTrainerMetaSeg"
+        "-tr", dest="trainer", required=True, metavar="TRAINER", help="for example nnUNetTrainerFIRENet"
     )
     command.add_argument(
         "-f",
@@ -56,20 +58,49 @@ def add_command(commands: Any) -> None:
         "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s"
     )
     command.add_argument(
-        "--spacing-factor",
-        type=positive,
-        default=1.0,
-        metavar="F",
-        help="spacing of the labels along each axis, as a part of the image's; 0.5 gives eight times as many voxels. "
-        "Default: %(default)g",
-    )
-    command.add_argument(
         "-device", choices=("cuda", "cpu", "mps"), help="to compute on; default: a GPU if there is one"
     )
+    command.add_argument("--continue_prediction", action="store_true", help="leave out cases whose prediction is there")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument(
+        "--whole-volume",
+        nargs="?",
+        const="always",
+        choices=("always", "auto"),
+        help="each case in one pass of the network, at its own size. always, the default: also where memory may not "
+        "suffice; tiles once it has run out. auto: only where the forecast of the memory allows it; all others in "
+        "tiles, which is told",
+    )
+    how.add_argument(
+        "--spacing-factor",
+        type=positive,
+        metavar="F",
+        help="spacing of the labels along each axis, as a part of the image's; 0.5 gives eight times as many voxels",
+    )
     command.add_argument(
-        "--continue_prediction",
+        "--memory",
+        type=positive,
+        metavar="GIB",
+        help="that a pass may take, for --whole-volume auto; default: 80 %% of what is free",
+    )
+    stock = command.add_argument_group("as nnUNetv2_predict has them; not with --spacing-factor")
+    stock.add_argument(
+        "-step_size", dest="step", type=positive, metavar="S", help="of tiles, as a part of the patch; default: 0.5"
+    )
+    stock.add_argument("--disable_tta", action="store_true", help="no mirroring")
+    stock.add_argument("--save_probabilities", action="store_true", help="for nnUNetv2_ensemble")
+    stock.add_argument(
+        "-prev_stage_predictions",
+        dest="previous",
+        type=Path,
+        metavar="DIR",
+        help="predictions of the first stage, for the second one of a cascade",
+    )
+    command.add_argument(
+        "--run-code-in-checkpoint",
         action="store_true",
-        help="leave out cases whose label map is there, with the voxels that it is to have",
+        help="read checkpoints that hold more than tensors, numbers and text, and plans with foreign networks; only "
+        "for files from people you trust",
     )
     command.set_defaults(run=_run)
 
@@ -77,26 +108,74 @@ def add_command(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import torch
 
+    from nnunet_plugins import memory
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch sees no GPU; leave out -device cuda, or see nnunet-plugins doctor")
+    _require_fitting_options(arguments)
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu" and (limit := memory.container_limit()):
+        # So that a pass that takes too much ends in an error, after which there are tiles.
+        memory.keep_within(limit)
+    failed = _predict_places(arguments, device) if arguments.spacing_factor else _predict_volumes(arguments, device)
+    if failed:
+        print(f"nnunet-plugins predict: failed, see above: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _require_fitting_options(arguments: argparse.Namespace) -> None:
+    if arguments.memory and arguments.whole_volume != "auto":
+        raise InputError("--memory is for --whole-volume auto")
+    if arguments.step and arguments.step > 1:
+        raise InputError(f"-step_size {arguments.step:g} leaves gaps between tiles; it is 1 at the most")
+    if arguments.spacing_factor:
+        options = {
+            "-step_size": arguments.step,
+            "--disable_tta": arguments.disable_tta,
+            "--save_probabilities": arguments.save_probabilities,
+            "-prev_stage_predictions": arguments.previous,
+        }
+        if given := [name for name, value in options.items() if value]:
+            raise InputError(f"{given[0]} cannot be used with --spacing-factor, which decodes labels place by place")
+
+
+def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
     from nnunet_plugins.prediction.folder import predict_folder
     from nnunet_plugins.prediction.model import Model
     from nnunet_plugins.submission.sources import Choice
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("torch sees no GPU; leave out -device cuda, or see nnunet-plugins doctor")
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     choice = Choice(arguments.trainer, arguments.configuration, arguments.plans)
-    model = Model(arguments.dataset, choice, arguments.folds, arguments.checkpoint, device)
-    failed = predict_folder(
-        model,
+    return predict_folder(
+        Model(arguments.dataset, choice, arguments.folds, arguments.checkpoint, device),
         arguments.input,
         arguments.output,
         arguments.spacing_factor,
         _log,
         keep_finished=arguments.continue_prediction,
     )
-    if failed:
-        print(f"nnunet-plugins predict: failed, see above: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+
+
+def _predict_volumes(arguments: argparse.Namespace, device: Any) -> list[str]:
+    from nnunet_plugins.prediction.volumes import Request, predict_volumes
+    from nnunet_plugins.submission.sources import Choice, find_model
+
+    source = find_model(
+        arguments.dataset,
+        Choice(arguments.trainer, arguments.configuration, arguments.plans),
+        arguments.folds,
+        arguments.checkpoint,
+        trusted=arguments.run_code_in_checkpoint,
+    )
+    request = Request(
+        whole_volume=arguments.whole_volume,
+        most_bytes=int(arguments.memory * 2**30) if arguments.memory else None,
+        mirroring=not arguments.disable_tta,
+        step=arguments.step or 0.5,
+        probabilities=arguments.save_probabilities,
+        previous=arguments.previous,
+        keep_finished=arguments.continue_prediction,
+    )
+    return predict_volumes(source, request, device, arguments.input, arguments.output, _log)
 
 
 def _log(line: str) -> None:

@@ -1,10 +1,8 @@
-"""Predict all cases of a folder, one after the other; one that fails costs no other."""
+"""Labels at another spacing for all cases of a folder."""
 
 import shutil
 import tempfile
-import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -14,13 +12,11 @@ from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import Header, read_header
 from nnunet_plugins.images.writing import write_label_map
+from nnunet_plugins.prediction.cases import Log, predict_each
 from nnunet_plugins.prediction.grid import output_geometry, output_size
 from nnunet_plugins.prediction.model import Model
-from nnunet_plugins.submission.cases import Case, find_cases
+from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
-from nnunet_plugins.submission.settings import Settings
-
-Log = Callable[[str], None]
 
 _COPIES = 3  # of a label map: as it is decoded, in the order of the image's axes, and SimpleITK's
 
@@ -42,22 +38,11 @@ def predict_folder(
         InputError: if there is no such folder, or no image in it.
         OSError: if nothing can be written.
     """
-    settings = Settings("predict", (), model.source.channels, ending=model.ending)
-    cases = find_cases(settings, inputs, outputs, log)
-    outputs.mkdir(parents=True, exist_ok=True)
-    # As nnU-Net does: what reads the labels looks here for what they mean.
-    for name in ("dataset.json", "plans.json"):
-        shutil.copyfile(model.source.folder / name, outputs / name)
-    failed = []
-    for number, case in enumerate(cases, 1):
-        begun = time.monotonic()
-        try:
-            said = _predict(model, case, factor, log, keep_finished=keep_finished)
-        except Exception as error:  # whatever it is, the other cases are not to pay for it
-            failed.append(case.name)
-            said = f"FAILED: {_tell(error)}"
-        log(f"{number}/{len(cases)} {case.name}: {said} ({time.monotonic() - begun:.1f} s)")
-    return failed
+
+    def predict(case: Case) -> str:
+        return _predict(model, case, factor, log, keep_finished=keep_finished)
+
+    return predict_each(model.source, inputs, outputs, predict, log, remedy="Take a larger --spacing-factor")
 
 
 def _predict(model: Model, case: Case, factor: float, log: Log, *, keep_finished: bool) -> str:
@@ -103,15 +88,6 @@ def _require_memory(geometry: Header, factor: float, bytes_each: int) -> None:
             f"with --spacing-factor {factor:g} its labels are {_times(geometry.size)} voxels, which take "
             f"{needed / 2**30:.3g} GiB of memory; {free / 2**30:.3g} GiB are free. Take a larger factor"
         )
-
-
-def _tell(error: Exception) -> str:
-    if memory.is_out_of_memory(error):
-        return f"out of memory: {memory.describe_limit()}. Take a larger --spacing-factor ({type(error).__name__})"
-    if isinstance(error, (InputError, OSError)):
-        return str(error)
-    traceback.print_exception(error)  # nobody has foreseen it, and somebody will have to find it
-    return f"{type(error).__name__}: {error}"
 
 
 def _times(numbers: Sequence[float]) -> str:

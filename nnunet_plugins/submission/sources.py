@@ -112,11 +112,11 @@ class Source:
         trained = read_configuration(arguments["plans"], self.choice.configuration, path)
         if found := _difference(_as_json(trained.configuration), _as_json(self.configuration.configuration)):
             raise SubmissionError(
-                f"{path} was trained with other plans than {self.folder / 'plans.json'}: {found}. Export folds that "
+                f"{path} was trained with other plans than {self.folder / 'plans.json'}: {found}. Take folds that "
                 "were trained with the same plans"
             )
         try:
-            self._network.load_state_dict(checkpoint["network_weights"])
+            self.network.load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:
             raise SubmissionError(f"the weights in {path} do not fit the network of its plans: {error}") from error
         return {name: checkpoint[name] for name in KEPT if name in checkpoint}
@@ -127,7 +127,8 @@ class Source:
         return read_configuration(self.plans, self.choice.configuration, self.folder / "plans.json")
 
     @cached_property
-    def _network(self) -> torch.nn.Module:
+    def network(self) -> torch.nn.Module:
+        """The network of the plans, built once."""
         return _build(self)
 
 

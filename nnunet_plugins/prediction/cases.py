@@ -1,0 +1,59 @@
+"""All cases of a folder, one after the other; one that fails costs no other."""
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from nnunet_plugins import memory
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.submission.cases import Case, find_cases
+from nnunet_plugins.submission.settings import Settings
+from nnunet_plugins.submission.sources import Source
+
+Log = Callable[[str], None]
+
+
+def predict_each(
+    source: Source, inputs: Path, outputs: Path, predict: Callable[[Case], str], log: Log, *, remedy: str
+) -> list[str]:
+    """Predict all images in a folder; returns the cases of which that was not possible.
+
+    Args:
+        source: the trained configuration, whose dataset says how files end, and which channels there are.
+        inputs: folder of images, in nnU-Net's layout.
+        outputs: folder to write to; it is made.
+        predict: writes the prediction of a case, and returns what there is to say of it.
+        log: takes lines.
+        remedy: what to do where memory runs out.
+
+    Raises:
+        InputError: if there is no such folder, or no image in it.
+        OSError: if nothing can be written.
+    """
+    settings = Settings("predict", (), source.channels, ending=str(source.dataset_json["file_ending"]))
+    cases = find_cases(settings, inputs, outputs, log)
+    outputs.mkdir(parents=True, exist_ok=True)
+    # As nnU-Net does: what reads the labels looks here for what they mean.
+    for name in ("dataset.json", "plans.json"):
+        shutil.copyfile(source.folder / name, outputs / name)
+    failed = []
+    for number, case in enumerate(cases, 1):
+        begun = time.monotonic()
+        try:
+            said = predict(case)
+        except Exception as error:  # whatever it is, the other cases are not to pay for it
+            failed.append(case.name)
+            said = f"FAILED: {_tell(error, remedy)}"
+        log(f"{number}/{len(cases)} {case.name}: {said} ({time.monotonic() - begun:.1f} s)")
+    return failed
+
+
+def _tell(error: Exception, remedy: str) -> str:
+    if memory.is_out_of_memory(error):
+        return f"out of memory: {memory.describe_limit()}. {remedy} ({type(error).__name__})"
+    if isinstance(error, (InputError, OSError)):
+        return str(error)
+    traceback.print_exception(error)  # nobody has foreseen it, and somebody will have to find it
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,191 @@
+"""nnU-Net's prediction of a folder, case by case in one process, with nnU-Net's own functions in its own order.
+
+    image -> preprocess -> tiles or one pass, all folds -> resample, labels, probabilities -> files
+
+What `nnUNetv2_predict` writes is written here, each file completely or not at all.
+"""
+
+import contextlib
+import io
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import whole_file
+from nnunet_plugins.images.facts import problems, summarise
+from nnunet_plugins.images.reading import read_channels
+from nnunet_plugins.planning.forecast import format_size
+from nnunet_plugins.planning.preprocessed import larger_cases
+from nnunet_plugins.planning.setting import needs_whole_images
+from nnunet_plugins.prediction.cases import Log, predict_each
+from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, require_any_size
+from nnunet_plugins.submission.cases import Case
+from nnunet_plugins.submission.images import ImageError, read_image
+from nnunet_plugins.submission.sources import Source
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to predict.
+
+    Attributes:
+        whole_volume: one of `whole_volume.MODES`; None for tiles.
+        most_bytes: that a pass may take, for "auto".
+        mirroring: average over mirrored images, along the axes that the training allows.
+        step: of the tiles, as a fraction of the patch.
+        probabilities: save them, as nnU-Net does.
+        previous: folder with the predictions of a cascade's first stage.
+        keep_finished: leave out cases whose prediction is there.
+    """
+
+    whole_volume: str | None = None
+    most_bytes: int | None = None
+    mirroring: bool = True
+    step: float = 0.5
+    probabilities: bool = False
+    previous: Path | None = None
+    keep_finished: bool = False
+
+
+def load_predictor(source: Source, request: Request, device: torch.device) -> nnUNetPredictor:
+    """Return nnU-Net's predictor with the weights of all folds, in the network of the plan they were trained with.
+
+    Args:
+        source: the trained configuration.
+        request: how to predict.
+        device: to compute on.
+
+    Raises:
+        InputError: if something cannot be read, a fold was trained with other plans than those in the model's folder,
+            the weights do not fit, or the networks cannot be used as is asked for.
+    """
+    if request.whole_volume:
+        require_any_size(source.choice.trainer)
+    checkpoints = [source.weights(fold) for fold in source.folds]
+    options = {
+        "tile_step_size": request.step,
+        "use_mirroring": request.mirroring,
+        "perform_everything_on_device": device.type == "cuda",
+        "device": device,
+        "allow_tqdm": False,
+    }
+    # nnU-Net prints what it does with which device.
+    with contextlib.redirect_stdout(io.StringIO()):
+        predictor = (
+            WholeVolumePredictor(request.whole_volume, request.most_bytes, **options)
+            if request.whole_volume
+            else nnUNetPredictor(**options)
+        )
+        predictor.manual_initialization(
+            source.network,
+            PlansManager(source.plans),
+            source.configuration,
+            [checkpoint["network_weights"] for checkpoint in checkpoints],
+            source.dataset_json,
+            source.choice.trainer,
+            checkpoints[0].get("inference_allowed_mirroring_axes"),
+        )
+    return predictor
+
+
+def predict_volumes(
+    source: Source, request: Request, device: torch.device, inputs: Path, outputs: Path, log: Log
+) -> list[str]:
+    """Predict all images in a folder; returns the cases of which that was not possible.
+
+    Args:
+        source: the trained configuration.
+        request: how to predict.
+        device: to compute on.
+        inputs: folder of images, in nnU-Net's layout.
+        outputs: folder to write to; it is made.
+        log: takes lines.
+
+    Raises:
+        InputError: as `load_predictor`; if a folder is missing, or there is no image.
+        OSError: if nothing can be written.
+    """
+    stage = source.configuration.previous_stage_name
+    if stage and request.previous is None:
+        raise InputError(
+            f"{source.choice.configuration} is a cascade's second stage: predict with {stage} first, and give the "
+            "folder of that with -prev_stage_predictions"
+        )
+    if request.previous is not None and not (stage and request.previous.is_dir()):
+        wrong = f"there is no folder {request.previous}" if stage else "this is no second stage of a cascade"
+        raise InputError(f"-prev_stage_predictions: {wrong}")
+    predictor = load_predictor(source, request, device)
+    tiled: list[str] = []
+    predict = partial(_predict, source, request, predictor, tiled, log)
+    failed = predict_each(source, inputs, outputs, predict, log, remedy="Use a machine with more, or a GPU")
+    if tiled:
+        log(f"In tiles, for the reasons above: {', '.join(tiled)}")
+    return failed
+
+
+def _predict(
+    source: Source, request: Request, predictor: nnUNetPredictor, tiled: list[str], log: Log, case: Case
+) -> str:
+    """Predict a case and write what is asked for; returns what there is to say."""
+    label_map = case.output
+    truncated = label_map.name.removesuffix(str(source.dataset_json["file_ending"]))
+    others = [label_map.with_name(f"{truncated}{ending}") for ending in (".npz", ".pkl") if request.probabilities]
+    if request.keep_finished and all(file.is_file() for file in (label_map, *others)):
+        return "is there already"
+    plan = (predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
+    reader = predictor.plans_manager.image_reader_writer_class()
+    image, properties = read_image(case, reader, str(source.dataset_json["file_ending"]), source.channels, log)
+    previous = None if request.previous is None else _read_previous(request.previous / label_map.name, image, reader)
+    adapter = PreprocessAdapterFromNpy([image], [previous], [dict(properties)], [None], plan[0], plan[2], plan[1])
+    item = next(adapter)
+    data, properties = item["data"], item["data_properties"]
+    size = tuple(data.shape[1:])
+    if needs_whole_images(source.trainer):
+        patch = predictor.configuration_manager.patch_size
+        for larger in larger_cases({"": size}, patch).values():
+            log(f"  WARNING: the image has {larger} voxels, more than the {format_size(patch)} that are seen whole")
+    logits = predictor.predict_logits_from_preprocessed_data(data).numpy()
+    with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=label_map.parent) as temporary:
+        export_prediction_from_logits(
+            logits, properties, plan[1], plan[0], plan[2], str(Path(temporary, truncated)), request.probabilities
+        )
+        # The label map last: where it is, all is.
+        for file in (*others, label_map):
+            with whole_file(file) as part:
+                Path(temporary, file.name).replace(part)
+    return _describe(predictor, size, case, tiled)
+
+
+def _describe(predictor: nnUNetPredictor, size: tuple[int, ...], case: Case, tiled: list[str]) -> str:
+    shown = f"{format_size(size)} voxels"
+    if not isinstance(predictor, WholeVolumePredictor):
+        return shown
+    way = predictor.way(size)
+    if way.size is None:
+        tiled.append(case.name)
+        return f"{shown} in tiles: {way.reason}"
+    padded = "" if way.size == size[-len(way.size) :] else f", padded to {format_size(way.size)}"
+    return f"{shown} in one pass{padded}"
+
+
+def _read_previous(file: Path, image: NDArray[Any], reader: BaseReaderWriter) -> NDArray[Any]:
+    """Return the labels `(1, z, y, x)` of a cascade's first stage for an image."""
+    if not file.is_file():
+        raise ImageError(f"the prediction of the stage before, {file}, is missing")
+    labels, _, facts = read_channels([file], reader)
+    if labels is None or labels.shape != (1, *image.shape[1:]):
+        said = "; ".join(summarise(problems(facts, "inference"))) or "it is not as large as the image"
+        raise ImageError(f"the prediction of the stage before, {file}, cannot be used: {said}")
+    return np.asarray(labels, np.float32)
