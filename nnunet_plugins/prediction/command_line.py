@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise InputError("torch sees no GPU; leave out -device cuda, or see nnunet-plugins doctor")
     _require_fitting_options(arguments)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cpu" and (limit := memory.container_limit()):
+    if arguments.whole_volume and device.type == "cpu" and (limit := memory.container_limit()):
         # So that a pass that takes too much ends in an error, after which there are tiles.
         memory.keep_within(limit)
     failed = _predict_places(arguments, device) if arguments.spacing_factor else _predict_volumes(arguments, device)
