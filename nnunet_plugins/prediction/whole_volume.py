@@ -53,6 +53,8 @@ class WholeVolumePredictor(nnUNetPredictor):
         options: nnUNetPredictor's.
     """
 
+    network: Any
+
     def __init__(self, mode: str = "always", most_bytes: int | None = None, **options: Any) -> None:
         super().__init__(**options)
         self.mode, self.most_bytes = mode, most_bytes
@@ -92,13 +94,14 @@ class WholeVolumePredictor(nnUNetPredictor):
         images = image[None] if axes == 3 else image.transpose(0, 1)
         own = images.shape[2:]
         far_end = [width for n, new in zip(reversed(own), reversed(chosen), strict=True) for width in (0, new - n)]
+        kept = (..., *(slice(n) for n in own))
         parts = []
         # As nnU-Net does: mixed precision on CUDA, and none elsewhere.
         with torch.autocast("cuda") if self.device.type == "cuda" else dummy_context():
             for batch in images.split(self._at_a_time):
                 padded = functional.pad(batch.to(self.device), far_end)
                 logits = self._internal_maybe_mirror_and_predict(padded)
-                parts.append(logits[(..., *map(slice, own))].to("cpu"))
+                parts.append(logits[kept].to("cpu"))
         found = torch.cat(parts) if len(parts) > 1 else parts[0]
         if not torch.isfinite(found).all():
             raise RuntimeError("the network's logits are not finite")
