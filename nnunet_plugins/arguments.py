@@ -3,6 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
+WHOLE_VOLUME = ("always", "auto")
+"""How cases go through a network in one pass: whenever it can take them, or where memory allows it."""
+
 
 def positive(text: str) -> float:
     """Read a positive number."""

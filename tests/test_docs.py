@@ -50,6 +50,8 @@ def shorten(code: str) -> str:
             line = f"nnUNet_n_proc_DA=1 {line} -np 1 -npfp 1\n{copy}"
         elif "-tr" in line.split() and "-p" not in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
+        if line.startswith("nnunet-plugins predict"):
+            line += " -device cpu" + ("" if "-p" in line.split() else " -p small")
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"
             line += " --dry-run" if "--cluster" in line or "--gpu-memory" in line else ""

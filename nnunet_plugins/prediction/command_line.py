@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import positive
+from nnunet_plugins.arguments import WHOLE_VOLUME, positive
 from nnunet_plugins.errors import InputError
 
 DESCRIPTION = (
@@ -66,7 +66,7 @@ def add_command(commands: Any) -> None:
         "--whole-volume",
         nargs="?",
         const="always",
-        choices=("always", "auto"),
+        choices=WHOLE_VOLUME,
         help="each case in one pass of the network, at its own size. always, the default: also where memory may not "
         "suffice; tiles once it has run out. auto: only where the forecast of the memory allows it; all others in "
         "tiles, which is told",

@@ -30,7 +30,7 @@ from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.prediction.cases import Log, predict_each
-from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, require_any_size
+from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
 from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
 from nnunet_plugins.submission.sources import Source
@@ -41,7 +41,7 @@ class Request:
     """How to predict.
 
     Attributes:
-        whole_volume: one of `whole_volume.MODES`; None for tiles.
+        whole_volume: one of `arguments.WHOLE_VOLUME`; None for tiles.
         most_bytes: that a pass may take, for "auto".
         mirroring: average over mirrored images, along the axes that the training allows.
         step: of the tiles, as a fraction of the patch.
@@ -83,11 +83,7 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
     }
     # nnU-Net prints what it does with which device.
     with contextlib.redirect_stdout(io.StringIO()):
-        predictor = (
-            WholeVolumePredictor(request.whole_volume, request.most_bytes, **options)
-            if request.whole_volume
-            else nnUNetPredictor(**options)
-        )
+        predictor = make_predictor(request.whole_volume, request.most_bytes, **options)
         predictor.manual_initialization(
             source.network,
             PlansManager(source.plans),
@@ -169,15 +165,11 @@ def _predict(
 
 
 def _describe(predictor: nnUNetPredictor, size: tuple[int, ...], case: Case, tiled: list[str]) -> str:
-    shown = f"{format_size(size)} voxels"
     if not isinstance(predictor, WholeVolumePredictor):
-        return shown
-    way = predictor.way(size)
-    if way.size is None:
+        return f"{format_size(size)} voxels"
+    if predictor.way(size).size is None:
         tiled.append(case.name)
-        return f"{shown} in tiles: {way.reason}"
-    padded = "" if way.size == size[-len(way.size) :] else f", padded to {format_size(way.size)}"
-    return f"{shown} in one pass{padded}"
+    return predictor.describe(size)
 
 
 def _read_previous(file: Path, image: NDArray[Any], reader: BaseReaderWriter) -> NDArray[Any]:

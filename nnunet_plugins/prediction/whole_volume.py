@@ -24,9 +24,6 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.forecast import COMFORTABLE, fake_tensors, forecast_inference, format_bytes, format_size
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, needs_whole_images
 
-MODES = ("always", "auto")
-"""How cases are taken whole: whenever the network can, or where the forecast of the memory allows it."""
-
 
 @dataclass(frozen=True)
 class Way:
@@ -41,6 +38,19 @@ class Way:
     reason: str = ""
 
 
+def make_predictor(whole_volume: str | None, most_bytes: int | None = None, **options: Any) -> nnUNetPredictor:
+    """Return a predictor for one pass over each case, or nnU-Net's own.
+
+    Args:
+        whole_volume: how cases go in one pass, as in `WholeVolumePredictor`; None for tiles.
+        most_bytes: as there.
+        options: nnUNetPredictor's.
+    """
+    if whole_volume is None:
+        return nnUNetPredictor(**options)
+    return WholeVolumePredictor(whole_volume, most_bytes, **options)
+
+
 class WholeVolumePredictor(nnUNetPredictor):
     """nnU-Net's predictor, with one pass for a case where that is possible, and nnU-Net's tiles elsewhere.
 
@@ -48,7 +58,7 @@ class WholeVolumePredictor(nnUNetPredictor):
     single precision on the CPU; those of tiles are added up in half precision.
 
     Args:
-        mode: one of `MODES`.
+        mode: one of `arguments.WHOLE_VOLUME`.
         most_bytes: that a pass may take, for "auto"; None for most of what is free.
         options: nnUNetPredictor's.
     """
@@ -67,6 +77,14 @@ class WholeVolumePredictor(nnUNetPredictor):
         if key not in self._ways:
             self._ways[key] = self._choose(key)
         return self._ways[key]
+
+    def describe(self, size: Sequence[int]) -> str:
+        """Say how images of a size `(z, y, x)` are predicted."""
+        way, shown = self.way(size), f"{format_size(size)} voxels"
+        if way.size is None:
+            return f"{shown} in tiles: {way.reason}"
+        padded = "" if way.size == tuple(size[-len(way.size) :]) else f", padded to {format_size(way.size)}"
+        return f"{shown} in one pass{padded}"
 
     def predict_sliding_window_return_logits(self, input_image: torch.Tensor) -> torch.Tensor:
         """Return the logits `(classes, z, y, x)` of a preprocessed image `(channels, z, y, x)`, of one fold.

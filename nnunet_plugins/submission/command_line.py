@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_plugins.arguments import positive, whole
+from nnunet_plugins.arguments import WHOLE_VOLUME, positive, whole
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.submission.platforms import PLATFORMS
@@ -92,6 +92,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="aim at this for a case by doing less: no mirroring, then a wider step, fewer folds, fewer networks",
     )
+    how.add_argument(
+        "--whole-volume",
+        nargs="?",
+        const="always",
+        choices=WHOLE_VOLUME,
+        help="each case in one pass of each network, as in nnunet-plugins predict; auto: only where the forecast of the "
+        "memory allows it, tiles elsewhere",
+    )
     packages = parser.add_argument_group("packages")
     packages.add_argument(
         "--no-wheels", action="store_true", help="ship versions and our own wheel only; building then needs a network"
@@ -155,6 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
         without_postprocessing=arguments.no_postprocessing,
         fast=arguments.fast,
         seconds_per_case=arguments.seconds_per_case,
+        whole_volume=arguments.whole_volume,
         separate_model=arguments.separate_model,
         with_wheels=not arguments.no_wheels,
         wheelhouse=arguments.wheelhouse,

@@ -20,7 +20,6 @@ import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -32,6 +31,7 @@ from nnunet_plugins.planning.dataset import largest_label
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import find_trainer, needs_whole_images
+from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
 from nnunet_plugins.submission.settings import FILE, OUTPUT_TYPES, Member, Settings, fitting_type
 
@@ -41,19 +41,26 @@ _UNUSUAL = 3  # times the training images' spacing, or a third of it: worth a wo
 
 
 class Network:
-    """A member of the ensemble: nnU-Net's predictor with the weights of all its folds, and its first stage if any."""
+    """A member of the ensemble: nnU-Net's predictor with the weights of all its folds, and its first stage if any.
 
-    def __init__(self, member: Member, models: Path, device: torch.device) -> None:
+    Args:
+        member: which.
+        models: folder with it.
+        device: to compute on.
+        whole_volume: as in the settings.
+    """
+
+    def __init__(self, member: Member, models: Path, device: torch.device, whole_volume: str | None = None) -> None:
         self.member = member
         # nnU-Net prints what it does with which device, and where it looks for trainers.
         with contextlib.redirect_stdout(io.StringIO()):
-            self.predictor = nnUNetPredictor(device=device, allow_tqdm=False)
+            self.predictor = make_predictor(whole_volume, device=device, allow_tqdm=False)
             self.predictor.initialize_from_trained_model_folder(
                 str(models / member.folder), member.folds, member.checkpoint
             )
         self.weights = self.predictor.list_of_parameters
         self.needs_whole_images = needs_whole_images(find_trainer(self.predictor.trainer_name))
-        self.previous = Network(member.previous, models, device) if member.previous else None
+        self.previous = Network(member.previous, models, device, whole_volume) if member.previous else None
 
     def predict(
         self,
@@ -77,6 +84,8 @@ class Network:
             for size in larger_cases({"": shape}, patch).values():
                 log(f"  WARNING: the image has {size} voxels, more than the {format_size(patch)} that are seen whole")
         logits = self._logits(data, effort, clock, log)
+        if isinstance(self.predictor, WholeVolumePredictor):
+            log(f"  {self.predictor.describe(data.shape[1:])}")
         del data
         p = self.predictor
         result = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -178,7 +187,7 @@ class Ensemble:
 
     def __init__(self, settings: Settings, models: Path, device: torch.device) -> None:
         self.settings = settings
-        self.networks = [Network(member, models, device) for member in settings.members]
+        self.networks = [Network(member, models, device, settings.whole_volume) for member in settings.members]
         first = self.networks[0].predictor
         self.labels = first.plans_manager.get_label_manager(first.dataset_json)
         self.ending = str(first.dataset_json["file_ending"])

@@ -24,6 +24,7 @@ from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.planning.dataset import BYTE_WRITERS, largest_label
+from nnunet_plugins.prediction.whole_volume import require_any_size
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.model_card import write_model_card
 from nnunet_plugins.submission.platforms import Platform
@@ -61,6 +62,7 @@ class Request:
         without_postprocessing: leave it out, whatever there is.
         fast: resample with torch, no mirroring, a wider step.
         seconds_per_case: to aim at.
+        whole_volume: one of `arguments.WHOLE_VOLUME`, for one pass over each case; None for tiles.
         separate_model: leave the model out of the image, for a platform that takes it apart.
         with_wheels: ship all packages, not just their versions.
         wheelhouse: folder with wheels that may be used, and where new ones are kept.
@@ -79,6 +81,7 @@ class Request:
     without_postprocessing: bool = False
     fast: bool = False
     seconds_per_case: float | None = None
+    whole_volume: str | None = None
     separate_model: bool = False
     with_wheels: bool = True
     wheelhouse: Path | None = None
@@ -142,6 +145,11 @@ def check_request(request: Request) -> None:
         )
     if request.separate_model and not platform.container:
         raise SubmissionError(f"{platform.name} has no image to leave the model out of; leave out --separate-model")
+    if request.whole_volume:
+        if request.seconds_per_case:
+            raise SubmissionError("--seconds-per-case counts tiles; leave it out, or --whole-volume")
+        for source in request.sources:
+            require_any_size(source.choice.trainer)
     _check_output_type(request)
     if not re.fullmatch(r"[\w .+()-]+", request.name):
         raise SubmissionError(f"{request.name!r} cannot be a name; use letters, digits, spaces and . + - ( )")
@@ -213,6 +221,7 @@ def _write_models(request: Request, models: Path) -> Settings:
         mirroring=not request.fast,
         step=_FAST_STEP if request.fast else 0.5,
         seconds_per_case=request.seconds_per_case,
+        whole_volume=request.whole_volume,
     )
     write_text(models / FILE, json.dumps(settings.as_json(), indent=2))
     return settings

@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None, *, models: Path | None = None) -> in
         folder = _find_models([arguments.model] if arguments.model else [UPLOADED_MODEL, models])
         settings = read_settings(folder)
         if arguments.seconds_per_case:
+            if settings.whole_volume:
+                raise InputError("--seconds-per-case counts tiles, and this submission takes cases in one pass")
             settings = replace(settings, seconds_per_case=arguments.seconds_per_case)
         cases = find_cases(settings, arguments.input, arguments.output, log)
         _require_writable(arguments.output)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.arguments import WHOLE_VOLUME
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 
 FILE = "submission.json"
@@ -73,6 +75,7 @@ class Settings:
         mirroring: at test time, along the axes that the training allows.
         step: of the sliding window, as a fraction of the patch.
         seconds_per_case: what to aim at by leaving out mirroring and more; None for no limit.
+        whole_volume: one of `arguments.WHOLE_VOLUME`, for one pass over each case; None for tiles.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Settings:
     mirroring: bool = True
     step: float = 0.5
     seconds_per_case: float | None = None
+    whole_volume: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as what `read_settings` reads."""
@@ -107,6 +111,7 @@ _SHAPE = {
     "mirroring": bool,
     "step": (int, float),
     "seconds_per_case": (int, float, type(None)),
+    "whole_volume?": (str, type(None)),
 }
 
 
@@ -117,7 +122,9 @@ def read_settings(models: Path) -> Settings:
         InputError: if they are missing or not as the export writes them.
     """
     content = read_json(models / FILE, _SHAPE)
-    known = {name: content[name] for name in _SHAPE}
+    known = {name: content[name] for shape in _SHAPE if (name := shape.rstrip("?")) in content}
+    if known.get("whole_volume") not in (None, *WHOLE_VOLUME):
+        raise InputError(f"{models / FILE}: 'whole_volume' has to be null or one of {', '.join(WHOLE_VOLUME)}")
     lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
     return Settings(**{**known, **lists, "members": tuple(_member(part) for part in content["members"])})
 

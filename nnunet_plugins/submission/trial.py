@@ -101,7 +101,7 @@ class Trial:
             yield problem("it changes its inputs or its models, which platforms mount read-only", "report this bug")
         expected = self._expect(given)
         for case in find_cases(self.settings, inputs, outputs):
-            yield from _compare(case, expected / f"{case.name}{self.settings.ending}", self.settings.output_type)
+            yield from _compare(case, expected / f"{case.name}{self.settings.ending}", self.settings)
 
     def _sample(self) -> Path:
         """Return a folder with the cases to try, in nnU-Net's format."""
@@ -177,20 +177,35 @@ class Trial:
 
     def _expect_member(self, member: Member, given: Path, *, probabilities: bool) -> Path:
         output = self.scratch / "expected of" / member.folder
-        options: list[object] = ["-i", given, "-o", output, "-m", self.folder / "model" / member.folder]
+        options: list[object] = ["-i", given, "-o", output]
         options += ["-f", *member.folds, "-chk", member.checkpoint, "-step_size", self.settings.step, "-device", "cpu"]
-        options += ["-npp", 1, "-nps", 1, "--disable_progress_bar"]
         options += [] if self.settings.mirroring else ["--disable_tta"]
         options += ["--save_probabilities"] if probabilities else []
         if member.previous:
             first = self._expect_member(member.previous, given, probabilities=False)
             options += ["-prev_stage_predictions", first]
-        self._nnunet("nnUNetv2_predict_from_modelfolder", *options)
+        if self.settings.whole_volume:
+            self._predict_whole(member, options)
+        else:
+            model = ("-m", self.folder / "model" / member.folder)
+            self._nnunet(
+                "nnUNetv2_predict_from_modelfolder", *options, *model, "-npp", 1, "-nps", 1, "--disable_progress_bar"
+            )
         return output
 
-    def _nnunet(self, command: str, *options: object) -> None:
+    def _predict_whole(self, member: Member, options: Sequence[object]) -> None:
+        """Predict with our own command, where nnU-Net has none: in a folder of results that are the submission's."""
+        results, dataset = self.scratch / "results", self.manifest["dataset"]
+        (results / dataset).mkdir(parents=True, exist_ok=True)
+        (results / dataset / member.folder).symlink_to((self.folder / "model" / member.folder).resolve())
+        trainer, plans, configuration = member.folder.split("__")
+        model = ("-d", dataset, "-tr", trainer, "-p", plans, "-c", configuration, "--run-code-in-checkpoint")
+        how = ("predict", *options, *model, "--whole-volume", self.settings.whole_volume)
+        self._nnunet("nnunet-plugins", *how, nnUNet_results=str(results))
+
+    def _nnunet(self, command: str, *options: object, **variables: str) -> None:
         own = [str(path) for path in (self.folder / "model" / TRAINERS).glob("*")]
-        variables = {**os.environ, "nnUNet_compile": "0", VARIABLE: os.pathsep.join([*own, with_ours()])}
+        variables = {**os.environ, "nnUNet_compile": "0", VARIABLE: os.pathsep.join([*own, with_ours()]), **variables}
         _run([str(Path(sys.executable).parent / command), *map(str, options)], f"{command} failed", env=variables)
 
 
@@ -288,8 +303,10 @@ def _contents(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
 
 
-def _compare(case: Case, expected: Path, output_type: str) -> Iterator[Finding]:
+def _compare(case: Case, expected: Path, settings: Settings) -> Iterator[Finding]:
     """Compare a segmentation with nnU-Net's, and its geometry with the image's."""
+    output_type = settings.output_type
+    whose = "nnunet-plugins predict" if settings.whole_volume else "nnU-Net"
     if not case.output.is_file():
         yield problem(f"{case.name}: there is no segmentation {case.output.name}", "look at the log above")
         return
@@ -298,10 +315,10 @@ def _compare(case: Case, expected: Path, output_type: str) -> Iterator[Finding]:
         different = int((ours != theirs).sum())
         if different:
             yield problem(
-                f"{case.name}: {different} voxels have another label than nnU-Net gives them", "report this bug"
+                f"{case.name}: {different} voxels have another label than {whose} gives them", "report this bug"
             )
         else:
-            yield ok(f"{case.name}: the same labels as nnU-Net's, in every voxel")
+            yield ok(f"{case.name}: the same labels as {whose}'s, in every voxel")
     for what in ("size", *(("spacing", "origin", "direction") if keeps_geometry(case.output) else ())):
         found, wanted = (getattr(part, what) for part in (header, image))
         if len(found) != len(wanted) or any(
