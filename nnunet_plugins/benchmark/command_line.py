@@ -68,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "are plans, the compute of all networks is told first",
     )
     question.add_argument(
+        "--with-whole-volume",
+        action="store_true",
+        help="add each network with its cases in one pass, at their own size, where memory allows it",
+    )
+    question.add_argument(
         "--with-atlas",
         action="store_true",
         help="add the atlas, the voxelwise majority of the training labels, as a line to read the others against; the "
@@ -131,6 +136,7 @@ def _run(arguments: argparse.Namespace) -> int:
         groups=str(groups) if groups else None,
         with_twins=arguments.with_twins,
         with_rivals=arguments.with_rivals,
+        with_whole_volume=arguments.with_whole_volume,
         with_atlas=arguments.with_atlas,
         presets=tuple(dict.fromkeys(arguments.presets)),
         test=arguments.test,

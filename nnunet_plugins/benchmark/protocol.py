@@ -23,6 +23,9 @@ PRESETS = {
 ATLAS = "atlas"
 """What stands for the trainer, the algorithm and the role of the atlas."""
 
+ONE_PASS = "one pass"
+"""Role of a network whose cases are predicted as a whole."""
+
 
 class BenchmarkError(InputError):
     """A benchmark cannot begin or go on."""
@@ -85,6 +88,7 @@ class Protocol:
         groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
         with_twins: add each network's ablation twin.
         with_rivals: add the published networks of `RIVALS`, with the modifiers of the baseline.
+        with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
         with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
         test: also predict the test images of every dataset.
@@ -102,6 +106,7 @@ class Protocol:
     groups: str | None = None
     with_twins: bool = False
     with_rivals: bool = False
+    with_whole_volume: bool = False
     with_atlas: bool = False
     presets: tuple[str, ...] = ()
     test: bool = False
@@ -122,6 +127,16 @@ class Protocol:
         """Return the atlas on every configuration, if it is asked for: no trainer's, so that nothing is trained."""
         cells = [(dataset, configuration) for dataset in self.datasets for configuration in self.configurations]
         return [Run(*cell, self.plans, ATLAS, ATLAS, ATLAS) for cell in cells if self.with_atlas]
+
+    def in_one_pass(self, run: Run) -> Run | None:
+        """Return what stands for a run whose cases go through the network in one pass; None if that is not asked for.
+
+        It has the run's trainings. Networks that are fitted to an image, and second stages of cascades, have none.
+        """
+        row = backbones.find(split_name(run.trainer)[0])
+        if not self.with_whole_volume or run.configuration == "3d_cascade_fullres" or (row and row.fitted):
+            return None
+        return replace(run, algorithm=f"{run.algorithm}, in one pass", role=ONE_PASS)
 
     def plans_of(self, trainer: str) -> str:
         """Return the name of the plans that a trainer is trained with."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_plugins.benchmark.done import best_folder, best_of, is_trained
 from nnunet_plugins.benchmark.protocol import Protocol, Run, joint_identity
 from nnunet_plugins.benchmark.tasks import Folders, Task, join_folds, task_name
-from nnunet_plugins.files import unfinished
+from nnunet_plugins.files import short_name, unfinished
 from nnunet_plugins.trainers.fold_folder import LOCK
 
 EXPORTS = 3
@@ -27,6 +27,8 @@ def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = 
     trained = trained_folds(protocol, folders, as_if_trained=as_if_trained)
     for run, done in trained.items():
         tasks += _cross_validate(run, done, protocol, folders)
+        if whole := protocol.in_one_pass(run):
+            tasks += _in_one_pass(whole, done, protocol, folders)
     for atlas in protocol.atlases():
         tasks += _atlas(atlas, protocol, folders)
     before: dict[str, tuple[str, ...]] = {}
@@ -140,6 +142,38 @@ def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders:
     name, title = task_name("metrics", run.name), f"{title}metrics of {run.algorithm}"
     rows = {"split": "cross-validation", **run.identity}
     return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge, rows)]
+
+
+def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
+    """Return the prediction of each case as a whole by the fold that has not seen it, and its metrics."""
+    name = f"{run.name}__one_pass"
+    output = folders.output / "cross-validation" / short_name(f"{name}__folds_{join_folds(folds)}")
+    command = ["nnunet-plugins", "predict", "--cross-validation", "-o", str(unfinished(output)), "-d", run.dataset]
+    command += ["-c", run.configuration, "-p", run.plans, "-tr", run.trainer, "-f", *map(str, folds)]
+    images = folders.raw / run.dataset / "imagesTr"
+    title = f"{run.dataset} {run.configuration}: "
+    predict = Task(
+        name=task_name("predict", name),
+        title=f"{title}cross-validated segmentations of {run.algorithm}",
+        command=(*command, "--whole-volume", "auto", "-device", protocol.device, "--continue_prediction"),
+        slot="train",
+        output=output,
+        inputs=(
+            *folders.trained(run, folds),
+            folders.preprocessed / run.dataset / "splits_final.json",
+            images if images.is_dir() else folders.raw / run.dataset / "dataset.json",
+        ),
+        goes_on=True,
+        partly=True,
+    )
+    metrics = folders.metrics(name, folds, protocol.tolerance, "cross-validation")
+    rows = {"split": "cross-validation", **run.identity}
+    truth = folders.truth(run.dataset)
+    task = task_name("metrics", name)
+    return [
+        predict,
+        _metrics(task, f"{title}metrics of {run.algorithm}", output, truth, metrics, protocol, predict, rows),
+    ]
 
 
 def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:

@@ -1,9 +1,9 @@
-"""All cases of a folder, one after the other; one that fails costs no other."""
+"""Cases one after the other; one that fails costs no other."""
 
 import shutil
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nnunet_plugins import memory
@@ -15,25 +15,38 @@ from nnunet_plugins.submission.sources import Source
 Log = Callable[[str], None]
 
 
-def predict_each(
-    source: Source, inputs: Path, outputs: Path, predict: Callable[[Case], str], log: Log, *, remedy: str
-) -> list[str]:
-    """Predict all images in a folder; returns the cases of which that was not possible.
+def cases_in(source: Source, inputs: Path, outputs: Path, log: Log) -> list[Case]:
+    """Return the cases in a folder of images, in nnU-Net's layout.
 
     Args:
         source: the trained configuration, whose dataset says how files end, and which channels there are.
-        inputs: folder of images, in nnU-Net's layout.
+        inputs: the folder.
+        outputs: folder for the predictions.
+        log: takes lines.
+
+    Raises:
+        InputError: if there is no such folder, or no image in it.
+    """
+    settings = Settings("predict", (), source.channels, ending=str(source.dataset_json["file_ending"]))
+    return find_cases(settings, inputs, outputs, log)
+
+
+def predict_each(
+    source: Source, cases: Sequence[Case], outputs: Path, predict: Callable[[Case], str], log: Log, *, remedy: str
+) -> list[str]:
+    """Predict cases; returns those of which that was not possible.
+
+    Args:
+        source: the trained configuration.
+        cases: to predict.
         outputs: folder to write to; it is made.
         predict: writes the prediction of a case, and returns what there is to say of it.
         log: takes lines.
         remedy: what to do where memory runs out.
 
     Raises:
-        InputError: if there is no such folder, or no image in it.
         OSError: if nothing can be written.
     """
-    settings = Settings("predict", (), source.channels, ending=str(source.dataset_json["file_ending"]))
-    cases = find_cases(settings, inputs, outputs, log)
     outputs.mkdir(parents=True, exist_ok=True)
     # As nnU-Net does: what reads the labels looks here for what they mean.
     for name in ("dataset.json", "plans.json"):

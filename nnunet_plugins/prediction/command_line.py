@@ -27,13 +27,18 @@ def add_command(commands: Any) -> None:
         help="predict cases in one pass each, or labels at any spacing (MetaSeg, NISF)",
         description=DESCRIPTION,
     )
-    command.add_argument(
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "-i",
         dest="input",
         type=Path,
-        required=True,
         metavar="DIR",
         help="folder of images, CASE_0000.nii.gz, one file per channel",
+    )
+    what.add_argument(
+        "--cross-validation",
+        action="store_true",
+        help="the training images of the dataset, each by the fold after -f that was validated on it",
     )
     command.add_argument(
         "-o", dest="output", type=Path, required=True, metavar="DIR", help="folder to write, CASE.nii.gz"
@@ -134,6 +139,7 @@ def _require_fitting_options(arguments: argparse.Namespace) -> None:
             "--disable_tta": arguments.disable_tta,
             "--save_probabilities": arguments.save_probabilities,
             "-prev_stage_predictions": arguments.previous,
+            "--cross-validation": arguments.cross_validation,
         }
         if given := [name for name, value in options.items() if value]:
             raise InputError(f"{given[0]} cannot be used with --spacing-factor, which decodes labels place by place")
@@ -156,7 +162,7 @@ def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
 
 
 def _predict_volumes(arguments: argparse.Namespace, device: Any) -> list[str]:
-    from nnunet_plugins.prediction.volumes import Request, predict_volumes
+    from nnunet_plugins.prediction.volumes import Request, cross_validate, predict_volumes
     from nnunet_plugins.submission.sources import Choice, find_model
 
     source = find_model(
@@ -175,6 +181,8 @@ def _predict_volumes(arguments: argparse.Namespace, device: Any) -> list[str]:
         previous=arguments.previous,
         keep_finished=arguments.continue_prediction,
     )
+    if arguments.cross_validation:
+        return cross_validate(source, request, device, arguments.output, _log)
     return predict_volumes(source, request, device, arguments.input, arguments.output, _log)
 
 

@@ -12,7 +12,7 @@ from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import Header, read_header
 from nnunet_plugins.images.writing import write_label_map
-from nnunet_plugins.prediction.cases import Log, predict_each
+from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
 from nnunet_plugins.prediction.grid import output_geometry, output_size
 from nnunet_plugins.prediction.model import Model
 from nnunet_plugins.submission.cases import Case
@@ -42,7 +42,8 @@ def predict_folder(
     def predict(case: Case) -> str:
         return _predict(model, case, factor, log, keep_finished=keep_finished)
 
-    return predict_each(model.source, inputs, outputs, predict, log, remedy="Take a larger --spacing-factor")
+    cases = cases_in(model.source, inputs, outputs, log)
+    return predict_each(model.source, cases, outputs, predict, log, remedy="Take a larger --spacing-factor")
 
 
 def _predict(model: Model, case: Case, factor: float, log: Log, *, keep_finished: bool) -> str:

@@ -7,8 +7,10 @@ What `nnUNetv2_predict` writes is written here, each file completely or not at a
 
 import contextlib
 import io
+import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,19 @@ from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from numpy.typing import NDArray
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.facts import problems, summarise
 from nnunet_plugins.images.reading import read_channels
+from nnunet_plugins.planning.dataset import preprocessed_folder
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import needs_whole_images
-from nnunet_plugins.prediction.cases import Log, predict_each
+from nnunet_plugins.planning.splits import read_splits
+from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
 from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
@@ -123,9 +128,63 @@ def predict_volumes(
         wrong = f"there is no folder {request.previous}" if stage else "this is no second stage of a cascade"
         raise InputError(f"-prev_stage_predictions: {wrong}")
     predictor = load_predictor(source, request, device)
+    cases = cases_in(source, inputs, outputs, log)
+    return _predict_cases(source, request, predictor, cases, outputs, log)
+
+
+def cross_validate(source: Source, request: Request, device: torch.device, outputs: Path, log: Log) -> list[str]:
+    """Predict the training cases, each by the fold that was not trained on it; returns those that were not possible.
+
+    Args:
+        source: the trained configuration, with the folds to take.
+        request: how to predict.
+        device: to compute on.
+        outputs: folder to write to; it is made.
+        log: takes lines.
+
+    Raises:
+        InputError: as `load_predictor`; if the splits have no such fold, the dataset lacks a case, or the
+            configuration is a cascade's second stage.
+        OSError: if nothing can be written.
+    """
+    if source.configuration.previous_stage_name:
+        raise InputError(f"{source.choice.configuration} is a cascade's second stage, for which this is not possible")
+    cases = {fold: validation_cases(source, fold, outputs) for fold in source.folds}
+    failed = []
+    for fold in source.folds:
+        log(f"Fold {fold}, {len(cases[fold])} cases")
+        one = replace(source, folds=(fold,))
+        failed += _predict_cases(one, request, load_predictor(one, request, device), cases[fold], outputs, log)
+    return failed
+
+
+def validation_cases(source: Source, fold: str, outputs: Path) -> list[Case]:
+    """Return the cases on which a fold is validated, as nnU-Net finds them.
+
+    Raises:
+        InputError: if there is no such fold, or the dataset lacks a case.
+    """
+    dataset = source.folder.parent.name
+    splits = read_splits(preprocessed_folder(dataset) / "splits_final.json")
+    if not fold.isdigit() or int(fold) >= len(splits):
+        raise InputError(f"fold {fold} is validated on nothing; {dataset} is split into {len(splits)} folds")
+    raw = Path(os.environ.get("nnUNet_raw", ""), dataset)  # noqa: SIM112 - nnU-Net's own spelling
+    if not (raw / "dataset.json").is_file():
+        raise InputError(f"{raw / 'dataset.json'} is missing; the images are looked for there")
+    files = get_filenames_of_train_images_and_targets(str(raw))
+    names = splits[int(fold)]["val"]
+    if gone := [name for name in names if name not in files]:
+        raise InputError(f"the splits of {dataset} name {gone[0]}, which {raw} does not have")
+    ending = str(source.dataset_json["file_ending"])
+    return [Case(name, tuple(map(Path, files[name]["images"])), outputs / f"{name}{ending}") for name in names]
+
+
+def _predict_cases(
+    source: Source, request: Request, predictor: nnUNetPredictor, cases: Sequence[Case], outputs: Path, log: Log
+) -> list[str]:
     tiled: list[str] = []
     predict = partial(_predict, source, request, predictor, tiled, log)
-    failed = predict_each(source, inputs, outputs, predict, log, remedy="Use a machine with more, or a GPU")
+    failed = predict_each(source, cases, outputs, predict, log, remedy="Use a machine with more, or a GPU")
     if tiled:
         log(f"In tiles, for the reasons above: {', '.join(tiled)}")
     return failed

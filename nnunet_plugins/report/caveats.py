@@ -153,6 +153,11 @@ def _limits(comparison: Comparison) -> list[str]:
         lines.append(
             "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests: it alone is post-processed."
         )
+    if "one pass" in set(comparison.algorithms["role"]):
+        lines.append(
+            "Networks with their cases in one pass take no part in ranks and tests: they are the trainings of the rows "
+            "with tiles. Cases for which memory did not suffice were predicted in tiles; the tasks' logs name them."
+        )
     if "atlas" in set(comparison.algorithms["role"]):
         lines.append(
             "The atlas, the voxelwise majority of the training labels with each case in the middle of the patch, takes "

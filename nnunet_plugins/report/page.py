@@ -232,7 +232,7 @@ def _with_notes(table: Table, comparison: Comparison) -> Table:
         name = row[table.heading]
         role, trainer = comparison.algorithms.loc[name.text, ["role", "trainer"]]
         flags = comparison.board.loc[name.text, "flags"]
-        words = [describe_role(role, trainer)] if role in ("baseline", "twin", "own plan", "atlas") else []
+        words = [describe_role(role, trainer)] if role in ("baseline", "twin", "own plan", "one pass", "atlas") else []
         note = "; ".join([*words, *([flags] if flags else [])])
         cells = list(row)
         cells[table.heading] = replace(name, note=note)

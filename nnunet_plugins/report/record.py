@@ -78,9 +78,10 @@ ROLES = {
     "own plan": "baseline on a plan of its own",
     "ensemble": "ensemble of two",
     "choice": "nnU-Net's choice by cross-validation, post-processed",
+    "one pass": "the same trainings, each case as a whole",
     "atlas": "no network: the voxelwise majority of the training labels",
 }
-UNRANKED = ("ensemble", "choice", "atlas")
+UNRANKED = ("ensemble", "choice", "one pass", "atlas")
 """Roles that take no part in ranks and tests: they share the errors of others, or are no network."""
 
 
