@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -172,6 +173,30 @@ def test_the_atlas_stands_beside_the_networks_and_needs_none(folders):
     assert metrics.rows["split"] == "cross-validation"
     assert not any(task.training and task.training[0].trainer == "atlas" for task in training_tasks(question, folders))
     assert result_tasks(protocol(), folders) == []
+
+
+def test_cases_in_one_pass_are_a_row_of_their_own(folders):
+    """Of the same trainings; not of networks that take no image whole, nor of second stages."""
+    trainers = ("nnUNetTrainer", "nnUNetTrainerFIRENet_5epochs", "nnUNetTrainerNISF")
+    configurations = ("3d_lowres", "3d_cascade_fullres")
+    question = replace(protocol(trainers=trainers, with_whole_volume=True), configurations=configurations)
+    tasks = result_tasks(question, folders, as_if_trained=True)
+    predictions = [task for task in tasks if "--whole-volume" in task.command]
+    assert [task.command[task.command.index("-tr") + 1] for task in predictions] == list(trainers[:2])
+    assert all("3d_lowres" in task.command for task in predictions)
+    command = " ".join(predictions[1].command)
+    assert command.startswith("nnunet-plugins predict --cross-validation -o ")
+    assert command.endswith("-f 0 1 --whole-volume auto -device cpu --continue_prediction")
+    assert {file for task in predictions for file in folders.trained(question.runs()[1], (0, 1))} <= {
+        file for task in predictions for file in task.inputs
+    }
+    rows = [task.rows for task in tasks if task.needs == (predictions[1].name,)]
+    assert [(row["algorithm"], row["role"], row["trainer"]) for row in rows] == [
+        ("FIRENet 5epochs, in one pass", "one pass", trainers[1])
+    ]
+    assert len({task.name for task in tasks}) == len(tasks)
+    assert len({task.output for task in tasks}) == len(tasks)
+    assert not any("--whole-volume" in task.command for task in result_tasks(protocol(), folders, as_if_trained=True))
 
 
 def test_an_atlas_that_has_no_room_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):

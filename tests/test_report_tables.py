@@ -150,6 +150,7 @@ def test_without_a_baseline_nothing_is_compared():
     [
         ("ensemble", "Ensembles take no part in ranks and tests"),
         ("choice", "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests"),
+        ("one pass", "take no part in ranks and tests: they are the trainings of the rows with tiles"),
         ("atlas", "takes no part in ranks and tests: it is no network and sees no image"),
     ],
 )

@@ -23,6 +23,7 @@ from report_records import make_record
 
 from nnunet_plugins import memory
 from nnunet_plugins.cli import main
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.report.scores import case_scores
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.cases import find_cases
@@ -409,6 +410,27 @@ def test_settings_survive_their_file(tmp_path):
     )
     (tmp_path / FILE).write_text(json.dumps(settings.as_json()))
     assert read_settings(tmp_path) == settings
+    content = settings.as_json()
+    del content["whole_volume"]  # as exports of before have it
+    (tmp_path / FILE).write_text(json.dumps(content))
+    assert read_settings(tmp_path) == settings
+    (tmp_path / FILE).write_text(json.dumps({**content, "whole_volume": "auto"}))
+    assert read_settings(tmp_path).whole_volume == "auto"
+    (tmp_path / FILE).write_text(json.dumps({**content, "whole_volume": "perhaps"}))
+    with pytest.raises(InputError, match="'whole_volume' has to be null or one of always, auto"):
+        read_settings(tmp_path)
+
+
+def test_cases_go_through_the_networks_in_one_pass(cheap, images, tmp_path, capsys):
+    """As the settings say, which the log tells; a time limit, which counts tiles, is refused."""
+    model = shutil.copytree(cheap / "model", tmp_path / "model")
+    settings = json.loads((model / FILE).read_text())
+    (model / FILE).write_text(json.dumps({**settings, "whole_volume": "auto"}))
+    given = ["-i", str(images), "--device", "cpu", "--model", str(model), "-o"]
+    assert predict([*given, str(tmp_path / "whole")]) == 0
+    assert capsys.readouterr().out.count("voxels in one pass") == 2
+    assert predict([*given, str(tmp_path / "limited"), "--seconds-per-case", "9"]) == 2
+    assert "--seconds-per-case counts tiles" in capsys.readouterr().out
 
 
 # What is exported.
@@ -492,6 +514,7 @@ def test_the_pairs_own_postprocessing_is_taken(trained, tmp_path):
         (["-tr", FIRENET, "--separate-model"], "no image to leave the model out of"),
         (["-tr", FIRENET, "--platform", "mlcube", "--input-suffix", "t1"], "one suffix for each channel"),
         (["-tr", FIRENET, "--name", "a'b"], "cannot be a name"),
+        (["-tr", FIRENET, "--whole-volume", "--seconds-per-case", "9"], "--seconds-per-case counts tiles"),
         (["-tr", FIRENET, "--package", "no-such-package"], "no-such-package is needed, but not installed"),
         (["-tr", FIRENET, "--benchmark", "nowhere"], "nowhere"),
     ],
@@ -603,14 +626,15 @@ def test_a_build_of_torch_for_cpus_is_asked_for_as_such(tmp_path, monkeypatch):
     ("platform", "options"),
     [
         ("grand-challenge", (*ENSEMBLE, *SOCKETS, "--separate-model", "--output-type", "int16")),
-        ("mlcube", ("-tr", STOCK, "--fast", "--input-suffix", "t1n", "t2f")),
+        ("mlcube", ("-tr", STOCK, "--fast", "--whole-volume", "--input-suffix", "t1n", "t2f")),
     ],
 )
 def test_check_proves_a_submission(platform, options, trained, images, tmp_path):
     output = tmp_path / platform
     export(trained, output, "--platform", platform, *options)
     text = trained.run("nnunet-plugins", "export-submission", "--check", output, "--cases", 1, "-i", images)
-    assert "case_5: the same labels as nnU-Net's, in every voxel" in text
+    whose = "nnunet-plugins predict" if "--whole-volume" in options else "nnU-Net"
+    assert f"case_5: the same labels as {whose}'s, in every voxel" in text
     assert "its base image is pinned: python:3." in text
     assert "without a network" in text
     assert "What only a real Docker shows" in text

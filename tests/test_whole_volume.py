@@ -306,6 +306,11 @@ class TestTiles:
         assert predictor._forecast(padded) - needed >= image_bytes * CHANNELS
         predictor.use_mirroring = False
         assert predictor._forecast(padded) == needed
+        for trainer, plan, axes in (
+            ("nnUNetTrainer", "3d isotropic", padded),
+            ("nnUNetTrainerFlat", "2d isotropic", size[1:]),
+        ):
+            assert predictor_of(trainer, plan, most_bytes=1).way(size).size == axes  # it is not asked
         for most, folds, fits in ((needed, 1, True), (needed - 1, 1, False), (needed, 2, False)):
             predictor = predictor_of("nnUNetTrainer", "3d isotropic", mode="auto", most_bytes=most)
             predictor.list_of_parameters *= folds
@@ -420,6 +425,9 @@ def test_a_prediction_goes_on(root, images, tmp_path, capsys):
     assert "patch: is there already" in said
     assert files["patch"].stat().st_mtime_ns == before
     assert files["odd"].read_bytes() == content
+    assert predict(images, tmp_path, "--whole-volume", trainer="nnUNetTrainerSmall") == 0
+    assert files["patch"].stat().st_mtime_ns != before
+    capsys.readouterr()
     assert predict(images, tmp_path, *again, "--save_probabilities", trainer="nnUNetTrainerSmall") == 0
     assert "already" not in capsys.readouterr().out
     assert (tmp_path / "patch.npz").is_file()
@@ -440,6 +448,9 @@ def test_the_second_stage_of_a_cascade(root, images, expected, tmp_path, capsys)
     said = capsys.readouterr()
     assert "failed, see above: small\n" in said.err
     assert f"small: FAILED: the prediction of the stage before, {first / 'small.nii.gz'}, is missing" in said.out
+    shutil.copy(first / "patch.nii.gz", first / "small.nii.gz")
+    assert predict(images, tmp_path / "ours", *cascade, "--continue_prediction", kind="cascade") == 1
+    assert f"{first / 'small.nii.gz'}, cannot be used: it is not as large as the image" in capsys.readouterr().out
     stock = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     folder = root / "nnUNet_results" / DATASET / "nnUNetTrainer__plans__cascade"
     stock.initialize_from_trained_model_folder(str(folder), (0,))
@@ -493,6 +504,34 @@ def test_networks_that_take_a_patch_for_the_whole_are_refused(root, images, tmp_
     shutil.copytree(folder / "nnUNetTrainer__plans__cube", folder / "nnUNetTrainerNISF__plans__cube")
     assert predict(images, tmp_path / "out", "--whole-volume", trainer="nnUNetTrainerNISF", kind="cube") == 2
     assert "nnUNetTrainerNISF: its networks take a patch of the plan's size for" in capsys.readouterr().err
+
+
+def test_cross_validation(root, images, expected, tmp_path, capsys):
+    """Each case by the fold that is validated on it, as if that fold alone predicted it."""
+    raw, planned = (root / name / DATASET for name in ("nnUNet_raw", "nnUNet_preprocessed"))
+    for folder in (raw, planned):
+        folder.mkdir(parents=True)
+    shutil.copytree(images, raw / "imagesTr")
+    shutil.copy(expected / "dataset.json", raw)
+    splits = [{"train": ["odd", "small"], "val": ["patch"]}, {"train": ["patch"], "val": ["odd", "small"]}]
+    (planned / "splits_final.json").write_text(json.dumps(splits))
+    model = ("-d", DATASET, "-c", "flat", "-p", "plans", "-tr", "nnUNetTrainer", "-device", "cpu", "--whole-volume")
+    command = ["predict", "--cross-validation", *model, "-o", str(tmp_path / "all"), "-f"]
+    assert main([*command, "0", "1"]) == 0
+    assert "2/2 small: 9x30x24 voxels in one pass" in capsys.readouterr().out
+    for fold, cases in enumerate((["patch"], ["odd", "small"])):
+        assert predict(images, tmp_path / str(fold), "-f", fold, "--whole-volume") == 0
+        for case in cases:
+            one, other = (tmp_path / folder / f"{case}.nii.gz" for folder in ("all", str(fold)))
+            assert one.read_bytes() == other.read_bytes()
+    splits[1]["val"].append("lost")
+    (planned / "splits_final.json").write_text(json.dumps(splits))
+    assert main([*command, "1"]) == 2
+    assert f"the splits of {DATASET} name lost" in capsys.readouterr().err
+    splits.pop()
+    (planned / "splits_final.json").write_text(json.dumps(splits))
+    assert main([*command, "1"]) == 2
+    assert "fold 1 is validated on nothing" in capsys.readouterr().err
 
 
 WITHOUT_US = """

@@ -97,8 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="always",
         choices=WHOLE_VOLUME,
-        help="each case in one pass of each network, as in nnunet-plugins predict; auto: only where the forecast of the "
-        "memory allows it, tiles elsewhere",
+        help="each case in one pass of each network, as in nnunet-plugins predict; auto: only where the forecast of "
+        "the memory allows it, tiles elsewhere",
     )
     packages = parser.add_argument_group("packages")
     packages.add_argument(
