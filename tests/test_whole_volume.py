@@ -306,6 +306,8 @@ class TestTiles:
         assert predictor._forecast(padded) - needed >= image_bytes * CHANNELS
         predictor.use_mirroring = False
         assert predictor._forecast(padded) == needed
+        predictor.device = torch.device("cuda")  # in half precision, where there is no GPU as well
+        assert needed / 3 < predictor._forecast(padded) < needed
         for trainer, plan, axes in (
             ("nnUNetTrainer", "3d isotropic", padded),
             ("nnUNetTrainerFlat", "2d isotropic", size[1:]),
@@ -441,6 +443,10 @@ def test_the_second_stage_of_a_cascade(root, images, expected, tmp_path, capsys)
     for case in ("patch", "odd"):
         array = np.random.default_rng(0).integers(0, 3, labels(expected / f"{case}.nii.gz").shape)
         sitk.WriteImage(sitk.GetImageFromArray(array.astype(np.uint8)), str(first / f"{case}.nii.gz"))
+    output = ("-o", str(tmp_path / "none"))
+    command = ["-d", DATASET, "-c", "cascade", "-p", "plans", "-tr", "nnUNetTrainer", "-f", "0", "-device", "cpu"]
+    assert main(["predict", "--cross-validation", *command, *output]) == 2
+    assert "--cross-validation is not possible for the second stage" in capsys.readouterr().err
     assert predict(images, tmp_path / "none", kind="cascade") == 2
     assert "predict with first first, and give the folder of that with -prev_stage" in capsys.readouterr().err
     cascade = ("-prev_stage_predictions", first)

@@ -147,8 +147,8 @@ def cross_validate(source: Source, request: Request, device: torch.device, outpu
             configuration is a cascade's second stage.
         OSError: if nothing can be written.
     """
-    if source.configuration.previous_stage_name:
-        raise InputError(f"{source.choice.configuration} is a cascade's second stage, for which this is not possible")
+    if source.configuration.previous_stage_name or request.previous:
+        raise InputError("--cross-validation is not possible for the second stage of a cascade")
     cases = {fold: validation_cases(source, fold, outputs) for fold in source.folds}
     failed = []
     for fold in source.folds:
