@@ -389,6 +389,14 @@ def test_whole_volume(root, images, expected, tmp_path, capsys):
         assert same > (0.99 if case == "patch" else 0.5)
 
 
+def test_slices_of_a_case_in_one_pass(root, images, tmp_path, capsys):
+    assert predict(images, tmp_path / "whole", "--whole-volume", "auto", kind="2d") == 0
+    assert "odd: 11x33x25 voxels in one pass, padded to 36x28 (" in capsys.readouterr().out
+    assert predict(images, tmp_path / "tiles", kind="2d") == 0
+    whole, tiles = (labels(tmp_path / name / "odd.nii.gz") for name in ("whole", "tiles"))
+    assert 0.5 < (whole == tiles).mean() < 1
+
+
 def test_auto_takes_tiles_where_memory_is_short(root, images, expected, tmp_path, capsys):
     assert predict(images, tmp_path, *ALL, "--whole-volume", "auto", "--memory", 0.001) == 0
     said = capsys.readouterr().out
