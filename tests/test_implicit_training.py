@@ -169,11 +169,16 @@ def test_a_cascade_is_refused(folder):
         trainer.initialize()
 
 
-def test_the_steps_learn_alike_whatever_the_plan_says_of_batches(folder):
-    trainer = make(METASEG, batch_size=9, batch_dice=True)
+@pytest.mark.parametrize(("row", "modifier"), [(METASEG, ""), (METASEG, "_DiceLoss"), (NISF, "")])
+def test_the_steps_learn_alike_whatever_the_plan_says_of_batches(folder, row, modifier):
+    """Each image has a loss of its own: that of two is the mean."""
+    trainer = make(row, f"_1epochs_1iterations{modifier}", batch_size=9, batch_dice=True)
     trainer.initialize()
     assert (trainer.batch_size, trainer.oversample_foreground_percent) == (2, 0.0)
-    assert not trainer._label_loss.dc.batch_dice
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 50, 1), torch.randint(0, 3, (2, 1, 50, 1))
+    alone = [trainer._label_loss(logits[n : n + 1], target[n : n + 1]) for n in range(2)]
+    assert_close(trainer._label_loss(logits, target), torch.stack(alone).mean())
 
 
 def test_learning_rates_run_out_in_each_phase():

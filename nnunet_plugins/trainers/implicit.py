@@ -138,10 +138,11 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
             1, round(self.validation_share * self.num_val_iterations_per_epoch)
         )
         self._label_loss = self.loss
-        if hasattr(self._label_loss, "dc"):
-            # The sum of the images' losses is followed, each on its own.
-            self._label_loss.dc.batch_dice = self._label_loss.dc.ddp = False
         self.loss = LossOrLogits(self._label_loss)
+        for part in self.loss.modules():
+            if hasattr(part, "batch_dice"):
+                # The sum of the images' losses is followed, each on its own.
+                part.batch_dice = part.ddp = False
         self._fits: MutableMapping[int, Fitted] = {}
 
     def train_step(self, batch: dict) -> dict:
