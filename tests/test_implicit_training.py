@@ -1,5 +1,7 @@
 """Recipes of implicit networks in nnU-Net's loop: where images lie, the phases, what is refused, the commands."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -167,6 +169,37 @@ def test_a_cascade_is_refused(folder):
     trainer = make(METASEG, previous_stage="3d_lowres")
     with pytest.raises(NotImplementedError, match="no image to reconstruct; use a configuration without a previous"):
         trainer.initialize()
+
+
+def test_a_training_whose_cases_have_changed_does_not_go_on(folder):
+    """The codes of the checkpoint belong to others, and the optimizer knows nothing of them."""
+    trainer = make(NISF, "_2epochs_1iterations")
+    trainer.initialize()
+    trainer.bare_network().set_cases(training.CASES + 1)
+    checkpoint = trainer.output_folder + "/checkpoint_latest.pth"
+    Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    trainer.save_checkpoint(checkpoint)
+    resumed = make(NISF, "_2epochs_1iterations")
+    resumed.load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"codes of 3 training cases, and the fold has 2\b.* without --c"):
+        resumed.run_training()
+
+
+def test_a_step_that_no_memory_holds_is_not_mended_by_a_smaller_patch(folder, monkeypatch):
+    monkeypatch.setattr("nnunet_plugins.trainers.backbone.device_memory", lambda _: 2**10)
+    with pytest.raises(RuntimeError, match=r"needs about .* The patch has to hold every image .*`voxels`") as error:
+        make(METASEG).on_train_start()
+    assert "nnunet-plugins plan" not in str(error.value)
+
+
+@pytest.mark.parametrize("plans", ["conformance", "mine_cover"])
+def test_the_remedy_for_large_cases_is_of_the_plans_in_use(folder, plans):
+    trainer = make(METASEG, patch_size=[16, 23, 20])
+    trainer.plans_manager.plans["plans_name"] = plans
+    trainer.initialize()
+    more = "mine --overwrite" if plans == "mine_cover" else plans
+    with pytest.raises(ValueError, match=rf"nnunet-plugins plan -d 1 --cover --like {more}$"):
+        trainer.get_tr_and_val_datasets()
 
 
 @pytest.mark.parametrize(("row", "modifier"), [(METASEG, ""), (METASEG, "_DiceLoss"), (NISF, "")])
