@@ -618,6 +618,12 @@ def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_t
     assert any("the preprocessed data of case_3" in finding["text"] for finding in found)
 
 
+def test_too_little_memory_for_whole_images_is_not_mended_by_a_smaller_patch(whole, capsys):
+    _, (found,) = examine(capsys, "-tr", "nnUNetTrainerMetaSegPaper", "--gpu-memory", "0.05")
+    assert "a training step needs about" in found["text"]
+    assert found["remedy"].startswith("The patch has to hold every image")
+
+
 def test_a_configuration_that_inherits_its_spacing_has_its_data(preprocessed, capsys):
     file = preprocessed / "nnUNetPlans.json"
     plans = json.loads(file.read_text())

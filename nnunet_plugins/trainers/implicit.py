@@ -15,6 +15,7 @@ from torch import distributed, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from nnunet_plugins.networks.implicit import Fitted, Truth
+from nnunet_plugins.planning.names import WHOLE_REMEDY, covering_command
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.centred import Centred, require_whole_cases
 
@@ -120,10 +121,13 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
         patch_size = self.configuration_manager.patch_size
         training, validation = super().get_tr_and_val_datasets()
         dataset = convert_dataset_name_to_id(self.plans_manager.dataset_name)
-        command = f"nnunet-plugins plan -d {dataset} --cover"
+        command = covering_command(str(dataset), self.plans_manager.plans_name)
         require_whole_cases((training, validation), patch_size, type(self).__name__, command)
         self._numbers = {case: number for number, case in enumerate(sorted(training.identifiers))}
         return Centred(training, patch_size), Centred(validation, patch_size)
+
+    def _memory_remedy(self, available: int) -> str:
+        return f"{WHOLE_REMEDY}."
 
     # Steps
 
