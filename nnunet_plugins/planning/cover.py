@@ -188,7 +188,8 @@ def _cover(configuration: dict[str, Any], images: Images, identifier: str) -> di
     Args:
         configuration: that one, complete.
         images: to hold.
-        identifier: of the preprocessed data, where they are others.
+        identifier: of the preprocessed data, where they are others; their spacing is added, which may change with the
+            images.
 
     Raises:
         PlanError: if the U-Net's stages for another patch are not known, or it is the second stage of a cascade.
@@ -212,7 +213,7 @@ def _cover(configuration: dict[str, Any], images: Images, identifier: str) -> di
     if spacing != list(configuration["spacing"]):
         median = np.median(images.resampled(spacing), axis=0)
         changes |= {
-            "data_identifier": identifier,
+            "data_identifier": "_".join([identifier, *(f"{length:.4g}" for length in spacing)]),
             "spacing": spacing,
             "median_image_size_in_voxels": [round(n) for n in median.tolist()],
         }
