@@ -171,6 +171,22 @@ def test_a_cascade_is_refused(folder):
         trainer.initialize()
 
 
+@pytest.mark.parametrize("row", [METASEG, NISF], ids=lambda row: row.trainer)
+def test_a_bad_image_to_validate_on_ends_no_training(folder, capsys, row):
+    """In training it is told and left out; nothing can be fitted to it in the validation either."""
+    trainer = make(row)
+    trainer.initialize()
+    trainer.network.eval()
+    x = image(PLAN)
+    x[1] = torch.nan
+    target = torch.ones(2, 1, *PLANS[PLAN][0])
+    with torch.no_grad():
+        output = trainer.validation_step({"data": x, "target": target, "keys": ["case_0", "case_1"]})
+    assert np.isfinite(output["loss"])
+    assert "case_1" in (said := capsys.readouterr().out)
+    assert "case_0" not in said
+
+
 def test_a_training_whose_cases_have_changed_does_not_go_on(folder):
     """The codes of the checkpoint belong to others, and the optimizer knows nothing of them."""
     trainer = make(NISF, "_2epochs_1iterations")

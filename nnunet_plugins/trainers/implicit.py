@@ -18,6 +18,7 @@ from nnunet_plugins.networks.implicit import Fitted, Truth
 from nnunet_plugins.planning.names import WHOLE_REMEDY, covering_command
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.centred import Centred, require_whole_cases
+from nnunet_plugins.trainers.finite import are_finite
 
 
 class GroupsLR(LRScheduler):
@@ -164,6 +165,16 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
     def trains_head_only(self) -> bool:
         """Whether the current epoch trains the head alone."""
         return False
+
+    def validation_step(self, batch: dict) -> dict:
+        """Take nnU-Net's step; nothing can be fitted to an image with bad numbers, which counts as an empty one."""
+        bad = [number for number, image in enumerate(batch["data"]) if not are_finite(image)]
+        if bad:
+            cases = ", ".join(batch["keys"][number] for number in bad)
+            self.print_to_log_file(f"WARNING: images to validate on hold values that are not finite (cases: {cases})")
+            batch = {**batch, "data": batch["data"].clone()}
+            batch["data"][bad] = 0
+        return super().validation_step(batch)
 
     def on_validation_epoch_start(self) -> None:
         """Start the validation of an epoch, with fewer steps for each fit."""
