@@ -19,7 +19,9 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
+from torch.nn import functional
 
 from nnunet_plugins.networks.layers.descent import Weights, descend
 from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid
@@ -220,6 +222,8 @@ class ImplicitNetwork(nn.Module):
             return self.reconstruction_loss(fitted, voxels.draw(self.voxels, generator))
 
         fitted, losses = descend(loss, start, self.fit_steps, self.fit_learning_rate)
+        if isinstance(losses, FakeTensor):
+            return fitted  # without numbers
         finite = losses.isfinite()
         if not (finite.all() and all(weight.isfinite().all() for weight in fitted)):
             step = int(finite.long().argmin()) + 1 if not finite.all() else self.fit_steps
@@ -245,6 +249,20 @@ class ImplicitNetwork(nn.Module):
 
     def _logits_of_all(self, fitted: Fitted, places: torch.Tensor) -> torch.Tensor:
         return self.logits(fitted, places.expand(len(fitted[0]), -1, -1))
+
+    def rehearse(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a training step on images without labels, for those who count what it takes.
+
+        Args:
+            images: `(B, channels, *patch_size)`; they may be fake tensors, which have no memory.
+        """
+        target = torch.zeros(len(images), 1, *self.patch_size, dtype=torch.int16, device=images.device)
+        self.truth = Truth(target, _cross_entropy, range(len(images)))
+        try:
+            loss: torch.Tensor = self(images)
+        finally:
+            self.truth = None
+        return loss
 
     def training_bytes(self, shape: Sequence[int]) -> tuple[int, int]:
         """Return the bytes that a training step keeps for the backward pass, and the most that live at one time.
@@ -273,6 +291,10 @@ class ImplicitNetwork(nn.Module):
             axes.append(self.coordinate((rest % voxels).to(draw.values.dtype), voxels))
             rest = rest // voxels
         return torch.stack(axes[::-1], dim=-1)
+
+
+def _cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits, target[:, 0].long())
 
 
 def mean_of(errors: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
