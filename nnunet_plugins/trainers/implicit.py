@@ -144,7 +144,8 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
         )
         self._label_loss = self.loss
         self.loss = LossOrLogits(self._label_loss)
-        for part in self.loss.modules():
+        parts: list[Any] = list(self.loss.modules())
+        for part in parts:
             if hasattr(part, "batch_dice"):
                 # The sum of the images' losses is followed, each on its own.
                 part.batch_dice = part.ddp = False
