@@ -14,6 +14,7 @@ from nnunet_plugins.benchmark import command_line as benchmark
 from nnunet_plugins.demo import command_line as demo
 from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.merging import command_line as merging
 from nnunet_plugins.metrics import command_line as metrics
 from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.prediction import command_line as prediction
@@ -153,6 +154,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_trainer_path)
 
     planning.add_commands(commands)
+    merging.add_commands(commands)
 
     command = commands.add_parser(
         "warm-start",

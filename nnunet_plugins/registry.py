@@ -362,4 +362,17 @@ MODIFIERS: tuple[Modifier, ...] = (
         "nnU-Net's AdamW in place of SGD",
         f"{_VARIANTS}.optimizer.nnUNetTrainerAdam.nnUNetTrainerAdam",
     ),
+    *(
+        Modifier(
+            name,
+            "labels",
+            f"of a merged dataset, each case on the labels of its own dataset alone; {drawn}",
+            f"{_TRAINERS}.partial.{name}Trainer",
+            unsupported=("networks that are fitted to every image",),
+        )
+        for name, drawn in (
+            ("PartialLabels", "datasets are drawn in turn"),
+            ("PartialLabelsByCases", "cases are drawn equally often"),
+        )
+    ),
 )

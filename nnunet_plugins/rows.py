@@ -85,7 +85,8 @@ class Modifier:
         summary: one line for tables.
         piece: import path of the trainer class that does it.
         scales: for numbers, trainer attribute to factor: the attribute becomes max(1, round(factor * N)).
-        unsupported: label features it cannot handle, among "regions" and "an ignore label".
+        unsupported: what it cannot handle, among "regions" and "an ignore label", of labels, and "networks that are
+            fitted to every image".
     """
 
     name: str

@@ -8,7 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, commands
+import SimpleITK as sitk
+from conftest import ROOT, commands, write_dataset
+
+from nnunet_plugins.cli import main
 
 PYTHON = commands() / "python"
 """An interpreter that finds the heavy libraries loaded."""
@@ -111,3 +114,37 @@ def test_report_time():
     command = [sys.executable, script, "--before", ROOT, "--sizes", "1x2x3x1"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"1x2x3x1: now [\d.]+ s, before [\d.]+ s, [\d.]+ of it\n", result.stdout)
+
+
+def test_partial_datasets(tmp_path, monkeypatch):
+    """Halves that are merged again have what the script's full dataset has, but for what nobody annotated."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+    folder = write_dataset(tmp_path, "Dataset004_Small", channels=2)
+    groups = "case,group\ncase_0,1\ncase_1,1\ncase_2,2\ncase_3,3\ncase_4,2\n"
+    (folder / "groups.csv").write_text(groups)
+    script = str(ROOT / "benchmarks" / "partial_datasets.py")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(script, run_name="__main__")
+
+    run("halves", "-d", 4, "-o", 104, 105)
+    assert main(["merge", "104", "105", "-o", "900", "--name", "Merged", "-np", "1"]) == 0
+    run("full", "-d", 900, "--of", 4, "-o", 901)
+    parts, whole = tmp_path / "Dataset900_Merged", tmp_path / "Dataset901_MergedFull"
+    for case, halved in {"outer__case_0": 2, "outer__case_1": 2, "outer__case_3": 2, "inner__case_4": 1}.items():
+        partial, truth, own = (
+            sitk.GetArrayFromImage(sitk.ReadImage(str(file / "labelsTr" / f"{name}.nii.gz")))
+            for file, name in ((parts, case), (whole, case), (folder, case.split("__")[1]))
+        )
+        assert (truth == own).all()
+        assert (partial == own * (own != halved)).all()
+        assert partial.any()
+    assert (whole / "groups.csv").read_text() == (parts / "groups.csv").read_text()
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**description, "channel_names": {"0": "T1", "1": "FLAIR"}}))
+    run("channel", "-d", 4, "FLAIR", "-o", 115)
+    images = tmp_path / "Dataset115_SmallFLAIR" / "imagesTr"
+    assert (images / "case_2_0000.nii.gz").resolve() == folder / "imagesTr" / "case_2_0001.nii.gz"
+    assert len(list(images.iterdir())) == 5

@@ -42,6 +42,11 @@ def shorten(code: str) -> str:
             line += " -device cpu"
         if command == "nnUNetv2_plan_and_preprocess":
             copy = "cp $SMALL_PLANS $nnUNet_preprocessed/Dataset004_Hippocampus"
+            if "-d 900" in line:  # of merged datasets, whose cases are as those
+                folder = "$nnUNet_preprocessed/Dataset900_Bones"
+                fingerprint = "$nnUNet_preprocessed/Dataset004_Hippocampus/dataset_fingerprint.json"
+                lines.append(f"mkdir {folder}\ncp {fingerprint} {folder}")
+                copy = f"sed s/Dataset004_Hippocampus/Dataset900_Bones/ $SMALL_PLANS > {folder}/small.json"
             line = f"nnUNet_n_proc_DA=1 {line} -np 1 -npfp 1\n{copy}"
         elif "-tr" in line.split() and "-p" not in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
@@ -90,6 +95,8 @@ def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     other.edit_plans("Dataset004_Hippocampus", "small")
     sandbox = Sandbox(tmp_path_factory.mktemp("docs"))
     write_dataset(sandbox.raw, "Dataset004_Hippocampus")
+    write_dataset(sandbox.raw, "Dataset101_Knee", labels={"background": 0, "femur": 1, "tibia": 2})
+    write_dataset(sandbox.raw, "Dataset102_Shoulder", labels={"background": 0, "bone": 1, "scapula": 2})
     groups = [f"case_{number},patient_{number}" for number in range(5)]
     (sandbox.root / "groups.csv").write_text("\n".join(["case,group", *groups]))
     folder = sandbox.preprocessed / "Dataset004_Hippocampus"

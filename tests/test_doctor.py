@@ -549,6 +549,24 @@ def edit_plans(folder: Path, **changes: object) -> None:
             "problem",
             "does not support datasets with regions; use _",
         ),
+        (
+            lambda _: None,
+            ["-tr", "nnUNetTrainer_PartialLabels"],
+            "problem",
+            "has no 'nnunet_plugins_sources', which tells what each case's dataset annotates; make the dataset with",
+        ),
+        (
+            lambda d: describe(d, nnunet_plugins_sources={"a": {"dataset": "Dataset002_A", "labels": {}, "cases": []}}),
+            ["-tr", "nnUNetTrainer_PartialLabels"],
+            "problem",
+            "case_0 is of no source: names of cases begin with a__",
+        ),
+        (
+            lambda d: describe(d, nnunet_plugins_sources={"case": {}}),
+            ["-tr", "nnUNetTrainer"],
+            "problem",
+            "has no 'dataset'; make the dataset anew with nnunet-plugins merge",
+        ),
     ],
 )
 def test_a_training_that_would_not_run(preprocessed, capsys, spoil, options, level, text):
@@ -594,6 +612,12 @@ def preprocess(folder: Path, case: str, shape: tuple[int, ...]) -> None:
     arrays = np.zeros((2, *shape), np.float32), np.zeros((1, *shape), np.int8)
     sizes = {"chunks": (1, *shape), "blocks": (1, *shape)}
     nnUNetDatasetBlosc2.save_case(*arrays, {}, str(folder / "data" / case), **sizes)
+
+
+def test_a_modifier_that_its_network_does_not_take_is_named(whole, capsys):
+    _, found = examine(capsys, "-tr", "nnUNetTrainerNISF_PartialLabels", "--gpu-memory", 24)
+    texts = [finding["text"] for finding in found if finding["level"] == "problem"]
+    assert any("_PartialLabels does not support networks that are fitted to every image" in text for text in texts)
 
 
 OF_WHOLE = ("-tr", "nnUNetTrainerWhole", "--gpu-memory", 24)

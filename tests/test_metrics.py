@@ -323,3 +323,59 @@ def test_without_monai_the_extra_is_named(folders):
     assert done.returncode == 2
     assert "pip install 'monai>=1.6'" in done.stderr
     assert not (folders / "m.csv").exists()
+
+
+@pytest.fixture
+def merged(folders):
+    """The cases as two sources have them, of which one annotates one label alone; the network finds both in all."""
+    for part in ("truth", "prediction"):
+        for number in range(4):
+            name = f"{'one' if number < 2 else 'two'}__{number}.nii.gz"
+            (folders / part / f"case_{number}.nii.gz").rename(folders / part / name)
+    for number in range(2):
+        truth = sitk.GetArrayFromImage(sitk.ReadImage(str(folders / "truth" / f"one__{number}.nii.gz")))
+        write(folders / "truth" / f"one__{number}.nii.gz", truth * (truth == 1))
+    describe(folders, "labels")
+    description = json.loads((folders / "dataset.json").read_text())
+    description["nnunet_plugins_sources"] = {
+        "one": {"dataset": "Dataset001_One", "labels": {"outer": 1}, "cases": ["0", "1"]},
+        "two": {"dataset": "Dataset002_Two", "labels": {"inner": 1, "outer": 2}, "cases": ["2", "3"]},
+    }
+    (folders / "dataset.json").write_text(json.dumps(description))
+    return folders
+
+
+def test_each_case_of_a_merged_dataset_is_scored_in_its_own_labels(merged, capsys):
+    arguments = ["evaluate", str(merged / "prediction"), str(merged / "truth"), "-np", "1"]
+    assert main([*arguments, "-o", str(merged / "m.csv"), "--by-source"]) == 0
+    table = pd.read_csv(merged / "m.csv")
+    assert list(zip(table["case"], table["source"], table["name"], strict=True)) == [
+        ("one__0", "one", "outer"),
+        ("one__1", "one", "outer"),
+        *((f"two__{number}", "two", name) for number in (2, 3) for name in ("outer", "inner")),
+    ]
+    means = summarise(table)["cases"]
+    assert means.to_dict() == {(1, "outer"): 4, (2, "inner"): 2}
+    by_source = summarise(table, by_source=True)
+    assert by_source["cases"].to_dict() == {("one", 1, "outer"): 2, ("two", 1, "outer"): 2, ("two", 2, "inner"): 2}
+    assert by_source.loc[("one", 1, "outer"), "Dice"] == pytest.approx(table["Dice"][:2].mean())
+    printed = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert ["one", "1", "outer"] in printed
+    assert ["two", "2", "inner"] in printed
+    # All labels of all cases, as nnU-Net counts them.
+    describe(merged / "truth", "labels")
+    more = ["-o", str(merged / "all.csv"), "-djfile", str(merged / "truth" / "dataset.json"), "--by-source"]
+    assert main([*arguments, *more]) == 0
+    assert "was not merged, so it has no sources" in capsys.readouterr().err
+    assert len(pd.read_csv(merged / "all.csv")) == 8
+
+
+def test_a_case_of_no_source_does_not_cost_the_others(merged, capsys):
+    for part in ("truth", "prediction"):
+        (merged / part / "one__0.nii.gz").rename(merged / part / "case_0.nii.gz")
+    arguments = ["evaluate", str(merged / "prediction"), str(merged / "truth"), "-np", "1"]
+    assert main([*arguments, "-o", str(merged / "m.csv")]) == 1
+    told = capsys.readouterr().err
+    assert "case_0 is not in it: case_0 is of no source: names of cases begin with one__ or two__" in told
+    assert "a dataset.json without that table (-djfile) counts all labels" in told
+    assert len(pd.read_csv(merged / "m.csv")) == 5

@@ -306,3 +306,50 @@ def test_cases_are_removed_from_a_dataset_until_three_are_left(sandbox):
     last = sandbox.run(*train, ok=False).strip().splitlines()[-1]
     assert "names case_4" in last
     assert "nnunet-plugins doctor -d Dataset002_Fewer" in last
+
+
+@pytest.fixture
+def merged(dataset):
+    """The same as if it were merged of a large source and a small one."""
+    folder, table = dataset
+    names = {case: f"{'b' if case[-1] in '789' else 'a'}__{case}" for case in GROUPS}
+    for old, new in names.items():
+        (folder / "gt_segmentations" / f"{old}.nii.gz").rename(folder / "gt_segmentations" / f"{new}.nii.gz")
+    sources = {name: {"dataset": name, "labels": {"bone": 1}, "cases": []} for name in "ab"}
+    description = {"file_ending": ".nii.gz", "labels": {"bone": 1}, "nnunet_plugins_sources": sources}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    groups = {names[case]: f"{names[case][0]}{group}" for case, group in GROUPS.items()}
+    pd.DataFrame({"case": groups.keys(), "group": groups.values()}).to_csv(table, index=False)
+    return folder, table, groups
+
+
+def test_each_source_of_a_merged_dataset_is_split_on_its_own(merged):
+    folder, _, groups = merged
+    assert main(["split", "-d", "1", "--strata", "sources", "--folds", "3"]) == 0
+    splits = json.loads((folder / "splits_final.json").read_text())
+    for split in splits:
+        assert sorted(split["train"] + split["val"]) == sorted(groups)
+        assert len([case for case in split["val"] if case.startswith("b")]) == 1
+    assert sorted(case for split in splits for case in split["val"]) == sorted(groups)
+
+
+def test_groups_stay_together_in_the_splits_of_sources(merged):
+    folder, table, groups = merged
+    assert split(table, "--strata", "sources", "--folds", "2") == 0
+    splits = json.loads((folder / "splits_final.json").read_text())
+    assert torn_groups(splits, groups) == [[], []]
+    assert all({case[0] for case in split["val"]} == {"a", "b"} for split in splits)
+
+
+def test_what_splits_of_sources_cannot_be_is_said(merged, capsys):
+    folder, table, _ = merged
+    assert split(table, "--strata", "sources") == 2
+    assert "a: 4 groups cannot be split into 5 folds; give --folds 4" in capsys.readouterr().err
+    assert main(["split", "-d", "1", "--strata", "sources", "--folds", "4"]) == 2
+    assert "b: 3 cases cannot be split into 4 folds; give --folds 3" in capsys.readouterr().err
+    (folder / "gt_segmentations" / "c__1.nii.gz").touch()
+    assert main(["split", "-d", "1", "--strata", "sources", "--folds", "2"]) == 2
+    assert "c__1 is of no source: names of cases begin with a__ or b__" in capsys.readouterr().err
+    (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {"bone": 1}}))
+    assert main(["split", "-d", "1", "--strata", "sources"]) == 2
+    assert "has no 'nnunet_plugins_sources', which tells" in capsys.readouterr().err

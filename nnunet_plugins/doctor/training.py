@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import (
 
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
+from nnunet_plugins.doctor.merged import check_sources
 from nnunet_plugins.doctor.whole import check_training_images
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
@@ -30,7 +31,7 @@ from nnunet_plugins.planning.setting import (
     plan_setting,
 )
 from nnunet_plugins.trainers.backbone import BackboneTrainer
-from nnunet_plugins.trainers.checks import require_labels
+from nnunet_plugins.trainers.checks import require_backbone, require_labels
 
 _NOT_FAKE = (UnsupportedFakeTensorException, DataDependentOutputException, DynamicOutputShapeException)
 _TOO_MUCH, _TIGHT = 1.1, 0.9  # of the device's memory; as `BackboneTrainer.check_memory` has it
@@ -102,7 +103,9 @@ def check_training(training: Training, folder: Path, cases: Collection[str]) -> 
         yield from check_training_images(training, setting, folder)
     yield from _check_writer(setting, folder / "dataset.json")
     if trainer:
-        yield from _check_labels(trainer, setting, read_json(folder / "dataset.json", dict))
+        description = read_json(folder / "dataset.json", DATASET)
+        yield from _check_labels(trainer, setting, description)
+        yield from check_sources(trainer, description, folder)
         yield from _check_network(training, trainer, setting)
 
 
@@ -143,6 +146,7 @@ def _check_writer(setting: Setting, file: Path) -> Iterator[Finding]:
 
 def _check_labels(trainer: type[nnUNetTrainer], setting: Setting, description: dict) -> Iterator[Finding]:
     try:
+        require_backbone(trainer)
         require_labels(trainer, setting.plans.get_label_manager(description))
         yield ok("the trainer's loss supports these labels")
     except NotImplementedError as error:

@@ -51,6 +51,9 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="cases at a time; default as in nnU-Net, nnUNet_def_n_proc or 8, but no more than there are cores",
     )
+    command.add_argument(
+        "--by-source", action="store_true", help="of a merged dataset: print the means of each source on its own"
+    )
     command.add_argument("--chill", action="store_true", help="leave out cases without a prediction")
     command.add_argument("--overwrite", action="store_true", help="replace FILE")
     atlas = command.add_argument_group("the atlas of training labels")
@@ -90,7 +93,9 @@ def _evaluate_folders(arguments: argparse.Namespace) -> int:
         chill=arguments.chill,
         overwrite=arguments.overwrite,
     )
-    print(describe(found.table))
+    if arguments.by_source and "source" not in found.table:
+        print("nnunet-plugins evaluate: the dataset was not merged, so it has no sources", file=sys.stderr)
+    print(describe(found.table, by_source=arguments.by_source and "source" in found.table))
     print(f"Wrote {output}")
     for line in summarise(found.facts):
         print(f"nnunet-plugins evaluate: {line}", file=sys.stderr)
@@ -100,8 +105,10 @@ def _evaluate_folders(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_atlas(arguments: argparse.Namespace) -> int:
-    if arguments.predictions is not None or arguments.dataset_json or arguments.chill:
-        raise InputError("--atlas segments the validation cases itself: leave out the folders, -djfile and --chill")
+    if arguments.predictions is not None or arguments.dataset_json or arguments.chill or arguments.by_source:
+        raise InputError(
+            "--atlas segments the validation cases itself: leave out the folders, -djfile, --chill and --by-source"
+        )
     if arguments.dataset is None:
         raise InputError("--atlas needs the dataset: -d DATASET")
     from nnunet_plugins.metrics.atlas import evaluate_atlas

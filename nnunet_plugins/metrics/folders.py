@@ -1,10 +1,11 @@
 """`nnunet-plugins evaluate`: the metrics of a folder of segmentations, one row per case and label, in parallel."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nnunet_plugins.images.values import check_values, declared_labels, distinct
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
 from nnunet_plugins.metrics.table import write_table
 from nnunet_plugins.planning.dataset import DATASET, label_manager
+from nnunet_plugins.planning.sources import SOURCES, read_sources, source_of
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _SHOWN = 3  # cases that a message names
@@ -111,6 +113,26 @@ def _pair(prediction: Path, truth: Path, ending: str, chill: bool) -> _Pairs:
         if ours.name != theirs.name:
             pairs.facts.append(Fact("other letters", str(ours), case=case))
     return pairs
+
+
+def _sources(description: Mapping[str, Any], file: Path, pairs: _Pairs) -> dict[str, tuple[str, Collection[str]]]:
+    """Return, of a merged dataset, each case's source and the labels that it annotates; of another one, nothing.
+
+    Cases of no source become failures.
+    """
+    found: dict[str, tuple[str, Collection[str]]] = {}
+    if SOURCES not in description:
+        return found
+    sources = read_sources(description, file)
+    for case in list(pairs.files):
+        try:
+            name = source_of(case, sources, file)
+        except InputError as error:
+            del pairs.files[case]
+            pairs.failures[case] = f"{error}; a dataset.json without that table (-djfile) counts all labels"
+            continue
+        found[case] = name, sources[name].labels
+    return found
 
 
 def _some(names: Sequence[str]) -> str:
@@ -219,7 +241,8 @@ def evaluate_folders(
 ) -> Evaluation:
     """Compare every segmentation in a folder with its truth and write the table; a bar shows the progress.
 
-    Cases that cannot be compared are left out of the table and returned with the reason.
+    Cases that cannot be compared are left out of the table and returned with the reason. Of a merged dataset, each case
+    is compared in the labels alone that its source annotates, and the table has a column `source`.
 
     Args:
         prediction: folder of predicted segmentations.
@@ -246,19 +269,23 @@ def evaluate_folders(
     labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     known = {tuple(value) if isinstance(value, list) else value: name for name, value in values.items()}
     pairs = _pair(prediction, truth, ending, chill)
+    of = _sources(description, file, pairs)
     if not pairs.files:
         raise _nothing_compared(prediction, pairs.failures)
     truths = [known for _, known in pairs.files.values()]
     evaluate = partial(
         evaluate_case,
         reader=choose_reader(description, truths)(),
-        labels=labels,
-        names=[known.get(label, "") for label in labels],
         declared=declared_labels(manager),
         ignore_label=manager.ignore_label,
         tolerance=tolerance,
     )
-    jobs = {case: partial(evaluate, *files) for case, files in pairs.files.items()}
+    all_names = [known.get(label, "") for label in labels]
+    jobs = {}
+    for case, files in pairs.files.items():
+        annotated = [name in of[case][1] for name in all_names] if case in of else [True] * len(labels)
+        chosen = {"labels": list(compress(labels, annotated)), "names": list(compress(all_names, annotated))}
+        jobs[case] = partial(evaluate, *files, **chosen)
     found = dict(
         tqdm(
             finish_jobs(jobs, processes or min(default_num_processes, os.cpu_count() or 1)),
@@ -275,7 +302,8 @@ def evaluate_folders(
             failures[case] = str(result)
             continue
         name = known_file.name.removesuffix(ending)
-        rows += [{"case": name, **row} for row in result.rows]
+        source = {"source": of[case][0]} if case in of else {}
+        rows += [{"case": name, **source, **row} for row in result.rows]
         facts += remarks(result.facts, "evaluate")
         if wrong := problems(result.facts, "evaluate"):
             failures[case] = "; ".join(summarise(wrong))

@@ -97,23 +97,27 @@ def with_penalty(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
+def summarise(table: pd.DataFrame, *, by_source: bool = False) -> pd.DataFrame:
     """Return the means by label, of a table as `evaluate_folders` makes it.
 
     Cases where truth and prediction are empty are left out (and counted, `both_empty`). Where one is empty
     (`one_empty`), the infinite distances count as the image's diagonal.
+
+    Args:
+        table: of a merged dataset, if the means are to be by source.
+        by_source: of each source on its own.
     """
     table = with_penalty(table)
-    groups = table.groupby(["label", "name"], sort=False)
+    groups = table.groupby([*(["source"] if by_source else []), "label", "name"], sort=False)
     means = groups[list(METRICS)].mean()
     return means.join(
         groups.agg(cases=("case", "size"), both_empty=("both_empty", "sum"), one_empty=("one_empty", "sum"))
     )
 
 
-def describe(table: pd.DataFrame) -> str:
-    """Write the means by label as text, with the conventions that they depend on."""
-    means = summarise(table).reset_index()
+def describe(table: pd.DataFrame, *, by_source: bool = False) -> str:
+    """Write the means by label, or by source and label, as text, with the conventions that they depend on."""
+    means = summarise(table, by_source=by_source).reset_index()
     lines = [means.to_string(index=False, float_format="{:.4f}".format)]
     tolerance = table["tolerance_mm"].iloc[0]
     lines.append(

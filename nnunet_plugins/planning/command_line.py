@@ -31,7 +31,8 @@ def _add_plan(commands: Any) -> None:
         "them with the same plans, or each with plans for the same memory: nnunet-plugins benchmark does both. "
         "With --cover: add a configuration, such as 3d_cover, whose patch holds every training image, for networks "
         "that take a patch for the whole; every other trains on it as well. For example: nnunet-plugins plan -d 4 "
-        "--cover",
+        "--cover. With --native-resolution: train on images in their own voxels, none of which is resampled, as "
+        "FIRENet's paper does. For example: nnunet-plugins plan -d 900 --native-resolution",
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
     task = command.add_argument_group("exactly one task").add_mutually_exclusive_group(required=True)
@@ -48,6 +49,11 @@ def _add_plan(commands: Any) -> None:
         help="a patch that holds every image after resampling, with 10 per cent to spare; where that is more than "
         "about 160^3 voxels, at a coarser spacing",
     )
+    task.add_argument(
+        "--native-resolution",
+        action="store_true",
+        help="no resampling, in training and in prediction; the data are preprocessed anew, beside those of before",
+    )
     command.add_argument("-tr", dest="trainer", metavar="TRAINER", help="with --gpu-memory: as for nnUNetv2_train")
     command.add_argument(
         "-c",
@@ -56,7 +62,7 @@ def _add_plan(commands: Any) -> None:
         default=[],
         metavar="CONFIGURATION",
         help="configurations to adapt, for example 3d_fullres; default: all of the plans', and with --cover "
-        "3d_fullres, or 2d where there is no 3D",
+        "3d_fullres, or 2d where there is no 3D; with --native-resolution 3d_fullres and 2d",
     )
     command.add_argument(
         "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from, default: %(default)s"
@@ -64,8 +70,8 @@ def _add_plan(commands: Any) -> None:
     command.add_argument(
         "--name",
         metavar="PLANS",
-        help="write plans of this name, even if nothing has to change; default like nnUNetPlans_AFN6_24GB or "
-        "nnUNetPlans_cover",
+        help="write plans of this name, even if nothing has to change; default like nnUNetPlans_AFN6_24GB, "
+        "nnUNetPlans_cover or nnUNetPlans_native",
     )
     command.add_argument(
         "--cpu",
@@ -77,11 +83,11 @@ def _add_plan(commands: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    if not arguments.cover:
+    if arguments.gpu_memory:
         return _fit(arguments)
     if arguments.trainer or arguments.cpu:
-        raise InputError("covering plans are the same for every trainer and device: leave out -tr and --cpu")
-    return _cover(arguments)
+        raise InputError("these plans are the same for every trainer and device: leave out -tr and --cpu")
+    return _cover(arguments) if arguments.cover else _keep_resolution(arguments)
 
 
 def _fit(arguments: argparse.Namespace) -> int:
@@ -139,6 +145,25 @@ def _cover(arguments: argparse.Namespace) -> int:
     print(f"Wrote {plans.file}")
     if left := [name for name, made in plans.configurations.items() if not made.is_preprocessed]:
         print(f"Preprocess:\n  {preprocessing_command(plans.dataset, plans.name, left)}")
+    print("Train with any trainer, for example:")
+    for name in plans.configurations:
+        print(f"  nnUNetv2_train {arguments.dataset} {name} 0 -tr {STOCK_TRAINER} -p {plans.name}")
+    return 0
+
+
+def _keep_resolution(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.planning.names import preprocessing_command
+    from nnunet_plugins.planning.native import native_plans
+
+    plans = native_plans(
+        arguments.dataset,
+        configurations=arguments.configurations,
+        like=arguments.like,
+        name=arguments.name,
+        overwrite=arguments.overwrite,
+    )
+    print(f"Wrote {plans.file}: every image stays in its own voxels.")
+    print(f"Preprocess:\n  {preprocessing_command(plans.dataset, plans.name, plans.configurations)}")
     print("Train with any trainer, for example:")
     for name in plans.configurations:
         print(f"  nnUNetv2_train {arguments.dataset} {name} 0 -tr {STOCK_TRAINER} -p {plans.name}")
@@ -243,13 +268,19 @@ def _add_split(commands: Any) -> None:
         help="make cross-validation splits that keep groups of cases, such as patients, together",
         description="Write splits_final.json, which nnU-Net uses, so that no group of cases is in training and in "
         "validation. The groups come from a CSV file with the columns 'case' and 'group'. Splits that a training has "
-        "used are not changed. For example: nnunet-plugins split -d 4 --groups groups.csv",
+        "used are not changed. For example: nnunet-plugins split -d 4 --groups groups.csv. Of a dataset that "
+        "nnunet-plugins merge has made, --strata sources splits each of its datasets on its own",
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
     command.add_argument(
         "--groups",
         metavar="FILE",
         help="CSV file with the columns 'case' and 'group'; default: nnU-Net's random splits",
+    )
+    command.add_argument(
+        "--strata",
+        choices=("sources",),
+        help="of a merged dataset, split the cases of each source on their own: every fold has its share of all",
     )
     command.add_argument("--folds", type=at_least_two, default=5, metavar="N", help="default: %(default)s")
     command.add_argument(
@@ -267,7 +298,10 @@ def _split(arguments: argparse.Namespace) -> int:
     groups = Path(arguments.groups) if arguments.groups else None
     torn: list[list[str]] = []
     if not arguments.leakage_check:
-        file, folds = splits.write_splits(arguments.dataset, groups, arguments.folds, overwrite=arguments.overwrite)
+        strata, overwrite = bool(arguments.strata), arguments.overwrite
+        file, folds = splits.write_splits(
+            arguments.dataset, groups, arguments.folds, by_sources=strata, overwrite=overwrite
+        )
     elif groups:
         file, folds, torn = splits.check_splits(arguments.dataset, groups)
     else:

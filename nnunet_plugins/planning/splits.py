@@ -19,6 +19,7 @@ from nnunet_plugins.images.facts import problems, remarks, summarise
 from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
 from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.preprocessed import existing_cases, find_truths, stale_cases
+from nnunet_plugins.planning.sources import read_sources, source_of
 
 Split = dict[str, list[str]]
 """One fold: the cases to train on, `train`, and to validate on, `val`."""
@@ -65,6 +66,33 @@ def random_splits(cases: Sequence[str], folds: int) -> list[Split]:
         raise PlanError(_too_few(len(cases), "case", folds))
     splits = generate_crossval_split(sorted(cases), seed=SEED, n_splits=folds)
     return [{part: list(map(str, names)) for part, names in split.items()} for split in splits]
+
+
+def source_splits(
+    cases: Sequence[str], sources: Mapping[str, str], folds: int, groups: Mapping[str, str] | None = None
+) -> list[Split]:
+    """Split the cases of each source of a merged dataset on their own, so that every fold has its share of all.
+
+    Args:
+        cases: their names.
+        sources: of each case.
+        folds: how many.
+        groups: of each case, which are kept together; without them the cases are split as nnU-Net does.
+
+    Raises:
+        PlanError: if a source has fewer cases, or groups, than folds.
+    """
+    splits: list[Split] = [{"train": [], "val": []} for _ in range(folds)]
+    for name in dict.fromkeys(sources[case] for case in cases):
+        own = [case for case in cases if sources[case] == name]
+        try:
+            parts = group_splits({case: groups[case] for case in own}, folds) if groups else random_splits(own, folds)
+        except PlanError as error:
+            raise PlanError(f"{name}: {error}") from error
+        for split, part in zip(splits, parts, strict=True):
+            for which, names in part.items():
+                split[which] += names
+    return splits
 
 
 def _too_few(number: int, what: str, folds: int) -> str:
@@ -130,7 +158,7 @@ def _trained(dataset: str) -> list[Path]:
 
 
 def write_splits(
-    dataset: str, groups_file: Path | None, folds: int, *, overwrite: bool = False
+    dataset: str, groups_file: Path | None, folds: int, *, by_sources: bool = False, overwrite: bool = False
 ) -> tuple[Path, list[Split]]:
     """Write splits to where nnU-Net reads them; returns the file and the splits.
 
@@ -138,13 +166,19 @@ def write_splits(
         dataset: number or name.
         groups_file: table with the columns `case` and `group`; without it, the splits are nnU-Net's own.
         folds: number of folds.
+        by_sources: split each source of a merged dataset on its own.
         overwrite: replace other splits that are there already.
 
     Raises:
-        PlanError: if something is missing, or other splits are there, above all if networks were trained with them.
+        InputError: if something is missing, or other splits are there, above all if networks were trained with them.
     """
     folder = preprocessed_folder(dataset)
-    if groups_file is None:
+    if by_sources:
+        file, cases = folder / "dataset.json", _cases(folder)
+        sources = read_sources(read_json(file, {"labels": {str: (int, list)}}), file)
+        groups = _groups_of(folder, groups_file) if groups_file else None
+        splits = source_splits(cases, {case: source_of(case, sources, file) for case in cases}, folds, groups)
+    elif groups_file is None:
         splits = random_splits(_cases(folder), folds)
     else:
         splits = group_splits(_groups_of(folder, groups_file), folds)

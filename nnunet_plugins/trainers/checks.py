@@ -52,3 +52,22 @@ def require_labels(trainer: type[nnUNetTrainer], labels: LabelManager) -> None:
                 f"{trainer.__name__}: its loss, {loss.summary}, does not support datasets with {feature}; "
                 f"use {' or '.join(able)}, or a trainer with nnU-Net's own loss"
             )
+
+
+def require_backbone(trainer: type[nnUNetTrainer]) -> None:
+    """Check that the modifiers of a trainer can handle its network.
+
+    Raises:
+        NotImplementedError: if one of them cannot.
+    """
+    row = getattr(trainer, "backbone", None)
+    if row is None or not row.fitted:
+        return
+    what = "networks that are fitted to every image"
+    unable = [modifier for modifier in MODIFIERS if what in modifier.unsupported]
+    for modifier in unable:
+        if modifier.piece and issubclass(trainer, locate(modifier.piece)):
+            raise NotImplementedError(
+                f"{trainer.__name__}: _{modifier.name} does not support {what}, such as {row.trainer}'s, which have a "
+                "loss of their own; use another backbone"
+            )

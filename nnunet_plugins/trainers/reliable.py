@@ -23,7 +23,7 @@ from torch import distributed
 from nnunet_plugins.files import unfinished, whole_file
 from nnunet_plugins.stop_request import STOPPED, StopRequest, drop_unread_output
 from nnunet_plugins.trainers.checkpoints import CheckpointError, find_checkpoints, load_checkpoint
-from nnunet_plugins.trainers.checks import require_device, require_labels
+from nnunet_plugins.trainers.checks import require_backbone, require_device, require_labels
 from nnunet_plugins.trainers.finite import FiniteTrainer
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS, RUN_FILE, begin_run, only_training, run_of
 from nnunet_plugins.trainers.progress import PROGRESS, Choice, Progress, choose, random_state, set_random_state
@@ -76,6 +76,7 @@ class ReliableTrainer(FiniteTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net fixes this signature
     ) -> None:
         require_device(device)
+        require_backbone(type(self))
         self._save_seconds = 60 * minutes_between_checkpoints()
         self._continues = bool(plans["continue_training"])  # until it is known from where
         super().__init__(plans, configuration, fold, dataset_json, device)

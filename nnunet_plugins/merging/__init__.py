@@ -1,0 +1,1 @@
+"""One dataset out of several, and each one's view of what was predicted with it."""

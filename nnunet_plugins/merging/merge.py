@@ -1,0 +1,356 @@
+"""`nnunet-plugins merge`: a raw dataset out of several, with the labels that they have together.
+
+It is made beside its place, and is there completely or not at all; a run that was interrupted is gone on with. Of the
+sources nothing is changed: images are links to theirs, or copies, and segmentations are written anew with merged
+values. What each case's dataset annotates stands in dataset.json (`planning.sources`).
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.configuration import default_num_processes
+from tqdm import tqdm
+
+from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock, lock_holder, read_json, whole_file, write_text
+from nnunet_plugins.images.finding import composed
+from nnunet_plugins.images.relabelling import relabel
+from nnunet_plugins.images.spacing import spacing_file
+from nnunet_plugins.images.values import declared_labels
+from nnunet_plugins.merging.joint import Joint, LabelSet, join_channels, join_labels
+from nnunet_plugins.metrics.table import write_table
+from nnunet_plugins.planning.dataset import dataset_name
+from nnunet_plugins.planning.groups import groups_of, read_groups
+from nnunet_plugins.planning.sources import MARK, NEITHER, SOURCES
+from nnunet_plugins.workers import FailedJobError, finish_jobs
+
+GROUPS = "groups.csv"
+_RECIPE, _LOCK = "recipe.json", "lock"
+_SHOWN = 3
+_TWO_FILES = (".mhd", ".nhdr", ".hdr", ".img")
+_KEPT = ("reference", "licence", "license")  # of a source's dataset.json
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge_datasets` wrote.
+
+    Attributes:
+        folder: in nnUNet_raw.
+        labels: as in dataset.json.
+        sources: the table there.
+        groups: file of the groups, if a source has one.
+        cases: how many.
+    """
+
+    folder: Path
+    labels: Mapping[str, Any]
+    sources: Mapping[str, Any]
+    groups: Path | None
+    cases: int
+
+
+def merge_datasets(
+    datasets: Sequence[str],
+    number: int,
+    name: str,
+    *,
+    rename: Sequence[str] = (),
+    by_dataset: bool = False,
+    copy: bool = False,
+    processes: int | None = None,
+) -> Merged:
+    """Write a merged raw dataset.
+
+    Args:
+        datasets: numbers or names, two or more.
+        number: of the new one.
+        name: of the new one, without its number.
+        rename: DATASET:LABEL=NAME each; labels of one name are one structure.
+        by_dataset: no label of one dataset is that of another.
+        copy: copy the images; otherwise they are links, where the file system has them.
+        processes: segmentations at a time; if None, as nnU-Net's default, but no more than there are cores.
+
+    Raises:
+        InputError: if the datasets do not go together, one of them is not in order, or the new one cannot be made.
+    """
+    raw = _raw_folder()
+    names = [_raw_name(raw, dataset) for dataset in datasets]
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise InputError(f"name two or more different datasets, not {', '.join(names) or 'none'}")
+    place = _place(raw, number, name, names)
+    raws = {one: _read(raw / one) for one in names}
+    sources = dict(zip(names, _source_names(names), strict=True))
+    channels, orders = join_channels({one: found.channels for one, found in raws.items()})
+    _require_alike(raws, orders)
+    structures = _structure_names(raws, sources, rename, by_dataset)
+    joint = join_labels({one: LabelSet.of(found.description) for one, found in raws.items()}, structures)
+    description = _describe(raws, sources, channels, joint)
+    groups = _groups(raws, sources)
+    part = place.with_name(f".{place.name}.partial")
+    with hold_lock(part / _LOCK) as held:
+        if not held:
+            raise InputError(f"{place} is being made by {lock_holder(part / _LOCK) or 'another process'}")
+        recipe = {"dataset": description, "groups": groups, "copy": copy, "files": _stamps(raws)}
+        _begin(part, recipe)
+        _write_labels(part, raws, sources, joint, processes)
+        for one, found in raws.items():
+            for case, files in found.cases.items():
+                _give_images(part / "imagesTr", f"{sources[one]}{MARK}{case}", files, orders[one], found, copy)
+        if groups:
+            write_table(part / GROUPS, _as_table(groups))
+        write_text(part / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False))
+        if place.exists():
+            raise InputError(f"{place} is there by now; {part} holds what was made")
+        for file in (_RECIPE, _LOCK):
+            (part / file).unlink()
+        part.rename(place)
+    cases = sum(len(found.cases) for found in raws.values())
+    return Merged(place, joint.labels, description[SOURCES], place / GROUPS if groups else None, cases)
+
+
+# What is merged
+
+
+def _raw_folder() -> Path:
+    raw = os.environ.get("nnUNet_raw")  # noqa: SIM112 - nnU-Net's own spelling
+    if not raw or not Path(raw).is_dir():
+        raise InputError(f"nnUNet_raw is {raw or 'not set'}, which is no folder; export nnUNet_raw=/path/to/nnUNet_raw")
+    return Path(raw)
+
+
+def _raw_name(raw: Path, dataset: str) -> str:
+    name = dataset_name(dataset)
+    if not (raw / name).is_dir():
+        raise InputError(f"{raw / name} is no folder: a raw dataset is needed, preprocessed data are not merged")
+    return name
+
+
+def _place(raw: Path, number: int, name: str, sources: Sequence[str]) -> Path:
+    """Return where the merged dataset is to be, which nothing else is."""
+    if not 1 <= number <= 999:
+        raise InputError(f"-o {number}: nnU-Net's datasets have numbers from 1 to 999")
+    if not re.fullmatch(r"\w[\w.-]*", name) or MARK in name:
+        raise InputError(f"--name {name!r}: use letters, digits, '-', '.' and single '_', as in Bones")
+    wanted = f"Dataset{number:03d}_{name}"
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        root = os.environ.get(variable)
+        for found in sorted(Path(root).glob(f"Dataset{number:03d}_*")) if root else []:
+            what = "one of the datasets to merge" if found.name in sources else "there already"
+            raise InputError(f"-o {number}: {found} is {what}; choose another number, or move it away")
+    return raw / wanted
+
+
+def _read(folder: Path) -> RawDataset:
+    """Read a source as doctor does; nothing is merged that it finds problems with."""
+    found = RawDataset(folder)
+    told = [*check_description(found), *check_files(found)]
+    wrong = [finding for finding in told if finding.level == "problem"]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more: nnunet-plugins doctor -d {folder.name})" if wrong[1:] else ""
+        raise InputError(f"{folder.name} cannot be merged: {wrong[0].text}; {wrong[0].remedy}{more}")
+    if SOURCES in found.description:
+        own = ", ".join(row["dataset"] for row in found.description[SOURCES].values())
+        raise InputError(f"{folder.name} was merged itself; name the datasets that it was made of: {own}")
+    return found
+
+
+def _source_names(datasets: Sequence[str]) -> list[str]:
+    """Return short names of datasets, none of which has the mark between a source and its case."""
+    short = [re.sub("_+", "_", composed(name[11:])).strip("_") for name in datasets]
+    taken = [one.casefold() for one in short]
+    return [
+        f"{one}{name[7:10]}" if not one or taken.count(one.casefold()) > 1 else one
+        for one, name in zip(short, datasets, strict=True)
+    ]
+
+
+def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int]]) -> None:
+    """Check that the datasets' files can lie in one."""
+    (first, one), *others = raws.items()
+    for other, found in others:
+        endings = one.description["file_ending"], found.description["file_ending"]
+        if endings[0] != endings[1]:
+            raise InputError(f"{first} has files {endings[0]}, {other} has files {endings[1]}; convert one of them")
+        assert one.reader is not None
+        assert found.reader is not None
+        if one.reader is not found.reader:
+            raise InputError(
+                f"nnU-Net reads {first} with {one.reader.__name__}, {other} with {found.reader.__name__}; name one "
+                "of them as 'overwrite_image_reader_writer' in both dataset.json"
+            )
+    if (ending := one.description["file_ending"].lower()) in _TWO_FILES:
+        raise InputError(
+            f"files {ending} have their data in a second one; convert the datasets, for example to .nii.gz"
+        )
+    for dataset, order in orders.items():
+        if order != sorted(order) and any(len(case.images) == 1 for case in raws[dataset].cases.values()):
+            raise InputError(f"{dataset} has its channels in one file, in another order than {first}")
+
+
+def _structure_names(
+    raws: Mapping[str, RawDataset], sources: Mapping[str, str], rename: Sequence[str], by_dataset: bool
+) -> dict[str, dict[str, str]]:
+    """Return, by dataset and own name, what its labels are called in the merged dataset."""
+    own = {one: [name for name in found.description["labels"] if name not in NEITHER] for one, found in raws.items()}
+    if by_dataset:
+        if rename:
+            raise InputError("with --by-dataset all labels have names of their own: leave out --rename")
+        return {one: {name: f"{sources[one]}{MARK}{name}" for name in labels} for one, labels in own.items()}
+    names = {one: {name: name for name in labels} for one, labels in own.items()}
+    seen = set()
+    for text in rename:
+        dataset, colon, rest = text.partition(":")
+        label, equals, new = rest.rpartition("=")
+        if not (colon and equals and dataset and label and new):
+            raise InputError(f"--rename {text}: write DATASET:LABEL=NAME, as in 15:bone=humerus")
+        full = dataset_name(dataset)
+        if full not in names:
+            raise InputError(f"--rename {text}: {full} is none of the datasets to merge")
+        if label not in names[full]:
+            raise InputError(f"--rename {text}: {full} has no label {label!r}; it has {', '.join(names[full])}")
+        if new in NEITHER:
+            raise InputError(f"--rename {text}: {new!r} is no structure")
+        if (full, label) in seen:
+            raise InputError(f"--rename {text}: {label!r} of {full} has a new name already")
+        seen.add((full, label))
+        names[full][label] = new
+    return names
+
+
+def _describe(
+    raws: Mapping[str, RawDataset], sources: Mapping[str, str], channels: Sequence[str], joint: Joint
+) -> dict[str, Any]:
+    """Return the merged dataset.json."""
+    table = {}
+    for one, found in raws.items():
+        labels = found.description["labels"]
+        table[sources[one]] = {
+            "dataset": one,
+            "labels": {new: labels[own] for own, new in joint.names[one].items()},
+            "cases": list(found.cases),
+        }
+        if found.labels and found.labels.has_regions:
+            table[sources[one]]["regions_class_order"] = found.description["regions_class_order"]
+        table[sources[one]] |= {key: found.description[key] for key in _KEPT if key in found.description}
+    first = next(iter(raws.values())).description
+    description: dict[str, Any] = {
+        "channel_names": {str(number): name for number, name in enumerate(channels)},
+        "labels": joint.labels,
+        "numTraining": sum(len(found.cases) for found in raws.values()),
+        "file_ending": first["file_ending"],
+    }
+    if joint.order:
+        description["regions_class_order"] = joint.order
+    if "overwrite_image_reader_writer" in first:
+        description["overwrite_image_reader_writer"] = first["overwrite_image_reader_writer"]
+    return {**description, SOURCES: table}
+
+
+def _groups(raws: Mapping[str, RawDataset], sources: Mapping[str, str]) -> dict[str, str]:
+    """Return the groups of all cases, where a source has some: its own, and each other case for itself."""
+    groups: dict[str, str] = {}
+    there = False
+    for one, found in raws.items():
+        file = found.folder / GROUPS
+        known = groups_of(found.cases, read_groups(file)) if file.is_file() else {case: case for case in found.cases}
+        there |= file.is_file()
+        if missing := [case for case in found.cases if case not in known]:
+            raise InputError(f"{file} names no group for {missing[0]}; add a row for it")
+        groups |= {f"{sources[one]}{MARK}{case}": f"{sources[one]}{MARK}{group}" for case, group in known.items()}
+    return groups if there else {}
+
+
+def _as_table(groups: Mapping[str, str]) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"case": list(groups), "group": list(groups.values())})
+
+
+# Writing
+
+
+def _stamps(raws: Mapping[str, RawDataset]) -> list[list[Any]]:
+    """Return what tells whether the sources' files are those of an interrupted run."""
+    files = [Path(file) for found in raws.values() for case in found.cases.values() for file in case.files]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _begin(part: Path, recipe: dict[str, Any]) -> None:
+    """Make the folder to write into, or keep that of an interrupted run of the same recipe."""
+    recipe = json.loads(json.dumps(recipe))
+    file = part / _RECIPE
+    try:
+        same = read_json(file) == recipe
+    except InputError:
+        same = False
+    if not same:
+        for folder in ("imagesTr", "labelsTr"):
+            shutil.rmtree(part / folder, ignore_errors=True)
+        (part / GROUPS).unlink(missing_ok=True)
+        write_text(file, json.dumps(recipe))
+    for folder in ("imagesTr", "labelsTr"):
+        (part / folder).mkdir(parents=True, exist_ok=True)
+        for left in [*(part / folder).glob(".*"), *(part / folder).glob("*.partial.*")]:  # by a kill while writing
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _write_labels(
+    part: Path, raws: Mapping[str, RawDataset], sources: Mapping[str, str], joint: Joint, processes: int | None
+) -> None:
+    jobs = {}
+    for one, found in raws.items():
+        assert found.labels is not None
+        assert found.reader is not None
+        ending = found.description["file_ending"]
+        work = partial(relabel, reader=found.reader(), values=joint.values[one], declared=declared_labels(found.labels))
+        for case, files in found.cases.items():
+            name = f"{sources[one]}{MARK}{case}"
+            file = part / "labelsTr" / f"{name}{ending}"
+            if not file.exists():
+                jobs[name] = partial(work, Path(str(files.label)), file)
+    processes = processes or min(default_num_processes, os.cpu_count() or 1)
+    finished = tqdm(finish_jobs(jobs, processes), total=len(jobs), unit="case", disable=None)
+    wrong: list[str] = []
+    for name, result in finished:
+        wrong += [f"{name}: {result}"] if isinstance(result, FailedJobError) else result
+    if wrong:
+        more = f"\n  and {len(wrong) - _SHOWN} more" if wrong[_SHOWN:] else ""
+        told = "".join(f"\n  {line}" for line in wrong[:_SHOWN])
+        raise InputError(f"{len(wrong)} segmentations cannot be merged; nothing is lost of the others:{told}{more}")
+
+
+def _give_images(folder: Path, name: str, files: Case, order: Sequence[int], dataset: RawDataset, copy: bool) -> None:
+    ending = dataset.description["file_ending"]
+    # One file may hold all channels.
+    for channel, own in enumerate(order if len(files.images) > 1 else [0]):
+        _give(Path(files.images[own]), folder / f"{name}_{channel:04d}{ending}", copy)
+    beside = spacing_file(Path(files.images[0]), is_image=True)
+    if ending.lower().startswith(".tif") and beside.is_file():
+        _give(beside, folder / f"{name}.json", copy)
+
+
+def _give(file: Path, place: Path, copy: bool) -> None:
+    """Link to a file, relative to nnUNet_raw where it is in there, or copy it."""
+    if place.exists() or place.is_symlink():
+        return
+    target = os.path.realpath(file)
+    root = os.path.realpath(place.parent.parent.parent)
+    if os.path.commonpath([target, root]) == root:
+        target = os.path.relpath(target, os.path.realpath(place.parent))
+    if not copy:
+        try:
+            place.symlink_to(target)
+            return
+        except (OSError, NotImplementedError):  # of file systems without links, and of Windows without the right
+            pass
+    with whole_file(place) as unfinished:
+        shutil.copyfile(file, unfinished)

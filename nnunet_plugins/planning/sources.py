@@ -1,0 +1,90 @@
+"""Which dataset each case of a merged dataset comes from, and which structures that dataset annotates.
+
+`nnunet-plugins merge` writes the table into dataset.json, which nnU-Net copies to preprocessed data, into models, and
+beside predictions. A case is called SOURCE__NAME. Loads nothing heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import find_fault
+
+SOURCES = "nnunet_plugins_sources"
+"""Key of the table in dataset.json."""
+
+MARK = "__"
+"""Between a source's name and that of a case in it."""
+
+NEITHER = ("background", "ignore")
+"""Labels that are no structures."""
+
+_SHAPE = {
+    str: {"dataset": str, "labels": {str: (int, list)}, "cases": [str], "regions_class_order?": (list, type(None))}
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset that was merged with others.
+
+    Attributes:
+        dataset: its full name.
+        labels: the structures that it annotates, by their names in the merged dataset: its own value, or, of a region,
+            its own values.
+        cases: their names in it.
+        order: its `regions_class_order`, if it has regions.
+    """
+
+    dataset: str
+    labels: Mapping[str, int | list[int]]
+    cases: tuple[str, ...]
+    order: tuple[int, ...] = ()
+
+
+def read_sources(description: Mapping[str, Any], file: Path | str = "dataset.json") -> dict[str, Source]:
+    """Return the sources of a merged dataset by name.
+
+    Args:
+        description: what its dataset.json says.
+        file: where it was read, for messages.
+
+    Raises:
+        InputError: if it was not merged, or the table cannot be used.
+    """
+    if SOURCES not in description:
+        raise InputError(
+            f"{file} has no {SOURCES!r}, which tells what each case's dataset annotates; make the dataset with "
+            "nnunet-plugins merge"
+        )
+    table = description[SOURCES]
+    if fault := find_fault(table, _SHAPE, repr(SOURCES)):
+        raise InputError(f"{file}: {fault}; make the dataset anew with nnunet-plugins merge")
+    for name, row in table.items():
+        for label in row["labels"]:
+            if label not in description["labels"] or label in NEITHER:
+                raise InputError(
+                    f"{file}: {name!r} in {SOURCES!r} annotates {label!r}, which is no structure in 'labels'; write "
+                    "it in both places in one way"
+                )
+    return {
+        name: Source(row["dataset"], row["labels"], tuple(row["cases"]), tuple(row.get("regions_class_order") or ()))
+        for name, row in table.items()
+    }
+
+
+def source_of(case: str, sources: Mapping[str, Source], file: Path | str = "dataset.json") -> str:
+    """Return the name of the source that a case comes from.
+
+    Raises:
+        InputError: if its name begins with none.
+    """
+    name, mark, _ = case.partition(MARK)
+    if not mark or name not in sources:
+        raise InputError(
+            f"{case} is of no source: names of cases begin with {' or '.join(f'{one}{MARK}' for one in sources)}, as "
+            f"{SOURCES!r} in {file} says"
+        )
+    return name
