@@ -194,6 +194,16 @@ def test_a_network_that_sees_whole_images_gets_no_smaller_patch(planned, capsys)
     assert "as it is" in capsys.readouterr().out
 
 
+def test_plans_that_resample_nothing_are_covered_in_the_images_own_voxels(planned):
+    planned.plan((16, 16, 16), (1, 1, 1), resampling_fn_data="no_resampling_hack")
+    planned.fingerprint(((40, 20, 10), (0.5, 1, 2)))
+    (made,) = cover_plans("1").configurations.values()
+    assert made.largest == (10, 40, 20)
+    planned.fingerprint(((200, 200, 200), (0.5, 1, 2)))
+    with pytest.raises(PlanError, match=r"3d_fullres: .* 200x200x200 .* no other spacing"):
+        cover_plans("1", overwrite=True)
+
+
 def test_data_of_another_spacing_are_others(planned, capsys):
     """Where larger images join, the spacing gets coarser still; what lies there is no data of these plans."""
     planned.plan(plan_stages((1, 1, 1), (16, 32, 32)).patch, (1, 1, 1))

@@ -699,6 +699,17 @@ def test_images_to_predict_larger_than_the_patch_are_named(dataset, whole, capsy
     assert not size or f"case_6 ({size})" in found[0]["text"]
 
 
+def test_images_that_are_not_resampled_are_as_large_as_they_are(dataset, whole, capsys):
+    file = whole / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["resampling_fn_data"] = "no_resampling_hack"
+    file.write_text(json.dumps(plans))
+    shutil.rmtree(dataset / "labelsTs")
+    enlarge(widened, 0.8)(dataset / "imagesTs")
+    _, found = examine(capsys, *OF_WHOLE)
+    assert any("case_6 (8x20x9)" in finding["text"] for finding in found), found
+
+
 def test_a_folder_of_images_is_checked_as_test_images_are(dataset, preprocessed, tmp_path, capsys):
     """Also where the raw dataset is not: then dataset.json is that of the preprocessed one."""
     folder = (dataset / "imagesTs").rename(tmp_path / "images")
