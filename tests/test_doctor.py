@@ -614,10 +614,11 @@ def preprocess(folder: Path, case: str, shape: tuple[int, ...]) -> None:
     nnUNetDatasetBlosc2.save_case(*arrays, {}, str(folder / "data" / case), **sizes)
 
 
-def test_a_modifier_that_its_network_does_not_take_is_named(whole, capsys):
-    _, found = examine(capsys, "-tr", "nnUNetTrainerNISF_PartialLabels", "--gpu-memory", 24)
+@pytest.mark.parametrize("modifier", ["PartialLabels", "DA5"])
+def test_a_modifier_that_its_network_does_not_take_is_named(whole, capsys, modifier):
+    _, found = examine(capsys, "-tr", f"nnUNetTrainerNISF_{modifier}", "--gpu-memory", 24)
     texts = [finding["text"] for finding in found if finding["level"] == "problem"]
-    assert any("_PartialLabels does not support networks that are fitted to every image" in text for text in texts)
+    assert any(f"_{modifier} does not support networks that are fitted to every image" in text for text in texts)
 
 
 OF_WHOLE = ("-tr", "nnUNetTrainerWhole", "--gpu-memory", 24)

@@ -161,7 +161,7 @@ def test_modifiers_change_what_they_say(folder, row, modifiers):
 
 
 def test_what_moves_the_anatomy_is_refused(folder):
-    with pytest.raises(NotImplementedError, match="no augmentation that moves it; leave out _DA5"):
+    with pytest.raises(NotImplementedError, match=r"_DA5 does not support networks that are fitted .*; leave it out"):
         make(METASEG, "_DA5")
 
 

@@ -86,11 +86,6 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.num_epochs = self.epochs
-        if type(self).get_training_transforms is not nnUNetTrainerNoDA.get_training_transforms:
-            raise NotImplementedError(
-                f"{type(self).__name__}: {self.backbone.trainer} learns where the anatomy is, so there is no "
-                "augmentation that moves it; leave out _DA5"
-            )
 
     @classmethod
     def plan_stages(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:
