@@ -270,14 +270,35 @@ def test_a_fit_that_goes_astray_is_told(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_labels_are_decoded_at_any_place(name):
     network = tiny(name, chunk=100).eval()
-    fitted = network.fit(network.look_at(images(2)))
-    logits = network.decode(fitted)
-    assert_close(logits, network(images(2)))
-    finer = network.decode(fitted, [torch.linspace(-1 / 3, n - 2 / 3, 3 * n) for n in PATCH])
+    x = images(2)
+    voxels = network.look_at(x)
+    fitted = network.fit(voxels)
+    logits = network.decode(fitted, voxels)
+    assert_close(logits, network(x))
+    finer = network.decode(fitted, voxels, [torch.linspace(-1 / 3, n - 2 / 3, 3 * n) for n in PATCH])
     assert finer.shape == (2, 3, *(3 * n for n in PATCH))
     assert_close(finer[:, :, 1::3, 1::3, 1::3], logits, rtol=1e-4, atol=1e-5)
-    some = network.decode(fitted, [torch.tensor([4.0, 1.0]), torch.tensor([2.0]), torch.arange(3.0)])
+    some = network.decode(fitted, voxels, [torch.tensor([4.0, 1.0]), torch.tensor([2.0]), torch.arange(3.0)])
     assert_close(some, logits[:, :, [4, 1], 2:3, :3])
+    # Each third of a voxel of padding is padding.
+    padding = (x == 0).all(dim=1)
+    assert padding.any()
+    thirds = padding.repeat_interleave(3, 1).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    assert torch.equal((finer == -1000).all(dim=1), thirds)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_padding_is_background(name):
+    """nnU-Net's masked normalisation leaves it inside images, too, and nothing is ever learned there."""
+    network = tiny(name).eval()
+    torch.nn.init.constant_(network.decoder.seg_layers[0].bias, 50.0)
+    x = images(2)
+    x[0, :, 2:4, 3:5] = 0
+    logits, padding = network(x), (x == 0).all(dim=1)
+    assert (logits.argmax(dim=1) == 0)[padding].all(), "the first class of all that are equal"
+    assert (logits.sigmoid() < 0.5).all(dim=1)[padding].all(), "no region"
+    assert (logits.sigmoid() > 0.5).all(dim=1)[~padding].all()
+    assert torch.isfinite(10 * logits.half()).all(), "as nnU-Net sums them up"
 
 
 def test_codes_follow_the_checkpoint():

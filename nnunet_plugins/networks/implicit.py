@@ -191,9 +191,9 @@ class ImplicitNetwork(nn.Module):
             voxels = self.look_at(x.detach().clone())
             if not self.training:
                 with torch.no_grad():
-                    logits = self.decode(self.fit(voxels))
+                    logits = self.decode(self.fit(voxels), voxels)
             elif self.truth is None:
-                logits = self.decode(self.differentiable_fit(voxels))
+                logits = self.decode(self.differentiable_fit(voxels), voxels)
             else:
                 return self.training_loss(voxels, self.truth)
         if torch.is_autocast_enabled(x.device.type):
@@ -233,11 +233,15 @@ class ImplicitNetwork(nn.Module):
             )
         return fitted
 
-    def decode(self, fitted: Fitted, along: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    def decode(self, fitted: Fitted, voxels: Voxels, along: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Return logits `(B, num_classes, *size)` of images to which the network was fitted, on a grid of places.
+
+        Of padding nothing was ever learned. There all logits are the lowest, which means background to a softmax, whose
+        first class wins among equals, and to sigmoids.
 
         Args:
             fitted: what `fit` returned.
+            voxels: of these images.
             along: positions of the grid's planes along each axis, in voxels of the patch from the centre of the first
                 one; by default all voxels of the patch. Any will do, as the network knows places and no voxels.
         """
@@ -245,7 +249,8 @@ class ImplicitNetwork(nn.Module):
         parts = [self._logits_of_all(fitted, part) for part in places.split(self.chunk)]
         size = [len(axis) for axis in along] if along else self.patch_size
         logits = torch.cat(parts, dim=1).transpose(1, 2).unflatten(2, tuple(size))
-        return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        content = voxels.content_at(along) if along else voxels.content
+        return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).where(content[:, None], -LARGEST_LOGIT)
 
     def _logits_of_all(self, fitted: Fitted, places: torch.Tensor) -> torch.Tensor:
         return self.logits(fitted, places.expand(len(fitted[0]), -1, -1))

@@ -51,6 +51,7 @@ class Voxels:
 
     Attributes:
         values: intensities in [0, 1], `(B, M, channels)`; M voxels in the order of their places.
+        content: whether a voxel is no padding, `(B, *size)`; where all are, an image has nothing in it, and all count.
     """
 
     def __init__(self, images: torch.Tensor, percentiles: tuple[float, float], every: int = 1) -> None:
@@ -63,10 +64,12 @@ class Voxels:
             self.values = flat.transpose(1, 2)
             drawn = math.prod(-(-n // every) for n in images.shape[2:])
             self._places = [torch.arange(drawn, device=images.device)] * len(images)
+            self.content = torch.ones(len(images), *images.shape[2:], dtype=torch.bool, device=images.device)
             return
         content = (flat != 0).any(dim=1)
-        for image, inside in zip(flat, content, strict=True):
-            where = inside if inside.any() else torch.ones_like(inside)
+        content |= ~content.any(dim=1, keepdim=True)
+        self.content = content.unflatten(1, images.shape[2:])
+        for image, where in zip(flat, content, strict=True):
             scaled.append(_scale(image, image[:, where], percentiles))
             chosen = where & lattice.flatten()
             self._places.append((chosen if chosen.any() else where).nonzero()[:, 0])
@@ -80,8 +83,19 @@ class Voxels:
         """Return the voxels of some of the images, by number."""
         some = copy.copy(self)
         some._places = [self._places[number] for number in images]
-        some.values = self.values[list(images)]
+        some.values, some.content = self.values[list(images)], self.content[list(images)]
         return some
+
+    def content_at(self, along: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Tell of each place of a grid whether the voxel that it lies in is content, `(B, *grid)`.
+
+        Args:
+            along: positions of the grid's planes along each axis, in voxels from the centre of the first one.
+        """
+        found = self.content
+        for number, (axis, voxels) in enumerate(zip(along, found.shape[1:], strict=True), 1):
+            found = found.index_select(number, axis.round().long().clamp(0, voxels - 1).to(found.device))
+        return found
 
     def draw(self, number: int | None, generator: torch.Generator | None = None) -> Draw:
         """Draw voxels of each image, with repetition; all of them for None.
