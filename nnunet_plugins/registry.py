@@ -340,6 +340,7 @@ MODIFIERS: tuple[Modifier, ...] = (
         "augmentation",
         "nnU-Net's stronger augmentation",
         f"{_VARIANTS}.data_augmentation.nnUNetTrainerDA5.nnUNetTrainerDA5",
+        unsupported=("networks that are fitted to every image",),  # it moves what they learn the place of
     ),
     Modifier(
         "CELoss",

@@ -17,6 +17,7 @@ from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.planning import cover
 from nnunet_plugins.planning.cover import Images, cover_plans
 from nnunet_plugins.planning.dataset import PlanError
+from nnunet_plugins.planning.preprocessed import data_folder
 from nnunet_plugins.planning.setting import build_network, find_trainer, plan_setting
 from nnunet_plugins.planning.stages import plan_stages
 
@@ -81,7 +82,7 @@ def test_images_that_are_too_large_get_a_coarser_spacing_and_data_of_their_own(p
     planned.fingerprint(*images)
     assert main(["plan", "-d", "1", "--cover", "--name", "mine"]) == 0
     made = planned.read("mine")["configurations"]["3d_cover"]
-    assert made["data_identifier"] == "mine_3d_cover"
+    assert made["data_identifier"] == "_".join(["mine_3d_cover", *(f"{length:.4g}" for length in made["spacing"])])
     assert "nnUNetv2_preprocess -d 1 -plans_name mine -c 3d_cover" in capsys.readouterr().out
     assert math.prod(made["patch_size"]) <= cover.LARGEST
     ratios = [new / old for new, old in zip(made["spacing"], spacing, strict=True)]
@@ -179,6 +180,44 @@ def edit(folder: Path, **changes: object) -> None:
     plans = json.loads(file.read_text())
     plans["configurations"]["3d_fullres"].update(changes)
     file.write_text(json.dumps(plans))
+
+
+def test_a_network_that_sees_whole_images_gets_no_smaller_patch(planned, capsys):
+    """It would be refused in training, with the advice to make plans that cover."""
+    planned.plan((16, 16, 16), (1, 1, 1))
+    command = ["plan", "-d", "1", "-tr", "nnUNetTrainerMetaSegPaper", "--gpu-memory"]
+    assert main([*command, "0.01"]) == 2
+    assert "3d_fullres: a step needs " in (error := capsys.readouterr().err)
+    assert "The patch has to hold every image" in error
+    assert not list(planned.folder.glob("*GB.json"))
+    assert main([*command, "8"]) == 0
+    assert "as it is" in capsys.readouterr().out
+
+
+def test_plans_that_resample_nothing_are_covered_in_the_images_own_voxels(planned):
+    planned.plan((16, 16, 16), (1, 1, 1), resampling_fn_data="no_resampling_hack")
+    planned.fingerprint(((40, 20, 10), (0.5, 1, 2)))
+    (made,) = cover_plans("1").configurations.values()
+    assert made.largest == (10, 40, 20)
+    planned.fingerprint(((200, 200, 200), (0.5, 1, 2)))
+    with pytest.raises(PlanError, match=r"3d_fullres: .* 200x200x200 .* no other spacing"):
+        cover_plans("1", overwrite=True)
+
+
+def test_data_of_another_spacing_are_others(planned, capsys):
+    """Where larger images join, the spacing gets coarser still; what lies there is no data of these plans."""
+    planned.plan(plan_stages((1, 1, 1), (16, 32, 32)).patch, (1, 1, 1))
+    planned.fingerprint(((200, 200, 200), (1, 1, 1)))
+    (first,) = cover_plans("1").configurations.values()
+    data = data_folder(planned.folder, "nnUNetPlans_cover", "3d_cover")
+    for file in (data / "case_0.pkl", planned.folder / "gt_segmentations" / "case_0.nii.gz"):
+        file.parent.mkdir()
+        file.touch()
+    assert cover_plans("1").configurations["3d_cover"].is_preprocessed
+    planned.fingerprint(((200, 200, 200), (1, 1, 1)), ((260, 260, 260), (1, 1, 1)))
+    (made,) = cover_plans("1", overwrite=True).configurations.values()
+    assert made.spacing > first.spacing
+    assert not made.is_preprocessed
 
 
 def test_a_plan_has_exactly_one_task(capsys):

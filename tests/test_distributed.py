@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from nnunet_plugins.networks.firenet import FIRENet
+from nnunet_plugins.networks.implicit import Truth
 from nnunet_plugins.planning.splits import read_splits
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.stop_request import STOPPED
@@ -34,6 +35,7 @@ from nnunet_plugins.testing.distributed import (
 )
 from nnunet_plugins.testing.plans import build, image, networks
 from nnunet_plugins.trainers.firenet import hold_frozen_gates
+from nnunet_plugins.trainers.losses import FocalLoss
 
 PLAN = "2d isotropic"
 TRAINER = "nnUNetTrainer_3epochs_4iterations_NoMirroring"
@@ -73,6 +75,26 @@ def take_stages(row, rank: int) -> None:
     require_same_weights(network)
 
 
+def take_phases(row, rank: int) -> None:
+    """Train a network that is fitted to images with labels, MetaSeg in both phases, NISF with codes for five cases."""
+    network, x = make_for_rank(row, rank)
+    cases = [[0, 1], [3]][rank]
+    if codes := row.network.endswith("NISF"):
+        network.set_cases(5)
+    wrapped = DistributedDataParallel(network)
+    optimizer = torch.optim.Adam(wrapped.parameters(), 1e-3)
+    target = (x[:, :1] > 0).short()
+    for head_only in (False, False, not codes):
+        network.truth = Truth(target, FocalLoss(), cases, head_only)
+        optimizer.zero_grad(set_to_none=True)
+        wrapped(x).backward()
+        if codes:
+            learning = network.case_codes.grad.abs().sum(dim=1) > 0
+            assert learning.tolist() == [True, True, False, True, False]
+        optimizer.step()
+    require_same_weights(network)
+
+
 class Idle(nn.Module):
     """A network with a parameter that gets no gradient."""
 
@@ -93,6 +115,8 @@ def run_rank(rank: int, meeting: str) -> None:
             take_stages(row, rank)
         else:
             take_two_steps(row, rank)
+        if row.fitted:
+            take_phases(row, rank)
         print("trained", row.trainer, flush=True)
     wrapped = DistributedDataParallel(Idle())
     wrapped(torch.zeros(1, 2)).sum().backward()

@@ -614,10 +614,11 @@ def preprocess(folder: Path, case: str, shape: tuple[int, ...]) -> None:
     nnUNetDatasetBlosc2.save_case(*arrays, {}, str(folder / "data" / case), **sizes)
 
 
-def test_a_modifier_that_its_network_does_not_take_is_named(whole, capsys):
-    _, found = examine(capsys, "-tr", "nnUNetTrainerNISF_PartialLabels", "--gpu-memory", 24)
+@pytest.mark.parametrize("modifier", ["PartialLabels", "DA5"])
+def test_a_modifier_that_its_network_does_not_take_is_named(whole, capsys, modifier):
+    _, found = examine(capsys, "-tr", f"nnUNetTrainerNISF_{modifier}", "--gpu-memory", 24)
     texts = [finding["text"] for finding in found if finding["level"] == "problem"]
-    assert any("_PartialLabels does not support networks that are fitted to every image" in text for text in texts)
+    assert any(f"_{modifier} does not support networks that are fitted to every image" in text for text in texts)
 
 
 OF_WHOLE = ("-tr", "nnUNetTrainerWhole", "--gpu-memory", 24)
@@ -640,6 +641,12 @@ def test_training_images_larger_than_the_patch_are_named_to_networks_that_need_t
     (whole / "data" / "case_3_seg.b2nd").write_bytes(b"x")
     _, found = examine(capsys, *arguments)
     assert any("the preprocessed data of case_3" in finding["text"] for finding in found)
+
+
+def test_too_little_memory_for_whole_images_is_not_mended_by_a_smaller_patch(whole, capsys):
+    _, (found,) = examine(capsys, "-tr", "nnUNetTrainerMetaSegPaper", "--gpu-memory", "0.05")
+    assert "a training step needs about" in found["text"]
+    assert found["remedy"].startswith("The patch has to hold every image")
 
 
 def test_a_configuration_that_inherits_its_spacing_has_its_data(preprocessed, capsys):
@@ -691,6 +698,17 @@ def test_images_to_predict_larger_than_the_patch_are_named(dataset, whole, capsy
     assert told == ([(section, "problem", ["case_6"])] if size else [])
     assert not size or "than the patch 16x16x16, which the network takes for the whole anatomy" in found[0]["text"]
     assert not size or f"case_6 ({size})" in found[0]["text"]
+
+
+def test_images_that_are_not_resampled_are_as_large_as_they_are(dataset, whole, capsys):
+    file = whole / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"]["3d_fullres"]["resampling_fn_data"] = "no_resampling_hack"
+    file.write_text(json.dumps(plans))
+    shutil.rmtree(dataset / "labelsTs")
+    enlarge(widened, 0.8)(dataset / "imagesTs")
+    _, found = examine(capsys, *OF_WHOLE)
+    assert any("case_6 (8x20x9)" in finding["text"] for finding in found), found
 
 
 def test_a_folder_of_images_is_checked_as_test_images_are(dataset, preprocessed, tmp_path, capsys):

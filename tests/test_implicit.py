@@ -141,6 +141,21 @@ def test_the_steps_are_those_of_torchs_adam():
     assert_close(through, found, rtol=0, atol=1e-12)
 
 
+def test_steps_through_which_a_gradient_passes_are_the_others():
+    """Also where the slopes are small, as those of most weights are in the end: down to a millionth."""
+    slope = torch.tensor([1e-1, 1e-3, 1e-5, 2e-6], dtype=torch.float64)
+    start = [torch.zeros(4, dtype=torch.float64, requires_grad=True)]
+    for steps in (1, 2, 5):
+        plain, through = (
+            descend(lambda weights: (weights[0] * slope).sum(), start, steps, 1e-2, differentiable=differentiable)[0]
+            for differentiable in (False, True)
+        )
+        assert_close(through[0].detach(), plain[0])
+    still, _ = descend(lambda weights: (0 * weights[0]).sum(), start, 2, 1e-2, differentiable=True)
+    (gradient,) = torch.autograd.grad(still[0].sum(), start)
+    assert torch.isfinite(gradient).all(), "where there is no slope at all, a gradient passes all the same"
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_images_of_a_batch_do_not_see_each_other(name):
     network = tiny(name).eval()
@@ -255,14 +270,35 @@ def test_a_fit_that_goes_astray_is_told(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_labels_are_decoded_at_any_place(name):
     network = tiny(name, chunk=100).eval()
-    fitted = network.fit(network.look_at(images(2)))
-    logits = network.decode(fitted)
-    assert_close(logits, network(images(2)))
-    finer = network.decode(fitted, [torch.linspace(-1 / 3, n - 2 / 3, 3 * n) for n in PATCH])
+    x = images(2)
+    voxels = network.look_at(x)
+    fitted = network.fit(voxels)
+    logits = network.decode(fitted, voxels)
+    assert_close(logits, network(x))
+    finer = network.decode(fitted, voxels, [torch.linspace(-1 / 3, n - 2 / 3, 3 * n) for n in PATCH])
     assert finer.shape == (2, 3, *(3 * n for n in PATCH))
     assert_close(finer[:, :, 1::3, 1::3, 1::3], logits, rtol=1e-4, atol=1e-5)
-    some = network.decode(fitted, [torch.tensor([4.0, 1.0]), torch.tensor([2.0]), torch.arange(3.0)])
+    some = network.decode(fitted, voxels, [torch.tensor([4.0, 1.0]), torch.tensor([2.0]), torch.arange(3.0)])
     assert_close(some, logits[:, :, [4, 1], 2:3, :3])
+    # Each third of a voxel of padding is padding.
+    padding = (x == 0).all(dim=1)
+    assert padding.any()
+    thirds = padding.repeat_interleave(3, 1).repeat_interleave(3, 2).repeat_interleave(3, 3)
+    assert torch.equal((finer == -1000).all(dim=1), thirds)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_padding_is_background(name):
+    """nnU-Net's masked normalisation leaves it inside images, too, and nothing is ever learned there."""
+    network = tiny(name).eval()
+    torch.nn.init.constant_(network.decoder.seg_layers[0].bias, 50.0)
+    x = images(2)
+    x[0, :, 2:4, 3:5] = 0
+    logits, padding = network(x), (x == 0).all(dim=1)
+    assert (logits.argmax(dim=1) == 0)[padding].all(), "the first class of all that are equal"
+    assert (logits.sigmoid() < 0.5).all(dim=1)[padding].all(), "no region"
+    assert (logits.sigmoid() > 0.5).all(dim=1)[~padding].all()
+    assert torch.isfinite(10 * logits.half()).all(), "as nnU-Net sums them up"
 
 
 def test_codes_follow_the_checkpoint():
@@ -283,7 +319,7 @@ def test_codes_follow_the_checkpoint():
 
 
 def test_the_head_learns_on_fits_that_are_kept():
-    network, target, x = tiny(), labels(), images()
+    network, target, x = tiny(width=64), labels(), images()
     fits: dict = {}
     network.truth = Truth(target, label_loss(), [7, 3], True, fits)
     network(x).backward()
@@ -291,7 +327,7 @@ def test_the_head_learns_on_fits_that_are_kept():
     assert not any(p.grad.any() for p in network.fitted_parameters()), "a gradient of zero, for several GPUs"
     assert all(p.grad.any() for p in network.head_parameters())
     expected = network.fit(network.look_at(x[1:]))
-    assert_close(fits[3], [weight[0] for weight in expected])
+    assert all(map(torch.equal, fits[3], (weight[0] for weight in expected))), "a resumed run makes the same fits"
     kept = fits[3]
     network.truth = Truth(target, label_loss(), [3, 9], True, fits)
     network(x)

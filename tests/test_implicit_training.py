@@ -1,5 +1,7 @@
 """Recipes of implicit networks in nnU-Net's loop: where images lie, the phases, what is refused, the commands."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -159,7 +161,7 @@ def test_modifiers_change_what_they_say(folder, row, modifiers):
 
 
 def test_what_moves_the_anatomy_is_refused(folder):
-    with pytest.raises(NotImplementedError, match="no augmentation that moves it; leave out _DA5"):
+    with pytest.raises(NotImplementedError, match=r"_DA5 does not support networks that are fitted .*; leave it out"):
         make(METASEG, "_DA5")
 
 
@@ -169,11 +171,63 @@ def test_a_cascade_is_refused(folder):
         trainer.initialize()
 
 
-def test_the_steps_learn_alike_whatever_the_plan_says_of_batches(folder):
-    trainer = make(METASEG, batch_size=9, batch_dice=True)
+@pytest.mark.parametrize("row", [METASEG, NISF], ids=lambda row: row.trainer)
+def test_a_bad_image_to_validate_on_ends_no_training(folder, capsys, row):
+    """In training it is told and left out; nothing can be fitted to it in the validation either."""
+    trainer = make(row)
+    trainer.initialize()
+    trainer.network.eval()
+    x = image(PLAN)
+    x[1] = torch.nan
+    target = torch.ones(2, 1, *PLANS[PLAN][0])
+    with torch.no_grad():
+        output = trainer.validation_step({"data": x, "target": target, "keys": ["case_0", "case_1"]})
+    assert np.isfinite(output["loss"])
+    assert "case_1" in (said := capsys.readouterr().out)
+    assert "case_0" not in said
+
+
+def test_a_training_whose_cases_have_changed_does_not_go_on(folder):
+    """The codes of the checkpoint belong to others, and the optimizer knows nothing of them."""
+    trainer = make(NISF, "_2epochs_1iterations")
+    trainer.initialize()
+    trainer.bare_network().set_cases(training.CASES + 1)
+    checkpoint = trainer.output_folder + "/checkpoint_latest.pth"
+    Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    trainer.save_checkpoint(checkpoint)
+    resumed = make(NISF, "_2epochs_1iterations")
+    resumed.load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"codes of 3 training cases, and the fold has 2\b.* without --c"):
+        resumed.run_training()
+
+
+def test_a_step_that_no_memory_holds_is_not_mended_by_a_smaller_patch(folder, monkeypatch):
+    monkeypatch.setattr("nnunet_plugins.trainers.backbone.device_memory", lambda _: 2**10)
+    with pytest.raises(RuntimeError, match=r"needs about .* The patch has to hold every image .*`voxels`") as error:
+        make(METASEG).on_train_start()
+    assert "nnunet-plugins plan" not in str(error.value)
+
+
+@pytest.mark.parametrize("plans", ["conformance", "mine_cover"])
+def test_the_remedy_for_large_cases_is_of_the_plans_in_use(folder, plans):
+    trainer = make(METASEG, patch_size=[16, 23, 20])
+    trainer.plans_manager.plans["plans_name"] = plans
+    trainer.initialize()
+    more = "mine --overwrite" if plans == "mine_cover" else plans
+    with pytest.raises(ValueError, match=rf"nnunet-plugins plan -d 1 --cover --like {more}$"):
+        trainer.get_tr_and_val_datasets()
+
+
+@pytest.mark.parametrize(("row", "modifier"), [(METASEG, ""), (METASEG, "_DiceLoss"), (NISF, "")])
+def test_the_steps_learn_alike_whatever_the_plan_says_of_batches(folder, row, modifier):
+    """Each image has a loss of its own: that of two is the mean."""
+    trainer = make(row, f"_1epochs_1iterations{modifier}", batch_size=9, batch_dice=True)
     trainer.initialize()
     assert (trainer.batch_size, trainer.oversample_foreground_percent) == (2, 0.0)
-    assert not trainer._label_loss.dc.batch_dice
+    torch.manual_seed(0)
+    logits, target = torch.randn(2, 3, 50, 1), torch.randint(0, 3, (2, 1, 50, 1))
+    alone = [trainer._label_loss(logits[n : n + 1], target[n : n + 1]) for n in range(2)]
+    assert_close(trainer._label_loss(logits, target), torch.stack(alone).mean())
 
 
 def test_learning_rates_run_out_in_each_phase():

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins.cli import main
@@ -42,6 +45,33 @@ def test_counts_are_those_of_real_tensors(name, patch):
     # depthwise convolutions are counted as such.
     most = {"nnUNetTrainerAFN2": 3.5, "nnUNetTrainerMedNeXtS": 4}.get(name, 3.1)
     assert 2.5 < found.step_flops / found.forward_flops < most
+
+
+@pytest.mark.parametrize("name", ["MetaSeg", "MetaSegPaper", "NISF"])
+def test_a_fit_counts_with_all_its_steps(name):
+    """Six operations of each weight for a voxel in a step, two where it is decoded; what is in the image is unknown."""
+    trainer, patch = find_trainer(f"nnUNetTrainer{name}"), (16, 12, 20)
+    setting = patch_setting((16, 16, 16), batch=2, channels=2, classes=3)
+    setting = replace(
+        setting, configuration=ConfigurationManager({**setting.configuration.configuration, "patch_size": patch})
+    )
+    network = build_network(trainer, setting)
+    head = network.decoder.seg_layers[0].weight.numel() + (0 if name == "NISF" else network.head.weight.numel())
+    image = sum(p.numel() for key, p in network.named_parameters() if key.startswith("reconstruction.weight"))
+    layers = sum(p.numel() for key, p in network.layers.named_parameters() if key.endswith("weight"))
+    drawn = network.voxels or math.prod(-(-n // 2) for n in patch)
+    if name == "NISF":
+        layers -= 2 * network.width**2  # the code's, for all voxels together
+    # NISF's own weights stand still: they have no gradient.
+    step = (4 if name == "NISF" else 6) * drawn * (layers + image)
+    found = profile_network(trainer, setting)
+    expected = 2 * (network.fit_steps * step + 2 * math.prod(patch) * (layers + head))
+    assert found.forward_flops == pytest.approx(expected, rel=0.03)
+    assert found.parameters == sum(p.numel() for p in network.parameters())
+    assert 0 < found.memory.peak_bytes_inference < 2**30
+    images = trainer.images_per_step
+    inner = 6 * drawn * (layers + image)
+    assert found.step_flops > images * (inner if name == "NISF" else network.inner_steps * 2 * inner)
 
 
 def test_counts_are_those_of_the_device():

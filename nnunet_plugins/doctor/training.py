@@ -21,7 +21,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.planning.dataset import BYTE_WRITERS, DATASET, largest_label
 from nnunet_plugins.planning.forecast import GIB, Forecast, device_memory, format_bytes
-from nnunet_plugins.planning.names import fitting_commands
+from nnunet_plugins.planning.names import WHOLE_REMEDY, fitting_commands
 from nnunet_plugins.planning.preprocessed import PLANS, data_folder, existing_cases, missing_cases
 from nnunet_plugins.planning.setting import (
     Setting,
@@ -186,6 +186,8 @@ def _check_network(training: Training, trainer: type[nnUNetTrainer], setting: Se
         training.dataset, training.configuration, training.trainer, training.plans, available / GIB
     )
     remedy = "make plans that fit, and train with them: " + "; ".join(commands)
+    if needs_whole_images(trainer):
+        remedy = WHOLE_REMEDY
     if needed > _TOO_MUCH * available:
         yield problem(text, remedy)
     elif needed > _TIGHT * available:

@@ -12,6 +12,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.cover import Images
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.names import covering_command
+from nnunet_plugins.planning.native import keeps_voxels
 from nnunet_plugins.planning.preprocessed import (
     data_folder,
     existing_cases,
@@ -74,7 +75,8 @@ def check_images(training: "Training", facts: Mapping[str, CaseFacts]) -> Iterat
                 [sizes[axis] for axis in order] for sizes in (case.cropped, case.channels[0].grid.spacing)
             )
             image = Images(np.array([shape]), np.array([spacing]))
-            shapes[name] = image.resampled([*spacing[: 3 - len(target)], *target])[0].tolist()
+            after = spacing if keeps_voxels(setting.configuration.configuration) else target
+            shapes[name] = image.resampled([*spacing[: 3 - len(after)], *after])[0].tolist()
     found = larger_cases(shapes, patch)
     yield from of_cases(
         "problem",

@@ -19,7 +19,9 @@ from typing import ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
+from torch.nn import functional
 
 from nnunet_plugins.networks.layers.descent import Weights, descend
 from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid
@@ -189,9 +191,9 @@ class ImplicitNetwork(nn.Module):
             voxels = self.look_at(x.detach().clone())
             if not self.training:
                 with torch.no_grad():
-                    logits = self.decode(self.fit(voxels))
+                    logits = self.decode(self.fit(voxels), voxels)
             elif self.truth is None:
-                logits = self.decode(self.differentiable_fit(voxels))
+                logits = self.decode(self.differentiable_fit(voxels), voxels)
             else:
                 return self.training_loss(voxels, self.truth)
         if torch.is_autocast_enabled(x.device.type):
@@ -220,6 +222,8 @@ class ImplicitNetwork(nn.Module):
             return self.reconstruction_loss(fitted, voxels.draw(self.voxels, generator))
 
         fitted, losses = descend(loss, start, self.fit_steps, self.fit_learning_rate)
+        if isinstance(losses, FakeTensor):
+            return fitted  # without numbers
         finite = losses.isfinite()
         if not (finite.all() and all(weight.isfinite().all() for weight in fitted)):
             step = int(finite.long().argmin()) + 1 if not finite.all() else self.fit_steps
@@ -229,11 +233,15 @@ class ImplicitNetwork(nn.Module):
             )
         return fitted
 
-    def decode(self, fitted: Fitted, along: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    def decode(self, fitted: Fitted, voxels: Voxels, along: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Return logits `(B, num_classes, *size)` of images to which the network was fitted, on a grid of places.
+
+        Of padding nothing was ever learned. There all logits are the lowest, which means background to a softmax, whose
+        first class wins among equals, and to sigmoids.
 
         Args:
             fitted: what `fit` returned.
+            voxels: of these images.
             along: positions of the grid's planes along each axis, in voxels of the patch from the centre of the first
                 one; by default all voxels of the patch. Any will do, as the network knows places and no voxels.
         """
@@ -241,10 +249,25 @@ class ImplicitNetwork(nn.Module):
         parts = [self._logits_of_all(fitted, part) for part in places.split(self.chunk)]
         size = [len(axis) for axis in along] if along else self.patch_size
         logits = torch.cat(parts, dim=1).transpose(1, 2).unflatten(2, tuple(size))
-        return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        content = voxels.content_at(along) if along else voxels.content
+        return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).where(content[:, None], -LARGEST_LOGIT)
 
     def _logits_of_all(self, fitted: Fitted, places: torch.Tensor) -> torch.Tensor:
         return self.logits(fitted, places.expand(len(fitted[0]), -1, -1))
+
+    def rehearse(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a training step on images without labels, for those who count what it takes.
+
+        Args:
+            images: `(B, channels, *patch_size)`; they may be fake tensors, which have no memory.
+        """
+        target = torch.zeros(len(images), 1, *self.patch_size, dtype=torch.int16, device=images.device)
+        self.truth = Truth(target, _cross_entropy, range(len(images)))
+        try:
+            loss: torch.Tensor = self(images)
+        finally:
+            self.truth = None
+        return loss
 
     def training_bytes(self, shape: Sequence[int]) -> tuple[int, int]:
         """Return the bytes that a training step keeps for the backward pass, and the most that live at one time.
@@ -273,6 +296,10 @@ class ImplicitNetwork(nn.Module):
             axes.append(self.coordinate((rest % voxels).to(draw.values.dtype), voxels))
             rest = rest // voxels
         return torch.stack(axes[::-1], dim=-1)
+
+
+def _cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits, target[:, 0].long())
 
 
 def mean_of(errors: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

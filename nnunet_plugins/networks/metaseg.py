@@ -198,9 +198,9 @@ class MetaSeg(ImplicitNetwork):
     def _loss_of_head(self, voxels: Voxels, truth: Truth) -> torch.Tensor:
         """Return the head's loss on the features of images to which the network was fitted as at inference."""
         new = {case: number for number, case in enumerate(truth.cases) if case not in truth.fits}
-        if new:
-            for case, *weights in zip(new, *self.fit(voxels.only(list(new.values()))), strict=True):
-                truth.fits[case] = [weight.clone().cpu() for weight in weights]
+        for case, number in new.items():
+            # Alone, or the last bits depend on which case comes along: a resumed training fits them in other batches.
+            truth.fits[case] = [weight[0].clone().cpu() for weight in self.fit(voxels.only([number]))]
         parts = zip(*(truth.fits[case] for case in truth.cases), strict=True)
         fitted = [torch.stack(weights).to(voxels.values.device) for weights in parts]
         draw = voxels.draw(self.voxels)

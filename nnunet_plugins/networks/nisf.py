@@ -112,7 +112,7 @@ class NISF(ImplicitNetwork):
 
     def start(self, images: int, generator: torch.Generator | None = None) -> Fitted:
         """Return a code that is drawn as those of the training cases were, the same for each of some images."""
-        code = SPREAD * torch.randn(1, self.width, generator=generator)
+        code = SPREAD * torch.randn(1, self.width, generator=generator, device="cpu")
         return [code.to(self.reconstruction.weight).expand(images, -1)]
 
     def coordinate(self, position: torch.Tensor, voxels: int) -> torch.Tensor:
@@ -122,7 +122,8 @@ class NISF(ImplicitNetwork):
     def features(self, codes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Map places `(B, n, dimensions)` of images with codes `(B, width)` to features `(B, n, width)`."""
         first, *others = self.layers
-        x = first(places, codes) + codes[:, None]
+        shared = codes[:, None]
+        x = first(places, shared) + shared
         for layer in others:
             x = x + layer(x)
         return x
@@ -157,6 +158,12 @@ class NISF(ImplicitNetwork):
         weights = [p for name, p in self.layers.named_parameters() if name.endswith("weight")]
         penalty = PENALTY * torch.stack([(weight**2).sum() for weight in weights]).sum()
         return image + penalty + truth.loss(logits, draw.of(truth.target))
+
+    def rehearse(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a training step, with codes that are made for it where there are none."""
+        if self.case_codes is None:
+            self.set_cases(len(images))
+        return super().rehearse(images)
 
     def bytes_kept(self, images: int, voxels: int) -> int:
         """Return what a training step keeps for the backward pass, for some images and voxels drawn of each."""

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from nnunet_plugins.files import read_json
 from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, save_plans
+from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.names import COVERING, covering_configuration
+from nnunet_plugins.planning.native import keeps_voxels
 from nnunet_plugins.planning.preprocessed import data_folder, existing_cases, missing_cases, preprocessed_shapes
 from nnunet_plugins.planning.setting import plan_setting
 from nnunet_plugins.planning.stages import plan_stages, replan, stages_of
@@ -167,6 +169,8 @@ def _image_sizes(folder: Path, plans: str, base: str, order: Sequence[int], conf
         raise PlanError(
             f"{file} is missing, which tells the sizes of the images: nnUNetv2_extract_fingerprint -d {number}"
         )
+    if keeps_voxels(configuration):
+        spacings = [own] * len(shapes)
     images = Images(np.array(shapes), np.array(spacings, dtype=float))
     if len(configuration["patch_size"]) == 3:
         return images
@@ -188,10 +192,12 @@ def _cover(configuration: dict[str, Any], images: Images, identifier: str) -> di
     Args:
         configuration: that one, complete.
         images: to hold.
-        identifier: of the preprocessed data, where they are others.
+        identifier: of the preprocessed data, where they are others; their spacing is added, which may change with the
+            images.
 
     Raises:
-        PlanError: if the U-Net's stages for another patch are not known, or it is the second stage of a cascade.
+        PlanError: if the U-Net's stages for another patch are not known, it is the second stage of a cascade, or the
+            images are too large and are not resampled.
     """
     if configuration.get("previous_stage"):
         raise PlanError("the second stage of a cascade is trained on segmentations of the first; cover that one")
@@ -202,6 +208,11 @@ def _cover(configuration: dict[str, Any], images: Images, identifier: str) -> di
         stages = plan_stages(spacing, least)
         if math.prod(stages.patch) <= LARGEST:
             break
+        if keeps_voxels(configuration):
+            raise PlanError(
+                f"the largest images have {format_size(_largest(images, spacing))} voxels, too many for a patch, and "
+                "these plans resample nothing, so that no other spacing helps; cover plans that do"
+            )
         spacing = _coarser(spacing)
     batch = configuration["batch_size"]
     fitting = batch * math.prod(before) // math.prod(stages.patch)  # as many voxels as before in a step
@@ -212,7 +223,7 @@ def _cover(configuration: dict[str, Any], images: Images, identifier: str) -> di
     if spacing != list(configuration["spacing"]):
         median = np.median(images.resampled(spacing), axis=0)
         changes |= {
-            "data_identifier": identifier,
+            "data_identifier": "_".join([identifier, *(f"{length:.4g}" for length in spacing)]),
             "spacing": spacing,
             "median_image_size_in_voxels": [round(n) for n in median.tolist()],
         }

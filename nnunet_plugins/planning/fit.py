@@ -19,8 +19,14 @@ from nnunet_plugins.planning.forecast import (
     format_bytes,
     format_size,
 )
-from nnunet_plugins.planning.names import fitted_plans_name
-from nnunet_plugins.planning.setting import Setting, find_trainer, forecast_setting, plan_setting
+from nnunet_plugins.planning.names import WHOLE_REMEDY, fitted_plans_name
+from nnunet_plugins.planning.setting import (
+    Setting,
+    find_trainer,
+    forecast_setting,
+    needs_whole_images,
+    plan_setting,
+)
 from nnunet_plugins.planning.stages import FEWEST_STAGES, Stages, plan_stages, replan, shorten, stages_of
 
 SMALLEST_BATCH = 2  # as in nnU-Net's own planner
@@ -138,7 +144,8 @@ def fit_configuration(
 ) -> tuple[Size, Size]:
     """Return patch and batch size of a plan's configuration, and those that fit the budget (bytes).
 
-    The batch gets smaller first, down to 2, and only then the patch; with that, the batch is as large as fits.
+    The batch gets smaller first, down to 2, and only then the patch, unless the network has to see whole images; with
+    that, the batch is as large as fits.
 
     Raises:
         PlanError: if nothing fits, or the network cannot take the plan at all.
@@ -156,6 +163,9 @@ def fit_configuration(
         before = Size(patch, batch, needed(patch, batch))
         batch = largest_batch(partial(needed, patch), batch, budget)
         if needed(patch, batch) > budget:
+            if needs_whole_images(trainer):
+                step = f"a step needs {format_bytes(needed(patch, batch))}, where {format_bytes(budget)} may be used"
+                raise PlanError(f"{step}. {WHOLE_REMEDY}")
             median = configuration.get("median_image_size_in_voxels")
             if find_fault(median, [(int, float)]) or len(median) != len(patch) or min(median) <= 0:
                 median = patch

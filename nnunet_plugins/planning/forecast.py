@@ -168,6 +168,14 @@ def loss_as_in_training(outputs: torch.Tensor | Sequence[torch.Tensor]) -> torch
     return torch.stack([_dice_and_cross_entropy(*pair) for pair in zip(maps, targets, strict=True)]).sum()
 
 
+def loss_of_step(network: Any, image: torch.Tensor) -> torch.Tensor:
+    """Return the loss that a network's training step follows, or one that costs as much."""
+    if rehearse := getattr(network, "rehearse", None):  # of networks that are fitted to every image
+        loss: torch.Tensor = rehearse(image)
+        return loss
+    return loss_as_in_training(network(image))
+
+
 def measure_training(
     network: nn.Module, shape: Sequence[int], *, autocast: bool, device: str | None = None, optimizer_copies: int = 2
 ) -> Forecast:
@@ -194,7 +202,7 @@ def measure_training(
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
             _AsOnCUDA() if autocast else contextlib.nullcontext(),
         ):
-            loss = loss_as_in_training(network(image))
+            loss = loss_of_step(network, image)
         saved_bytes = saved.take()
         loss.backward()
     optimizer_bytes = optimizer_copies * sum(p.nbytes for p in parameters)

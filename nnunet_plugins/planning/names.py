@@ -54,6 +54,13 @@ COVERING = "cover"
 """What the names of covering plans and configurations end with."""
 
 
+WHOLE_REMEDY = (
+    "The patch has to hold every image and cannot be smaller; let a step draw fewer voxels, for MetaSeg and NISF by "
+    "the option `voxels` of a variant of the trainer, or take a smaller network"
+)
+"""What to do where a step of a network that takes a patch for the whole needs more memory than there is."""
+
+
 def covering_configuration(base: str) -> str:
     """Return the name of a configuration whose patch holds every image: 3d_cover, for 3d_fullres."""
     return f"{base.removesuffix('_fullres')}_{COVERING}"

@@ -4,9 +4,10 @@ Source: FIRENet (Liu et al. 2020, arXiv:2006.15578), whose multi-dataset experim
 has a function that returns an image as it is; it takes the place of the three that resample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -14,6 +15,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, save_plans
 
 _SUFFIX = "native"
+
+
+def keeps_voxels(configuration: Mapping[str, Any]) -> bool:
+    """Tell whether a configuration leaves every image in its own voxels, whatever spacing it names."""
+    return configuration.get("resampling_fn_data") == no_resampling_hack.__name__
 
 
 @dataclass(frozen=True)

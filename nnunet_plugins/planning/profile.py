@@ -6,17 +6,19 @@ That needs no GPU. Where there is one, some training steps are also taken and me
 import contextlib
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.dataset import PlanError
-from nnunet_plugins.planning.forecast import fake_tensors, forecast_inference, loss_as_in_training, measure_training
-from nnunet_plugins.planning.setting import Setting, build_network, build_optimizer, forecast_setting
+from nnunet_plugins.planning.forecast import fake_tensors, forecast_inference, loss_of_step, measure_training
+from nnunet_plugins.planning.setting import Setting, build_network, build_optimizer, forecast_setting, shape_of_step
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Profile:
     Attributes:
         device: "cuda" or "cpu": some layers compute in another way on each.
         parameters: number of trainable parameters.
-        forward_flops: floating-point operations of one forward pass of the batch, as at inference; a multiplication and
-            an addition are two. Convolutions and matrix products are counted, the rest is not.
+        forward_flops: floating-point operations of one forward pass of the batch, as at inference, with all steps of a
+            fit where a network has one; a multiplication and an addition are two. Convolutions and matrix products
+            are counted, the rest is not.
         step_flops: those of a training step, forward and backward, deep supervision included.
         memory: in float32.
         autocast: in mixed precision, which nnU-Net has on CUDA alone.
@@ -93,17 +96,18 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: s
         PlanError: if it cannot be built for the setting, or cannot run on fake tensors.
     """
     precisions = (False, True) if device == "cuda" else (False,)
+    # Its steps need a backward pass, which fake tensors have on the CPU alone; they are the same on a GPU.
+    is_fitted = getattr(getattr(trainer, "backbone", None), "fitted", False)
     try:
-        with fake_tensors(), torch.device(device):
-            network = build_network(trainer, setting, deep_supervision=False).eval()
-            with torch.no_grad(), FlopCounterMode(display=False) as forward:
-                network(torch.zeros(setting.shape))
+        with fake_tensors(), torch.device("cpu" if is_fitted else device):
+            network: Any = build_network(trainer, setting, deep_supervision=False).eval()
+            forward_flops = _count_fit(network, setting.shape) if is_fitted else _count_forward(network, setting.shape)
             one = (1, *setting.shape[1:])
             inference = [forecast_inference(network, one, autocast=autocast) for autocast in precisions]
         training = [forecast_setting(trainer, setting, autocast=autocast, device=device) for autocast in precisions]
         with fake_tensors(), _step_counter() as step:
             network = build_network(trainer, setting).train()
-            measure_training(network, setting.shape, autocast=False, device=device)
+            measure_training(network, shape_of_step(trainer, setting), autocast=False, device=device)
     except InputError:
         raise
     except Exception as error:  # whatever a foreign network does on fake tensors
@@ -120,12 +124,26 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: s
     return Profile(
         device,
         training[0].parameters,
-        forward.get_total_flops(),
+        forward_flops,
         step.get_total_flops(),
         memory[0],
         memory[1] if len(memory) > 1 else None,
         measured,
     )
+
+
+def _count_forward(network: nn.Module, shape: Sequence[int]) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(*shape))
+    return int(counter.get_total_flops())
+
+
+def _count_fit(network: Any, shape: Sequence[int]) -> int:
+    """Count the operations of a fit and of decoding; all steps cost the same, and one at the most is left to take."""
+    steps, network.fit_steps = network.fit_steps, 0
+    decoding = _count_forward(network, shape)
+    network.fit_steps = min(steps, 1)
+    return decoding + steps * (_count_forward(network, shape) - decoding)
 
 
 def _step_counter() -> FlopCounterMode:
@@ -173,7 +191,7 @@ def measure_on_gpu(
     optimizer = build_optimizer(trainer, network)
     scaler = torch.amp.GradScaler("cuda")
     run = torch.compile(network) if compiled else network
-    image = torch.randn(setting.shape, device=device)
+    image = torch.randn(shape_of_step(trainer, setting), device=device)
     torch.cuda.reset_peak_memory_stats()
     seconds = []
     for _ in range(steps + 3):
@@ -181,7 +199,7 @@ def measure_on_gpu(
         begun = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda"):
-            loss = loss_as_in_training(run(image))
+            loss = loss_of_step(run, image)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(parameters, 12)

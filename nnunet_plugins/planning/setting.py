@@ -218,6 +218,11 @@ def copies_kept(trainer: type[nnUNetTrainer]) -> int:
         return 2
 
 
+def shape_of_step(trainer: type[nnUNetTrainer], setting: Setting) -> tuple[int, ...]:
+    """Return `(batch, channels, *patch)` of a training step: some of ours have a batch size of their own."""
+    return getattr(trainer, "images_per_step", setting.shape[0]), *setting.shape[1:]
+
+
 def forecast_setting(
     trainer: type[nnUNetTrainer], setting: Setting, *, autocast: bool, device: str | None = None
 ) -> Forecast:
@@ -236,7 +241,7 @@ def forecast_setting(
     try:
         return forecast_training(
             partial(build_network, trainer, setting),
-            (getattr(trainer, "images_per_step", setting.shape[0]), *setting.shape[1:]),  # ours may have a batch size
+            shape_of_step(trainer, setting),
             autocast=autocast,
             device=device,
             optimizer_copies=copies_kept(trainer),

@@ -157,13 +157,15 @@ class Model:
         image = image.to(self.device)
         # A network that knows places in a slice has no axis across slices.
         axes = len(image.shape[2:])
-        fits = [network.fit(network.look_at(image)) for network in self._networks]
+        voxels = [network.look_at(image) for network in self._networks]
+        fits = [network.fit(seen) for network, seen in zip(self._networks, voxels, strict=True)]
         for block in blocks(found.shape, AT_A_TIME):
             along = [
                 torch.from_numpy(axis[part]).to(self.device, torch.float32)
                 for axis, part in zip(positions[-axes:], block[-axes:], strict=True)
             ]
-            logits = [network.decode(fit, along)[0] for network, fit in zip(self._networks, fits, strict=True)]
+            folds = zip(self._networks, fits, voxels, strict=True)
+            logits = [network.decode(fit, seen, along)[0] for network, fit, seen in folds]
             mean = torch.stack(logits).mean(dim=0).cpu().numpy()
             found[block] = self._predictor.label_manager.convert_logits_to_segmentation(mean)
 

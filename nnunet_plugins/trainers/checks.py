@@ -68,6 +68,6 @@ def require_backbone(trainer: type[nnUNetTrainer]) -> None:
     for modifier in unable:
         if modifier.piece and issubclass(trainer, locate(modifier.piece)):
             raise NotImplementedError(
-                f"{trainer.__name__}: _{modifier.name} does not support {what}, such as {row.trainer}'s, which have a "
-                "loss of their own; use another backbone"
+                f"{trainer.__name__}: _{modifier.name} does not support {what}, such as {row.trainer}'s; leave it out, "
+                "or use another backbone"
             )

@@ -15,8 +15,10 @@ from torch import distributed, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from nnunet_plugins.networks.implicit import Fitted, Truth
+from nnunet_plugins.planning.names import WHOLE_REMEDY, covering_command
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.centred import Centred, require_whole_cases
+from nnunet_plugins.trainers.finite import are_finite
 
 
 class GroupsLR(LRScheduler):
@@ -84,11 +86,6 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.num_epochs = self.epochs
-        if type(self).get_training_transforms is not nnUNetTrainerNoDA.get_training_transforms:
-            raise NotImplementedError(
-                f"{type(self).__name__}: {self.backbone.trainer} learns where the anatomy is, so there is no "
-                "augmentation that moves it; leave out _DA5"
-            )
 
     @classmethod
     def plan_stages(cls, configuration_manager: ConfigurationManager) -> dict[str, Any]:
@@ -120,10 +117,13 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
         patch_size = self.configuration_manager.patch_size
         training, validation = super().get_tr_and_val_datasets()
         dataset = convert_dataset_name_to_id(self.plans_manager.dataset_name)
-        command = f"nnunet-plugins plan -d {dataset} --cover"
+        command = covering_command(str(dataset), self.plans_manager.plans_name)
         require_whole_cases((training, validation), patch_size, type(self).__name__, command)
         self._numbers = {case: number for number, case in enumerate(sorted(training.identifiers))}
         return Centred(training, patch_size), Centred(validation, patch_size)
+
+    def _memory_remedy(self, available: int) -> str:
+        return f"{WHOLE_REMEDY}."
 
     # Steps
 
@@ -138,10 +138,12 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
             1, round(self.validation_share * self.num_val_iterations_per_epoch)
         )
         self._label_loss = self.loss
-        if hasattr(self._label_loss, "dc"):
-            # The sum of the images' losses is followed, each on its own.
-            self._label_loss.dc.batch_dice = self._label_loss.dc.ddp = False
         self.loss = LossOrLogits(self._label_loss)
+        parts: list[Any] = list(self.loss.modules())
+        for part in parts:
+            if hasattr(part, "batch_dice"):
+                # The sum of the images' losses is followed, each on its own.
+                part.batch_dice = part.ddp = False
         self._fits: MutableMapping[int, Fitted] = {}
 
     def train_step(self, batch: dict) -> dict:
@@ -159,6 +161,16 @@ class ImplicitTrainer(nnUNetTrainerNoDA, BackboneTrainer):
     def trains_head_only(self) -> bool:
         """Whether the current epoch trains the head alone."""
         return False
+
+    def validation_step(self, batch: dict) -> dict:
+        """Take nnU-Net's step; nothing can be fitted to an image with bad numbers, which counts as an empty one."""
+        bad = [number for number, image in enumerate(batch["data"]) if not are_finite(image)]
+        if bad:
+            cases = ", ".join(batch["keys"][number] for number in bad)
+            self.print_to_log_file(f"WARNING: images to validate on hold values that are not finite (cases: {cases})")
+            batch = {**batch, "data": batch["data"].clone()}
+            batch["data"][bad] = 0
+        return super().validation_step(batch)
 
     def on_validation_epoch_start(self) -> None:
         """Start the validation of an epoch, with fewer steps for each fit."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from nnunet_plugins.trainers.centred import Centred
 from nnunet_plugins.trainers.implicit import GroupsLR, ImplicitTrainer
 from nnunet_plugins.trainers.losses import BinaryDiceLoss
 
@@ -29,6 +30,22 @@ class NISFTrainer(ImplicitTrainer):
             training, _ = self.do_split()
             network.set_cases(len(training))
         return super()._do_i_compile()
+
+    def get_tr_and_val_datasets(self) -> tuple[Centred, Centred]:
+        """Return the cases as for every implicit network.
+
+        Raises:
+            ValueError: likewise, or if a checkpoint has brought the codes of other cases.
+        """
+        training, validation = super().get_tr_and_val_datasets()
+        network: Any = self.bare_network()
+        if (codes := len(network.case_codes)) != len(self._numbers):
+            # They are none that the optimizer knows, and it is not known whose each of them is.
+            raise ValueError(
+                f"{type(self).__name__}: the checkpoint has the codes of {codes} training cases, and the fold has "
+                f"{len(self._numbers)} now. Bring back the cases that it was begun with, or train anew, without --c"
+            )
+        return training, validation
 
     def _build_loss(self) -> nn.Module:
         labels = self.label_manager

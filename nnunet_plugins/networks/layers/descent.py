@@ -11,8 +11,8 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 SMALLEST = 1e-12
-"""Least second moment where a gradient passes through the step: the root has an infinite slope at 0, and 0 * inf is
-nan."""
+"""Least second moment, corrected for its start at 0, where a gradient passes through the step: the root has an infinite
+slope at 0, and 0 * inf is nan."""
 
 Weights = list[torch.Tensor]
 
@@ -53,6 +53,7 @@ def descend(
             first = [torch.lerp(m, g, 1 - beta1) for m, g in zip(first, gradients, strict=True)]
             second = [(beta2 * v).addcmul(g, g, value=1 - beta2) for v, g in zip(second, gradients, strict=True)]
             size, correction = learning_rate / (1 - beta1**step), (1 - beta2**step) ** 0.5
-            roots = [(v.clamp(min=SMALLEST) if differentiable else v).sqrt() / correction + EPSILON for v in second]
+            least = SMALLEST * correction**2
+            roots = [(v.clamp(min=least) if differentiable else v).sqrt() / correction + EPSILON for v in second]
             now = [w - size * m / root for w, m, root in zip(now, first, roots, strict=True)]
     return now, torch.stack(losses) if losses else torch.zeros(0)

@@ -26,7 +26,7 @@ class GaborLayer(nn.Module):
         self.frequency, self.scale = frequency, scale
 
     def forward(self, x: torch.Tensor, shared: torch.Tensor | None = None) -> torch.Tensor:
-        """Map points `(B, n, in)`, or `(B, n, in - k)` with k features that all of an image share, `(B, k)`."""
+        """Map points `(B, n, in)`, or `(B, n, in - k)` with k that all points of an image share, `(B, 1, k)`."""
         wave, window = (_linear(layer, x, shared) for layer in (self.wave, self.window))
         return torch.cos(self.frequency * wave) * torch.exp(-((self.scale * window) ** 2))
 
@@ -37,4 +37,4 @@ def _linear(layer: nn.Linear, x: torch.Tensor, shared: torch.Tensor | None) -> t
     # What is the same for all points is multiplied once.
     own = x.shape[-1]
     rest = functional.linear(shared, layer.weight[:, own:], layer.bias)
-    return functional.linear(x, layer.weight[:, :own]) + rest[:, None]
+    return functional.linear(x, layer.weight[:, :own]) + rest

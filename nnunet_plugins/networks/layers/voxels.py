@@ -4,10 +4,12 @@ A voxel in which every channel is exactly 0 is padding: nnU-Net pads z-scores wi
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 SMALLEST_SPAN = 1e-6
 """Least difference of the intensities that become 0 and 1; a constant image gives 0."""
@@ -49,16 +51,25 @@ class Voxels:
 
     Attributes:
         values: intensities in [0, 1], `(B, M, channels)`; M voxels in the order of their places.
+        content: whether a voxel is no padding, `(B, *size)`; where all are, an image has nothing in it, and all count.
     """
 
     def __init__(self, images: torch.Tensor, percentiles: tuple[float, float], every: int = 1) -> None:
         flat = images.flatten(2)
-        content = (flat != 0).any(dim=1)
         lattice = torch.zeros(images.shape[2:], dtype=torch.bool, device=images.device)
         lattice[(slice(None, None, every),) * lattice.dim()] = True
         scaled, self._places = [], []
-        for image, inside in zip(flat, content, strict=True):
-            where = inside if inside.any() else torch.ones_like(inside)
+        if isinstance(images, FakeTensor):
+            # Nobody knows what is in it; for those who count, all of it is content.
+            self.values = flat.transpose(1, 2)
+            drawn = math.prod(-(-n // every) for n in images.shape[2:])
+            self._places = [torch.arange(drawn, device=images.device)] * len(images)
+            self.content = torch.ones(len(images), *images.shape[2:], dtype=torch.bool, device=images.device)
+            return
+        content = (flat != 0).any(dim=1)
+        content |= ~content.any(dim=1, keepdim=True)
+        self.content = content.unflatten(1, images.shape[2:])
+        for image, where in zip(flat, content, strict=True):
             scaled.append(_scale(image, image[:, where], percentiles))
             chosen = where & lattice.flatten()
             self._places.append((chosen if chosen.any() else where).nonzero()[:, 0])
@@ -72,8 +83,19 @@ class Voxels:
         """Return the voxels of some of the images, by number."""
         some = copy.copy(self)
         some._places = [self._places[number] for number in images]
-        some.values = self.values[list(images)]
+        some.values, some.content = self.values[list(images)], self.content[list(images)]
         return some
+
+    def content_at(self, along: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Tell of each place of a grid whether the voxel that it lies in is content, `(B, *grid)`.
+
+        Args:
+            along: positions of the grid's planes along each axis, in voxels from the centre of the first one.
+        """
+        found = self.content
+        for number, (axis, voxels) in enumerate(zip(along, found.shape[1:], strict=True), 1):
+            found = found.index_select(number, axis.round().long().clamp(0, voxels - 1).to(found.device))
+        return found
 
     def draw(self, number: int | None, generator: torch.Generator | None = None) -> Draw:
         """Draw voxels of each image, with repetition; all of them for None.
@@ -90,7 +112,7 @@ class Voxels:
         else:
             rows = 1 if generator else len(self)
             # In double precision, as a float has fewer steps than a large image has voxels.
-            parts = torch.rand(rows, number, generator=generator, dtype=torch.float64).to(device)
+            parts = torch.rand(rows, number, generator=generator, dtype=torch.float64, device="cpu").to(device)
             parts = parts.expand(len(self), number)
             index = torch.stack([p[(u * len(p)).long()] for p, u in zip(self._places, parts, strict=True)])
             counts = torch.ones(index.shape, device=device)
