@@ -40,6 +40,9 @@ from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
 from nnunet_plugins.submission.sources import Source
 
+_OF_THE_NETWORK = ("patch_size", "architecture")
+"""Parts of a plan that make another network; resampling, say, may be another one than in the training."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -78,7 +81,7 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
     """
     if request.whole_volume:
         require_any_size(source.choice.trainer)
-    checkpoints = [source.weights(fold) for fold in source.folds]
+    checkpoints = [source.weights(fold, _OF_THE_NETWORK) for fold in source.folds]
     options = {
         "tile_step_size": request.step,
         "use_mirroring": request.mirroring,

@@ -95,8 +95,12 @@ class Source:
         names = self.dataset_json.get("channel_names") or self.dataset_json.get("modality") or {}
         return tuple(names[key] for key in sorted(names, key=int))
 
-    def weights(self, fold: str) -> dict[str, Any]:
+    def weights(self, fold: str, compared: Sequence[str] | None = None) -> dict[str, Any]:
         """Return a fold's checkpoint without what only training needs.
+
+        Args:
+            fold: number, or "all".
+            compared: parts of the configuration that have to be those of the training; all of them by default.
 
         Raises:
             SubmissionError: if it is of another trainer or other plans, or its weights do not fit the network.
@@ -110,7 +114,10 @@ class Source:
         if arguments["configuration"] != self.choice.configuration:
             raise SubmissionError(f"{path} is of {arguments['configuration']}, not of {self.choice.configuration}")
         trained = read_configuration(arguments["plans"], self.choice.configuration, path)
-        if found := _difference(_as_json(trained.configuration), _as_json(self.configuration.configuration)):
+        ours, theirs = (_as_json(part.configuration) for part in (trained, self.configuration))
+        if compared is not None:
+            ours, theirs = ({key: part.get(key) for key in compared} for part in (ours, theirs))
+        if found := _difference(ours, theirs):
             raise SubmissionError(
                 f"{path} was trained with other plans than {self.folder / 'plans.json'}: {found}. Take folds that "
                 "were trained with the same plans"

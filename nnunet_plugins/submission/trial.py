@@ -197,7 +197,9 @@ class Trial:
         """Predict with our own command, where nnU-Net has none: in a folder of results that are the submission's."""
         results, dataset = self.scratch / "results", self.manifest["dataset"]
         (results / dataset).mkdir(parents=True, exist_ok=True)
-        (results / dataset / member.folder).symlink_to((self.folder / "model" / member.folder).resolve())
+        link = results / dataset / member.folder
+        if not link.exists():  # a network may be a member, and the first stage of another one
+            link.symlink_to((self.folder / "model" / member.folder).resolve())
         trainer, plans, configuration = member.folder.split("__")
         model = ("-d", dataset, "-tr", trainer, "-p", plans, "-c", configuration, "--run-code-in-checkpoint")
         how = ("predict", *options, *model, "--whole-volume", self.settings.whole_volume)
