@@ -242,9 +242,6 @@ def _implicit() -> list[Backbone]:
     return [*metaseg, nisf]
 
 
-RIVALS = tuple(f"{STOCK_TRAINER}{name}" for name in ("UNet3D", "VNet", "SegResNet", "MedNeXtB"))
-"""What a new network is usually asked to be compared with besides the standard U-Net; of MedNeXt the middle size."""
-
 BACKBONES: tuple[Backbone, ...] = (
     Backbone(
         trainer="nnUNetTrainerFIRENet",
@@ -318,6 +315,17 @@ BACKBONES: tuple[Backbone, ...] = (
     *_classics(),
     *_implicit(),
 )
+
+RIVALS: tuple[str, ...] = tuple(
+    row.trainer
+    for name in ("UNet3D", "VNet", "SegResNet", "MedNeXtB")
+    for row in BACKBONES
+    if row.trainer in (f"{STOCK_TRAINER}{name}", f"{STOCK_TRAINER}{name}Paper")
+)
+"""What a new network is usually asked to be compared with besides the standard U-Net; of MedNeXt the middle size.
+
+Each stands there under nnU-Net's recipe and, where there is a row of it, its paper's: none should lose by its recipe.
+"""
 
 # The order is the order in which the pieces override each other, whatever the order in the name: NoMirroring has to
 # come before DA5, which chooses mirror axes of its own.

@@ -28,6 +28,7 @@ from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import unfinished, write_text
 from nnunet_plugins.planning.preprocessed import is_preprocessed
+from nnunet_plugins.registry import BACKBONES, RIVALS
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.verification import verify_report
 
@@ -92,21 +93,37 @@ def test_rivals_join_once_with_the_baselines_modifiers():
         ("nnUNetTrainer_5epochs", "baseline"),
         ("nnUNetTrainerVNet_5epochs", "method"),
         ("nnUNetTrainerUNet3D_5epochs", "rival"),
+        ("nnUNetTrainerVNetPaper_5epochs", "rival"),
         ("nnUNetTrainerSegResNet_5epochs", "rival"),
+        ("nnUNetTrainerSegResNetPaper_5epochs", "rival"),
         ("nnUNetTrainerMedNeXtB_5epochs", "rival"),
+        ("nnUNetTrainerMedNeXtBPaper_5epochs", "rival"),
     ]
+
+
+def test_no_rival_loses_by_its_recipe():
+    """Each stands under nnU-Net's recipe and, where there is one, its paper's."""
+    rows = {row.trainer for row in BACKBONES}
+    assert {name for rival in RIVALS for name in (rival, f"{rival}Paper") if name in rows} == set(RIVALS)
+    assert any(not rival.endswith("Paper") and f"{rival}Paper" not in rows for rival in RIVALS)
 
 
 def test_the_compute_of_all_networks_is_told_before_they_are_trained(small, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, small.env[name])
-    question = protocol(plans="small", with_rivals=True)
+    question = protocol(trainers=("nnUNetTrainer",), plans="small", with_rivals=True)
     title, head, *rows = describe_compute(question).splitlines()
     assert title == "Dataset001_Small, 3d_fullres: compute, and how many times the first one's"
     assert head.split("  ")[0] == "network"
-    assert [row.split()[0] for row in rows] == ["U-Net", "FIRENet", "UNet3D", "VNet", "SegResNet", "MedNeXtB"]
-    assert re.findall(r"\((\S+)\)", rows[0]) == ["1.00"] * 4
-    assert "64.72M" in rows[3]
+    cells = {name: (row, re.findall(r"\((\S+)\)", row)) for row in rows for name in row.split()[:1]}
+    assert list(cells) == ["U-Net", *(rival.removeprefix("nnUNetTrainer") for rival in RIVALS)]
+    assert cells["U-Net"][1] == ["1.00"] * 4
+    assert "64.72M" in cells["VNet"][0]
+    # The same network under both recipes; but Adam keeps a tensor more for each parameter than SGD.
+    *network, peak = cells["SegResNet"][1]
+    *of_paper, peak_of_paper = cells["SegResNetPaper"][1]
+    assert of_paper == network
+    assert float(peak_of_paper) > float(peak)
     for line in describe_compute(protocol(plans="other")).splitlines()[1:]:
         assert "other.json" in line
 

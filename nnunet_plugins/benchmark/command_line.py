@@ -64,8 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument(
         "--with-rivals",
         action="store_true",
-        help=f"add published networks: {', '.join(name.removeprefix(STOCK_TRAINER) for name in RIVALS)}; where there "
-        "are plans, the compute of all networks is told first",
+        help="add published networks, each under nnU-Net's recipe and, where it differs, its paper's: "
+        f"{', '.join(name.removeprefix(STOCK_TRAINER) for name in RIVALS)}; where there are plans, the compute of all "
+        "networks is told first",
     )
     question.add_argument(
         "--with-whole-volume",

@@ -87,7 +87,7 @@ class Protocol:
         number_of_folds: folds that the splits have, where they are made here.
         groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
         with_twins: add each network's ablation twin.
-        with_rivals: add the published networks of `RIVALS`, with the modifiers of the baseline.
+        with_rivals: add the published networks of `RIVALS` in all their recipes, with the modifiers of the baseline.
         with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
         with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
