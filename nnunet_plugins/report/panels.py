@@ -169,7 +169,7 @@ def _draw(case: str, why: str, shown: Mapping[str, float], files: Mapping[str, A
 
 def _read(file: Path) -> tuple[NDArray[Any], list[float]]:
     """Return an image's first channel as an array `(z, y, x)`, and its spacing in the same order."""
-    from nnunet_plugins.images.reading import read_picture
+    from nnunet_plugins.images.pictures import read_picture
 
     try:
         return read_picture(file)
