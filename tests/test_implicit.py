@@ -9,6 +9,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins.networks.implicit import Truth
 from nnunet_plugins.networks.layers.descent import descend
@@ -299,6 +300,28 @@ def test_padding_is_background(name):
     assert (logits.sigmoid() < 0.5).all(dim=1)[padding].all(), "no region"
     assert (logits.sigmoid() > 0.5).all(dim=1)[~padding].all()
     assert torch.isfinite(10 * logits.half()).all(), "as nnU-Net sums them up"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_padding_costs_nothing(name):
+    """Covering plans have more of it than of images."""
+    network, x = tiny(name).eval(), images(3)
+    x[1:] = 0
+    x[1, :, 3] = 1  # a plane; where there is nothing but padding, all of it counts
+    voxels = network.look_at(x)
+    fitted = network.fit(voxels)
+    everywhere = [torch.arange(float(n)) for n in PATCH]
+
+    def operations(number, along=None):
+        with FlopCounterMode(display=False) as counter:
+            network.decode([part[[number]] for part in fitted], voxels.only([number]), along)
+        return counter.get_total_flops()
+
+    plane, all_of_it = 7 * 5, math.prod(PATCH)
+    assert operations(1) * all_of_it == pytest.approx(operations(2) * plane, rel=0.05)
+    assert operations(1, everywhere) == operations(1)
+    assert operations(0, [*everywhere[:2], torch.zeros(2)]) <= operations(2) / 100, "nothing but padding"
+    assert (network.decode(fitted, voxels, [*everywhere[:2], torch.zeros(2)])[0] == -1000).all()
 
 
 def test_codes_follow_the_checkpoint():

@@ -24,7 +24,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from nnunet_plugins.networks.layers.descent import Weights, descend
-from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid
+from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid, indices_of
 
 SEED = 0
 """Of what is drawn in a fit: the same image gives the same logits, bit for bit."""
@@ -236,8 +236,8 @@ class ImplicitNetwork(nn.Module):
     def decode(self, fitted: Fitted, voxels: Voxels, along: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Return logits `(B, num_classes, *size)` of images to which the network was fitted, on a grid of places.
 
-        Of padding nothing was ever learned. There all logits are the lowest, which means background to a softmax, whose
-        first class wins among equals, and to sigmoids.
+        Of padding nothing was ever learned, and nothing is decoded. There all logits are the lowest, which means
+        background to a softmax, whose first class wins among equals, and to sigmoids.
 
         Args:
             fitted: what `fit` returned.
@@ -246,14 +246,19 @@ class ImplicitNetwork(nn.Module):
                 one; by default all voxels of the patch. Any will do, as the network knows places and no voxels.
         """
         places = self.places(along).to(fitted[0].dtype)
-        parts = [self._logits_of_all(fitted, part) for part in places.split(self.chunk)]
         size = [len(axis) for axis in along] if along else self.patch_size
-        logits = torch.cat(parts, dim=1).transpose(1, 2).unflatten(2, tuple(size))
         content = voxels.content_at(along) if along else voxels.content
-        return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).where(content[:, None], -LARGEST_LOGIT)
+        logits = [
+            self._logits_inside([weights[number, None] for weights in fitted], places, indices_of(inside))
+            for number, inside in enumerate(content)
+        ]
+        return torch.stack(logits).transpose(1, 2).unflatten(2, tuple(size))
 
-    def _logits_of_all(self, fitted: Fitted, places: torch.Tensor) -> torch.Tensor:
-        return self.logits(fitted, places.expand(len(fitted[0]), -1, -1))
+    def _logits_inside(self, fitted: Fitted, places: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(M, num_classes)` of one image at M places, of which those with some indices count."""
+        parts = [self.logits(fitted, places[part][None])[0] for part in inside.split(self.chunk)]
+        known = torch.cat(parts).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        return known.new_full((len(places), known.shape[1]), -LARGEST_LOGIT).index_copy(0, inside, known)
 
     def rehearse(self, images: torch.Tensor) -> torch.Tensor:
         """Return the loss of a training step on images without labels, for those who count what it takes.
