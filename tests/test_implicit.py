@@ -269,6 +269,21 @@ def test_a_fit_that_goes_astray_is_told(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_a_fit_may_draw_other_voxels_than_a_training_step(name):
+    x, network, same = images(), tiny(name, fit_voxels=13), tiny(name, voxels=13)
+    assert torch.equal(network.eval()(x), same.eval()(x))
+    plain = tiny(name)
+    assert not torch.equal(network(x), plain.eval()(x))
+    losses = []
+    for one in (network, plain, same):
+        torch.manual_seed(0)
+        losses.append(one.train().rehearse(x))
+    assert losses[0] == losses[1] != losses[2]
+    with pytest.raises(ValueError, match="fit_voxels=0"):
+        tiny(name, fit_voxels=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_labels_are_decoded_at_any_place(name):
     network = tiny(name, chunk=100).eval()
     x = images(2)

@@ -82,6 +82,7 @@ class ImplicitNetwork(nn.Module):
         fit_learning_rate: of these steps.
         inner_steps: gradient steps in training.
         voxels: drawn for each step; all for None.
+        fit_voxels: drawn for each step at inference; as many as in training for None.
         every: draw only voxels whose index is a multiple of this along each axis.
         chunk: voxels that are decoded at a time.
     """
@@ -98,18 +99,21 @@ class ImplicitNetwork(nn.Module):
         fit_learning_rate: float,
         inner_steps: int,
         voxels: int | None,
+        fit_voxels: int | None = None,
         every: int = 1,
         chunk: int = 8192,
     ) -> None:
         super().__init__()
-        if len(patch_size) not in (2, 3) or min(fit_steps, inner_steps) < 0 or min(voxels or 1, every, chunk) < 1:
+        least = min(1 if voxels is None else voxels, 1 if fit_voxels is None else fit_voxels, every, chunk)
+        if len(patch_size) not in (2, 3) or min(fit_steps, inner_steps) < 0 or least < 1:
             raise ValueError(
                 f"{type(self).__name__} takes patches in 2D or 3D, whole steps from 0 and voxels from 1; got "
-                f"patch_size={tuple(patch_size)}, {fit_steps=}, {inner_steps=}, {voxels=}, {every=}, {chunk=}"
+                f"patch_size={tuple(patch_size)}, {fit_steps=}, {inner_steps=}, {voxels=}, {fit_voxels=}, {every=}, "
+                f"{chunk=}"
             )
         self.patch_size = tuple(patch_size)
         self.fit_steps, self.fit_learning_rate, self.inner_steps = fit_steps, fit_learning_rate, inner_steps
-        self.voxels, self.every, self.chunk = voxels, every, chunk
+        self.voxels, self.fit_voxels, self.every, self.chunk = voxels, fit_voxels, every, chunk
 
     @classmethod
     def from_plan(
@@ -217,9 +221,10 @@ class ImplicitNetwork(nn.Module):
         """
         generator = torch.Generator().manual_seed(SEED)
         start = self.start(len(voxels), generator)
+        number = self.voxels if self.fit_voxels is None else self.fit_voxels
 
         def loss(fitted: Fitted) -> torch.Tensor:
-            return self.reconstruction_loss(fitted, voxels.draw(self.voxels, generator))
+            return self.reconstruction_loss(fitted, voxels.draw(number, generator))
 
         fitted, losses = descend(loss, start, self.fit_steps, self.fit_learning_rate)
         if isinstance(losses, FakeTensor):

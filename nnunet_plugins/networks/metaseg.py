@@ -51,6 +51,7 @@ class MetaSeg(ImplicitNetwork):
         outer: gradient of the initialisation: through the inner steps ("maml"), as if they were not there
             ("first-order"), or towards the weights after them ("reptile", the paper's Eq. 3).
         voxels: drawn for each step; all for None.
+        fit_voxels: drawn for each step at inference; as many as in training for None.
         every: draw only voxels whose index is a multiple of this along each axis.
         background_weight: of background voxels in the reconstruction, where the labels are known.
         chunk: voxels that are decoded at a time.
@@ -83,6 +84,7 @@ class MetaSeg(ImplicitNetwork):
         outer_loss: str = "joint",
         outer: str = "maml",
         voxels: int | None = 4096,
+        fit_voxels: int | None = None,
         every: int = 1,
         background_weight: float = 1.0,
         chunk: int = 8192,
@@ -93,6 +95,7 @@ class MetaSeg(ImplicitNetwork):
             fit_learning_rate=fit_learning_rate,
             inner_steps=inner_steps,
             voxels=voxels,
+            fit_voxels=fit_voxels,
             every=every,
             chunk=chunk,
         )
