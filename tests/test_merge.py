@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import unicodedata
 
@@ -545,6 +546,13 @@ def test_the_stock_commands_train_and_predict(raw, tmp_path):
     trainer = "nnUNetTrainer_PartialLabels_2epochs_3iterations"
     summary = sandbox.train(name, "3d_fullres", trainer)
     assert len(summary["metric_per_case"]) == 3
+    fold = sandbox.results / name / f"{trainer}__small__3d_fullres" / "fold_0"
+    (log,) = fold.glob("training_log*.txt")
+    said = log.read_text().split("Mean Validation Dice")[1]
+    assert "does not annotate as a Dice of 0" in said
+    evaluate = shlex.split(re.search(r"nnunet-plugins (evaluate /.*)", said)[1])
+    sandbox.run("nnunet-plugins", *evaluate)
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0].startswith("case,source,label")
     (sandbox.raw / name / "imagesTs").symlink_to(sandbox.raw / "Dataset002_Inner" / "imagesTs")
     found = sandbox.predict(900, "3d_fullres", trainer, tmp_path / "predicted")
     # The weights say it all: a model folder that knows of no modifier predicts the same, bit by bit.

@@ -62,6 +62,10 @@ class Comparison:
             labels are `missed`, and of the `absent` ones `found`; `flags` in words.
         paired: by metric, how every ranked algorithm differs from the baseline, as `statistics.compare` has it; for
             Dice with a `verdict`. Without a baseline there are no rows.
+        by_source: of a merged dataset, a row per source and algorithm (levels `source`, `algorithm`), in the order of
+            `board`: the columns of it that are about `cases` and means, of the cases of the source alone, and of the
+            comparison of Dice with the baseline's there `mean_difference`, `difference_low`, `difference_high`,
+            `p_holm`, `wins`, `ties` and `losses`. No rows for others.
         by_label: by metric, the means over the cases, algorithms x labels.
         label_dice: by label, its Dice, cases x algorithms, and the means; where there are few labels.
         dice: mean Dice and its interval, by algorithm.
@@ -88,6 +92,7 @@ class Comparison:
     by_case: Mapping[str, pd.DataFrame]
     board: pd.DataFrame
     paired: Mapping[str, pd.DataFrame]
+    by_source: pd.DataFrame
     by_label: Mapping[str, pd.DataFrame]
     label_dice: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
     dice: pd.DataFrame
@@ -113,7 +118,13 @@ class Comparison:
 
     @property
     def has_own_mean(self) -> bool:
-        """Whether the mean Dice is another one than in nnU-Net's `summary.json`, for any algorithm."""
+        """Whether the mean Dice is another one than in nnU-Net's `summary.json`, for any algorithm.
+
+        Where labels are annotated in a part of the cases, nnU-Net's is not known: it counts all that is found of the
+        others.
+        """
+        if self.scores.is_partial:
+            return False
         return bool(((self.board["Dice"] - self.board["nnunet_dice"]).abs() > 10**-DECIMALS).any())
 
 
@@ -158,7 +169,8 @@ def _compare(
     )
     proof = next((part for part in equality if (part.dataset, part.configuration) == tuple(where.values())), None)
     algorithms = _algorithms(results, runs, curves)
-    everything = score(results)
+    sources = record.about.get("sources", {}).get(place["dataset"])
+    everything = score(results, sources and {name: source["labels"] for name, source in sources.items()})
     left_out = record.about.get("left_out", {}).get("/".join(where.values()), {}).get(place["split"], ())
     cases = {*everything.cases, *left_out}
     having = pd.Series(everything.whole.sum(axis=1), everything.algorithms).reindex(algorithms.index, fill_value=0)
@@ -195,6 +207,7 @@ def _compare(
         by_case={metric: table[order] for metric, table in by_case.items()},
         board=board,
         paired={metric: table.loc[[n for n in first if n in table.index]] for metric, table in paired.items()},
+        by_source=_by_source(scores, list(sources or ()), order, first, baseline),
         by_label={metric: scores.by_label(metric).loc[order] for metric in METRICS},
         label_dice=_label_dice(scores, order),
         dice=dice.loc[order],
@@ -285,6 +298,24 @@ def _flags(name: str, algorithm: "pd.Series[Any]", cases: int, equality: Equalit
     if lacking := algorithm["lacking"]:
         flags.append("no results" if lacking == cases else f"lacks {count(lacking, 'case')}")
     return "; ".join(flags)
+
+
+def _by_source(
+    scores: Scores, sources: Sequence[str], order: Sequence[str], ranked: Sequence[str], baseline: str | None
+) -> pd.DataFrame:
+    """Return what the ranked results hold, and the differences from the baseline, for the cases of each source."""
+    tables = {}
+    for source in sources:
+        own = scores.only(np.array([one == source for one in scores.sources], bool))
+        if not own.cases:
+            continue
+        by_case = {metric: own.by_case(metric) for metric in METRICS}
+        table = _columns(own, by_case, mean_with_ci(by_case["Dice"]), ranked).loc[list(order)]
+        paired = _differences(by_case["Dice"][list(ranked)], baseline, "Dice")
+        paired = paired.rename(columns={"ci_low": "difference_low", "ci_high": "difference_high"})
+        kept = ["mean_difference", "difference_low", "difference_high", *_COUNTS]
+        tables[source] = table.join(paired[kept])
+    return pd.concat(tables, names=["source", "algorithm"]) if tables else pd.DataFrame()
 
 
 def _label_names(results: pd.DataFrame) -> dict[str, str]:

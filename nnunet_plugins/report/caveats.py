@@ -20,6 +20,7 @@ def caveats(comparison: Comparison) -> list[str]:
         *_untrained(comparison),
         *_not_above_the_atlas(comparison),
         *_incomplete(comparison),
+        *_partial_labels(comparison),
         *_absent_labels(comparison),
         *_limits(comparison),
         *_conventions(comparison),
@@ -103,16 +104,33 @@ def _incomplete(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _partial_labels(comparison: Comparison) -> list[str]:
+    if comparison.by_source.empty:
+        return []
+    cases = {name: comparison.scores.sources.count(name) for name in comparison.by_source.index.unique("source")}
+    lines = [
+        "Means over all cases count a dataset as often as it has cases "
+        f"({', '.join(f'{name} {number}' for name, number in cases.items())}); a table has each dataset's own."
+    ]
+    if comparison.scores.is_partial:
+        lines.append(
+            "Each case is scored in the labels alone that its dataset annotates. nnU-Net's summary.json is no such "
+            "number: whatever a network finds of the others is a Dice of 0 there. nnU-Net's choice and its "
+            "post-processing, where they stand here, were made by it. Pictures show all that a network finds."
+        )
+    return lines
+
+
 def _absent_labels(comparison: Comparison) -> list[str]:
     lines = []
-    truth = comparison.scores.truth
-    of_all = f"of {count(truth.size, 'label')} (over the cases)"
+    annotated = comparison.scores.annotated
+    of_all = f"of {count(int(annotated.sum()), 'label')} (over the cases)"
     if missed := int(comparison.board["missed"].sum()):
         lines.append(
             f"A label of the truth is missed {missed} times, over all algorithms: Dice and NSD are 0 there, and the "
             "diagonal of the image stands for the distances."
         )
-    if absent := int((~truth).sum()):
+    if absent := int((annotated & ~comparison.scores.truth).sum()):
         lines.append(
             f"{absent} {of_all} are not in the truth. Nobody has a Dice, a distance or an NSD there, whatever it "
             "finds; false findings have a table of their own. The volume error counts everywhere."

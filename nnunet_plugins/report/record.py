@@ -39,6 +39,9 @@ RESULTS = [
     "tolerance_mm",
     "diagonal_mm",
 ]
+SOURCE = "source"
+"""Column of the results of merged datasets: the dataset that a case comes from, as `sources` in about.json has it."""
+
 RUNS = [
     "dataset",
     "configuration",
@@ -114,12 +117,14 @@ class Record:
     """What a benchmark has found so far.
 
     Attributes:
-        results: columns `RESULTS`; an infinite distance means that one of two masks is empty, no Dice that both are.
+        results: columns `RESULTS`, with merged datasets `SOURCE` as well; an infinite distance means that one of two
+            masks is empty, no Dice that both are.
         runs: columns `RUNS`; what is not known is nan.
         curves: columns `CURVES`.
         equality: one dictionary per dataset and configuration; see `report/equality.py`.
         failures: dictionaries with `task`, `command`, `exit_code`, `log` (its path) and `tail` (its last lines).
-        about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`.
+        about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`; of merged datasets `sources`,
+            which have the `labels` that each one annotates, by name.
     """
 
     results: pd.DataFrame
@@ -153,7 +158,7 @@ def read_record(folder: Path) -> Record:
     return Record(*tables, *contents)
 
 
-_TEXTS = {*COMPARISON, *ALGORITHM, "case", "label", "name", "patch_size", "memory_kind", "device"}
+_TEXTS = {*COMPARISON, *ALGORITHM, SOURCE, "case", "label", "name", "patch_size", "memory_kind", "device"}
 _KEYS = {*COMPARISON, "algorithm", "role", "case", "label"}
 """Columns that say what a row is about; without them it means nothing."""
 
@@ -191,6 +196,7 @@ _SHAPES: dict[str, Any] = {
             }
         },
         "left_out?": {str: {str: [str]}},
+        "sources?": {str: {str: {"dataset": str, "labels": [str]}}},
         "ensembles?": [str],
         "complete?": bool,
     },
