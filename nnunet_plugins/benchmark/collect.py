@@ -224,6 +224,9 @@ def _about(
             for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in trained)
         },
         "sources": {dataset: found for dataset in protocol.datasets if (found := _sources(dataset, folders))},
+        "beside": {
+            protocol.one_for_many(run).algorithm: run.algorithm for run in protocol.runs() if protocol.beside(run)
+        },
         "ensembles": _best(protocol, trained, folders),
         "complete": complete,
     }

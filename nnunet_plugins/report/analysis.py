@@ -21,6 +21,7 @@ from nnunet_plugins.report.statistics import (
     CriticalDifference,
     compare,
     critical_difference,
+    holm,
     mean_with_ci,
     rank_distribution,
     ranks,
@@ -62,6 +63,8 @@ class Comparison:
             labels are `missed`, and of the `absent` ones `found`; `flags` in words.
         paired: by metric, how every ranked algorithm differs from the baseline, as `statistics.compare` has it; for
             Dice with a `verdict`. Without a baseline there are no rows.
+        beside: by metric, how every network for many datasets differs from the same one that was trained on this
+            dataset alone, `alone`: as `paired`, with `p_holm` over these rows.
         by_source: of a merged dataset, a row per source and algorithm (levels `source`, `algorithm`), in the order of
             `board`: the columns of it that are about `cases` and means, of the cases of the source alone, and of the
             comparison of Dice with the baseline's there `mean_difference`, `difference_low`, `difference_high`,
@@ -92,6 +95,7 @@ class Comparison:
     by_case: Mapping[str, pd.DataFrame]
     board: pd.DataFrame
     paired: Mapping[str, pd.DataFrame]
+    beside: Mapping[str, pd.DataFrame]
     by_source: pd.DataFrame
     by_label: Mapping[str, pd.DataFrame]
     label_dice: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
@@ -207,6 +211,10 @@ def _compare(
         by_case={metric: table[order] for metric, table in by_case.items()},
         board=board,
         paired={metric: table.loc[[n for n in first if n in table.index]] for metric, table in paired.items()},
+        beside={
+            metric: _beside(table, record.about.get("beside", {}), algorithms, metric)
+            for metric, table in by_case.items()
+        },
         by_source=_by_source(scores, list(sources or ()), order, first, baseline),
         by_label={metric: scores.by_label(metric).loc[order] for metric in METRICS},
         label_dice=_label_dice(scores, order),
@@ -245,8 +253,25 @@ def _differences(scores: pd.DataFrame, baseline: str | None, metric: str) -> pd.
     """Return how every other ranked algorithm differs from the baseline, with a verdict."""
     if baseline is None:
         baseline, scores = "none", pd.DataFrame(columns=["none"])
+    return _with_verdicts(compare(scores, baseline, higher_is_better=HIGHER_IS_BETTER[metric]), metric)
+
+
+def _beside(scores: pd.DataFrame, alone: Mapping[str, str], algorithms: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return how networks for many datasets differ from the same ones on this dataset alone."""
+    here = algorithms.index[algorithms["role"] == "one for many"]
+    pairs = {name: alone[name] for name in scores if name in here and alone.get(name) in scores}
+    rows = [
+        compare(scores[[one, name]], one, higher_is_better=HIGHER_IS_BETTER[metric]).assign(alone=one)
+        for name, one in pairs.items()
+    ]
+    if not rows:
+        return pd.DataFrame()
+    table = pd.concat(rows)
+    return _with_verdicts(table.assign(p_holm=holm(table["p"])), metric)
+
+
+def _with_verdicts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     higher = HIGHER_IS_BETTER[metric]
-    table = compare(scores, baseline, higher_is_better=higher)
     gain = table["mean_difference"].round(DECIMALS) * (1 if higher else -1)
     clear = table["p_holm"] < LEVEL
     verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear, MIXED)

@@ -176,6 +176,12 @@ def _limits(comparison: Comparison) -> list[str]:
             "Networks with their cases in one pass take no part in ranks and tests: they are the trainings of the rows "
             "with tiles. Cases for which memory did not suffice were predicted in tiles; the tasks' logs name them."
         )
+    if "one for many" in set(comparison.algorithms["role"]):
+        lines.append(
+            "Networks for many datasets take no part in the ranks, and in no test but that against the same network on "
+            "this dataset alone: they have seen more data, on plans of the merged dataset, and have had their epochs "
+            "for all datasets together. Folds are the same, so that no case was seen."
+        )
     if "atlas" in set(comparison.algorithms["role"]):
         lines.append(
             "The atlas, the voxelwise majority of the training labels with each case in the middle of the patch, takes "

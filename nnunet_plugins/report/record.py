@@ -82,10 +82,11 @@ ROLES = {
     "ensemble": "ensemble of two",
     "choice": "nnU-Net's choice by cross-validation, post-processed",
     "one pass": "the same trainings, each case as a whole",
+    "one for many": "the same network, trained on a merged dataset that has these cases as well",
     "atlas": "no network: the voxelwise majority of the training labels",
 }
-UNRANKED = ("ensemble", "choice", "one pass", "atlas")
-"""Roles that take no part in ranks and tests: they share the errors of others, or are no network."""
+UNRANKED = ("ensemble", "choice", "one pass", "one for many", "atlas")
+"""Roles that take no part in ranks and tests: they share errors or data with others, or are no network."""
 
 
 def describe_role(role: str, trainer: str) -> str:
@@ -124,7 +125,8 @@ class Record:
         equality: one dictionary per dataset and configuration; see `report/equality.py`.
         failures: dictionaries with `task`, `command`, `exit_code`, `log` (its path) and `tail` (its last lines).
         about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`; of merged datasets `sources`,
-            which have the `labels` that each one annotates, by name.
+            which have the `labels` that each one annotates, by name; `beside`, by the name of a network for many
+            datasets, that of the same one that was trained on the comparison's own.
     """
 
     results: pd.DataFrame
@@ -196,6 +198,7 @@ _SHAPES: dict[str, Any] = {
             }
         },
         "left_out?": {str: {str: [str]}},
+        "beside?": {str: str},
         "sources?": {str: {str: {"dataset": str, "labels": [str]}}},
         "ensembles?": [str],
         "complete?": bool,

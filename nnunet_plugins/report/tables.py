@@ -55,6 +55,10 @@ def sections(comparison: Comparison) -> Sequence[Section]:
         Section("Results, ranked by mean Dice", _show_results(comparison)),
         Section("Cases and flags", _show_cases(comparison)),
     ]
+    beside = [_show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
+    if any(map(len, beside)):
+        caption = "One network for many datasets, against the same one on this dataset alone"
+        found.append(Section(caption, pd.concat(beside, ignore_index=True)))
     if len(comparison.by_source):
         found.append(Section("Results by source dataset, each on its own cases", _show_sources(comparison)))
     if board["absent"].any():
@@ -157,11 +161,14 @@ def _show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _show_differences(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+def _show_differences(table: pd.DataFrame, metric: str, *, alone: bool = False) -> pd.DataFrame:
+    if table.empty:
+        return pd.DataFrame()
     return pd.DataFrame(
         {
             "Metric": METRIC_NAMES[metric],
             "Algorithm": table.index,
+            **({"Compared with": table["alone"].to_numpy()} if alone else {}),
             "Cases": _show(table["n"], show_number, 0),
             "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS[metric]),
             "Effect size": _show(table["effect_size"], show_number, 2),
