@@ -21,6 +21,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.merging import merge
 from nnunet_plugins.merging.joint import LabelSet, join_channels, join_labels, own_values
+from nnunet_plugins.planning.groups import read_groups
 from nnunet_plugins.planning.preprocessed import preprocessed_shapes
 from nnunet_plugins.planning.sources import read_sources
 from nnunet_plugins.trainers.compose import trainer_class
@@ -245,6 +246,27 @@ def test_names_that_clash(raw):
     )
 
 
+def test_numbered_names_clash_with_no_other(raw):
+    for number, name in ((1, "Hip"), (2, "hip"), (3, "Hip001")):
+        dataset(raw, f"Dataset{number:03d}_{name}", {"background": 0, "bone": 1})
+    assert run(datasets=(1, 2, 3)) == 0
+    folder = raw / "Dataset900_Both"
+    table = json.loads((folder / "dataset.json").read_text())["nnunet_plugins_sources"]
+    assert [row["dataset"][:10] for row in table.values()] == ["Dataset001", "Dataset002", "Dataset003"]
+    assert len({name.casefold() for name in table}) == 3
+    assert len(list((folder / "labelsTr").iterdir())) == 6
+
+
+def test_groups_of_names_that_a_spreadsheet_would_compute(raw):
+    for number, name in ((1, "A"), (2, "-B")):
+        dataset(raw, f"Dataset{number:03d}_{name}", {"background": 0, "bone": 1})
+        (raw / f"Dataset{number:03d}_{name}" / "groups.csv").write_text("case,group\na,1\nb,1\n")
+    assert run() == 0
+    folder = raw / "Dataset900_Both"
+    cases = {path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").iterdir()}
+    assert set(read_groups(folder / "groups.csv")) == cases
+
+
 # Channels
 
 
@@ -354,9 +376,32 @@ def test_a_view_of_regions_is_the_way_back():
         "nnunet_plugins_sources": {name: {"dataset": name, "cases": [], **row} for name, row in table.items()},
     }
     found = {name: own_values(joint.labels, one) for name, one in read_sources(description).items()}
-    assert found["tumours"] == {0: 0, 1: 1, 2: 3, 4: 0}, "a tumour outside of a liver has no value there"
+    assert found["tumours"] == {0: 0, 1: 1, 2: 3, 3: 3, 4: 0}, (
+        "a tumour outside of a liver is one, as nnU-Net writes it"
+    )
     assert found["organs"] == {0: 0, 1: 2, 2: 2, 3: 0, 4: 1}
     assert found["lesion"] == {0: 0, 1: 0, 2: 1, 3: 1, 4: 0}
+
+
+@pytest.mark.parametrize(
+    ("others", "value", "own"),
+    [
+        ({"labels": {"liver": 1, "tumour": 2}}, 2, 2),
+        ({"labels": {"tumour": [1, 2], "necrosis": 2}, "regions_class_order": [1, 2]}, 4, 2),
+    ],
+)
+def test_all_that_nnunet_writes_has_a_value_in_every_view(others, value, own):
+    """Also where datasets do not agree about what lies in what: then it is what is innermost."""
+    table = {"one": {"labels": {"liver": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]}, "other": others}
+    joint = join({name: LabelSet.of(row) for name, row in table.items()})
+    description = {
+        "labels": joint.labels,
+        "nnunet_plugins_sources": {name: {"dataset": name, "cases": [], **row} for name, row in table.items()},
+    }
+    found = {name: own_values(joint.labels, one) for name, one in read_sources(description).items()}
+    for view in found.values():
+        assert set(joint.order) <= set(view)
+    assert found["other" if value == 2 else "one"][value] == own
 
 
 def test_equal_regions_stay_as_they_are():
@@ -512,6 +557,19 @@ def test_a_two_channel_dataset_beside_one_of_one_is_refused(raw, capsys):
     told = capsys.readouterr().err
     assert "Dataset004_Hippocampus has 1 channel (MRI), Dataset015_BRATSmini has 2 channels (FLAIR, T1c)" in told
     assert len(told.splitlines()) == 1
+
+
+def test_images_that_are_listed_with_another_ending_are_refused(two, capsys):
+    """nnU-Net would read them by their names, and the merged ones have that of the dataset."""
+    (two / "Dataset002_Hip" / "others").mkdir()
+    listed = {}
+    for case in "bcd":
+        image = sitk.ReadImage(str(two / "Dataset002_Hip" / "imagesTr" / f"{case}_0000.nii.gz"))
+        sitk.WriteImage(image, str(two / "Dataset002_Hip" / "others" / f"{case}.nrrd"))
+        listed[case] = {"images": [f"others/{case}.nrrd"], "label": f"labelsTr/{case}.nii.gz"}
+    change(two, "Dataset002_Hip", dataset=listed)
+    assert run() == 2
+    assert "Dataset002_Hip lists others/b.nrrd, and its files end in .nii.gz; convert" in capsys.readouterr().err
 
 
 def test_other_endings_are_refused(raw, capsys):
