@@ -193,8 +193,8 @@ def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int
     for dataset, found in raws.items():
         ending = found.description["file_ending"]
         images = [Path(image) for case in found.cases.values() for image in case.images]
-        if other := next((image for image in images if not image.name.endswith(ending)), None):
-            place = other.relative_to(found.folder) if other.is_relative_to(found.folder) else other
+        if odd := next((image for image in images if not image.name.endswith(ending)), None):
+            place = odd.relative_to(found.folder) if odd.is_relative_to(found.folder) else odd
             raise InputError(f"{dataset} lists {place}, and its files end in {ending}; convert the images")
     if (ending := one.description["file_ending"].lower()) in _TWO_FILES:
         raise InputError(
