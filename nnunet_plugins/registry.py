@@ -338,6 +338,13 @@ MODIFIERS: tuple[Modifier, ...] = (
         scales=MappingProxyType({"num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 0.2}),
     ),
     Modifier(
+        "<N>seed",
+        "seed",
+        "random numbers from the seed N on, so that repeats lie side by side, each with a seed of its own",
+        f"{_TRAINERS}.seeded.SeededTrainer",
+        scales=MappingProxyType({"seed": 1}),
+    ),
+    Modifier(
         "NoMirroring",
         "mirroring",
         "no mirroring, neither in training nor at inference",

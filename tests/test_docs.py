@@ -53,8 +53,9 @@ def shorten(code: str) -> str:
         if line.startswith("nnunet-plugins predict"):
             line += " -device cpu" + ("" if "-p" in line.split() else " -p small")
         if line.startswith("nnunet-plugins benchmark"):
-            line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"
-            line += " --dry-run" if "--cluster" in line or "--gpu-memory" in line else ""
+            line = re.sub(r" --gpus \d+", "", line) + " -f 0 --device cpu"
+            line += "" if "--merged" in line else " -p small"  # whose datasets have no such plans
+            line += " --dry-run" if re.search("--(cluster|gpu-memory|merged)", line) else ""
         if line.startswith("nnunet-plugins doctor"):
             line += " -p small" if "-tr" in line.split() else ""
             line = f"PATH=${{PATH#*:}} {line}"  # it finds fault with any but the environment's own commands

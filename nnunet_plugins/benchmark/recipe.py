@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark.sources import overridden_methods
+from nnunet_plugins.report.equality import SEED
 
 UNKNOWN = "unknown"
 """A setting that nobody can tell."""
@@ -177,6 +178,8 @@ def _recipe(trainer: Any, sizes: Mapping[str, Any], parts: _Parts) -> dict[str, 
         "augmentation": lambda: _augmentation(trainer),
     }
     settings = {name: UNKNOWN if value is None else value for name, value in sizes.items()}
+    if hasattr(trainer, SEED):
+        settings[SEED] = trainer.seed
     settings = settings or dict.fromkeys(_SIZES, UNKNOWN)
     for name, group in groups.items():
         settings.update(parts.take(name, group, dict.fromkeys(_SETTINGS.get(name, (name,)), UNKNOWN)))

@@ -13,7 +13,8 @@ from typing import Any
 from nnunet_plugins.benchmark import done
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
 from nnunet_plugins.benchmark.sources import source_files
-from nnunet_plugins.files import short_name, unfinished
+from nnunet_plugins.files import read_json, short_name, unfinished
+from nnunet_plugins.planning.sources import read_sources
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.trainers.fold_folder import LOCK
 
@@ -141,7 +142,7 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
     """Return the tasks up to the trainings: plans, preprocessed data, splits, recipes, and every fold of every run."""
     runs = protocol.runs()
     tasks: list[Task] = []
-    for dataset in protocol.datasets:
+    for dataset in merged_first(protocol, folders):
         of_dataset = [run for run in runs if run.dataset == dataset]
         made_to_fit = {run.plans: run for run in of_dataset if protocol.is_made_to_fit(run)}
         planned: list[str] = []
@@ -204,16 +205,55 @@ def _fit(run: Run, protocol: Protocol, folders: Folders, needs: Sequence[str]) -
     )
 
 
+def merged_first(protocol: Protocol, folders: Folders) -> Sequence[str]:
+    """Return the datasets in the order in which they are split.
+
+    A merged dataset and those that it was merged of have one and the same folds: its own, if it has any or nobody has
+    some, for it knows the groups of all cases; else those of the datasets.
+    """
+    if protocol.merged is None:
+        return protocol.datasets
+    others = [dataset for dataset in protocol.datasets if dataset != protocol.merged]
+    of_it = sources_of(protocol.merged, folders)
+    if _splits(protocol.merged, folders).is_file() or not any(_splits(one, folders).is_file() for one in of_it):
+        return [protocol.merged, *others]
+    return [*others, protocol.merged]
+
+
+def sources_of(merged: str, folders: Folders) -> list[str]:
+    """Return the full names of the datasets that a dataset was merged of.
+
+    Raises:
+        InputError: if it was not merged.
+    """
+    files = [root / merged / "dataset.json" for root in (folders.preprocessed, folders.raw)]
+    file = next((file for file in files if file.is_file()), files[-1])
+    return [source.dataset for source in read_sources(read_json(file, {"labels": {str: (int, list)}}), file).values()]
+
+
+def _splits(dataset: str, folders: Folders) -> Path:
+    return folders.preprocessed / dataset / "splits_final.json"
+
+
 def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:
-    file = folders.preprocessed / dataset / "splits_final.json"
-    command = ["nnunet-plugins", "split", "-d", dataset, "--folds", str(protocol.number_of_folds)]
-    if protocol.groups:
-        command += ["--groups", protocol.groups]
+    file, groups, merged = _splits(dataset, folders), protocol.groups, protocol.merged
+    command, needs = ["nnunet-plugins", "split", "-d", dataset], list(needs)
+    of_it = sources_of(merged, folders) if merged else []
+    is_first = merged is not None and merged_first(protocol, folders)[0] == merged
+    if dataset == merged and not is_first:
+        command += ["--like", "sources"]
+        needs += [task_name("split", one) for one in of_it]
+    elif dataset in of_it and is_first:
+        command += ["--like", str(merged)]
+        needs.append(task_name("split", merged))
+    else:
+        command += ["--folds", str(protocol.number_of_folds), *(["--groups", groups] if groups else [])]
+        command += ["--strata", "sources"] if dataset == merged else []
     return Task(
         name=task_name("split", dataset),
         title=f"{dataset}: splits",
         command=tuple(command),
-        there=("splits", str(file), protocol.groups, protocol.number_of_folds),
+        there=("splits", str(file), None if "--like" in command else groups, protocol.number_of_folds),
         lock=file.with_name(LOCK),
         needs=tuple(needs),
     )

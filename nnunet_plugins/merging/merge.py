@@ -165,12 +165,15 @@ def _read(folder: Path) -> RawDataset:
 
 def _source_names(datasets: Sequence[str]) -> list[str]:
     """Return short names of datasets, none of which has the mark between a source and its case."""
-    short = [re.sub("_+", "_", composed(name[11:])).strip("_") for name in datasets]
+    # Nor does a name begin with what spreadsheets take for a formula.
+    short = [re.sub(r"^\W+", "", re.sub("_+", "_", composed(name[11:]))).strip("_") for name in datasets]
+    numbered = [f"{one}{name[7:10]}" for one, name in zip(short, datasets, strict=True)]
     taken = [one.casefold() for one in short]
-    return [
-        f"{one}{name[7:10]}" if not one or taken.count(one.casefold()) > 1 else one
-        for one, name in zip(short, datasets, strict=True)
+    names = [
+        long if not one or taken.count(one.casefold()) > 1 else one for one, long in zip(short, numbered, strict=True)
     ]
+    # With its number, one may be called as another.
+    return names if len({name.casefold() for name in names}) == len(names) else numbered
 
 
 def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int]]) -> None:
@@ -187,6 +190,12 @@ def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int
                 f"nnU-Net reads {first} with {one.reader.__name__}, {other} with {found.reader.__name__}; name one "
                 "of them as 'overwrite_image_reader_writer' in both dataset.json"
             )
+    for dataset, found in raws.items():
+        ending = found.description["file_ending"]
+        images = [Path(image) for case in found.cases.values() for image in case.images]
+        if odd := next((image for image in images if not image.name.endswith(ending)), None):
+            place = odd.relative_to(found.folder) if odd.is_relative_to(found.folder) else odd
+            raise InputError(f"{dataset} lists {place}, and its files end in {ending}; convert the images")
     if (ending := one.description["file_ending"].lower()) in _TWO_FILES:
         raise InputError(
             f"files {ending} have their data in a second one; convert the datasets, for example to .nii.gz"
