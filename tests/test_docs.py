@@ -57,7 +57,7 @@ def shorten(code: str) -> str:
         if line.startswith("nnunet-plugins predict"):
             line += " -device cpu" + ("" if "-p" in line.split() else " -p small")
         if line.startswith("nnunet-plugins benchmark"):
-            line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"
+            line = re.sub(r" --gpus \d+", "", line) + " -f 0 --device cpu" + " -p small" * ("-p" not in line.split())
             line += " --dry-run" if "--cluster" in line or "--gpu-memory" in line else ""
         if line.startswith("nnunet-plugins doctor"):
             line += " -p small" if "-tr" in line.split() and "-p" not in line.split() else ""

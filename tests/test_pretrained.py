@@ -285,3 +285,35 @@ def test_the_command_tells_it_after_the_training(here, tmp_path, capsys):
     assert [one["section"] for one in found][-3:] == ["Pretrained weights", "Pretrained weights", "Space"]
     assert main(command) == 1
     assert "  !! nnU-Net will not load it: 1 weight in another shape, first of all enc" in capsys.readouterr().out
+
+
+# Trainings from weights
+
+
+@pytest.mark.slow
+def test_nothing_begins_from_scratch_under_the_name_of_a_start_from_weights(small, tmp_path):
+    trainer = "nnUNetTrainer_1epochs_1iterations_Pretrained"
+    train = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu")
+    told = small.run(*train, "--c", ok=False).strip().splitlines()[-1]
+    assert f"{trainer} starts from weights, and none were given: add -pretrained_weights CHECKPOINT" in told
+    plans = json.loads((small.preprocessed / "Dataset001_Small" / "small.json").read_text())
+    network = build_network(find_trainer(STOCK), setting(plans, 3, 1))
+    start = tmp_path / "start.pth"
+    torch.save({"network_weights": network.state_dict()}, start)
+    small.run(*train, "-pretrained_weights", start)
+    small.run(*train, "--c")
+    # What the benchmark compares trainings by.
+    described = ["Dataset001_Small", "3d_fullres", "small", trainer, str(tmp_path / "recipe.json")]
+    code = f"from nnunet_plugins.benchmark.recipe import main; main({[*described, str(start)]})"
+    small.run("python", "-c", code)
+    assert json.loads((tmp_path / "recipe.json").read_text())["recipe"]["start"].startswith("weights ")
+
+
+def test_weights_that_have_seen_the_cases_of_other_folds_are_refused(here, tmp_path, capsys):
+    file = save(tmp_path / "start.pth", STOCK, plan(HERE))
+    question = ["-d", "101", "-tr", STOCK, f"{STOCK}_Pretrained", "--pretrained", str(file), "--device", "cpu"]
+    for folds in (["0", "3"], ["1"]):
+        assert main(["benchmark", *question, "-f", *folds, "--dry-run", "-o", str(tmp_path / "out")]) == 2
+        assert "was trained on Dataset101_Here, fold 3, and has seen what other folds" in capsys.readouterr().err
+    assert main(["benchmark", *question, "-f", "3", "--dry-run", "-o", str(tmp_path / "out")]) == 0
+    assert f"-pretrained_weights {file}" in capsys.readouterr().out

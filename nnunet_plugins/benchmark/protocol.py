@@ -10,7 +10,7 @@ from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
-from nnunet_plugins.registry import RIVALS
+from nnunet_plugins.registry import PRETRAINED, RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -91,6 +91,7 @@ class Protocol:
         with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
         with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
+        pretrained: checkpoint from which trainers with `_Pretrained` start.
         test: also predict the test images of every dataset.
         tolerance: of the surface Dice, in mm.
         device: torch device type.
@@ -109,6 +110,7 @@ class Protocol:
     with_whole_volume: bool = False
     with_atlas: bool = False
     presets: tuple[str, ...] = ()
+    pretrained: str | None = None
     test: bool = False
     tolerance: float = 1.0
     device: str = "cuda"
@@ -153,7 +155,8 @@ class Protocol:
         roles = {baseline: "baseline", **{trainer: "method" for trainer in self.trainers if trainer != baseline}}
         if self.with_twins:
             for trainer in self.trainers:
-                twin = twin_of(trainer)
+                # The weights are of another network than the twin's.
+                twin = None if starts_from_weights(trainer) else twin_of(trainer)
                 if twin is not None:
                     roles.setdefault(twin, "twin")
         if self.with_rivals:
@@ -175,6 +178,11 @@ def split_name(trainer: str) -> tuple[str, str]:
     """Split a trainer's name into the network's part and its modifiers."""
     base, underscore, modifiers = trainer.partition("_")
     return base, underscore + modifiers
+
+
+def starts_from_weights(trainer: str) -> bool:
+    """Tell whether a trainer starts from the weights of another training."""
+    return PRETRAINED in split_name(trainer)[1].split("_")
 
 
 def twin_of(trainer: str) -> str | None:
