@@ -327,6 +327,9 @@ RIVALS: tuple[str, ...] = tuple(
 Each stands there under nnU-Net's recipe and, where there is a row of it, its paper's: none should lose by its recipe.
 """
 
+PRETRAINED = "Pretrained"
+"""Modifier of trainings that start from the weights of another one."""
+
 # The order is the order in which the pieces override each other, whatever the order in the name: NoMirroring has to
 # come before DA5, which chooses mirror axes of its own.
 MODIFIERS: tuple[Modifier, ...] = (
@@ -390,5 +393,11 @@ MODIFIERS: tuple[Modifier, ...] = (
             ("PartialLabels", "datasets are drawn in turn"),
             ("PartialLabelsByCases", "cases are drawn equally often"),
         )
+    ),
+    Modifier(
+        PRETRAINED,
+        "start",
+        "from other weights (`-pretrained_weights`), in a results folder of its own; refuses to start without",
+        f"{_TRAINERS}.pretrained.PretrainedTrainer",
     ),
 )

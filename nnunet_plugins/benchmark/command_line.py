@@ -102,6 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="further baselines: nnU-Net's presets with a residual encoder, on plans of their own, marked as such",
     )
+    question.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="weights from which the trainers with _Pretrained start, beside the same ones from scratch: -tr "
+        "nnUNetTrainerFIRENet nnUNetTrainerFIRENet_Pretrained",
+    )
     question.add_argument("--test", action="store_true", help="predict imagesTs too; evaluated where there is labelsTs")
     question.add_argument(
         "--tolerance", type=positive, default=1.0, metavar="MM", help="of the surface Dice, default: %(default)g"
@@ -163,6 +170,7 @@ def _run(arguments: argparse.Namespace) -> int:
         with_atlas=arguments.with_atlas,
         merged=merged,
         presets=tuple(dict.fromkeys(arguments.presets)),
+        pretrained=str(arguments.pretrained.absolute()) if arguments.pretrained else None,
         test=arguments.test,
         tolerance=arguments.tolerance,
         device=arguments.device,

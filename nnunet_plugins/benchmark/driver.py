@@ -23,11 +23,13 @@ from nnunet_plugins.benchmark.protocol import (
     BenchmarkError,
     Protocol,
     is_fitted,
+    starts_from_weights,
 )
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task, sources_of, training_tasks
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.planning.preprocessed import PLANS, existing_cases, is_preprocessed
+from nnunet_plugins.registry import PRETRAINED
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems
 
@@ -80,6 +82,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
         _require_one_for_many(protocol)
     for trainer in dict.fromkeys(run.trainer for run in protocol.runs()):
         find_trainer(trainer)
+    _check_start(protocol)
     for group in whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol):
         for pair in combinations(group, 2):
             name = ensemble_name(*pair, protocol.folds)
@@ -152,6 +155,27 @@ def _require_same_folds(merged: str, folders: Folders) -> None:
                 f"-d {dataset} --like {merged} --overwrite, or nnunet-plugins split -d {merged} --like sources "
                 "--overwrite"
             )
+
+
+def _check_start(protocol: Protocol) -> None:
+    """Check that weights to start from are there where they are asked for, and have not seen what is validated on."""
+    from nnunet_plugins.trainers.checkpoints import load_checkpoint
+
+    from_weights = [run.trainer for run in protocol.runs() if starts_from_weights(run.trainer)]
+    if not protocol.pretrained:
+        if from_weights:
+            raise BenchmarkError(f"{from_weights[0]} starts from weights; name them with --pretrained CHECKPOINT")
+        return
+    if not from_weights:
+        trainer = f"{protocol.trainers[-1]}_{PRETRAINED}"
+        raise BenchmarkError(f"--pretrained is for trainers with _{PRETRAINED}; add one, such as {trainer}")
+    arguments = load_checkpoint(Path(protocol.pretrained), weights_suffice=True).get("init_args", {})
+    dataset, fold = arguments.get("plans", {}).get("dataset_name"), arguments.get("fold")
+    if dataset in protocol.datasets and set(protocol.folds) != {fold}:
+        raise BenchmarkError(
+            f"{protocol.pretrained} was trained on {dataset}, fold {fold}, and has seen what other folds validate on; "
+            f"take weights of another dataset, or this fold alone (-f {fold})"
+        )
 
 
 def _require_room_for_atlas(dataset: str, protocol: Protocol, folder: Path) -> None:

@@ -10,7 +10,7 @@ from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
-from nnunet_plugins.registry import RIVALS
+from nnunet_plugins.registry import PRETRAINED, RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -100,6 +100,7 @@ class Protocol:
         with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
         with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
+        pretrained: checkpoint from which trainers with `_Pretrained` start.
         test: also predict the test images of every dataset.
         tolerance: of the surface Dice, in mm.
         device: torch device type.
@@ -119,6 +120,7 @@ class Protocol:
     with_atlas: bool = False
     merged: str | None = None
     presets: tuple[str, ...] = ()
+    pretrained: str | None = None
     test: bool = False
     tolerance: float = 1.0
     device: str = "cuda"
@@ -188,7 +190,8 @@ class Protocol:
         roles = {baseline: "baseline", **{trainer: "method" for trainer in trainers if trainer != baseline}}
         if self.with_twins:
             for trainer in trainers:
-                twin = twin_of(trainer)
+                # The weights are of another network than the twin's.
+                twin = None if starts_from_weights(trainer) else twin_of(trainer)
                 if twin is not None:
                     roles.setdefault(twin, "twin")
         if self.with_rivals:
@@ -216,6 +219,11 @@ def is_fitted(trainer: str) -> bool:
     """Tell whether a trainer's network is fitted to every image."""
     row = backbones.find(split_name(trainer)[0])
     return bool(row and row.fitted)
+
+
+def starts_from_weights(trainer: str) -> bool:
+    """Tell whether a trainer starts from the weights of another training."""
+    return PRETRAINED in split_name(trainer)[1].split("_")
 
 
 def twin_of(trainer: str) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import done
-from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
+from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run, starts_from_weights
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.files import read_json, short_name, unfinished
 from nnunet_plugins.planning.sources import read_sources
@@ -151,7 +151,7 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
             planned.append(tasks[-1].name)
         fitted = [_fit(run, protocol, folders, needs=planned) for run in made_to_fit.values()]
         tasks += [*fitted, _split(dataset, protocol, folders, needs=[*planned, *(task.name for task in fitted)])]
-    tasks += [_describe(run, folders) for run in runs]
+    tasks += [_describe(run, protocol, folders) for run in runs]
     # Fold by fold: a benchmark that is stopped early has whole folds to compare.
     return tasks + [_train(run, fold, runs, protocol, folders) for fold in protocol.folds for run in runs]
 
@@ -259,17 +259,23 @@ def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[s
     )
 
 
-def _describe(run: Run, folders: Folders) -> Task:
+def _describe(run: Run, protocol: Protocol, folders: Folders) -> Task:
     output = folders.recipe(run)
     planned = folders.preprocessed / run.dataset
+    start = _start(run, protocol)
     command = [sys.executable, "-m", "nnunet_plugins.benchmark.recipe", run.dataset, run.configuration, run.plans]
     return Task(
         name=task_name("describe", run.name),
         title=f"{run.dataset} {run.configuration}: network and recipe of {run.algorithm}",
-        command=(*command, run.trainer, str(unfinished(output))),
+        command=(*command, run.trainer, str(unfinished(output)), *start),
         needs=(task_name("split", run.dataset),),
         output=output,
-        inputs=(planned / f"{run.plans}.json", planned / "dataset.json", *source_files(run.trainer)),
+        inputs=(
+            planned / f"{run.plans}.json",
+            planned / "dataset.json",
+            *source_files(run.trainer),
+            *map(Path, start),
+        ),
     )
 
 
@@ -281,17 +287,26 @@ def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders
         first = [other for other in runs if other.configuration == "3d_lowres" and _same_network(other, run)]
         needs += [task_name("train", other.name, fold) for other in first for fold in protocol.folds]
     folder = folders.fold(run, fold)
+    # `--c` goes on from the newest checkpoint and starts afresh without one. nnU-Net does not take it beside weights to
+    # start from; where there is a checkpoint, `run_task` puts it in their place.
+    start = _start(run, protocol)
+    begin = ["-pretrained_weights", *start] if start else ["--c"]
     return Task(
         name=task_name("train", run.name, fold),
         title=f"{run.dataset} {run.configuration}: train {run.algorithm}, fold {fold}",
-        # Probabilities are for the ensembles; `--c` goes on from the newest checkpoint and starts afresh without one.
-        command=("nnUNetv2_train", run.dataset, run.configuration, str(fold), *model, "--npz", "--c"),
+        # Probabilities are for the ensembles.
+        command=("nnUNetv2_train", run.dataset, run.configuration, str(fold), *model, "--npz", *begin),
         there=("trained", str(folder)),
         lock=folder / LOCK,
         needs=tuple(needs),
         slot="train",
         training=(run, fold),
     )
+
+
+def _start(run: Run, protocol: Protocol) -> tuple[str, ...]:
+    """Return the checkpoint from which a run starts, if it starts from one."""
+    return (protocol.pretrained,) if protocol.pretrained and starts_from_weights(run.trainer) else ()
 
 
 def _same_network(one: Run, other: Run) -> bool:
