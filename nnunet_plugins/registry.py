@@ -197,12 +197,14 @@ def _classics() -> list[Backbone]:
 def _implicit() -> list[Backbone]:
     """MetaSeg, what its paper compares it with, and NISF. Narrow, they draw few voxels and take few steps."""
     # The steps of training see what those at inference see, and as many of them.
-    ours: dict[str, object] = {"width": 128, "hidden_layers": 2, "omega": 10.0, "fit_learning_rate": 1e-3}
-    ours |= {"inner_loss": "image", "inner_steps": 4, "fit_steps": 4, "voxels": 1024}
+    ours: dict[str, object] = {"width": 128, "hidden_layers": 2, "omega": 10.0}
+    ours |= {"fit_learning_rate": 1e-3, "fit_epsilon": 1e-5}
+    ours |= {"inner_loss": "image", "inner_steps": 4, "fit_steps": 4, "voxels": 1024, "fit_voxels": 4096}
     # Every second voxel along each axis, all of them.
     paper: dict[str, object] = {"fit_steps": 300, "background_weight": 0.1, "voxels": None, "every": 2}
     pixels: dict[str, object] = {"inner_loss": "image", "outer_loss": "image"}
-    small: dict[str, object] = {"width": 8, "hidden_layers": 1, "voxels": 64, "fit_steps": 2, "inner_steps": 2}
+    small: dict[str, object] = {"width": 8, "hidden_layers": 1, "voxels": 64, "fit_voxels": 64}
+    small |= {"fit_steps": 2, "inner_steps": 2}
     idea, only = "MetaSeg: fitted to each image from learned weights", "which learn from images alone (ablation)"
     recipe, far = "; the paper's recipe", {**ours, "fit_steps": 100}
     rows: list[tuple[str, str, str, str, Mapping[str, object]]] = [

@@ -119,7 +119,8 @@ def test_images_without_contrast_give_finite_logits(name, value):
     assert torch.isfinite(network(torch.full((1, 1, *PATCH), value))).all()
 
 
-def test_the_steps_are_those_of_torchs_adam():
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-2])
+def test_the_steps_are_those_of_torchs_adam(epsilon):
     torch.manual_seed(0)
     target = torch.randn(5, dtype=torch.float64)
 
@@ -127,9 +128,9 @@ def test_the_steps_are_those_of_torchs_adam():
         return ((weights[0] * weights[1].sin() - target) ** 2).sum()
 
     start = [torch.randn(5, dtype=torch.float64) for _ in range(2)]
-    found, losses = descend(loss, start, 20, 1e-2)
+    found, losses = descend(loss, start, 20, 1e-2, epsilon=epsilon)
     weights = [nn.Parameter(one.clone()) for one in start]
-    optimizer = torch.optim.Adam(weights, 1e-2)
+    optimizer = torch.optim.Adam(weights, 1e-2, eps=epsilon)
     for step in range(20):
         optimizer.zero_grad()
         value = loss(weights)
@@ -138,7 +139,8 @@ def test_the_steps_are_those_of_torchs_adam():
         optimizer.step()
     for one, other in zip(found, weights, strict=True):
         assert_close(one, other.detach(), rtol=0, atol=1e-15)
-    through, _ = descend(loss, [w.detach().requires_grad_() for w in start], 20, 1e-2, differentiable=True)
+    leaves = [w.detach().requires_grad_() for w in start]
+    through, _ = descend(loss, leaves, 20, 1e-2, epsilon=epsilon, differentiable=True)
     assert_close(through, found, rtol=0, atol=1e-12)
 
 
@@ -266,6 +268,21 @@ def test_a_fit_that_goes_astray_is_told(name):
         network(images())
     network.fit_steps = 0
     assert torch.isfinite(network(images())).all(), "without a step there is what was learned"
+
+
+@pytest.mark.parametrize(("inner_loss", "inner_steps"), [("image", 2), ("joint", 1)])
+def test_steps_of_training_and_at_inference_have_one_epsilon(inner_loss, inner_steps):
+    """So that what is learned through the ones holds for the others: large enough, neither moves anything."""
+    x, target = images(1), torch.ones(1, 1, *PATCH, dtype=torch.int16)
+    truth = Truth(target, lambda logits, labels: nn.functional.cross_entropy(logits, labels[:, 0].long()), [0])
+    for epsilon in (1e-8, 1e9):
+        network = tiny(inner_loss=inner_loss, inner_steps=inner_steps, voxels=None, fit_epsilon=epsilon)
+        voxels = network.look_at(x)
+        still = network._loss(network.start(1), network._head(1), voxels.draw(None), truth, "joint")
+        moved = network.training_loss(voxels, truth)
+        assert torch.isclose(moved, still) == (epsilon == 1e9)
+        for fitted in (network.fit(voxels), network.differentiable_fit(voxels)):
+            assert torch.allclose(fitted[0], network.start(1)[0], rtol=0, atol=1e-7) == (epsilon == 1e9)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

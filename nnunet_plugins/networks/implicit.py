@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from nnunet_plugins.networks.layers.descent import Weights, descend
+from nnunet_plugins.networks.layers.descent import EPSILON, Weights, descend
 from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid, indices_of
 
 SEED = 0
@@ -79,7 +79,8 @@ class ImplicitNetwork(nn.Module):
     Args:
         patch_size: of the images, which have no other.
         fit_steps: gradient steps at inference; 0 shows what the network knows before it has seen the image.
-        fit_learning_rate: of these steps.
+        fit_learning_rate: of these steps, which are Adam's.
+        fit_epsilon: likewise.
         inner_steps: gradient steps in training.
         voxels: drawn for each step; all for None.
         fit_voxels: drawn for each step at inference; as many as in training for None.
@@ -99,6 +100,7 @@ class ImplicitNetwork(nn.Module):
         fit_learning_rate: float,
         inner_steps: int,
         voxels: int | None,
+        fit_epsilon: float = EPSILON,
         fit_voxels: int | None = None,
         every: int = 1,
         chunk: int = 8192,
@@ -112,7 +114,8 @@ class ImplicitNetwork(nn.Module):
                 f"{chunk=}"
             )
         self.patch_size = tuple(patch_size)
-        self.fit_steps, self.fit_learning_rate, self.inner_steps = fit_steps, fit_learning_rate, inner_steps
+        self.fit_steps, self.inner_steps = fit_steps, inner_steps
+        self.fit_learning_rate, self.fit_epsilon = fit_learning_rate, fit_epsilon
         self.voxels, self.fit_voxels, self.every, self.chunk = voxels, fit_voxels, every, chunk
 
     @classmethod
@@ -226,7 +229,7 @@ class ImplicitNetwork(nn.Module):
         def loss(fitted: Fitted) -> torch.Tensor:
             return self.reconstruction_loss(fitted, voxels.draw(number, generator))
 
-        fitted, losses = descend(loss, start, self.fit_steps, self.fit_learning_rate)
+        fitted, losses = descend(loss, start, self.fit_steps, self.fit_learning_rate, epsilon=self.fit_epsilon)
         if isinstance(losses, FakeTensor):
             return fitted  # without numbers
         finite = losses.isfinite()

@@ -182,6 +182,7 @@ class NISF(ImplicitNetwork):
             start,
             self.inner_steps,
             self.fit_learning_rate,
+            epsilon=self.fit_epsilon,
             differentiable=torch.is_grad_enabled(),
         )
         return fitted
