@@ -47,6 +47,14 @@ class Source:
     distribution: str | None = None
     version: str | None = None
 
+    @property
+    def file(self) -> Path | None:
+        """Where the rows stand, once they are loaded."""
+        if self.distribution is None:
+            return Path(self.place)
+        file = getattr(sys.modules.get(self.place.partition(":")[0].strip()), "__file__", None)
+        return Path(file) if file else None
+
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}" if self.distribution else self.place
 

@@ -12,6 +12,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_plugins import backbones
 from nnunet_plugins._startup import VARIABLE, trainer_folder
+from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.cli import main
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
@@ -277,6 +278,39 @@ def test_a_file_may_take_its_rows_from_elsewhere(house, line):
     (house.site / "mylab_rows.py").write_text(rows("LabNet"))
     (house.files / "lab.py").write_text(line)
     assert set(backbones.others().rows) == {"nnUNetTrainerLabNet"}
+
+
+ADAPTED = """
+from mylab_helper import make
+
+BACKBONES = [
+    replace(
+        row,
+        network="nnunet_plugins.networks.adapted.Adapted",
+        options={"factory": FACTORY, "width": 8},
+    )
+    for row in BACKBONES
+]
+"""
+
+
+@pytest.mark.parametrize("place", ["File", "Package"])
+@pytest.mark.parametrize(
+    ("factory", "kind"), [("make", "Made"), ("partial(make)", "Part"), ("'mylab_elsewhere.make'", "Named")]
+)
+def test_a_benchmark_knows_the_files_of_a_row_and_of_what_makes_its_network(house, place, factory, kind):
+    """An adapted network is this package's class, whatever is adapted; and the row has its options."""
+    head = "from dataclasses import replace\nfrom functools import partial\n"
+    code = head + rows(f"{kind}In{place}") + ADAPTED.replace("FACTORY", factory)
+    if place == "File":
+        (house.files / "mylab_rows.py").write_text(code)
+    else:
+        house.package("mylab", code)
+    (house.site / "mylab_helper.py").write_text("import json\n\n\ndef make(**options): ...\n")
+    (house.site / "mylab_elsewhere.py").write_text("def make(**options): ...\n")
+    files = {file.name for file in source_files(f"nnUNetTrainer{kind}In{place}_2epochs")}
+    assert {"adapted.py", "mylab_rows.py"} <= files
+    assert ("mylab_elsewhere.py" if "elsewhere" in factory else "mylab_helper.py") in files
 
 
 def test_a_network_that_is_not_there_is_named_when_it_is_built(house):
