@@ -14,6 +14,7 @@ from nnunet_plugins import backbones
 from nnunet_plugins._startup import VARIABLE, trainer_folder
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.cli import main
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
 
@@ -311,6 +312,32 @@ def test_a_benchmark_knows_the_files_of_a_row_and_of_what_makes_its_network(hous
     files = {file.name for file in source_files(f"nnUNetTrainer{kind}In{place}_2epochs")}
     assert {"adapted.py", "mylab_rows.py"} <= files
     assert ("mylab_elsewhere.py" if "elsewhere" in factory else "mylab_helper.py") in files
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "said"),
+    [
+        # It would train, its own network.
+        (
+            "Stock",
+            "nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNetTrainer",
+            "is no BackboneTrainer, and builds no",
+        ),
+        ("Function", "mylab_net.Net.from_plan", "cannot be imported: ModuleNotFoundError: No module named 'mylab_net."),
+        ("NoClass", "mylab_net.nn", "is no BackboneTrainer"),
+        ("NoModule", "mylab_no.Recipe", "cannot be imported: ModuleNotFoundError: No module named 'mylab_no'"),
+        ("NoName", "mylab_net.Recipe", "cannot be imported: AttributeError: module 'mylab_net' has no attribute"),
+    ],
+)
+def test_a_recipe_that_cannot_train_a_rows_network_is_refused(house, capsys, name, recipe, said):
+    ours = "nnunet_plugins.trainers.backbone.BackboneTrainer"
+    house.package("mylab", rows(f"Recipe{name}").replace(ours, recipe))
+    with pytest.raises(
+        InputError, match=f"^nnunet_plugins: nnUNetTrainerRecipe{name} of mylab 1.2: its recipe {recipe} {said}"
+    ):
+        recursive_find_trainer_class_by_name(f"nnUNetTrainerRecipe{name}_2epochs")
+    assert main(["profile", "-tr", f"nnUNetTrainerRecipe{name}", "--patch", "16", "16"]) == 2
+    assert text in capsys.readouterr().err
 
 
 def test_a_network_that_is_not_there_is_named_when_it_is_built(house):
