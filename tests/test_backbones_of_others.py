@@ -332,9 +332,8 @@ def test_a_benchmark_knows_the_files_of_a_row_and_of_what_makes_its_network(hous
 def test_a_recipe_that_cannot_train_a_rows_network_is_refused(house, capsys, name, recipe, said):
     ours = "nnunet_plugins.trainers.backbone.BackboneTrainer"
     house.package("mylab", rows(f"Recipe{name}").replace(ours, recipe))
-    with pytest.raises(
-        InputError, match=f"^nnunet_plugins: nnUNetTrainerRecipe{name} of mylab 1.2: its recipe {recipe} {said}"
-    ):
+    text = f"nnUNetTrainerRecipe{name} of mylab 1.2: its recipe {recipe} {said}"
+    with pytest.raises(InputError, match=f"^nnunet_plugins: {text}"):
         recursive_find_trainer_class_by_name(f"nnUNetTrainerRecipe{name}_2epochs")
     assert main(["profile", "-tr", f"nnUNetTrainerRecipe{name}", "--patch", "16", "16"]) == 2
     assert text in capsys.readouterr().err
