@@ -15,8 +15,10 @@ from nnunet_plugins._startup import VARIABLE, trainer_folder
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.trainers.backbone import ORIGIN
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
+from nnunet_plugins.trainers.progress import PROGRESS
 
 NETWORK = """
 from torch import nn
@@ -337,6 +339,50 @@ def test_a_recipe_that_cannot_train_a_rows_network_is_refused(house, capsys, nam
         recursive_find_trainer_class_by_name(f"nnUNetTrainerRecipe{name}_2epochs")
     assert main(["profile", "-tr", f"nnUNetTrainerRecipe{name}", "--patch", "16", "16"]) == 2
     assert text in capsys.readouterr().err
+
+
+def write_checkpoint(file: Path, trainer: str, origin: dict | None) -> None:
+    plans = {"dataset_name": "Dataset001_Small", "configurations": {}}
+    content = {
+        "network_weights": {},
+        "trainer_name": trainer,
+        "init_args": {"plans": plans, "configuration": "2d", "fold": 0, "dataset_json": {}},
+        "optimizer_state": {PROGRESS: {ORIGIN: origin}} if origin else {},
+    }
+    torch.save(content, file)
+
+
+OF_MYLAB = {"place": "mylab_rows:BACKBONES", "distribution": "mylab", "version": "1.1", "network": "mylab_net.Net"}
+OF_A_FILE = {"place": "/there/lab.py", "distribution": None, "version": None, "network": "lab.Net"}
+NOT_HERE = "no backbone is called 'nnUNetTrainerLost'"
+
+
+@pytest.mark.parametrize(
+    ("origin", "here", "said"),
+    [
+        (OF_MYLAB, None, ["its network mylab_net.Net comes from mylab 1.1", NOT_HERE, "pip install 'mylab==1.1'"]),
+        (OF_MYLAB, rows("Kept"), ["mylab is here as 1.2, which may build another network", "is here: nnunet_plugins"]),
+        (OF_MYLAB, "import no_such", ["mylab is here as 1.2", NOT_HERE, "No module named 'no_such'"]),
+        (
+            OF_MYLAB,
+            rows("Lost").replace("backbone.BackboneTrainer", "no_such.Trainer"),
+            ["of mylab 1.2: its recipe nnunet_plugins.trainers.no_such.Trainer cannot be imported"],
+        ),
+        (OF_A_FILE, None, ["its network lab.Net was in the file /there/lab.py", NOT_HERE, "put lab.py into a folder"]),
+        (None, None, [NOT_HERE, "does not say which package its trainer comes from"]),
+    ],
+    ids=["uninstalled", "another version", "broken", "without its recipe", "a file", "of 0.1.0"],
+)
+def test_doctor_says_where_the_network_of_a_checkpoint_comes_from(house, tmp_path, capsys, origin, here, said):
+    if here:
+        house.package("mylab", here)
+    kept = here == rows("Kept")
+    write_checkpoint(tmp_path / "checkpoint.pth", f"nnUNetTrainer{'Kept' if kept else 'Lost'}_2epochs", origin)
+    found = main(["doctor", str(tmp_path / "checkpoint.pth")])
+    printed = " ".join(capsys.readouterr().out.split())
+    for text in said:
+        assert text in printed
+    assert found == (0 if kept else 1)
 
 
 def test_a_network_that_is_not_there_is_named_when_it_is_built(house):
