@@ -366,7 +366,10 @@ NOT_HERE = "no backbone is called 'nnUNetTrainerLost'"
         (
             OF_MYLAB,
             rows("Lost").replace("backbone.BackboneTrainer", "no_such.Trainer"),
-            ["of mylab 1.2: its recipe nnunet_plugins.trainers.no_such.Trainer cannot be imported"],
+            [
+                "its recipe nnunet_plugins.trainers.no_such.Trainer cannot be imported",
+                "remedy: pip install 'mylab==1.1'",
+            ],
         ),
         (OF_A_FILE, None, ["its network lab.Net was in the file /there/lab.py", NOT_HERE, "put lab.py into a folder"]),
         (None, None, [NOT_HERE, "does not say which package its trainer comes from"]),
