@@ -15,6 +15,7 @@ from nnunet_plugins.benchmark import command_line as benchmark
 from nnunet_plugins.demo import command_line as demo
 from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.fixed_size import command_line as fixed_size
 from nnunet_plugins.merging import command_line as merging
 from nnunet_plugins.metrics import command_line as metrics
 from nnunet_plugins.planning import command_line as planning
@@ -164,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
 
     planning.add_commands(commands)
     merging.add_commands(commands)
+    fixed_size.add_command(commands)
 
     command = commands.add_parser(
         "warm-start",

@@ -319,6 +319,9 @@ BACKBONES: tuple[Backbone, ...] = (
     *_implicit(),
 )
 
+PRETRAINED = "Pretrained"
+"""Modifier of trainings that start from the weights of another one."""
+
 # The order is the order in which the pieces override each other, whatever the order in the name: NoMirroring has to
 # come before DA5, which chooses mirror axes of its own.
 MODIFIERS: tuple[Modifier, ...] = (
@@ -328,6 +331,13 @@ MODIFIERS: tuple[Modifier, ...] = (
         "iterations",
         "N training iterations per epoch; validation iterations scale along, N/5 as in nnU-Net",
         scales=MappingProxyType({"num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 0.2}),
+    ),
+    Modifier(
+        "<N>seed",
+        "seed",
+        "random numbers from the seed N on, so that repeats lie side by side, each with a seed of its own",
+        f"{_TRAINERS}.seeded.SeededTrainer",
+        scales=MappingProxyType({"seed": 1}),
     ),
     Modifier(
         "NoMirroring",
@@ -375,5 +385,11 @@ MODIFIERS: tuple[Modifier, ...] = (
             ("PartialLabels", "datasets are drawn in turn"),
             ("PartialLabelsByCases", "cases are drawn equally often"),
         )
+    ),
+    Modifier(
+        PRETRAINED,
+        "start",
+        "from other weights (`-pretrained_weights`), in a results folder of its own; refuses to start without",
+        f"{_TRAINERS}.pretrained.PretrainedTrainer",
     ),
 )

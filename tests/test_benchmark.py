@@ -452,6 +452,7 @@ def test_equal_runs_are_proven_equal(folders):
         ({"hashes": {"data": "other"}}, "data", True),
         ({"recipe": {"epochs": 20}}, "epochs", True),
         ({"recipe": {"optimizer.lr": 0.001}}, "optimizer.lr", False),
+        ({"recipe": {"start": "weights 0a1b"}}, "start", False),
         ({"environment": {"torch": "2.8"}}, "torch", False),
         ({"attempts": []}, "plans", False),
     ],
@@ -791,6 +792,38 @@ LOG = """2026-01-02 03:04:05.000000: Epoch 0
 """
 
 
+# From weights and from scratch
+
+BOTH = ("nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerFIRENet_Pretrained")
+
+
+def test_a_training_from_weights_stands_beside_the_one_from_scratch(folders, tmp_path):
+    """Networks alone have twins here: the weights are not the twin's."""
+    question = protocol(trainers=BOTH, folds=(0,), pretrained=str(tmp_path / "start.pth"), with_twins=True)
+    names = ["U-Net", "FIRENet", "FIRENet Pretrained", "FIRENetNoFabric"]
+    assert [run.algorithm for run in question.runs()] == names
+    tasks = training_tasks(question, folders)
+    ends = {task.training[0].algorithm: task.command[-2:] for task in tasks if task.training}
+    start = ("-pretrained_weights", str(tmp_path / "start.pth"))
+    assert ends == {name: start if name == "FIRENet Pretrained" else ("--npz", "--c") for name in names}
+    described = {task.name: task for task in tasks if task.name.startswith("describe")}
+    assert [tmp_path / "start.pth" in task.inputs for task in described.values()] == [False, False, True, False]
+
+
+def test_both_starts_are_in_one_figure(folders):
+    question = protocol(trainers=BOTH[1:], folds=(0,), pretrained="start.pth")
+    for run in question.runs():
+        train(folders, run, 0)
+        write_text(folders.fold(run, 0) / "training_log_2026_1_1_00_00_00.txt", LOG)
+    rows = "case,label,name,Dice,ASSD_mm,HD95_mm,NSD,volume_error_ml,volume_truth_ml,tolerance_mm,diagonal_mm\n"
+    for task in result_tasks(question, folders):
+        finish(task, folders, "" if task.keeps_text else f"{rows}a,1,x,1,0,0,1,0,1,1,9\n")
+    driver.write_report(question, folders, result_tasks(question, folders), accept_unequal=True)
+    (figure,) = (folders.output / "report" / "figures").glob("*curves.svg")
+    told = set(re.findall(r"FIRENet(?: Pretrained)?", figure.read_text()))
+    assert told == {"FIRENet", "FIRENet Pretrained"}
+
+
 # The command
 
 
@@ -802,6 +835,12 @@ LOG = """2026-01-02 03:04:05.000000: Epoch 0
         (["-p", "myPlans"], "myPlans.json is missing"),
         (["-f", "7"], "fold 7 does not exist"),
         (["--device", "cuda", "--gpus", "64"], "64 GPUs are asked for"),
+        (
+            ["-tr", "nnUNetTrainer_Pretrained"],
+            "nnUNetTrainer_Pretrained starts from weights; name them with --pretrained",
+        ),
+        (["--pretrained", "x"], "--pretrained is for trainers with _Pretrained; add one, such as nnUNetTrainer_Pretr"),
+        (["-tr", "nnUNetTrainer_Pretrained", "--pretrained", "gone.pth"], "gone.pth"),
         (["-tr", *LONG_TRAINERS, "-p", LONG_PLANS], "the ensemble of U-Net and AutofocusUNet would have a name of 2"),
     ],
 )
