@@ -105,9 +105,10 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: s
             one = (1, *setting.shape[1:])
             inference = [forecast_inference(network, one, autocast=autocast) for autocast in precisions]
         training = [forecast_setting(trainer, setting, autocast=autocast, device=device) for autocast in precisions]
-        with fake_tensors(), _step_counter() as step:
-            network = build_network(trainer, setting).train()
-            measure_training(network, shape_of_step(trainer, setting), autocast=False, device=device)
+        with fake_tensors():
+            network = build_network(trainer, setting).train()  # which may try it, see `networks.adapted`
+            with _step_counter() as step:
+                measure_training(network, shape_of_step(trainer, setting), autocast=False, device=device)
     except InputError:
         raise
     except Exception as error:  # whatever a foreign network does on fake tensors
