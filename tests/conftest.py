@@ -41,6 +41,13 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 SHARED_DATA = ROOT.parent / "shared" / "data"
+# For the commands, not for the tests themselves: threads of several commands that share the cores must not wait for
+# each other by spinning, tests that follow the output must not see it late, and nnU-Net draws a lot.
+FRUGAL = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONUNBUFFERED": "1",
+    "MATPLOTLIBRC": str(ROOT / "tests" / "matplotlibrc"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,10 +76,9 @@ def commands() -> Path:
         return real
     folder = Path(tempfile.mkdtemp(prefix="preloaded"))
     launcher = write_commands(folder, str(folder / "socket"))
-    # Several commands at a time share the cores: threads that wait for each other must not do so by spinning.
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "preloaded.py"), str(folder / "socket"), str(launcher)],
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, **FRUGAL},
         stdin=subprocess.PIPE,  # it ends when this closes
         stdout=subprocess.PIPE,
     )
@@ -112,12 +118,10 @@ class Sandbox:
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         for folder in folders.values():
             Path(folder).mkdir(parents=True, exist_ok=True)
-        # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs. Several commands
-        # at a time share the cores, and threads that wait for each other must not do so by spinning.
-        workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        workers["PYTHONUNBUFFERED"] = "1"  # tests that follow the output must not see it late
+        # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs.
+        workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
-        self.env = {**clean, **folders, **workers}
+        self.env = {**clean, **folders, **workers, **FRUGAL}
 
     @property
     def raw(self) -> Path:
