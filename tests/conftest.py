@@ -35,19 +35,16 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Two test workers share two cores; threads on top of that only get into each other's way.
+# Two test workers share two cores; threads on top of that only get into each other's way, and those of the commands
+# must not wait for each other by spinning.
 torch.set_num_threads(1)
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # Without a GPU, Triton's interpreter runs the kernels; it has to be chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 SHARED_DATA = ROOT.parent / "shared" / "data"
-# For the commands, not for the tests themselves: threads of several commands that share the cores must not wait for
-# each other by spinning, tests that follow the output must not see it late, and nnU-Net draws a lot.
-FRUGAL = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "PYTHONUNBUFFERED": "1",
-    "MATPLOTLIBRC": str(ROOT / "tests" / "matplotlibrc"),
-}
+# For the commands: tests that follow the output must not see it late, and nnU-Net draws a lot.
+FOR_COMMANDS = {"PYTHONUNBUFFERED": "1", "MATPLOTLIBRC": str(ROOT / "tests" / "matplotlibrc")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,7 +75,7 @@ def commands() -> Path:
     launcher = write_commands(folder, str(folder / "socket"))
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "preloaded.py"), str(folder / "socket"), str(launcher)],
-        env={**os.environ, **FRUGAL},
+        env={**os.environ, **FOR_COMMANDS},
         stdin=subprocess.PIPE,  # it ends when this closes
         stdout=subprocess.PIPE,
     )
@@ -121,7 +118,7 @@ class Sandbox:
         # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs.
         workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
-        self.env = {**clean, **folders, **workers, **FRUGAL}
+        self.env = {**clean, **folders, **workers, **FOR_COMMANDS}
 
     @property
     def raw(self) -> Path:
