@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import itertools
 import json
 import os
 import re
@@ -51,6 +52,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix-again", action="store_true", help="run also those cells of the matrix that are recorded")
     parser.addoption("--row", action="append", metavar="TRAINER", help="of the matrix, run this trainer only")
     parser.addoption("--record-parameters", action="store_true", help="record the parameters of rows that have none")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, then those with many: in the end no worker waits long for another."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = {path: any(item.get_closest_marker("slow") for item in file) for path, file in files.items()}
+    items[:] = itertools.chain(*sorted(files.values(), key=lambda file: (not slow[file[0].path], -len(file))))
 
 
 def saved_bytes(
