@@ -285,11 +285,18 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     return Sandbox(tmp_path_factory.mktemp("nnunet"))
 
 
-@pytest.fixture(scope="module")
-def small(sandbox: Sandbox) -> Sandbox:
-    """A sandbox with the small dataset 1, planned and preprocessed in 2D and 3D, batch size 2."""
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """What `small` is a copy of."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("prepared"))
     write_dataset(sandbox.raw, "Dataset001_Small")
     sandbox.prepare(1, "2d", "3d_fullres")
-
     sandbox.edit_plans("Dataset001_Small", "small")
+    return sandbox
+
+
+@pytest.fixture(scope="module")
+def small(sandbox: Sandbox, prepared: Sandbox) -> Sandbox:
+    """A sandbox with the small dataset 1, planned and preprocessed in 2D and 3D, batch size 2."""
+    shutil.copytree(prepared.root, sandbox.root, dirs_exist_ok=True)
     return sandbox
