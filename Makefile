@@ -23,7 +23,7 @@ docs: install
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -E docs docs/_build
 
 test: lint docs
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 demo: install
 	$(BIN)/nnunet-plugins demo --output .demo

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import itertools
 import json
 import os
 import re
@@ -35,18 +36,31 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Two test workers share two cores; threads on top of that only get into each other's way.
+# Two test workers share two cores; threads on top of that only get into each other's way, and those of the commands
+# must not wait for each other by spinning.
 torch.set_num_threads(1)
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # Without a GPU, Triton's interpreter runs the kernels; it has to be chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 SHARED_DATA = ROOT.parent / "shared" / "data"
+# For the commands: tests that follow the output must not see it late, and nnU-Net draws a lot.
+FOR_COMMANDS = {"PYTHONUNBUFFERED": "1", "MATPLOTLIBRC": str(ROOT / "tests" / "matplotlibrc")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--matrix-again", action="store_true", help="run also those cells of the matrix that are recorded")
     parser.addoption("--row", action="append", metavar="TRAINER", help="of the matrix, run this trainer only")
     parser.addoption("--record-parameters", action="store_true", help="record the parameters of rows that have none")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, then those with many: in the end no worker waits long for another."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = {path: any(item.get_closest_marker("slow") for item in file) for path, file in files.items()}
+    items[:] = itertools.chain(*sorted(files.values(), key=lambda file: (not slow[file[0].path], -len(file))))
 
 
 def saved_bytes(
@@ -69,10 +83,9 @@ def commands() -> Path:
         return real
     folder = Path(tempfile.mkdtemp(prefix="preloaded"))
     launcher = write_commands(folder, str(folder / "socket"))
-    # Several commands at a time share the cores: threads that wait for each other must not do so by spinning.
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "preloaded.py"), str(folder / "socket"), str(launcher)],
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, **FOR_COMMANDS},
         stdin=subprocess.PIPE,  # it ends when this closes
         stdout=subprocess.PIPE,
     )
@@ -112,12 +125,10 @@ class Sandbox:
         folders = {name: str(self.root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         for folder in folders.values():
             Path(folder).mkdir(parents=True, exist_ok=True)
-        # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs. Several commands
-        # at a time share the cores, and threads that wait for each other must not do so by spinning.
-        workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        workers["PYTHONUNBUFFERED"] = "1"  # tests that follow the output must not see it late
+        # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs.
+        workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
-        self.env = {**clean, **folders, **workers}
+        self.env = {**clean, **folders, **workers, **FOR_COMMANDS}
 
     @property
     def raw(self) -> Path:
@@ -274,11 +285,18 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     return Sandbox(tmp_path_factory.mktemp("nnunet"))
 
 
-@pytest.fixture(scope="module")
-def small(sandbox: Sandbox) -> Sandbox:
-    """A sandbox with the small dataset 1, planned and preprocessed in 2D and 3D, batch size 2."""
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """What `small` is a copy of."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("prepared"))
     write_dataset(sandbox.raw, "Dataset001_Small")
     sandbox.prepare(1, "2d", "3d_fullres")
-
     sandbox.edit_plans("Dataset001_Small", "small")
+    return sandbox
+
+
+@pytest.fixture(scope="module")
+def small(sandbox: Sandbox, prepared: Sandbox) -> Sandbox:
+    """A sandbox with the small dataset 1, planned and preprocessed in 2D and 3D, batch size 2."""
+    shutil.copytree(prepared.root, sandbox.root, dirs_exist_ok=True)
     return sandbox

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 NETWORK = '''
@@ -48,6 +49,7 @@ ROW = """
 CHOSEN = "Toy or registry or sample or recorded or record_ or readme or pickle or upstream or list_"
 
 
+@pytest.mark.slow
 def test_a_new_row_touches_two_files_and_gets_all_tests(tmp_path):
     for part in ("nnunet_plugins", "tests", "docs", "pyproject.toml", "README.md", "CONTRIBUTING.md", "CITATION.cff"):
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy

@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
+from matplotlib import rc_context
 from matplotlib.image import imread
 from report_records import make_record
 
 from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, UNCLEAR
 from nnunet_plugins.report.build import build_report
-from nnunet_plugins.report.drawing import styles
+from nnunet_plugins.report.drawing import drawing, named_rows, styles, to_svg
 from nnunet_plugins.report.figures import score_against_cost, training_curves
 from nnunet_plugins.report.findings import describe_difference
 from nnunet_plugins.report.panels import SIZE, choose_cases, draw_panels
@@ -469,6 +470,16 @@ def test_names_beside_points_do_not_cover_each_other(number):
     assert min(abs(a - b) for a, b in itertools.combinations(places, 2)) > 9
     assert min(places) > 0
     assert max(places) < height
+
+
+def test_figures_are_the_same_whatever_resolution_the_user_has_set():
+    def draw() -> str:
+        with drawing():
+            return to_svg(named_rows(["U-Net", "nnUNetTrainerFIRENet"])[0], "key", "title", "description")
+
+    with rc_context({"figure.dpi": 10}):
+        coarse = draw()
+    assert coarse == draw()
 
 
 def test_long_trainings_make_small_figures():

@@ -6,7 +6,7 @@ That needs no GPU. Where there is one, some training steps are also taken and me
 import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,6 +84,21 @@ class Profile:
         return {**content, **memory, "autocast": autocast}
 
 
+@dataclass(frozen=True)
+class Inference:
+    """What predicting with a network costs on a GPU.
+
+    Attributes:
+        parameters: number of trainable parameters.
+        forward_flops: as in `Profile`.
+        peak_bytes: as in `Memory`, in each precision that was asked for.
+    """
+
+    parameters: int
+    forward_flops: int
+    peak_bytes: tuple[int, ...]
+
+
 def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: str = "cuda") -> Profile:
     """Count what a trainer's network costs.
 
@@ -96,23 +111,13 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: s
         PlanError: if it cannot be built for the setting, or cannot run on fake tensors.
     """
     precisions = (False, True) if device == "cuda" else (False,)
-    # Its steps need a backward pass, which fake tensors have on the CPU alone; they are the same on a GPU.
-    is_fitted = getattr(getattr(trainer, "backbone", None), "fitted", False)
-    try:
-        with fake_tensors(), torch.device("cpu" if is_fitted else device):
-            network: Any = build_network(trainer, setting, deep_supervision=False).eval()
-            forward_flops = _count_fit(network, setting.shape) if is_fitted else _count_forward(network, setting.shape)
-            one = (1, *setting.shape[1:])
-            inference = [forecast_inference(network, one, autocast=autocast) for autocast in precisions]
+    inference = profile_inference(trainer, setting, device=device, autocast=precisions)
+    with _telling(trainer, setting):
         training = [forecast_setting(trainer, setting, autocast=autocast, device=device) for autocast in precisions]
         with fake_tensors():
-            network = build_network(trainer, setting).train()  # which may try it, see `networks.adapted`
+            network: Any = build_network(trainer, setting).train()  # which may try it, see `networks.adapted`
             with _step_counter() as step:
                 measure_training(network, shape_of_step(trainer, setting), autocast=False, device=device)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a foreign network does on fake tensors
-        raise PlanError(f"{trainer.__name__} cannot be profiled with {setting}: {error}") from error
     measured = None
     if device == "cuda" and torch.cuda.is_available():
         # What does not fit has its forecast.
@@ -120,17 +125,52 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: s
             measured = measure_on_gpu(trainer, setting)
     memory = [
         Memory(found.saved_bytes, found.peak_bytes_training, peak)
-        for found, peak in zip(training, inference, strict=True)
+        for found, peak in zip(training, inference.peak_bytes, strict=True)
     ]
     return Profile(
         device,
         training[0].parameters,
-        forward_flops,
+        inference.forward_flops,
         step.get_total_flops(),
         memory[0],
         memory[1] if len(memory) > 1 else None,
         measured,
     )
+
+
+def profile_inference(
+    trainer: type[nnUNetTrainer], setting: Setting, *, device: str = "cuda", autocast: Sequence[bool] = (False,)
+) -> Inference:
+    """Count what predicting with a trainer's network costs: the part of `profile_network` that takes no training step.
+
+    Args:
+        trainer: as there, like the other arguments.
+        setting: as there.
+        device: as there.
+        autocast: whether in mixed precision, once for each precision in which to forecast the memory.
+
+    Raises:
+        PlanError: as there.
+    """
+    # Its steps need a backward pass, which fake tensors have on the CPU alone; they are the same on a GPU.
+    is_fitted = getattr(getattr(trainer, "backbone", None), "fitted", False)
+    with _telling(trainer, setting), fake_tensors(), torch.device("cpu" if is_fitted else device):
+        network: Any = build_network(trainer, setting, deep_supervision=False).eval()
+        flops = _count_fit(network, setting.shape) if is_fitted else _count_forward(network, setting.shape)
+        one = (1, *setting.shape[1:])
+        peaks = tuple(forecast_inference(network, one, autocast=mixed) for mixed in autocast)
+        return Inference(sum(p.numel() for p in network.parameters() if p.requires_grad), flops, peaks)
+
+
+@contextlib.contextmanager
+def _telling(trainer: type[nnUNetTrainer], setting: Setting) -> Iterator[None]:
+    """Turn whatever a foreign network raises on fake tensors into an error that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise PlanError(f"{trainer.__name__} cannot be profiled with {setting}: {error}") from error
 
 
 def _count_forward(network: nn.Module, shape: Sequence[int]) -> int:

@@ -32,6 +32,7 @@ WIDTH = 4.7
 
 _DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _SETTINGS: Any = {
+    "figure.dpi": 100,  # the layout depends on it, and a page not on what its maker has set
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name may hold a dollar sign
     "font.family": ["DejaVu Sans"],  # comes with matplotlib

@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.planning.forecast import GIB, format_size
-from nnunet_plugins.planning.profile import profile_network
+from nnunet_plugins.planning.profile import profile_inference
 from nnunet_plugins.planning.setting import Setting
 from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.record import read_record
@@ -105,7 +105,7 @@ def _describe(source: Source) -> tuple[str, list[str]]:
     labels = plans.get_label_manager(source.dataset_json)
     channels = determine_num_input_channels(plans, configuration, source.dataset_json)
     setting = Setting(plans, configuration, channels, labels.num_segmentation_heads)
-    cost = profile_network(source.trainer, setting)
+    cost = profile_inference(source.trainer, setting)
     backbone = getattr(source.trainer, "backbone", None)
     values = {
         "paper": backbone.paper if backbone else "Isensee et al. 2021, nnU-Net (doi:10.1038/s41592-020-01008-z)",
@@ -116,7 +116,7 @@ def _describe(source: Source) -> tuple[str, list[str]]:
         "normalization": ", ".join(configuration.normalization_schemes),
         "parameters": f"{cost.parameters / 1e6:.1f} million",
         "flops": f"{cost.forward_flops / configuration.batch_size / 1e9:.0f}",
-        "memory": f"{cost.memory.peak_bytes_inference / GIB:.2f}",
+        "memory": f"{cost.peak_bytes[0] / GIB:.2f}",
         "folds": ", ".join(source.folds),
         "checkpoint": source.checkpoint,
     }

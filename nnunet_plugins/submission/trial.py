@@ -141,6 +141,8 @@ class Trial:
             "MPLCONFIGDIR": str(temporary),
             "PYTHONPATH": str(hook),
             "PYTHONDONTWRITEBYTECODE": "1",
+            # Threads that wait for each other leave the processor to others, with the same result.
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
         command = [str(self.python), str(self.folder / "inference.py"), "-i", str(inputs), "-o", str(outputs)]
         # Whatever it leaves out in a hurry is not what is proven here.
