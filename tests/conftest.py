@@ -40,12 +40,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # must not wait for each other by spinning.
 torch.set_num_threads(1)
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["MATPLOTLIBRC"] = str(ROOT / "tests" / "matplotlibrc")
 # Without a GPU, Triton's interpreter runs the kernels; it has to be chosen before Triton is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 SHARED_DATA = ROOT.parent / "shared" / "data"
-# For the commands: tests that follow the output must not see it late, and nnU-Net draws a lot.
-FOR_COMMANDS = {"PYTHONUNBUFFERED": "1", "MATPLOTLIBRC": str(ROOT / "tests" / "matplotlibrc")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,7 +84,7 @@ def commands() -> Path:
     launcher = write_commands(folder, str(folder / "socket"))
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "preloaded.py"), str(folder / "socket"), str(launcher)],
-        env={**os.environ, **FOR_COMMANDS},
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.PIPE,  # it ends when this closes
         stdout=subprocess.PIPE,
     )
@@ -127,8 +126,9 @@ class Sandbox:
             Path(folder).mkdir(parents=True, exist_ok=True)
         # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs.
         workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+        workers["PYTHONUNBUFFERED"] = "1"  # tests that follow the output must not see it late
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
-        self.env = {**clean, **folders, **workers, **FOR_COMMANDS}
+        self.env = {**clean, **folders, **workers}
 
     @property
     def raw(self) -> Path:

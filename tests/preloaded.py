@@ -7,7 +7,7 @@ in what the command itself starts: `LAUNCHER ARGUMENTS...` does what `python ARG
 environment, folder, open files, signals and exit code. Linux only, as it needs pidfds and /proc.
 """
 
-import json
+import marshal
 import os
 import select
 import signal
@@ -18,13 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from preloaded_client import ORPHANED
+
 # What nnU-Net's commands run; the rest of it (dataset conversions, tests) needs libraries of its own.
 PARTS = ["evaluation", "experiment_planning", "imageio", "inference", "postprocessing", "preprocessing", "run"]
 PARTS += ["training", "utilities"]
 PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 MADV_COLLAPSE, HUGE_PAGE = 25, 2**21  # of linux/mman.h; bytes
-ORPHANED = 255  # among the numbers of signals that a client sends
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 def write_commands(folder: Path, address: str) -> Path:
@@ -34,7 +34,7 @@ def write_commands(folder: Path, address: str) -> Path:
         f"#!{sys.executable} -SE",
         "import sys",
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
-        "from preloaded import client",
+        "from preloaded_client import client",
         f"client({address!r}, sys.argv[1:])",
     ]
     launcher.write_text("\n".join(lines) + "\n")
@@ -47,50 +47,6 @@ def write_commands(folder: Path, address: str) -> Path:
         elif script.name == "interchange.py":  # Parsl's, which is also read as a module
             command.symlink_to(script)
     return launcher
-
-
-def client(address: str, arguments: list[str]) -> None:
-    """Have the server run `python ARGUMENTS`, and be its double: pass on signals, and end as it ends."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(address)
-        files = [number for number in _open_files() if number != server.fileno()]
-        environment = dict(os.environ)
-        request = {"arguments": arguments, "folder": os.getcwd(), "environment": environment, "files": files}
-        message = json.dumps(request).encode()
-        server.sendall(len(message).to_bytes(8, "big"))
-        socket.send_fds(server, [b"f"], files)
-        server.sendall(message)
-        for number in files:  # a pipe ends only when everyone has closed it
-            if number > 2:
-                os.close(number)
-        for number in FORWARDED:
-            signal.signal(number, lambda number, _: server.sendall(bytes([number])))
-        # Programs that end with their parent ask for it every now and then; theirs is this process's.
-        parent = os.getppid()
-        while not select.select([server], [], [], 0.2)[0]:
-            if os.getppid() != parent:
-                server.sendall(bytes([ORPHANED]))
-                break
-        answer = server.recv(4)
-        if not answer:
-            sys.exit("the server of preloaded processes is gone, and with it the exit code")
-        status = int.from_bytes(answer, "big", signed=True)
-    if status < 0:
-        if -status != signal.SIGKILL:
-            signal.signal(-status, signal.SIG_DFL)
-        os.kill(os.getpid(), -status)
-    sys.exit(status)
-
-
-def _open_files() -> list[int]:
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            os.fstat(int(name))
-        except OSError:  # the one that listed the folder
-            continue
-        found.append(int(name))
-    return sorted(found)
 
 
 def serve(address: str, launcher: str) -> NoReturn:
@@ -182,7 +138,7 @@ def _collapse() -> None:
 def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
     size = int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "big")
     _, files, _, _ = socket.recv_fds(connection, 1, 253)
-    return json.loads(connection.recv(size, socket.MSG_WAITALL)), files
+    return marshal.loads(connection.recv(size, socket.MSG_WAITALL)), files
 
 
 def _become(request: dict, files: list[int]) -> None:
