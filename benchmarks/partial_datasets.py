@@ -55,6 +55,7 @@ def write(
         "labels": {"background": 0, **labels},
         "numTraining": len(cases),
         "file_ending": ending,
+        **{key: like.description[key] for key in ("reference", "licence", "license") if key in like.description},
     }
     (folder / "dataset.json").write_text(json.dumps(description, indent=2))
     print(f"Wrote {folder}: {len(cases)} cases, labels {', '.join(labels)}")
@@ -83,7 +84,9 @@ def channel(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"{like.folder.name} has no channel {arguments.channel}; it has {', '.join(like.channels)}")
     labels = {name: value for name, value in like.description["labels"].items() if name != "background"}
     name = f"{like.folder.name[11:]}{arguments.channel}"
-    write(arguments.output[0], name, like, like.cases, labels, [like.channels.index(arguments.channel)])
+    folder = write(arguments.output[0], name, like, like.cases, labels, [like.channels.index(arguments.channel)])
+    if (like.folder / "groups.csv").is_file():
+        (folder / "groups.csv").write_text((like.folder / "groups.csv").read_text())
 
 
 def full(arguments: argparse.Namespace) -> None:

@@ -8,11 +8,12 @@ What cannot be used is told and not raised, so that a package that is broken sto
 """
 
 import ast
+import contextlib
 import functools
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +46,14 @@ class Source:
     place: str
     distribution: str | None = None
     version: str | None = None
+
+    @property
+    def file(self) -> Path | None:
+        """Where the rows stand, once they are loaded."""
+        if self.distribution is None:
+            return Path(self.place)
+        file = getattr(sys.modules.get(self.place.partition(":")[0].strip()), "__file__", None)
+        return Path(file) if file else None
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}" if self.distribution else self.place
@@ -111,34 +120,36 @@ def others() -> Found:
 
 @functools.cache
 def _others(folders: tuple[str, ...]) -> Found:
-    brought: list[tuple[Source, Backbone]] = []
+    brought: dict[int, tuple[Source, Backbone]] = {}  # by the row itself, which several places may name
     unusable: list[Unusable] = []
     for source, load in [*_entry_points(), *_files(folders)]:
         try:
-            rows = load()
-        except (Exception, SystemExit) as error:  # whatever other people's modules raise when they are imported
+            with contextlib.redirect_stdout(sys.stderr):  # our output may be read by a program
+                rows = load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever other people's modules raise when they are imported
             reason = str(error).splitlines()
             unusable.append(Unusable(source, ": ".join([type(error).__name__, *reason[:1]])))
             continue
         if not isinstance(rows, Sequence) or isinstance(rows, str):
             unusable.append(Unusable(source, f"it is no sequence of rows but {_kind(rows)}"))
             continue
-        brought += [(source, row) for row in rows]
-    names = [row.trainer for _, row in brought if isinstance(row, Backbone)]
-    for source, row in brought:
-        if fault := _fault(row):
-            unusable.append(Unusable(source, fault, getattr(row, "trainer", None)))
-        elif names.count(row.trainer) > 1:
-            places = " and ".join(dict.fromkeys(f"{s} ({s.place})" for s, other in brought if _same(other, row)))
-            unusable.append(Unusable(source, f"{places} bring a row of this name; uninstall one", row.trainer))
-    refused = {(one.source, one.trainer) for one in unusable}
-    good = [(source, row) for source, row in brought if (source, getattr(row, "trainer", None)) not in refused]
-    known = {STOCK_TRAINER, *OURS, *(row.trainer for _, row in good)}
-    for source, row in good:
-        if row.twin not in known - {row.trainer} and row.twin not in trainers_of_nnunet():
+        for row in rows:
+            brought.setdefault(id(row), (source, row))
+    for own in BACKBONES:
+        brought.pop(id(own), None)
+    good = []
+    for source, row in brought.values():
+        if fault := _fault(row) or _rivals(source, row, list(brought.values())):
+            trainer = getattr(row, "trainer", None)
+            unusable.append(Unusable(source, fault, trainer if isinstance(trainer, str) else None))
+        else:
+            good.append((source, row))
+    while lonely := [pair for pair in good if not _has_twin(pair[1], [row for _, row in good])]:
+        good = [pair for pair in good if pair not in lonely]
+        for source, row in lonely:
             unusable.append(Unusable(source, f"its twin {row.twin!r} is no other trainer's name", row.trainer))
-    refused = {(one.source, one.trainer) for one in unusable}
-    good = [(source, row) for source, row in good if (source, row.trainer) not in refused]
     return Found(
         MappingProxyType({row.trainer: row for _, row in good}),
         MappingProxyType({row.trainer: source for source, row in good}),
@@ -146,33 +157,60 @@ def _others(folders: tuple[str, ...]) -> Found:
     )
 
 
-def _entry_points() -> Iterator[tuple[Source, "functools.partial[object]"]]:
-    for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: point.value):
-        package = point.dist
-        about = (package.name, package.version) if package else ()
-        yield Source(point.value, *about), functools.partial(point.load)
+def _entry_points() -> Iterator[tuple[Source, Callable[[], object]]]:
+    # An uninstallation that failed may leave a package's metadata in a folder of another name; by its own it is found
+    # no more. What is no entry point in one package stops reading those of all, so each is read by itself.
+    packages = {p.name for p in metadata.distributions() if GROUP in (p.read_text("entry_points.txt") or "")}
+    for name in sorted(filter(None, packages)):
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        try:
+            points = list(package.entry_points.select(group=GROUP))
+        except Exception as error:
+            reason = ValueError(f"these lines cannot be read: {error}")
+            yield Source("entry_points.txt", name, package.version), functools.partial(_raise, reason)
+            continue
+        for point in sorted(points, key=lambda point: point.value):
+            yield Source(point.value, name, package.version), functools.partial(_load, point)
 
 
-def _files(folders: Iterable[str]) -> Iterator[tuple[Source, "functools.partial[object]"]]:
+def _load(point: metadata.EntryPoint) -> object:
+    if not re.match(r"[\w.]+\s*:\s*\w", point.value):
+        raise ValueError(f"its entry point {point.value!r} is not MODULE:NAME")
+    return point.load()
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _files(folders: Iterable[str]) -> Iterator[tuple[Source, Callable[[], object]]]:
+    files: dict[Path, Path] = {}  # a folder may be listed twice
     for folder in map(Path, folders):
         for file in sorted(folder.glob("*.py")):
-            if _assigns(file):
-                yield Source(str(file)), functools.partial(_run, file)
+            files.setdefault(file.resolve(), file)
+    for file in files.values():
+        if _names_rows(file):
+            yield Source(str(file)), functools.partial(_run, file)
 
 
-def _assigns(file: Path) -> bool:
-    """Tell whether a file assigns the variable, without running it: not every file there is meant for us."""
+def _names_rows(file: Path) -> bool:
+    """Tell whether a file gives the variable a value, without running it: not every file there is meant for us."""
     try:
-        body = ast.parse(file.read_bytes()).body
-    except (OSError, SyntaxError, ValueError):
-        return False  # nnU-Net imports it as well, and says so
-    targets = [
-        target
-        for node in body
-        if isinstance(node, (ast.Assign, ast.AnnAssign))
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-    ]
-    return any(isinstance(target, ast.Name) and target.id == VARIABLE for target in targets)
+        content = file.read_bytes()
+    except OSError:
+        return False
+    try:
+        body = ast.parse(content).body
+    except (SyntaxError, ValueError):
+        return VARIABLE.encode() in content  # running it will say what is wrong
+    inner = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    nodes = [part for node in body if not isinstance(node, inner) for part in ast.walk(node)]
+    imported = {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+    assigned = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return VARIABLE in imported | assigned
 
 
 def _run(file: Path) -> object:
@@ -204,11 +242,13 @@ def _fault(row: object) -> str | None:
         value = getattr(row, attribute)
         if not isinstance(value, str) or not value.strip():
             return f"its {attribute} is {value!r}, and has to be text"
+    if len(row.summary.splitlines()) > 1:
+        return f"its summary is {row.summary!r}, and has to be text of one line"
     for attribute in ("network", "recipe"):
         value = getattr(row, attribute)
         if not callable(value) and not (isinstance(value, str) and re.fullmatch(r"\w+(\.\w+)+", value)):
             return f"its {attribute} is {value!r}, and has to be an import path such as mylab.networks.MyNet"
-    if not isinstance(row.dimensions, tuple) or not set(row.dimensions) <= {2, 3} or not row.dimensions:
+    if not isinstance(row.dimensions, tuple) or row.dimensions not in ((2,), (3,), (2, 3), (3, 2)):
         return f"its dimensions are {row.dimensions!r}, and have to be (2,), (3,) or (2, 3)"
     for attribute in ("options", "narrow"):
         if not isinstance(getattr(row, attribute), Mapping):
@@ -216,8 +256,20 @@ def _fault(row: object) -> str | None:
     return None
 
 
-def _same(one: object, other: Backbone) -> bool:
-    return isinstance(one, Backbone) and one.trainer == other.trainer
+def _rivals(source: Source, row: Backbone, brought: Iterable[tuple[Source, Backbone]]) -> str | None:
+    """Return which sources bring rows of one name; None if there is but one."""
+    places = [place for place, one in brought if isinstance(one, Backbone) and one.trainer == row.trainer]
+    if len(places) == 1:
+        return None
+    if set(places) == {source}:
+        return "there is a second row of this name"
+    named = " and ".join(dict.fromkeys(f"{p} ({p.place})" if p.distribution else str(p) for p in places))
+    return f"{named} bring a row of this name; uninstall one"
+
+
+def _has_twin(row: Backbone, others: Iterable[Backbone]) -> bool:
+    names = {STOCK_TRAINER, *OURS, *(other.trainer for other in others)} - {row.trainer}
+    return row.twin in names or row.twin in trainers_of_nnunet()
 
 
 def _kind(value: object) -> str:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import trainer_folder
@@ -14,6 +15,7 @@ from nnunet_plugins.benchmark import command_line as benchmark
 from nnunet_plugins.demo import command_line as demo
 from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.fixed_size import command_line as fixed_size
 from nnunet_plugins.merging import command_line as merging
 from nnunet_plugins.metrics import command_line as metrics
 from nnunet_plugins.planning import command_line as planning
@@ -33,7 +35,7 @@ def _list(arguments: argparse.Namespace) -> int:
                 {
                     "trainer": row.trainer,
                     "network": path_of(row.network),
-                    "options": dict(row.options),
+                    "options": {name: _as_json(value) for name, value in row.options.items()},
                     "paper": row.paper,
                     "dimensions": list(row.dimensions),
                     "twin": row.twin,
@@ -45,8 +47,7 @@ def _list(arguments: argparse.Namespace) -> int:
             "unusable": [asdict(one) for one in unusable],
             "modifiers": [{"name": m.name, "sets": m.slot, "summary": m.summary} for m in MODIFIERS],
         }
-        # Options may be anything, in other people's rows.
-        print(json.dumps(content, indent=2, default=str))
+        print(json.dumps(content, indent=2))
         return 0
     rows = [("trainer", "works in", "ablation twin", "what it is")]
     for row in backbones.every().values():
@@ -60,6 +61,15 @@ def _list(arguments: argparse.Namespace) -> int:
     print(lay_out([(f"  _{m.name}", m.summary) for m in MODIFIERS]))
     print(f"\nFor example: nnUNetv2_train 4 3d_fullres 0 -tr {BACKBONES[0].trainer}_100epochs_NoMirroring")
     return 0
+
+
+def _as_json(value: Any) -> Any:
+    """Return an option as it is, or in words: in other people's rows it may be anything."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return path_of(value) if callable(value) else str(value)
+    return value
 
 
 def _trainer_path(arguments: argparse.Namespace) -> int:
@@ -155,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
 
     planning.add_commands(commands)
     merging.add_commands(commands)
+    fixed_size.add_command(commands)
 
     command = commands.add_parser(
         "warm-start",

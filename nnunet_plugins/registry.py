@@ -197,12 +197,14 @@ def _classics() -> list[Backbone]:
 def _implicit() -> list[Backbone]:
     """MetaSeg, what its paper compares it with, and NISF. Narrow, they draw few voxels and take few steps."""
     # The steps of training see what those at inference see, and as many of them.
-    ours: dict[str, object] = {"width": 128, "hidden_layers": 2, "omega": 10.0, "fit_learning_rate": 1e-3}
-    ours |= {"inner_loss": "image", "inner_steps": 4, "fit_steps": 4, "voxels": 1024}
+    ours: dict[str, object] = {"width": 128, "hidden_layers": 2, "omega": 10.0}
+    ours |= {"fit_learning_rate": 1e-3, "fit_epsilon": 1e-5}
+    ours |= {"inner_loss": "image", "inner_steps": 4, "fit_steps": 4, "voxels": 1024, "fit_voxels": 4096}
     # Every second voxel along each axis, all of them.
     paper: dict[str, object] = {"fit_steps": 300, "background_weight": 0.1, "voxels": None, "every": 2}
     pixels: dict[str, object] = {"inner_loss": "image", "outer_loss": "image"}
-    small: dict[str, object] = {"width": 8, "hidden_layers": 1, "voxels": 64, "fit_steps": 2, "inner_steps": 2}
+    small: dict[str, object] = {"width": 8, "hidden_layers": 1, "voxels": 64, "fit_voxels": 64}
+    small |= {"fit_steps": 2, "inner_steps": 2}
     idea, only = "MetaSeg: fitted to each image from learned weights", "which learn from images alone (ablation)"
     recipe, far = "; the paper's recipe", {**ours, "fit_steps": 100}
     rows: list[tuple[str, str, str, str, Mapping[str, object]]] = [
@@ -241,9 +243,6 @@ def _implicit() -> list[Backbone]:
     )
     return [*metaseg, nisf]
 
-
-RIVALS = tuple(f"{STOCK_TRAINER}{name}" for name in ("UNet3D", "VNet", "SegResNet", "MedNeXtB"))
-"""What a new network is usually asked to be compared with besides the standard U-Net; of MedNeXt the middle size."""
 
 BACKBONES: tuple[Backbone, ...] = (
     Backbone(
@@ -319,6 +318,20 @@ BACKBONES: tuple[Backbone, ...] = (
     *_implicit(),
 )
 
+RIVALS: tuple[str, ...] = tuple(
+    row.trainer
+    for name in ("UNet3D", "VNet", "SegResNet", "MedNeXtB")
+    for row in BACKBONES
+    if row.trainer in (f"{STOCK_TRAINER}{name}", f"{STOCK_TRAINER}{name}Paper")
+)
+"""What a new network is usually asked to be compared with besides the standard U-Net; of MedNeXt the middle size.
+
+Each stands there under nnU-Net's recipe and, where there is a row of it, its paper's: none should lose by its recipe.
+"""
+
+PRETRAINED = "Pretrained"
+"""Modifier of trainings that start from the weights of another one."""
+
 # The order is the order in which the pieces override each other, whatever the order in the name: NoMirroring has to
 # come before DA5, which chooses mirror axes of its own.
 MODIFIERS: tuple[Modifier, ...] = (
@@ -328,6 +341,13 @@ MODIFIERS: tuple[Modifier, ...] = (
         "iterations",
         "N training iterations per epoch; validation iterations scale along, N/5 as in nnU-Net",
         scales=MappingProxyType({"num_iterations_per_epoch": 1, "num_val_iterations_per_epoch": 0.2}),
+    ),
+    Modifier(
+        "<N>seed",
+        "seed",
+        "random numbers from the seed N on, so that repeats lie side by side, each with a seed of its own",
+        f"{_TRAINERS}.seeded.SeededTrainer",
+        scales=MappingProxyType({"seed": 1}),
     ),
     Modifier(
         "NoMirroring",
@@ -375,5 +395,11 @@ MODIFIERS: tuple[Modifier, ...] = (
             ("PartialLabels", "datasets are drawn in turn"),
             ("PartialLabelsByCases", "cases are drawn equally often"),
         )
+    ),
+    Modifier(
+        PRETRAINED,
+        "start",
+        "from other weights (`-pretrained_weights`), in a results folder of its own; refuses to start without",
+        f"{_TRAINERS}.pretrained.PretrainedTrainer",
     ),
 )

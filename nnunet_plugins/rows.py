@@ -4,6 +4,7 @@ Loads nothing heavy: rows name networks and recipes by their import paths. Those
 classes themselves.
 """
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -107,4 +108,9 @@ def locate(path: str | Callable[..., Any]) -> Any:
 
 def path_of(thing: str | Callable[..., Any]) -> str:
     """Return the import path of a row's network or recipe, for tables and records."""
-    return thing if isinstance(thing, str) else f"{thing.__module__}.{thing.__qualname__}"
+    if isinstance(thing, str):
+        return thing
+    if isinstance(thing, functools.partial):
+        return path_of(thing.func)
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -261,3 +262,23 @@ def make_record(
         failures=failures,
         about=about,
     )
+
+
+def as_merged(record: Record, sources: dict[str, Sequence[str]]) -> Record:
+    """Say that the cases of a record come from these sources in turn, each of which annotates the labels named.
+
+    Args:
+        record: of one dataset.
+        sources: the names of its labels by source.
+    """
+    results = record.results
+    names = list(sources)
+    numbers, _ = pd.factorize(results["case"])
+    results = results.assign(source=[names[number % len(names)] for number in numbers])
+    known = [name in sources[source] for name, source in zip(results["name"], results["source"], strict=True)]
+    table = {
+        name: {"dataset": f"Dataset{n + 1:03}_{name}", "labels": list(own)}
+        for n, (name, own) in enumerate(sources.items())
+    }
+    about = {**record.about, "sources": {dataset: table for dataset in results["dataset"].unique()}}
+    return replace(record, results=results[known], about=about)

@@ -28,6 +28,7 @@ from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import unfinished, write_text
 from nnunet_plugins.planning.preprocessed import is_preprocessed
+from nnunet_plugins.registry import BACKBONES, RIVALS
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.verification import verify_report
 
@@ -92,21 +93,37 @@ def test_rivals_join_once_with_the_baselines_modifiers():
         ("nnUNetTrainer_5epochs", "baseline"),
         ("nnUNetTrainerVNet_5epochs", "method"),
         ("nnUNetTrainerUNet3D_5epochs", "rival"),
+        ("nnUNetTrainerVNetPaper_5epochs", "rival"),
         ("nnUNetTrainerSegResNet_5epochs", "rival"),
+        ("nnUNetTrainerSegResNetPaper_5epochs", "rival"),
         ("nnUNetTrainerMedNeXtB_5epochs", "rival"),
+        ("nnUNetTrainerMedNeXtBPaper_5epochs", "rival"),
     ]
+
+
+def test_no_rival_loses_by_its_recipe():
+    """Each stands under nnU-Net's recipe and, where there is one, its paper's."""
+    rows = {row.trainer for row in BACKBONES}
+    assert {name for rival in RIVALS for name in (rival, f"{rival}Paper") if name in rows} == set(RIVALS)
+    assert any(not rival.endswith("Paper") and f"{rival}Paper" not in rows for rival in RIVALS)
 
 
 def test_the_compute_of_all_networks_is_told_before_they_are_trained(small, monkeypatch):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, small.env[name])
-    question = protocol(plans="small", with_rivals=True)
+    question = protocol(trainers=("nnUNetTrainer",), plans="small", with_rivals=True)
     title, head, *rows = describe_compute(question).splitlines()
     assert title == "Dataset001_Small, 3d_fullres: compute, and how many times the first one's"
     assert head.split("  ")[0] == "network"
-    assert [row.split()[0] for row in rows] == ["U-Net", "FIRENet", "UNet3D", "VNet", "SegResNet", "MedNeXtB"]
-    assert re.findall(r"\((\S+)\)", rows[0]) == ["1.00"] * 4
-    assert "64.72M" in rows[3]
+    cells = {name: (row, re.findall(r"\((\S+)\)", row)) for row in rows for name in row.split()[:1]}
+    assert list(cells) == ["U-Net", *(rival.removeprefix("nnUNetTrainer") for rival in RIVALS)]
+    assert cells["U-Net"][1] == ["1.00"] * 4
+    assert "64.72M" in cells["VNet"][0]
+    # The same network under both recipes; but Adam keeps a tensor more for each parameter than SGD.
+    *network, peak = cells["SegResNet"][1]
+    *of_paper, peak_of_paper = cells["SegResNetPaper"][1]
+    assert of_paper == network
+    assert float(peak_of_paper) > float(peak)
     for line in describe_compute(protocol(plans="other")).splitlines()[1:]:
         assert "other.json" in line
 
@@ -452,6 +469,7 @@ def test_equal_runs_are_proven_equal(folders):
         ({"hashes": {"data": "other"}}, "data", True),
         ({"recipe": {"epochs": 20}}, "epochs", True),
         ({"recipe": {"optimizer.lr": 0.001}}, "optimizer.lr", False),
+        ({"recipe": {"start": "weights 0a1b"}}, "start", False),
         ({"environment": {"torch": "2.8"}}, "torch", False),
         ({"attempts": []}, "plans", False),
     ],
@@ -791,6 +809,38 @@ LOG = """2026-01-02 03:04:05.000000: Epoch 0
 """
 
 
+# From weights and from scratch
+
+BOTH = ("nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerFIRENet_Pretrained")
+
+
+def test_a_training_from_weights_stands_beside_the_one_from_scratch(folders, tmp_path):
+    """Networks alone have twins here: the weights are not the twin's."""
+    question = protocol(trainers=BOTH, folds=(0,), pretrained=str(tmp_path / "start.pth"), with_twins=True)
+    names = ["U-Net", "FIRENet", "FIRENet Pretrained", "FIRENetNoFabric"]
+    assert [run.algorithm for run in question.runs()] == names
+    tasks = training_tasks(question, folders)
+    ends = {task.training[0].algorithm: task.command[-2:] for task in tasks if task.training}
+    start = ("-pretrained_weights", str(tmp_path / "start.pth"))
+    assert ends == {name: start if name == "FIRENet Pretrained" else ("--npz", "--c") for name in names}
+    described = {task.name: task for task in tasks if task.name.startswith("describe")}
+    assert [tmp_path / "start.pth" in task.inputs for task in described.values()] == [False, False, True, False]
+
+
+def test_both_starts_are_in_one_figure(folders):
+    question = protocol(trainers=BOTH[1:], folds=(0,), pretrained="start.pth")
+    for run in question.runs():
+        train(folders, run, 0)
+        write_text(folders.fold(run, 0) / "training_log_2026_1_1_00_00_00.txt", LOG)
+    rows = "case,label,name,Dice,ASSD_mm,HD95_mm,NSD,volume_error_ml,volume_truth_ml,tolerance_mm,diagonal_mm\n"
+    for task in result_tasks(question, folders):
+        finish(task, folders, "" if task.keeps_text else f"{rows}a,1,x,1,0,0,1,0,1,1,9\n")
+    driver.write_report(question, folders, result_tasks(question, folders), accept_unequal=True)
+    (figure,) = (folders.output / "report" / "figures").glob("*curves.svg")
+    told = set(re.findall(r"FIRENet(?: Pretrained)?", figure.read_text()))
+    assert told == {"FIRENet", "FIRENet Pretrained"}
+
+
 # The command
 
 
@@ -802,6 +852,12 @@ LOG = """2026-01-02 03:04:05.000000: Epoch 0
         (["-p", "myPlans"], "myPlans.json is missing"),
         (["-f", "7"], "fold 7 does not exist"),
         (["--device", "cuda", "--gpus", "64"], "64 GPUs are asked for"),
+        (
+            ["-tr", "nnUNetTrainer_Pretrained"],
+            "nnUNetTrainer_Pretrained starts from weights; name them with --pretrained",
+        ),
+        (["--pretrained", "x"], "--pretrained is for trainers with _Pretrained; add one, such as nnUNetTrainer_Pretr"),
+        (["-tr", "nnUNetTrainer_Pretrained", "--pretrained", "gone.pth"], "gone.pth"),
         (["-tr", *LONG_TRAINERS, "-p", LONG_PLANS], "the ensemble of U-Net and AutofocusUNet would have a name of 2"),
     ],
 )

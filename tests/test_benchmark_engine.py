@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -428,6 +429,30 @@ def test_two_benchmarks_never_train_one_fold_at_once(tmp_path):
     assert (fold / "trained").read_text() == "x"
     (attempt,) = read_conditions(fold, folders.ledger)
     assert set(attempt["hashes"]) == {"plans", "splits", "data", "recipe"}
+
+
+SAY = """
+import sys
+print(sys.argv[2:])
+"""
+
+
+def test_a_training_from_weights_goes_on_without_them(tmp_path):
+    """nnU-Net refuses both at a time."""
+    run, variables = preprocessed(tmp_path)
+    folders = Folders(*map(Path, variables.values()), tmp_path)
+    write_text(folders.recipe(run), json.dumps({"recipe": {}, "epochs": 1, "labels": []}))
+    fold = folders.fold(run, 0)
+    command = [sys.executable, "-c", SAY, "--npz", "-pretrained_weights", "start.pth", "-last"]
+    made = Order("job", command, str(tmp_path), variables=variables, training=(run.identity, 0, "cpu"))
+    write_text(made.file, json.dumps(vars(made)))
+    assert run_order(made) == 0
+    fold.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(fold / "checkpoint_latest.pth", "w") as file:
+        file.writestr("data.pkl", "")
+    assert run_order(made) == 0
+    said = [line for line in made.log.read_text().splitlines() if line.startswith("[")]
+    assert said == ["['-pretrained_weights', 'start.pth', '-last']", "['--c', '-last']"]
 
 
 DEAF = """

@@ -35,6 +35,24 @@ def test_surface_distances():
     assert max(differences) < 1e-6
 
 
+def test_implicit_fit():
+    """A step of the fit has the operations that it should: 6 for each weight and voxel, and 4 where weights stand."""
+    script = ROOT / "benchmarks" / "implicit_fit.py"
+    options = ["--patch", "6", "8", "6", "--images", "1", "2", "--parts", "1", "4", "--steps", "1", "--runs", "1"]
+    trainers = {"nnUNetTrainerMetaSeg": 6 * 2 * 128**2, "nnUNetTrainerNISF": 4 * 3 * 2 * 128**2}
+    command = [PYTHON, script, *options, "-tr", *trainers]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[0].isdigit()]
+    expected = [(images, voxels) for _ in trainers for voxels in (1024, 256) for images in (1, 2)]
+    assert [(int(row[0]), int(row[1])) for row in rows] == expected
+    each = [of_one for of_one in trainers.values() for _ in range(4)]
+    for row, of_one in zip(rows, each, strict=True):
+        assert float(row[2]) == pytest.approx(of_one * int(row[1]) / 1e9, rel=0.05)
+        assert min(map(float, row[3:])) > 0
+    assert result.stdout.count("A case: ") == 2
+
+
 @pytest.mark.slow
 def test_first_steps(small):
     """A trainer that comes twice does the same twice: batches and first weights are equal."""

@@ -155,7 +155,7 @@ def test_plans_that_say_something_else_stay_unless_they_may_go(planned, capsys):
     [
         (lambda d: (d / "dataset_fingerprint.json").unlink(), [], "nnUNetv2_extract_fingerprint -d 1"),
         (lambda d: (d / "dataset_fingerprint.json").write_text("{}"), [], "the content has no 'spacings'"),
-        (lambda d: None, ["-c", "3d_lowres"], "no configuration '3d_lowres', but 3d_fullres"),
+        (lambda d: None, ["-c", "3d_lowres"], "no configuration '3d_lowres'; it has 3d_fullres"),
         (lambda d: None, ["--name", "nnUNetPlans", "--overwrite"], "need another name"),
         (lambda d: edit(d, spacing=[3, 1, 1]), [], "3d_fullres: its U-Net is not the one that nnU-Net plans"),
         (lambda d: edit(d, previous_stage="3d_lowres"), [], "cascade is trained on segmentations of the first"),

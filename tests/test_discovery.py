@@ -102,12 +102,13 @@ def environment(tmp_path_factory, wheel) -> Environment:
 
 
 def link_nnunet(environment: Environment) -> None:
-    """Put nnU-Net's installed wheel into an environment, with console scripts, one of which the doctor looks for."""
+    """Put nnU-Net's installed wheel into an environment, with console scripts; the doctor looks for one of them."""
     for entry in SITE.glob("nnunetv2*"):
         (environment.site / entry.name).symlink_to(entry)
     for name, module, function in [
         ("nnUNetv2_train", "run.run_training", "run_training_entry"),
         ("nnUNetv2_predict", "inference.predict_from_raw_data", "predict_entry_point"),
+        ("nnUNetv2_predict_from_modelfolder", "inference.predict_from_raw_data", "predict_entry_point_modelfolder"),
     ]:
         script = environment.bin / name
         code = f"if __name__ == '__main__':\n    from nnunetv2.{module} import {function}\n    {function}()\n"

@@ -36,27 +36,32 @@ def shorten(code: str) -> str:
             lambda match: match[1] + re.sub(r"_\d+(epochs|iterations)", "", match[2]) + "_1epochs_1iterations",
             line,
         )
-        line = line.replace("nnUNetPlans__", "small__")
+        line = line.replace("nnUNetPlans__", "small__").replace("-sp nnUNetPlans ", "-sp small ")
         command = line.split()[0] if line.split() else ""
         if command in ("nnUNetv2_train", "nnUNetv2_predict"):
             line += " -device cpu"
         if command == "nnUNetv2_plan_and_preprocess":
             copy = "cp $SMALL_PLANS $nnUNet_preprocessed/Dataset004_Hippocampus"
-            if "-d 900" in line:  # of merged datasets, whose cases are as those
-                folder = "$nnUNet_preprocessed/Dataset900_Bones"
-                fingerprint = "$nnUNet_preprocessed/Dataset004_Hippocampus/dataset_fingerprint.json"
-                lines.append(f"mkdir {folder}\ncp {fingerprint} {folder}")
-                copy = f"sed s/Dataset004_Hippocampus/Dataset900_Bones/ $SMALL_PLANS > {folder}/small.json"
+            # Of others, whose cases are as those.
+            for other in ("Dataset900_Bones", "Dataset101_Knee", "Dataset301_KneeFixed"):
+                if f"-d {other[7:10]}" in line:
+                    folder = f"$nnUNet_preprocessed/{other}"
+                    fingerprint = "$nnUNet_preprocessed/Dataset004_Hippocampus/dataset_fingerprint.json"
+                    lines.append(f"mkdir -p {folder}\ncp {fingerprint} {folder}")
+                    copy = f"sed s/Dataset004_Hippocampus/{other}/ $SMALL_PLANS > {folder}/small.json"
             line = f"nnUNet_n_proc_DA=1 {line} -np 1 -npfp 1\n{copy}"
+        elif command == "nnUNetv2_preprocess":
+            line += " -np 1"
         elif "-tr" in line.split() and "-p" not in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
         if line.startswith("nnunet-plugins predict"):
             line += " -device cpu" + ("" if "-p" in line.split() else " -p small")
         if line.startswith("nnunet-plugins benchmark"):
-            line = re.sub(r" --gpus \d+", "", line) + " -p small -f 0 --device cpu"
-            line += " --dry-run" if "--cluster" in line or "--gpu-memory" in line else ""
+            line = re.sub(r" --gpus \d+", "", line) + " -f 0 --device cpu"
+            line += "" if "--merged" in line or "-p" in line.split() else " -p small"  # merged: no such plans
+            line += " --dry-run" if re.search("--(cluster|gpu-memory|merged)", line) else ""
         if line.startswith("nnunet-plugins doctor"):
-            line += " -p small" if "-tr" in line.split() else ""
+            line += " -p small" if "-tr" in line.split() and "-p" not in line.split() else ""
             line = f"PATH=${{PATH#*:}} {line}"  # it finds fault with any but the environment's own commands
         if line.startswith("nnunet-plugins export-submission -d"):
             line = re.sub(r" -f [\d ]+", " -f 0 ", line) + " -p small --no-wheels"

@@ -12,6 +12,7 @@ from nnunet_plugins.benchmark import conditions, driver, equality
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol, Run
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import write_text
+from nnunet_plugins.report.equality import read_equality
 
 DATASET = "Dataset001_Small"
 QUESTION = Protocol(
@@ -189,6 +190,16 @@ def test_a_recipe_that_has_changed_since_is_said_of_the_folds_that_differ(folder
     proof = compare(folders)
     assert said(proof, "optimizer.lr") == [("FIRENet", "0.1", "U-Net")]
     assert "recipe" not in proof["same"]
+
+
+def test_the_seed_is_told_and_is_no_difference(folders):
+    for run, seed in ((UNET, 1), (FIRENET, 2)):
+        write_text(folders.recipe(run), json.dumps({"recipe": {**RECIPE, "seed": seed}}))
+        train(folders, run)
+    proof = compare(folders)
+    assert [proof["recipes"][name]["seed"] for name in ("U-Net", "FIRENet")] == [1, 2]
+    assert list(read_equality(proof).table["seed"].dropna()) == ["1", "2", "none"]
+    assert not said(proof, "seed")
 
 
 @pytest.mark.parametrize("silent", QUESTION.runs(), ids=lambda run: run.algorithm)

@@ -11,14 +11,16 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 from feature_matrix import FEATURES, Datasets, Model, NotSupportedError
 from matrix_record import FAILED, NOT_SUPPORTED, RECORD, TRAINERS, WORKS, record, recorded, source_files, sources
+from test_backbones_of_others import house, rows  # noqa: F401 - a fixture
 
-from nnunet_plugins import __version__
+from nnunet_plugins import __version__, backbones
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.trainers.checks import loss_piece
 from nnunet_plugins.trainers.compose import trainer_class
@@ -74,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.function is not test_whole_matrix:
         return
     chosen = metafunc.config.getoption("--row") or TRAINERS
-    for name in set(chosen) - set(TRAINERS):
+    for name in (name for name in chosen if backbones.find(name) is None):
         raise pytest.UsageError(f"--row {name}: no such trainer; the nearest is {nearest(name).split('_')[0]}")
     metafunc.parametrize("feature", CHECKS)
     metafunc.parametrize("model", chosen, indirect=True, scope="module")
@@ -84,6 +86,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.mark.matrix
 def test_whole_matrix(model: Model, feature: str, request: pytest.FixtureRequest):
     trainer = model.trainer.split("_")[0]
+    if trainer not in TRAINERS:
+        run(model, feature)
+        return
     depends = {
         "sources": sources(parse(trainer).backbone),
         "nnunetv2": importlib.metadata.version("nnunetv2"),
@@ -150,6 +155,23 @@ def test_sample(model: Model, feature: str):
 @pytest.mark.slow
 def test_the_remedy_for_labels_that_a_recipe_refuses(data: Datasets):
     CHECKS["regions and ignore label"](Model(data, "nnUNetTrainerFIRENetPaper_FocalLoss"))
+
+
+@pytest.mark.parametrize("named", [[], ["nnUNetTrainerMyNet"], ["nnUNetTrainerMyNett"]], ids=["ours", "theirs", "none"])
+def test_a_foreign_row_has_all_cells(house, named):  # noqa: F811
+    house.package("mylab", rows("MyNet"))
+    cells = {}
+    asked = SimpleNamespace(
+        function=test_whole_matrix,
+        config=SimpleNamespace(getoption=lambda _: named),
+        parametrize=lambda name, values, **_: cells.update({name: list(values)}),
+    )
+    if named == ["nnUNetTrainerMyNett"]:
+        with pytest.raises(pytest.UsageError, match=r"no such trainer; the nearest is nnUNetTrainerMyNet$"):
+            pytest_generate_tests(asked)
+        return
+    pytest_generate_tests(asked)
+    assert cells == {"feature": list(CHECKS), "model": named or TRAINERS}
 
 
 def test_the_sample_has_every_feature():

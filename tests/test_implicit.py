@@ -9,6 +9,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins.networks.implicit import Truth
 from nnunet_plugins.networks.layers.descent import descend
@@ -118,7 +119,8 @@ def test_images_without_contrast_give_finite_logits(name, value):
     assert torch.isfinite(network(torch.full((1, 1, *PATCH), value))).all()
 
 
-def test_the_steps_are_those_of_torchs_adam():
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-2])
+def test_the_steps_are_those_of_torchs_adam(epsilon):
     torch.manual_seed(0)
     target = torch.randn(5, dtype=torch.float64)
 
@@ -126,9 +128,9 @@ def test_the_steps_are_those_of_torchs_adam():
         return ((weights[0] * weights[1].sin() - target) ** 2).sum()
 
     start = [torch.randn(5, dtype=torch.float64) for _ in range(2)]
-    found, losses = descend(loss, start, 20, 1e-2)
+    found, losses = descend(loss, start, 20, 1e-2, epsilon=epsilon)
     weights = [nn.Parameter(one.clone()) for one in start]
-    optimizer = torch.optim.Adam(weights, 1e-2)
+    optimizer = torch.optim.Adam(weights, 1e-2, eps=epsilon)
     for step in range(20):
         optimizer.zero_grad()
         value = loss(weights)
@@ -137,7 +139,8 @@ def test_the_steps_are_those_of_torchs_adam():
         optimizer.step()
     for one, other in zip(found, weights, strict=True):
         assert_close(one, other.detach(), rtol=0, atol=1e-15)
-    through, _ = descend(loss, [w.detach().requires_grad_() for w in start], 20, 1e-2, differentiable=True)
+    leaves = [w.detach().requires_grad_() for w in start]
+    through, _ = descend(loss, leaves, 20, 1e-2, epsilon=epsilon, differentiable=True)
     assert_close(through, found, rtol=0, atol=1e-12)
 
 
@@ -267,6 +270,36 @@ def test_a_fit_that_goes_astray_is_told(name):
     assert torch.isfinite(network(images())).all(), "without a step there is what was learned"
 
 
+@pytest.mark.parametrize(("inner_loss", "inner_steps"), [("image", 2), ("joint", 1)])
+def test_steps_of_training_and_at_inference_have_one_epsilon(inner_loss, inner_steps):
+    """So that what is learned through the ones holds for the others: large enough, neither moves anything."""
+    x, target = images(1), torch.ones(1, 1, *PATCH, dtype=torch.int16)
+    truth = Truth(target, lambda logits, labels: nn.functional.cross_entropy(logits, labels[:, 0].long()), [0])
+    for epsilon in (1e-8, 1e9):
+        network = tiny(inner_loss=inner_loss, inner_steps=inner_steps, voxels=None, fit_epsilon=epsilon)
+        voxels = network.look_at(x)
+        still = network._loss(network.start(1), network._head(1), voxels.draw(None), truth, "joint")
+        moved = network.training_loss(voxels, truth)
+        assert torch.isclose(moved, still) == (epsilon == 1e9)
+        for fitted in (network.fit(voxels), network.differentiable_fit(voxels)):
+            assert torch.allclose(fitted[0], network.start(1)[0], rtol=0, atol=1e-7) == (epsilon == 1e9)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_fit_may_draw_other_voxels_than_a_training_step(name):
+    x, network, same = images(), tiny(name, fit_voxels=13), tiny(name, voxels=13)
+    assert torch.equal(network.eval()(x), same.eval()(x))
+    plain = tiny(name)
+    assert not torch.equal(network(x), plain.eval()(x))
+    losses = []
+    for one in (network, plain, same):
+        torch.manual_seed(0)
+        losses.append(one.train().rehearse(x))
+    assert losses[0] == losses[1] != losses[2]
+    with pytest.raises(ValueError, match="fit_voxels=0"):
+        tiny(name, fit_voxels=0)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_labels_are_decoded_at_any_place(name):
     network = tiny(name, chunk=100).eval()
@@ -299,6 +332,28 @@ def test_padding_is_background(name):
     assert (logits.sigmoid() < 0.5).all(dim=1)[padding].all(), "no region"
     assert (logits.sigmoid() > 0.5).all(dim=1)[~padding].all()
     assert torch.isfinite(10 * logits.half()).all(), "as nnU-Net sums them up"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_padding_costs_nothing(name):
+    """Covering plans have more of it than of images."""
+    network, x = tiny(name).eval(), images(3)
+    x[1:] = 0
+    x[1, :, 3] = 1  # a plane; where there is nothing but padding, all of it counts
+    voxels = network.look_at(x)
+    fitted = network.fit(voxels)
+    everywhere = [torch.arange(float(n)) for n in PATCH]
+
+    def operations(number, along=None):
+        with FlopCounterMode(display=False) as counter:
+            network.decode([part[[number]] for part in fitted], voxels.only([number]), along)
+        return counter.get_total_flops()
+
+    plane, all_of_it = 7 * 5, math.prod(PATCH)
+    assert operations(1) * all_of_it == pytest.approx(operations(2) * plane, rel=0.05)
+    assert operations(1, everywhere) == operations(1)
+    assert operations(0, [*everywhere[:2], torch.zeros(2)]) <= operations(2) / 100, "nothing but padding"
+    assert (network.decode(fitted, voxels, [*everywhere[:2], torch.zeros(2)])[0] == -1000).all()
 
 
 def test_codes_follow_the_checkpoint():

@@ -111,6 +111,10 @@ def test_the_second_phase_holds_the_initialisation(folder, monkeypatch):
     assert torch.equal(last["theta"], snapshot(trainer)["theta"]), "the second phase has moved the initialisation"
     assert not torch.equal(last["head"], snapshot(trainer)["head"])
     assert sum(number for in_training, number in fits if in_training) == len(trainer._fits) <= training.CASES
+    *meta, head = trainer.logger.get_value("lrs", step=None)
+    assert meta[0] == trainer.learning_rate
+    assert meta == sorted(meta, reverse=True)
+    assert head == trainer.head_learning_rate, "nnU-Net logs the rate of what is learning"
     # Before its last epoch the training is interrupted.
     checkpoint = trainer.output_folder + "/checkpoint_latest.pth"
     trainer.current_epoch = 3
@@ -139,6 +143,7 @@ def test_a_random_start_stays_as_it_was_drawn(folder):
     before = weights_of(trainer)
     trainer.run_training()
     assert all(map(torch.equal, before, weights_of(trainer)))
+    assert trainer.logger.get_value("lrs", step=None) == [trainer.head_learning_rate]
 
 
 @pytest.mark.parametrize(

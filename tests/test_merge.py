@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import unicodedata
 
@@ -20,6 +21,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.merging import merge
 from nnunet_plugins.merging.joint import LabelSet, join_channels, join_labels, own_values
+from nnunet_plugins.planning.groups import read_groups
 from nnunet_plugins.planning.preprocessed import preprocessed_shapes
 from nnunet_plugins.planning.sources import read_sources
 from nnunet_plugins.trainers.compose import trainer_class
@@ -244,6 +246,27 @@ def test_names_that_clash(raw):
     )
 
 
+def test_numbered_names_clash_with_no_other(raw):
+    for number, name in ((1, "Hip"), (2, "hip"), (3, "Hip001")):
+        dataset(raw, f"Dataset{number:03d}_{name}", {"background": 0, "bone": 1})
+    assert run(datasets=(1, 2, 3)) == 0
+    folder = raw / "Dataset900_Both"
+    table = json.loads((folder / "dataset.json").read_text())["nnunet_plugins_sources"]
+    assert [row["dataset"][:10] for row in table.values()] == ["Dataset001", "Dataset002", "Dataset003"]
+    assert len({name.casefold() for name in table}) == 3
+    assert len(list((folder / "labelsTr").iterdir())) == 6
+
+
+def test_groups_of_names_that_a_spreadsheet_would_compute(raw):
+    for number, name in ((1, "A"), (2, "-B")):
+        dataset(raw, f"Dataset{number:03d}_{name}", {"background": 0, "bone": 1})
+        (raw / f"Dataset{number:03d}_{name}" / "groups.csv").write_text("case,group\na,1\nb,1\n")
+    assert run() == 0
+    folder = raw / "Dataset900_Both"
+    cases = {path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").iterdir()}
+    assert set(read_groups(folder / "groups.csv")) == cases
+
+
 # Channels
 
 
@@ -353,9 +376,32 @@ def test_a_view_of_regions_is_the_way_back():
         "nnunet_plugins_sources": {name: {"dataset": name, "cases": [], **row} for name, row in table.items()},
     }
     found = {name: own_values(joint.labels, one) for name, one in read_sources(description).items()}
-    assert found["tumours"] == {0: 0, 1: 1, 2: 3, 4: 0}, "a tumour outside of a liver has no value there"
+    assert found["tumours"] == {0: 0, 1: 1, 2: 3, 3: 3, 4: 0}, (
+        "a tumour outside of a liver is one, as nnU-Net writes it"
+    )
     assert found["organs"] == {0: 0, 1: 2, 2: 2, 3: 0, 4: 1}
     assert found["lesion"] == {0: 0, 1: 0, 2: 1, 3: 1, 4: 0}
+
+
+@pytest.mark.parametrize(
+    ("others", "value", "own"),
+    [
+        ({"labels": {"liver": 1, "tumour": 2}}, 2, 2),
+        ({"labels": {"tumour": [1, 2], "necrosis": 2}, "regions_class_order": [1, 2]}, 4, 2),
+    ],
+)
+def test_all_that_nnunet_writes_has_a_value_in_every_view(others, value, own):
+    """Also where datasets do not agree about what lies in what: then it is what is innermost."""
+    table = {"one": {"labels": {"liver": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]}, "other": others}
+    joint = join({name: LabelSet.of(row) for name, row in table.items()})
+    description = {
+        "labels": joint.labels,
+        "nnunet_plugins_sources": {name: {"dataset": name, "cases": [], **row} for name, row in table.items()},
+    }
+    found = {name: own_values(joint.labels, one) for name, one in read_sources(description).items()}
+    for view in found.values():
+        assert set(joint.order) <= set(view)
+    assert found["other" if value == 2 else "one"][value] == own
 
 
 def test_equal_regions_stay_as_they_are():
@@ -513,6 +559,19 @@ def test_a_two_channel_dataset_beside_one_of_one_is_refused(raw, capsys):
     assert len(told.splitlines()) == 1
 
 
+def test_images_that_are_listed_with_another_ending_are_refused(two, capsys):
+    """nnU-Net would read them by their names, and the merged ones have that of the dataset."""
+    (two / "Dataset002_Hip" / "others").mkdir()
+    listed = {}
+    for case in "bcd":
+        image = sitk.ReadImage(str(two / "Dataset002_Hip" / "imagesTr" / f"{case}_0000.nii.gz"))
+        sitk.WriteImage(image, str(two / "Dataset002_Hip" / "others" / f"{case}.nrrd"))
+        listed[case] = {"images": [f"others/{case}.nrrd"], "label": f"labelsTr/{case}.nii.gz"}
+    change(two, "Dataset002_Hip", dataset=listed)
+    assert run() == 2
+    assert "Dataset002_Hip lists others/b.nrrd, and its files end in .nii.gz; convert" in capsys.readouterr().err
+
+
 def test_other_endings_are_refused(raw, capsys):
     dataset(raw, "Dataset001_A", {"background": 0, "a": 1})
     dataset(raw, "Dataset002_B", {"background": 0, "b": 1}, ending=".nrrd")
@@ -545,6 +604,13 @@ def test_the_stock_commands_train_and_predict(raw, tmp_path):
     trainer = "nnUNetTrainer_PartialLabels_2epochs_3iterations"
     summary = sandbox.train(name, "3d_fullres", trainer)
     assert len(summary["metric_per_case"]) == 3
+    fold = sandbox.results / name / f"{trainer}__small__3d_fullres" / "fold_0"
+    (log,) = fold.glob("training_log*.txt")
+    said = log.read_text().split("Mean Validation Dice")[1]
+    assert "does not annotate as a Dice of 0" in said
+    evaluate = shlex.split(re.search(r"nnunet-plugins (evaluate /.*)", said)[1])
+    sandbox.run("nnunet-plugins", *evaluate)
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0].startswith("case,source,label")
     (sandbox.raw / name / "imagesTs").symlink_to(sandbox.raw / "Dataset002_Inner" / "imagesTs")
     found = sandbox.predict(900, "3d_fullres", trainer, tmp_path / "predicted")
     # The weights say it all: a model folder that knows of no modifier predicts the same, bit by bit.

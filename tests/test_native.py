@@ -1,5 +1,7 @@
 """Plans that resample nothing."""
 
+import json
+
 import numpy as np
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -47,3 +49,21 @@ def test_what_cannot_be_is_said(planned, more, arguments, message, capsys):
     assert main(["plan", "-d", "1", "--native-resolution", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert {file: file.read_bytes() for file in planned.folder.iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    ("task", "made"), [("--cover", ["3d_fullres", "2d", "3d_cover"]), ("--native-resolution", ["3d_fullres", "2d"])]
+)
+def test_without_a_name_nnunets_own_configurations_are_taken(planned, task, made, capsys):
+    planned.fingerprint(((14, 14, 14), (1, 1, 1)))
+    both = planned.plan((16, 16, 16), (1, 1, 1))
+    flat = planned.plan((16, 16), (1, 1))["configurations"]["2d"]
+    file = planned.folder / "nnUNetPlans.json"
+    for found, code in (({"3d_lowres": flat}, 2), ({**both["configurations"], "2d": flat}, 0)):
+        file.write_text(json.dumps({**both, "configurations": found}))
+        assert main(["plan", "-d", "1", task]) == code
+    assert (
+        "nnUNetPlans has neither 3d_fullres nor 2d; name a configuration with -c: 3d_lowres" in capsys.readouterr().err
+    )
+    (new,) = (one for one in planned.folder.glob("nnUNetPlans_*.json"))
+    assert list(json.loads(new.read_text())["configurations"]) == made

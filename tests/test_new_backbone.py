@@ -88,6 +88,9 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     wheels = {path.name for path in (submission / "wheels").iterdir()}
     assert {"my_lab-0.1.0-py3-none-any.whl", f"nnunet_plugins-{__version__}-py3-none-any.whl"} == wheels
     assert "my-lab==0.1.0" in (submission / "requirements.txt").read_text()
+    checked = run("nnunet-plugins", "export-submission", "--check", submission, "-i", images, "--cases", 1)
+    assert "with the shipped wheels of nnunet-plugins and my-lab" in checked
+    assert "0 problems" in checked
     environment.pip("uninstall", "-q", "-y", "my-lab")
     assert files_of(environment) == before
     assert "MyLab" not in run("nnunet-plugins", "list")

@@ -57,6 +57,7 @@ ORDER = [
     "demo",
     "doctor",
     "merging",
+    "fixed_size",
     "prediction.whole_volume",
     "submission",
     "prediction",

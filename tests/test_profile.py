@@ -17,6 +17,8 @@ from nnunet_plugins.planning.dataset import PlanError
 from nnunet_plugins.planning.forecast import forecast_inference, measure_training
 from nnunet_plugins.planning.profile import profile_network
 from nnunet_plugins.planning.setting import build_network, find_trainer, patch_setting
+from nnunet_plugins.rows import Backbone
+from nnunet_plugins.trainers.backbone import BackboneTrainer
 
 KEYS = {"parameters", "forward_flops", "step_flops", "saved_bytes", "peak_bytes_training", "peak_bytes_inference"}
 MEMORY = {"saved_bytes", "peak_bytes_training", "peak_bytes_inference"}
@@ -45,6 +47,28 @@ def test_counts_are_those_of_real_tensors(name, patch):
     # depthwise convolutions are counted as such.
     most = {"nnUNetTrainerAFN2": 3.5, "nnUNetTrainerMedNeXtS": 4}.get(name, 3.1)
     assert 2.5 < found.step_flops / found.forward_flops < most
+
+
+def one_layer(*, input_channels, num_classes, dimensions, patch_size):
+    return torch.nn.Sequential(torch.nn.Conv2d(input_channels, num_classes, 3, padding=1))
+
+
+def test_what_building_a_network_computes_is_no_part_of_a_step():
+    """The adapter tries a module when it is built."""
+    row = Backbone(
+        trainer="nnUNetTrainerOneLayer",
+        network="nnunet_plugins.networks.adapted.Adapted",
+        recipe="nnunet_plugins.trainers.backbone.BackboneTrainer",
+        summary="one layer",
+        paper="none",
+        dimensions=(2,),
+        twin="nnUNetTrainer",
+        options={"factory": one_layer},
+    )
+    trainer = type(row.trainer, (BackboneTrainer,), {"backbone": row})
+    found = profile_network(trainer, patch_setting((32, 24), batch=2, channels=2, classes=3), device="cpu")
+    product = 2 * 2 * 32 * 24 * 2 * 3 * 3**2
+    assert (found.forward_flops, found.step_flops) == (product, 2 * product), "nobody asks for the image's gradient"
 
 
 @pytest.mark.parametrize("name", ["MetaSeg", "MetaSegPaper", "NISF"])

@@ -574,6 +574,13 @@ def test_pictures(tmp_path, shape, ending, channels, place):
     assert np.ptp(corner, axis=-1).max() < 12, "no label there"
 
 
+def test_a_legend_of_regions_tells_what_a_value_is_in(tmp_path):
+    files = write_images(tmp_path, SCORES.index, shape=(1, 30, 40))
+    files["labels"] = {"[1, 2]": "whole", "2": "core", "3": "ignore"}
+    panels = draw_panels(SCORES, "U-Net", "FIRENet", files, tmp_path / "a.json")
+    assert [name for name, _ in panels.legend] == ["whole", "whole, core", "ignore"]
+
+
 def test_pictures_lie_across_the_coarse_axis(tmp_path):
     files = write_images(tmp_path, ["a"], shape=(12, 30, 40))
     for file in tmp_path.rglob("*.nii.gz"):

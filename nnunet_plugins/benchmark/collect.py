@@ -22,8 +22,9 @@ from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
 from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.table import read_table
+from nnunet_plugins.planning.sources import SOURCES, read_sources
 from nnunet_plugins.provenance import Marker, author, now, read_marker
-from nnunet_plugins.report.record import CURVES, RECORD_FILES, RESULTS, RUNS, Record
+from nnunet_plugins.report.record import CURVES, RECORD_FILES, RESULTS, RUNS, SOURCE, Record
 from nnunet_plugins.report.words import count
 
 
@@ -103,8 +104,8 @@ def provenance(tasks: Sequence[Task], folders: Folders, inputs: Mapping[str, str
 
 def _metrics(task: Task) -> pd.DataFrame:
     assert task.output is not None
-    table = read_table(task.output, {"case": str, "label": str, "name": str})
-    return table.assign(**task.rows)[RESULTS]
+    table = read_table(task.output, {"case": str, "label": str, "name": str, SOURCE: str})
+    return table.assign(**task.rows)[[*RESULTS, *([SOURCE] if SOURCE in table else [])]]
 
 
 def read_log(fold: Path) -> dict[str, Any]:
@@ -222,9 +223,23 @@ def _about(
             f"{dataset}/{configuration}": _images(dataset, configuration, trained, folders)
             for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in trained)
         },
+        "sources": {dataset: found for dataset in protocol.datasets if (found := _sources(dataset, folders))},
+        "beside": {
+            protocol.one_for_many(run).algorithm: run.algorithm for run in protocol.runs() if protocol.beside(run)
+        },
         "ensembles": _best(protocol, trained, folders),
         "complete": complete,
     }
+
+
+def _sources(dataset: str, folders: Folders) -> dict[str, Any]:
+    """Return what each source of a merged dataset is, and the names of the labels that it annotates."""
+    description = folders.preprocessed / dataset / "dataset.json"
+    content = json.loads(description.read_text()) if is_json(description) else {}
+    if SOURCES not in content:
+        return {}
+    found = read_sources(content, description)
+    return {name: {"dataset": source.dataset, "labels": list(source.labels)} for name, source in found.items()}
 
 
 def _left_out(

@@ -6,6 +6,7 @@ from pathlib import Path
 from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, split_name
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
@@ -21,7 +22,14 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to a parser."""
     question = parser.add_argument_group("what is compared")
-    question.add_argument("-d", dest="datasets", nargs="+", required=True, metavar="DATASET", help="numbers or names")
+    question.add_argument(
+        "-d",
+        dest="datasets",
+        nargs="+",
+        default=[],
+        metavar="DATASET",
+        help="numbers or names; not needed with --merged",
+    )
     question.add_argument(
         "-c",
         dest="configurations",
@@ -64,8 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument(
         "--with-rivals",
         action="store_true",
-        help=f"add published networks: {', '.join(name.removeprefix(STOCK_TRAINER) for name in RIVALS)}; where there "
-        "are plans, the compute of all networks is told first",
+        help="add published networks, each under nnU-Net's recipe and, where it differs, its paper's: "
+        f"{', '.join(name.removeprefix(STOCK_TRAINER) for name in RIVALS)}; where there are plans, the compute of all "
+        "networks is told first",
     )
     question.add_argument(
         "--with-whole-volume",
@@ -79,12 +88,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "patch has to hold every image (nnunet-plugins plan --cover)",
     )
     question.add_argument(
+        "--merged",
+        metavar="DATASET",
+        help="add one network for many datasets: train each trainer, with _PartialLabels, on this dataset that "
+        "nnunet-plugins merge has made as well, and show it beside those of the datasets that it was made of, on their "
+        "cases and in the same folds",
+    )
+    question.add_argument(
         "--baseline",
         dest="presets",
         nargs="+",
         choices=sorted(PRESETS),
         default=[],
         help="further baselines: nnU-Net's presets with a residual encoder, on plans of their own, marked as such",
+    )
+    question.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="weights from which the trainers with _Pretrained start, beside the same ones from scratch: -tr "
+        "nnUNetTrainerFIRENet nnUNetTrainerFIRENet_Pretrained",
     )
     question.add_argument("--test", action="store_true", help="predict imagesTs too; evaluated where there is labelsTs")
     question.add_argument(
@@ -119,10 +142,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.benchmark import driver
     from nnunet_plugins.benchmark.folds import choose_folds
+    from nnunet_plugins.benchmark.tasks import sources_of
     from nnunet_plugins.planning.dataset import dataset_name
 
     folders = driver.nnunet_folders(arguments.output)
-    datasets = tuple(dict.fromkeys(dataset_name(dataset) for dataset in arguments.datasets))
+    named = [dataset_name(dataset) for dataset in arguments.datasets]
+    merged = dataset_name(arguments.merged) if arguments.merged else None
+    if merged:
+        named += [*(dataset_name(dataset) for dataset in sources_of(merged, folders)), merged]
+    datasets = tuple(dict.fromkeys(named))
+    if not datasets:
+        raise InputError("name datasets with -d, or a merged one with --merged")
     groups = Path(arguments.groups).absolute() if arguments.groups else None
     folds, number_of_folds = choose_folds(datasets, folders, arguments.folds, arguments.number_of_folds, groups)
     protocol = Protocol(
@@ -138,7 +168,9 @@ def _run(arguments: argparse.Namespace) -> int:
         with_rivals=arguments.with_rivals,
         with_whole_volume=arguments.with_whole_volume,
         with_atlas=arguments.with_atlas,
+        merged=merged,
         presets=tuple(dict.fromkeys(arguments.presets)),
+        pretrained=str(arguments.pretrained.absolute()) if arguments.pretrained else None,
         test=arguments.test,
         tolerance=arguments.tolerance,
         device=arguments.device,

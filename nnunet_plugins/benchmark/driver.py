@@ -16,11 +16,20 @@ from nnunet_plugins.benchmark.cluster import configure, read_cluster
 from nnunet_plugins.benchmark.display import Display
 from nnunet_plugins.benchmark.engine import NOTHING_FAILED, Outcome, read_state, run_tasks, tasks_left
 from nnunet_plugins.benchmark.progress import duration
-from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, BenchmarkError, Protocol
+from nnunet_plugins.benchmark.protocol import (
+    DEFAULT_PLANS,
+    PARTIAL_LABELS,
+    PRESETS,
+    BenchmarkError,
+    Protocol,
+    is_fitted,
+    starts_from_weights,
+)
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
-from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
+from nnunet_plugins.benchmark.tasks import Folders, Task, sources_of, training_tasks
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.planning.preprocessed import PLANS, existing_cases, is_preprocessed
+from nnunet_plugins.registry import PRETRAINED
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems
 
@@ -69,8 +78,11 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
     from nnunet_plugins.planning.setting import find_trainer
     from nnunet_plugins.planning.splits import read_splits
 
+    if protocol.merged:
+        _require_one_for_many(protocol)
     for trainer in dict.fromkeys(run.trainer for run in protocol.runs()):
         find_trainer(trainer)
+    _check_start(protocol)
     for group in whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol):
         for pair in combinations(group, 2):
             name = ensemble_name(*pair, protocol.folds)
@@ -105,10 +117,64 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
             raise BenchmarkError(
                 f"fold {max(protocol.folds)} does not exist: {dataset} is split into {number} folds; {remedy}"
             )
+    if protocol.merged:
+        _require_same_folds(protocol.merged, folders)
     if protocol.device == "cuda" and place.cluster is None and torch.cuda.device_count() < place.slots:
         raise BenchmarkError(
             f"{place.slots} GPU{'s are' if place.slots > 1 else ' is'} asked for, torch {torch.__version__} sees "
             f"{torch.cuda.device_count()}; give fewer with --gpus, or --device cpu"
+        )
+
+
+def _require_one_for_many(protocol: Protocol) -> None:
+    """Refuse trainers of which no network for many datasets can stand beside one per dataset."""
+    if given := [trainer for trainer in protocol.trainers if PARTIAL_LABELS in trainer]:
+        raise BenchmarkError(
+            f"{given[0]}: --merged gives the trainers {PARTIAL_LABELS} on the merged dataset, and none on the others; "
+            "name it without"
+        )
+    if all(map(is_fitted, protocol.trainers)):
+        raise BenchmarkError(
+            f"--merged: {', '.join(protocol.trainers)}: networks that are fitted to every image know no partial labels"
+        )
+
+
+def _require_same_folds(merged: str, folders: Folders) -> None:
+    """Refuse folds of a merged dataset in which a case is in another one than in its own dataset."""
+    from nnunet_plugins.planning.merged_splits import same_folds, splits_like
+    from nnunet_plugins.planning.splits import read_splits
+
+    for dataset in sources_of(merged, folders):
+        files = [folders.preprocessed / one / "splits_final.json" for one in (dataset, merged)]
+        if not all(file.is_file() for file in files):
+            continue
+        if not same_folds(read_splits(files[0]), splits_like(files[0].parent, merged)):
+            raise BenchmarkError(
+                f"{dataset} has other folds than {merged} has of its cases, so that networks would be compared on "
+                f"cases that one of them has seen. Before anything is trained on one of the two: nnunet-plugins split "
+                f"-d {dataset} --like {merged} --overwrite, or nnunet-plugins split -d {merged} --like sources "
+                "--overwrite"
+            )
+
+
+def _check_start(protocol: Protocol) -> None:
+    """Check that weights to start from are there where they are asked for, and have not seen what is validated on."""
+    from nnunet_plugins.trainers.checkpoints import load_checkpoint
+
+    from_weights = [run.trainer for run in protocol.runs() if starts_from_weights(run.trainer)]
+    if not protocol.pretrained:
+        if from_weights:
+            raise BenchmarkError(f"{from_weights[0]} starts from weights; name them with --pretrained CHECKPOINT")
+        return
+    if not from_weights:
+        trainer = f"{protocol.trainers[-1]}_{PRETRAINED}"
+        raise BenchmarkError(f"--pretrained is for trainers with _{PRETRAINED}; add one, such as {trainer}")
+    arguments = load_checkpoint(Path(protocol.pretrained), weights_suffice=True).get("init_args", {})
+    dataset, fold = arguments.get("plans", {}).get("dataset_name"), arguments.get("fold")
+    if dataset in protocol.datasets and set(protocol.folds) != {fold}:
+        raise BenchmarkError(
+            f"{protocol.pretrained} was trained on {dataset}, fold {fold}, and has seen what other folds validate on; "
+            f"take weights of another dataset, or this fold alone (-f {fold})"
         )
 
 

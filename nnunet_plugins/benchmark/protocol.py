@@ -10,7 +10,7 @@ from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
-from nnunet_plugins.registry import RIVALS
+from nnunet_plugins.registry import PRETRAINED, RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
 DEFAULT_PLANS = "nnUNetPlans"
@@ -25,6 +25,13 @@ ATLAS = "atlas"
 
 ONE_PASS = "one pass"
 """Role of a network whose cases are predicted as a whole."""
+
+
+ONE_FOR_MANY = "one for many"
+"""Role of a network that was trained on a merged dataset, on the cases of one that it was merged of."""
+
+PARTIAL_LABELS = "_PartialLabels"
+"""The modifier with which trainers train on a merged dataset."""
 
 
 class BenchmarkError(InputError):
@@ -78,7 +85,9 @@ class Protocol:
     """The question that a benchmark answers.
 
     Attributes:
-        datasets: full names.
+        datasets: full names, with that of `merged`.
+        merged: full name of a dataset that others were merged into, on which each network is trained as well, with
+            `PARTIAL_LABELS`, to stand beside those of the datasets that it was merged of, on their cases.
         configurations: of every dataset.
         trainers: any that nnU-Net finds; see `baseline`.
         plans: plans that all networks share, or from which each one's own are made.
@@ -87,10 +96,11 @@ class Protocol:
         number_of_folds: folds that the splits have, where they are made here.
         groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
         with_twins: add each network's ablation twin.
-        with_rivals: add the published networks of `RIVALS`, with the modifiers of the baseline.
+        with_rivals: add the published networks of `RIVALS` in all their recipes, with the modifiers of the baseline.
         with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
         with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
+        pretrained: checkpoint from which trainers with `_Pretrained` start.
         test: also predict the test images of every dataset.
         tolerance: of the surface Dice, in mm.
         device: torch device type.
@@ -108,7 +118,9 @@ class Protocol:
     with_rivals: bool = False
     with_whole_volume: bool = False
     with_atlas: bool = False
+    merged: str | None = None
     presets: tuple[str, ...] = ()
+    pretrained: str | None = None
     test: bool = False
     tolerance: float = 1.0
     device: str = "cuda"
@@ -116,12 +128,32 @@ class Protocol:
     def runs(self) -> list[Run]:
         """Return all networks on all configurations; the baseline stands first."""
         cells = [(dataset, configuration) for dataset in self.datasets for configuration in self.configurations]
-        return [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms()]
+        return [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms(d)]
 
-    def baseline(self) -> str:
+    def baseline(self, dataset: str | None = None) -> str:
         """Return the trainer to compare the others with: nnU-Net's own, else its first variant, else the first."""
-        stock = [trainer for trainer in self.trainers if split_name(trainer)[0] == STOCK_TRAINER]
-        return STOCK_TRAINER if STOCK_TRAINER in stock else (stock or self.trainers)[0]
+        trainers = self._trainers(dataset)
+        stock = [trainer for trainer in trainers if split_name(trainer)[0] == STOCK_TRAINER]
+        return STOCK_TRAINER if STOCK_TRAINER in stock else (stock or trainers)[0]
+
+    def beside(self, run: Run) -> Run | None:
+        """Return what stands beside a run: the same network, trained on the merged dataset; None if there is none.
+
+        Returns:
+            the run on the merged dataset. `one_for_many` is its row.
+        """
+        if self.merged in (None, run.dataset):
+            return None
+        like = (run.configuration, run.plans, run.trainer + PARTIAL_LABELS)
+        found = (one for one in self.runs() if one.dataset == self.merged)
+        return next((one for one in found if (one.configuration, one.plans, one.trainer) == like), None)
+
+    def one_for_many(self, run: Run) -> Run:
+        """Return what stands for `beside(run)` among the results of the dataset of a run."""
+        other = self.beside(run)
+        assert other is not None
+        name = f"{run.algorithm} trained on {other.dataset[11:]}"
+        return replace(other, dataset=run.dataset, algorithm=name, role=ONE_FOR_MANY)
 
     def atlases(self) -> list[Run]:
         """Return the atlas on every configuration, if it is asked for: no trainer's, so that nothing is trained."""
@@ -133,8 +165,7 @@ class Protocol:
 
         It has the run's trainings. Networks that are fitted to an image, and second stages of cascades, have none.
         """
-        row = backbones.find(split_name(run.trainer)[0])
-        if not self.with_whole_volume or run.configuration == "3d_cascade_fullres" or (row and row.fitted):
+        if not self.with_whole_volume or run.configuration == "3d_cascade_fullres" or is_fitted(run.trainer):
             return None
         return replace(run, algorithm=f"{run.algorithm}, in one pass", role=ONE_PASS)
 
@@ -148,12 +179,19 @@ class Protocol:
         """Tell whether a run has plans of its own that are made to fit the memory."""
         return self.gpu_memory is not None and run.plans == self.plans_of(run.trainer)
 
-    def _algorithms(self) -> list[Run]:
-        baseline = self.baseline()
-        roles = {baseline: "baseline", **{trainer: "method" for trainer in self.trainers if trainer != baseline}}
+    def _trainers(self, dataset: str | None) -> tuple[str, ...]:
+        """Return the trainers of a dataset; networks that are fitted to an image know no partial labels."""
+        if dataset is None or dataset != self.merged:
+            return self.trainers
+        return tuple(trainer + PARTIAL_LABELS for trainer in self.trainers if not is_fitted(trainer))
+
+    def _algorithms(self, dataset: str) -> list[Run]:
+        baseline, trainers = self.baseline(dataset), self._trainers(dataset)
+        roles = {baseline: "baseline", **{trainer: "method" for trainer in trainers if trainer != baseline}}
         if self.with_twins:
-            for trainer in self.trainers:
-                twin = twin_of(trainer)
+            for trainer in trainers:
+                # The weights are of another network than the twin's.
+                twin = None if starts_from_weights(trainer) else twin_of(trainer)
                 if twin is not None:
                     roles.setdefault(twin, "twin")
         if self.with_rivals:
@@ -175,6 +213,17 @@ def split_name(trainer: str) -> tuple[str, str]:
     """Split a trainer's name into the network's part and its modifiers."""
     base, underscore, modifiers = trainer.partition("_")
     return base, underscore + modifiers
+
+
+def is_fitted(trainer: str) -> bool:
+    """Tell whether a trainer's network is fitted to every image."""
+    row = backbones.find(split_name(trainer)[0])
+    return bool(row and row.fitted)
+
+
+def starts_from_weights(trainer: str) -> bool:
+    """Tell whether a trainer starts from the weights of another training."""
+    return PRETRAINED in split_name(trainer)[1].split("_")
 
 
 def twin_of(trainer: str) -> str | None:

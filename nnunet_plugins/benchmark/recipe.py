@@ -1,6 +1,8 @@
 """Describe a trainer as nnU-Net will run it: its network's size, and its recipe as a flat list of settings.
 
-    python -m nnunet_plugins.benchmark.recipe DATASET CONFIGURATION PLANS TRAINER FILE
+    python -m nnunet_plugins.benchmark.recipe DATASET CONFIGURATION PLANS TRAINER FILE [CHECKPOINT]
+
+The trainer starts from CHECKPOINT, if one is given.
 
 Two trainers are compared by these settings, read from the objects that they really make (optimizer, schedule, loss,
 augmentation), not from their names, and by the source of the methods that they override. So any trainer that nnU-Net
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark.sources import overridden_methods
+from nnunet_plugins.report.equality import SEED
 
 UNKNOWN = "unknown"
 """A setting that nobody can tell."""
@@ -177,6 +180,8 @@ def _recipe(trainer: Any, sizes: Mapping[str, Any], parts: _Parts) -> dict[str, 
         "augmentation": lambda: _augmentation(trainer),
     }
     settings = {name: UNKNOWN if value is None else value for name, value in sizes.items()}
+    if hasattr(trainer, SEED):
+        settings[SEED] = trainer.seed
     settings = settings or dict.fromkeys(_SIZES, UNKNOWN)
     for name, group in groups.items():
         settings.update(parts.take(name, group, dict.fromkeys(_SETTINGS.get(name, (name,)), UNKNOWN)))
@@ -259,13 +264,16 @@ def forward_flops(network: Any, shape: Sequence[int]) -> int | None:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the description to a file."""
-    *question, output = arguments
+    dataset, configuration, plans, trainer, output, *start = arguments
     # Trainers make their folders and begin a log at once, which the user's results should not see; nnU-Net reads the
     # variable when it is imported.
     with tempfile.TemporaryDirectory() as results:
         os.environ["nnUNet_results"] = results  # noqa: SIM112 - nnU-Net's own spelling
-        dataset, configuration, plans, trainer = question
         found = describe(dataset, configuration, plans, trainer)
+    if start:
+        from nnunet_plugins.provenance import Ledger
+
+        found["recipe"]["start"] = f"weights {Ledger({}).identity(Path(start[0]))}"
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     Path(output).write_text(json.dumps(found, indent=1, default=str))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunet_plugins.benchmark.done import best_folder, best_of, is_trained
 from nnunet_plugins.benchmark.protocol import Protocol, Run, joint_identity
-from nnunet_plugins.benchmark.tasks import Folders, Task, join_folds, task_name
+from nnunet_plugins.benchmark.tasks import Folders, Task, join_folds, sources_of, task_name
 from nnunet_plugins.files import short_name, unfinished
 from nnunet_plugins.trainers.fold_folder import LOCK
 
@@ -29,6 +29,9 @@ def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = 
         tasks += _cross_validate(run, done, protocol, folders)
         if whole := protocol.in_one_pass(run):
             tasks += _in_one_pass(whole, done, protocol, folders)
+    for run in protocol.runs():
+        if (one := protocol.beside(run)) in trained and run.dataset in sources_of(one.dataset, folders):
+            tasks += _one_for_many(protocol.one_for_many(run), one, trained[one], protocol, folders)
     for atlas in protocol.atlases():
         tasks += _atlas(atlas, protocol, folders)
     before: dict[str, tuple[str, ...]] = {}
@@ -176,6 +179,39 @@ def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Fo
     ]
 
 
+def _one_for_many(row: Run, one: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
+    """Return what a network for many datasets makes of the cases of one, in its labels, and the metrics of that.
+
+    Args:
+        row: what stands for it there.
+        one: the network, on the merged dataset.
+        folds: its trained ones.
+        protocol: the question.
+        folders: where things lie.
+    """
+    name = f"{one.name}__of_{row.dataset[:10]}"
+    output = folders.output / "cross-validation" / short_name(f"{name}__folds_{join_folds(folds)}")
+    predicted = folders.validated(one, folds)
+    description, own = (folders.preprocessed / dataset / "dataset.json" for dataset in (one.dataset, row.dataset))
+    title = f"{row.dataset} {row.configuration}: "
+    view = Task(
+        name=task_name("view", name),
+        title=f"{title}segmentations of {row.algorithm}",
+        command=(
+            *("nnunet-plugins", "labels", "-i", str(predicted), "-o", str(unfinished(output)), "-djfile"),
+            *(str(description), "--dataset", row.dataset, "--own-cases"),
+        ),
+        needs=(task_name("merge", one.name),),
+        output=output,
+        inputs=(predicted, description),
+        partly=True,
+    )
+    metrics = folders.metrics(name, folds, protocol.tolerance, "cross-validation")
+    rows = {"split": "cross-validation", **row.identity}
+    task, title = task_name("metrics", name), f"{title}metrics of {row.algorithm}"
+    return [view, _metrics(task, title, output, folders.truth(row.dataset), metrics, protocol, view, rows, labels=own)]
+
+
 def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:
     """Return the atlases of all folds, with the segmentations of what each was not made of, and their metrics."""
     output, folds = folders.validated(atlas, protocol.folds), protocol.folds
@@ -251,15 +287,17 @@ def _metrics(
     after: Task,
     rows: Mapping[str, str],
     lock: Path | None = None,
+    labels: Path | None = None,
 ) -> Task:
     options = ["-o", str(unfinished(output)), "--tolerance", f"{protocol.tolerance:g}", "--chill", "--overwrite"]
+    options += ["-djfile", str(labels)] if labels else []
     return Task(
         name=name,
         title=title,
         command=("nnunet-plugins", "evaluate", str(predictions), str(truth), *options),
         needs=(after.name,),
         output=output,
-        inputs=(predictions, truth),
+        inputs=(predictions, truth, *([labels] if labels else [])),
         rows=rows,
         lock=lock,
         partly=True,

@@ -39,6 +39,7 @@ from nnunet_plugins.trainers.fold_folder import LOCK_IS_HELD
 
 FAILED, INTERRUPTED = 1, 130
 _TAIL = 30
+_START = "-pretrained_weights"
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,9 @@ def _do(order: Order, state: "_State", variables: Mapping[str, str]) -> int:
     # A training that outlives this process, should that be killed outright, still keeps others out of its folder.
     lock = lock_descriptor(_lock(order)) if training else None
     inherits = () if lock is None else (lock,)
+    arguments = training.continued(order.command) if training else order.command
     with usage:
-        code = command.run(order.command, variables, order.log, follow, started=usage.watch, inherits=inherits)
+        code = command.run(arguments, variables, order.log, follow, started=usage.watch, inherits=inherits)
     if training:
         training.end(usage)
     if code == STOPPED:
@@ -218,6 +220,13 @@ class _Training:
         self.follow = progress.Training(recipe["epochs"], recipe["labels"])
         _drop_incomplete_checkpoints(self.fold)
         conditions.write_conditions(folders, run, fold, device, variables)
+
+    def continued(self, arguments: list[str]) -> list[str]:
+        """Return the command, going on where there is a checkpoint: nnU-Net takes no weights to start from then."""
+        if _START not in arguments or not conditions.is_begun(self.fold):
+            return arguments
+        place = arguments.index(_START)
+        return [*arguments[:place], "--c", *arguments[place + 2 :]]
 
     def end(self, usage: progress.Usage) -> None:
         """Record what the training has taken, and which checkpoint came of it."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins import backbones
 from nnunet_plugins._startup import listed
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.rows import STOCK_TRAINER, locate
@@ -22,7 +23,8 @@ _INSTALLED = {"site-packages", "dist-packages"}
 def source_files(trainer: str) -> tuple[Path, ...]:
     """Return the files with the code of a trainer and its network; none, if nobody finds the trainer.
 
-    These are the files in which its classes stand, and all that these import from beside them. Of packages that are
+    These are the files in which its classes stand, that of its row if other people have made it, and all that these
+    import from beside them. Of packages that are
     installed, such as nnU-Net, they are those of the classes alone: the rest is of a version.
     """
     from nnunet_plugins.planning.setting import find_trainer
@@ -32,12 +34,18 @@ def source_files(trainer: str) -> tuple[Path, ...]:
     except InputError:
         return ()
     kinds = list(found.__mro__)
+    origin = None
     if row := getattr(found, "backbone", None):
-        try:
-            kinds.append(locate(row.network))
-        except Exception as error:  # whatever a foreign module does; its training will say it
-            print(f"The network of {trainer} cannot be imported: {error}")
+        # An adapted network is this package's class; what is adapted is an option.
+        for part in filter(None, (row.network, row.options.get("factory"))):
+            try:
+                kinds.append(locate(part))
+            except Exception as error:  # whatever a foreign module does; its training will say it
+                print(f"The network of {trainer} cannot be imported: {error}")
+        origin = backbones.source_of(row.trainer)
     waiting = [file for kind in kinds if (file := _file_of(kind))]
+    if origin and origin != backbones.OWN and origin.file:
+        waiting.append(origin.file)
     files: dict[Path, None] = {}
     while waiting:
         file = waiting.pop(0)
@@ -49,6 +57,10 @@ def source_files(trainer: str) -> tuple[Path, ...]:
 
 def _file_of(thing: Any) -> Path | None:
     """Return the file of a class or a function, which nnU-Net may have forgotten: of users' it drops the modules."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    if not hasattr(thing, "__qualname__"):  # it can be called, and its class says how
+        thing = type(thing)
     module = sys.modules.get(thing.__module__)
     parts = thing.__module__.split(".")
     places = [Path(folder, *parts) for folder in listed()]

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import done
-from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run
+from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run, starts_from_weights
 from nnunet_plugins.benchmark.sources import source_files
-from nnunet_plugins.files import short_name, unfinished
+from nnunet_plugins.files import read_json, short_name, unfinished
+from nnunet_plugins.planning.sources import read_sources
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.trainers.fold_folder import LOCK
 
@@ -141,7 +142,7 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
     """Return the tasks up to the trainings: plans, preprocessed data, splits, recipes, and every fold of every run."""
     runs = protocol.runs()
     tasks: list[Task] = []
-    for dataset in protocol.datasets:
+    for dataset in merged_first(protocol, folders):
         of_dataset = [run for run in runs if run.dataset == dataset]
         made_to_fit = {run.plans: run for run in of_dataset if protocol.is_made_to_fit(run)}
         planned: list[str] = []
@@ -150,7 +151,7 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
             planned.append(tasks[-1].name)
         fitted = [_fit(run, protocol, folders, needs=planned) for run in made_to_fit.values()]
         tasks += [*fitted, _split(dataset, protocol, folders, needs=[*planned, *(task.name for task in fitted)])]
-    tasks += [_describe(run, folders) for run in runs]
+    tasks += [_describe(run, protocol, folders) for run in runs]
     # Fold by fold: a benchmark that is stopped early has whole folds to compare.
     return tasks + [_train(run, fold, runs, protocol, folders) for fold in protocol.folds for run in runs]
 
@@ -204,32 +205,77 @@ def _fit(run: Run, protocol: Protocol, folders: Folders, needs: Sequence[str]) -
     )
 
 
+def merged_first(protocol: Protocol, folders: Folders) -> Sequence[str]:
+    """Return the datasets in the order in which they are split.
+
+    A merged dataset and those that it was merged of have one and the same folds: its own, if it has any or nobody has
+    some, for it knows the groups of all cases; else those of the datasets.
+    """
+    if protocol.merged is None:
+        return protocol.datasets
+    others = [dataset for dataset in protocol.datasets if dataset != protocol.merged]
+    of_it = sources_of(protocol.merged, folders)
+    if _splits(protocol.merged, folders).is_file() or not any(_splits(one, folders).is_file() for one in of_it):
+        return [protocol.merged, *others]
+    return [*others, protocol.merged]
+
+
+def sources_of(merged: str, folders: Folders) -> list[str]:
+    """Return the full names of the datasets that a dataset was merged of.
+
+    Raises:
+        InputError: if it was not merged.
+    """
+    files = [root / merged / "dataset.json" for root in (folders.preprocessed, folders.raw)]
+    file = next((file for file in files if file.is_file()), files[-1])
+    return [source.dataset for source in read_sources(read_json(file, {"labels": {str: (int, list)}}), file).values()]
+
+
+def _splits(dataset: str, folders: Folders) -> Path:
+    return folders.preprocessed / dataset / "splits_final.json"
+
+
 def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:
-    file = folders.preprocessed / dataset / "splits_final.json"
-    command = ["nnunet-plugins", "split", "-d", dataset, "--folds", str(protocol.number_of_folds)]
-    if protocol.groups:
-        command += ["--groups", protocol.groups]
+    file, groups, merged = _splits(dataset, folders), protocol.groups, protocol.merged
+    command, needs = ["nnunet-plugins", "split", "-d", dataset], list(needs)
+    of_it = sources_of(merged, folders) if merged else []
+    is_first = merged is not None and merged_first(protocol, folders)[0] == merged
+    if dataset == merged and not is_first:
+        command += ["--like", "sources"]
+        needs += [task_name("split", one) for one in of_it]
+    elif dataset in of_it and is_first:
+        command += ["--like", str(merged)]
+        needs.append(task_name("split", merged))
+    else:
+        command += ["--folds", str(protocol.number_of_folds), *(["--groups", groups] if groups else [])]
+        command += ["--strata", "sources"] if dataset == merged else []
     return Task(
         name=task_name("split", dataset),
         title=f"{dataset}: splits",
         command=tuple(command),
-        there=("splits", str(file), protocol.groups, protocol.number_of_folds),
+        there=("splits", str(file), None if "--like" in command else groups, protocol.number_of_folds),
         lock=file.with_name(LOCK),
         needs=tuple(needs),
     )
 
 
-def _describe(run: Run, folders: Folders) -> Task:
+def _describe(run: Run, protocol: Protocol, folders: Folders) -> Task:
     output = folders.recipe(run)
     planned = folders.preprocessed / run.dataset
+    start = _start(run, protocol)
     command = [sys.executable, "-m", "nnunet_plugins.benchmark.recipe", run.dataset, run.configuration, run.plans]
     return Task(
         name=task_name("describe", run.name),
         title=f"{run.dataset} {run.configuration}: network and recipe of {run.algorithm}",
-        command=(*command, run.trainer, str(unfinished(output))),
+        command=(*command, run.trainer, str(unfinished(output)), *start),
         needs=(task_name("split", run.dataset),),
         output=output,
-        inputs=(planned / f"{run.plans}.json", planned / "dataset.json", *source_files(run.trainer)),
+        inputs=(
+            planned / f"{run.plans}.json",
+            planned / "dataset.json",
+            *source_files(run.trainer),
+            *map(Path, start),
+        ),
     )
 
 
@@ -241,17 +287,26 @@ def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders
         first = [other for other in runs if other.configuration == "3d_lowres" and _same_network(other, run)]
         needs += [task_name("train", other.name, fold) for other in first for fold in protocol.folds]
     folder = folders.fold(run, fold)
+    # `--c` goes on from the newest checkpoint and starts afresh without one. nnU-Net does not take it beside weights to
+    # start from; where there is a checkpoint, `run_task` puts it in their place.
+    start = _start(run, protocol)
+    begin = ["-pretrained_weights", *start] if start else ["--c"]
     return Task(
         name=task_name("train", run.name, fold),
         title=f"{run.dataset} {run.configuration}: train {run.algorithm}, fold {fold}",
-        # Probabilities are for the ensembles; `--c` goes on from the newest checkpoint and starts afresh without one.
-        command=("nnUNetv2_train", run.dataset, run.configuration, str(fold), *model, "--npz", "--c"),
+        # Probabilities are for the ensembles.
+        command=("nnUNetv2_train", run.dataset, run.configuration, str(fold), *model, "--npz", *begin),
         there=("trained", str(folder)),
         lock=folder / LOCK,
         needs=tuple(needs),
         slot="train",
         training=(run, fold),
     )
+
+
+def _start(run: Run, protocol: Protocol) -> tuple[str, ...]:
+    """Return the checkpoint from which a run starts, if it starts from one."""
+    return (protocol.pretrained,) if protocol.pretrained and starts_from_weights(run.trainer) else ()
 
 
 def _same_network(one: Run, other: Run) -> bool:

@@ -8,6 +8,7 @@ cases.py          checks of each case
 comparison.py     checks of all cases side by side
 splits.py         splits_final.json
 training.py       plans, preprocessed data, network, labels, memory of one training
+start.py          weights to start from, against the network of one training
 whole.py          images larger than the patch, for networks that take a patch for the whole
 space.py          disk space
 preflight.py      all checks of a dataset in their order

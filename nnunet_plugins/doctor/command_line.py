@@ -36,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--gpu-memory", type=positive, metavar="GB", help="of the GPU it will run on; default: that of this machine"
     )
+    training.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="that it is to start from (nnUNetv2_train -pretrained_weights): what will load, what is left out, what "
+        "stops nnU-Net, and with which plans it fits",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,21 +50,26 @@ def run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.doctor.findings import examine
 
     options = (arguments.trainer, arguments.configuration, arguments.plans, arguments.gpu_memory)
-    of_training = any(option is not None for option in options)
+    of_training = any(option is not None for option in (*options, arguments.pretrained))
     if arguments.checkpoint is not None:
         if of_training or arguments.groups or arguments.dataset or arguments.images:
             raise InputError(
-                "a checkpoint is looked into by itself, without -d, -tr, -c, -p, --gpu-memory, --groups and -i"
+                "a checkpoint is looked into by itself, without -d, -tr, -c, -p, --gpu-memory, --pretrained, --groups "
+                "and -i"
             )
         from nnunet_plugins.doctor.checkpoint import sections as of_checkpoint
 
         return examine(of_checkpoint(Path(arguments.checkpoint)), as_json=arguments.json)
     if arguments.dataset is None:
         if of_training or arguments.groups or arguments.images:
-            raise InputError("-tr, -c, -p, --gpu-memory, --groups and -i are about a dataset; give it with -d")
+            raise InputError(
+                "-tr, -c, -p, --gpu-memory, --pretrained, --groups and -i are about a dataset; give it with -d"
+            )
         from nnunet_plugins.doctor.installation import sections
 
         return examine(sections(), as_json=arguments.json)
+    if arguments.pretrained and not arguments.pretrained.is_file():
+        raise InputError(f"--pretrained {arguments.pretrained} is no file")
     from nnunet_plugins.doctor.preflight import Question, preflight
 
     question = Question(
@@ -70,5 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
         groups=Path(arguments.groups) if arguments.groups else None,
         processes=arguments.processes,
         images=Path(arguments.images) if arguments.images else None,
+        pretrained=arguments.pretrained,
     )
     return examine(preflight(question), as_json=arguments.json)

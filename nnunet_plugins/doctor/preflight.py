@@ -36,6 +36,7 @@ class Question:
         groups: table of the cases' groups, which splits are to keep together.
         processes: cases to read at a time; None for nnU-Net's default.
         images: folder of images that are to be predicted, to be checked as imagesTs is.
+        pretrained: checkpoint that the training is to start from.
     """
 
     dataset: str
@@ -47,6 +48,7 @@ class Question:
     groups: Path | None
     processes: int | None
     images: Path | None = None
+    pretrained: Path | None = None
 
 
 def preflight(question: Question) -> dict[str, Check]:
@@ -109,6 +111,10 @@ def preflight(question: Question) -> dict[str, Check]:
     checks["Preprocessed data"] = lambda: check_preprocessed(folder)
     if training:
         checks["Training"] = lambda: check_training(training, folder, list(dataset.cases))
+        if start := question.pretrained:
+            from nnunet_plugins.doctor.start import check_start
+
+            checks["Pretrained weights"] = lambda: check_start(training, start)
     checks["Space"] = check_its_space
     return checks
 

@@ -23,11 +23,11 @@ from PIL import Image
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.contents import Contents, check_contents
-from nnunet_plugins.images.facts import Fact, problems
+from nnunet_plugins.images.facts import Fact
 from nnunet_plugins.images.finding import image_ending
 from nnunet_plugins.images.grid import Difference, Grid, compare_grids, make_grid
 from nnunet_plugins.images.spacing import Spacing, read_spacing_file, spacing_elsewhere, spacing_file
-from nnunet_plugins.planning.dataset import PlanError, find_reader
+from nnunet_plugins.planning.dataset import find_reader
 
 _TRIED = 4  # files, for the choice of a reader
 _PILLOW = (".png", ".bmp")
@@ -125,10 +125,10 @@ def choose_reader(description: Mapping[str, Any], files: Sequence[Path]) -> type
     whole = (file for file in files if not _is_broken(file))
     example = next(whole, files[0])
     if not description["file_ending"].lower().startswith(".tif"):
-        with _quiet():
+        with quiet():
             return find_reader(dict(description), str(example))
     # For .tif nnU-Net has two readers, and a file whose spacing is wrong is read by none.
-    with _quiet():
+    with quiet():
         for file in [example, *islice(whole, _TRIED - 1)]:
             reader = find_reader(dict(description), str(file))
             if _reads(reader, file):
@@ -187,7 +187,7 @@ def _read(file: Path, reader: BaseReaderWriter, *, is_image: bool) -> Reading:
     if fatal(found.facts):
         return found
     try:
-        with _quiet(), np.errstate(over="ignore"):  # what is too large for nnU-Net's float32 becomes infinite
+        with quiet(), np.errstate(over="ignore"):  # what is too large for nnU-Net's float32 becomes infinite
             array, properties = reader.read_images((str(file),)) if is_image else reader.read_seg(str(file))
     except Exception as error:  # whatever a reader, or the libraries below it, raise for a broken file
         memory.raise_if_lacking(error, _COPIES * contents.size)
@@ -219,7 +219,7 @@ def _look_at_header(found: Reading, reader: BaseReaderWriter, *, is_image: bool)
     """Say what the header tells that the reader would take for something else."""
     ending = image_ending(found.file.name).lower()
     if ending in _PILLOW:
-        with _quiet(), contextlib.suppress(Exception), Image.open(found.file) as picture:
+        with quiet(), contextlib.suppress(Exception), Image.open(found.file) as picture:
             unfit = picture.mode not in _LABELS if not is_image else picture.mode in ("LA", "PA")
             if unfit:
                 found.say("colours", _COLOURS.get(picture.mode, picture.mode))
@@ -227,7 +227,7 @@ def _look_at_header(found: Reading, reader: BaseReaderWriter, *, is_image: bool)
                 found.say("more images", f"{picture.n_frames} images")
         return
     if ending.startswith(".tif"):
-        with _quiet(), contextlib.suppress(Exception), tifffile.TiffFile(found.file) as tif:
+        with quiet(), contextlib.suppress(Exception), tifffile.TiffFile(found.file) as tif:
             _look_at_tif(found, tif, reader)
         return
     header = read_header(found.file)
@@ -292,7 +292,7 @@ def read_header(file: Path) -> Header | None:
     """Return what SimpleITK tells of a file; None for formats that it does not know, and for broken files."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
-    with _quiet():
+    with quiet():
         try:
             reader.ReadImageInformation()
         except RuntimeError as error:
@@ -346,35 +346,6 @@ def _near(one: Path, other: Path) -> str:
     return one.name if one.name != other.name else f"{one.parent.name}/{one.name}"
 
 
-def read_picture(file: Path) -> tuple[NDArray[Any], list[float]]:
-    """Return an image or a segmentation for people to look at, as an array `(z, y, x)`, and its spacing.
-
-    Raises:
-        InputError: if it cannot be read.
-    """
-    if not file.is_file():
-        raise InputError(f"{file} is missing")
-    try:
-        reader = choose_reader({"file_ending": image_ending(file.name).lower()}, [file])()
-    except PlanError as error:
-        raise InputError(str(error)) from None
-    found = read_image(file, reader)
-    wrong = problems(found.facts, "report")
-    if [fact.kind for fact in wrong] == ["vector"]:  # as colours are: the first value of each voxel shows enough
-        return _first_values(file)
-    if found.array is None or found.grid is None:
-        raise InputError(str(wrong[0]))
-    return found.array[0], list(found.grid.spacing)
-
-
-def _first_values(file: Path) -> tuple[NDArray[Any], list[float]]:
-    with _quiet():
-        image = sitk.VectorIndexSelectionCast(sitk.ReadImage(str(file)), 0)
-    header = read_header(file)
-    assert header is not None
-    return sitk.GetArrayFromImage(image).reshape(header.grid.shape), list(header.grid.spacing)
-
-
 def _in_words(error: Exception, file: Path, contents: Contents, reader: BaseReaderWriter) -> str:
     """Return why a reader failed; what SimpleITK says is about its own sources."""
     name = type(reader).__name__
@@ -389,7 +360,7 @@ def _in_words(error: Exception, file: Path, contents: Contents, reader: BaseRead
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Let readers and the libraries below them print nothing; what they would say becomes a fact."""
     shown, level = sitk.ProcessObject.GetGlobalWarningDisplay(), logging.root.manager.disable
     sitk.ProcessObject.SetGlobalWarningDisplay(False)

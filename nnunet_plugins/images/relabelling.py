@@ -1,6 +1,5 @@
 """Segmentations with other values."""
 
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunet_plugins.images.facts import Fact, problems, summarise
 from nnunet_plugins.images.reading import read_label_map
 from nnunet_plugins.images.values import check_values, distinct
+from nnunet_plugins.images.writing import whole_image
 
 
 def relabel(
@@ -42,9 +42,7 @@ def relabel(
     table = np.zeros(max(int(old.max()), 0) + 1, dtype=np.uint16)
     for value in range(len(table)):
         table[value] = values.get(value, 0)
-    with tempfile.TemporaryDirectory(dir=other.parent, prefix=".") as folder:
-        # nnU-Net may write a second file, with the spacing; the segmentation itself comes last.
-        reader.write_seg(table[old], str(Path(folder, other.name)), found.properties)
-        for part in sorted(Path(folder).iterdir(), key=lambda path: path.name == other.name):
-            part.replace(other.parent / part.name)
+    with whole_image(other) as part:
+        # nnU-Net may write a second file, with the spacing.
+        reader.write_seg(table[old], str(part), found.properties)
     return []

@@ -1,5 +1,9 @@
 """Images and segmentations in another format, or with another type of numbers."""
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +11,9 @@ import SimpleITK as sitk
 
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.contents import check_contents
 from nnunet_plugins.images.finding import image_ending
-from nnunet_plugins.images.reading import Header, read_header
+from nnunet_plugins.images.reading import Header, fatal, read_header
 
 PIXELS = {
     "uint8": sitk.sitkUInt8,
@@ -66,18 +71,18 @@ def convert_segmentation(file: Path, other: Path, output_type: str, geometry: He
     return other
 
 
-def write_label_map(labels: np.ndarray, file: Path, geometry: Header) -> None:
-    """Write a segmentation with SimpleITK.
+def write_array(array: np.ndarray, file: Path, geometry: Header) -> None:
+    """Write a segmentation, or a channel of an image, with SimpleITK.
 
     Args:
-        labels: `(z, y, x)`; one plane for a geometry with two axes.
+        array: `(z, y, x)`; one plane for a geometry with two axes.
         file: its ending is the format.
         geometry: where its voxels lie.
 
     Raises:
         InputError: if the format, or SimpleITK, cannot hold it.
     """
-    image = sitk.GetImageFromArray(labels.reshape(geometry.size[::-1]))
+    image = sitk.GetImageFromArray(array.reshape(geometry.size[::-1]))
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.direction)
@@ -87,6 +92,34 @@ def write_label_map(labels: np.ndarray, file: Path, geometry: Header) -> None:
         memory.raise_if_lacking(error)
         size = " x ".join(map(str, geometry.size))
         raise InputError(f"{size} voxels cannot be written as {image_ending(file.name)}") from error
+
+
+@contextlib.contextmanager
+def whole_image(file: Path) -> Iterator[Path]:
+    """Yield where to write an image that then is at its place completely or not at all; its name stays as it is.
+
+    What is written beside it, such as a file with its spacing, is put there before.
+
+    Raises:
+        InputError: if it cannot be written, or is cut off, as on a full disk, of which not all libraries tell.
+    """
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as folder:
+        part = Path(folder, file.name)
+        try:
+            yield part
+            wrong = fatal(check_contents(part).facts)
+        except (OSError, RuntimeError, InputError) as error:
+            memory.raise_if_lacking(error)
+            raise _unwritten(file, (str(error).splitlines() or [""])[0]) from error
+        if wrong:
+            raise _unwritten(file, "it is cut off")
+        for one in sorted(Path(folder).iterdir(), key=lambda path: path.name == file.name):
+            one.replace(file.parent / one.name)
+
+
+def _unwritten(file: Path, reason: str) -> InputError:
+    free = shutil.disk_usage(file.absolute().parent).free / 2**20
+    return InputError(f"{file} cannot be written: {reason} ({free:,.0f} MiB free there)")
 
 
 def read_labels(file: Path) -> tuple[np.ndarray, Header]:

@@ -59,6 +59,9 @@ def add_commands(commands: Any) -> None:
         metavar="FILE",
         help="dataset.json of the merged dataset; default: the one beside the segmentations, or of their model",
     )
+    command.add_argument(
+        "--own-cases", action="store_true", help="only the cases that come from that dataset, under their names in it"
+    )
     command.add_argument("-np", dest="processes", type=whole, default=1, metavar="N", help="cases at a time, default 1")
     command.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
     command.set_defaults(run=_labels)
@@ -108,6 +111,7 @@ def _labels(arguments: argparse.Namespace) -> int:
         Path(arguments.output),
         arguments.dataset,
         dataset_json=arguments.dataset_json,
+        own_cases=arguments.own_cases,
         processes=arguments.processes,
         overwrite=arguments.overwrite,
     )

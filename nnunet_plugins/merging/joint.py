@@ -113,9 +113,10 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
 
 
 def own_values(labels: Mapping[str, Any], source: Source) -> dict[int, int]:
-    """Return the values of a source for those of a merged dataset; without those that it has no value for.
+    """Return the values of a source for those of a merged dataset.
 
-    Of several values for the same regions, one is taken that nnU-Net writes.
+    Of several values for the same regions, one is taken that nnU-Net writes. Where the source has none for all that a
+    voxel is in, because other datasets know other structures inside of each other, it is that of the innermost.
 
     Args:
         labels: of the merged dataset.json.
@@ -126,8 +127,12 @@ def own_values(labels: Mapping[str, Any], source: Source) -> dict[int, int]:
     preferred = sorted(_structures({name: _tuple(value) for name, value in source.labels.items()}).items())
     for value, found in sorted(preferred, key=lambda item: item[0] not in source.order):
         own.setdefault(found, value)
-    known = {value: found & set(source.labels) for value, found in merged.items()}
-    return {0: 0} | {value: own[found] for value, found in known.items() if found in own}
+    one = LabelSet({name: _tuple(value) for name, value in source.labels.items()}, source.order or None)
+    values = {0: 0}
+    for value, found in merged.items():
+        known = [name for name in one.values if name in found]
+        values[value] = own[frozenset(known)] if frozenset(known) in own else one.written(known[-1])
+    return values
 
 
 def near_names(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -18,22 +18,21 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
 
-from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files
+from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import hold_lock, lock_holder, read_json, whole_file, write_text
+from nnunet_plugins.files import whole_file, write_text
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.images.relabelling import relabel
 from nnunet_plugins.images.spacing import spacing_file
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import Joint, LabelSet, join_channels, join_labels
+from nnunet_plugins.merging.raw import GROUPS, made_beside, new_place, raw_folder, raw_name, read_raw, stamps
 from nnunet_plugins.metrics.table import write_table
 from nnunet_plugins.planning.dataset import dataset_name
 from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.sources import MARK, NEITHER, SOURCES
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
-GROUPS = "groups.csv"
-_RECIPE, _LOCK = "recipe.json", "lock"
 _SHOWN = 3
 _TWO_FILES = (".mhd", ".nhdr", ".hdr", ".img")
 _KEPT = ("reference", "licence", "license")  # of a source's dataset.json
@@ -82,12 +81,11 @@ def merge_datasets(
     Raises:
         InputError: if the datasets do not go together, one of them is not in order, or the new one cannot be made.
     """
-    raw = _raw_folder()
-    names = [_raw_name(raw, dataset) for dataset in datasets]
+    names = [raw_name(dataset) for dataset in datasets]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise InputError(f"name two or more different datasets, not {', '.join(names) or 'none'}")
-    place = _place(raw, number, name, names)
-    raws = {one: _read(raw / one) for one in names}
+    place = new_place(number, name, {one: "one of the datasets to merge" for one in names})
+    raws = {one: _read(raw_folder() / one) for one in names}
     sources = dict(zip(names, _source_names(names), strict=True))
     channels, orders = join_channels({one: found.channels for one, found in raws.items()})
     _require_alike(raws, orders)
@@ -95,12 +93,9 @@ def merge_datasets(
     joint = join_labels({one: LabelSet.of(found.description) for one, found in raws.items()}, structures)
     description = _describe(raws, sources, channels, joint)
     groups = _groups(raws, sources)
-    part = place.with_name(f".{place.name}.partial")
-    with hold_lock(part / _LOCK) as held:
-        if not held:
-            raise InputError(f"{place} is being made by {lock_holder(part / _LOCK) or 'another process'}")
-        recipe = {"dataset": description, "groups": groups, "copy": copy, "files": _stamps(raws)}
-        _begin(part, recipe)
+    cases = [case for found in raws.values() for case in found.cases.values()]
+    recipe = {"dataset": description, "groups": groups, "copy": copy, "files": stamps(cases)}
+    with made_beside(place, recipe) as part:
         _write_labels(part, raws, sources, joint, processes)
         for one, found in raws.items():
             for case, files in found.cases.items():
@@ -108,55 +103,14 @@ def merge_datasets(
         if groups:
             write_table(part / GROUPS, _as_table(groups))
         write_text(part / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False))
-        if place.exists():
-            raise InputError(f"{place} is there by now; {part} holds what was made")
-        for file in (_RECIPE, _LOCK):
-            (part / file).unlink()
-        part.rename(place)
-    cases = sum(len(found.cases) for found in raws.values())
-    return Merged(place, joint.labels, description[SOURCES], place / GROUPS if groups else None, cases)
+    return Merged(place, joint.labels, description[SOURCES], place / GROUPS if groups else None, len(cases))
 
 
 # What is merged
 
 
-def _raw_folder() -> Path:
-    raw = os.environ.get("nnUNet_raw")  # noqa: SIM112 - nnU-Net's own spelling
-    if not raw or not Path(raw).is_dir():
-        raise InputError(f"nnUNet_raw is {raw or 'not set'}, which is no folder; export nnUNet_raw=/path/to/nnUNet_raw")
-    return Path(raw)
-
-
-def _raw_name(raw: Path, dataset: str) -> str:
-    name = dataset_name(dataset)
-    if not (raw / name).is_dir():
-        raise InputError(f"{raw / name} is no folder: a raw dataset is needed, preprocessed data are not merged")
-    return name
-
-
-def _place(raw: Path, number: int, name: str, sources: Sequence[str]) -> Path:
-    """Return where the merged dataset is to be, which nothing else is."""
-    if not 1 <= number <= 999:
-        raise InputError(f"-o {number}: nnU-Net's datasets have numbers from 1 to 999")
-    if not re.fullmatch(r"\w[\w.-]*", name) or MARK in name:
-        raise InputError(f"--name {name!r}: use letters, digits, '-', '.' and single '_', as in Bones")
-    wanted = f"Dataset{number:03d}_{name}"
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        root = os.environ.get(variable)
-        for found in sorted(Path(root).glob(f"Dataset{number:03d}_*")) if root else []:
-            what = "one of the datasets to merge" if found.name in sources else "there already"
-            raise InputError(f"-o {number}: {found} is {what}; choose another number, or move it away")
-    return raw / wanted
-
-
 def _read(folder: Path) -> RawDataset:
-    """Read a source as doctor does; nothing is merged that it finds problems with."""
-    found = RawDataset(folder)
-    told = [*check_description(found), *check_files(found)]
-    wrong = [finding for finding in told if finding.level == "problem"]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more: nnunet-plugins doctor -d {folder.name})" if wrong[1:] else ""
-        raise InputError(f"{folder.name} cannot be merged: {wrong[0].text}; {wrong[0].remedy}{more}")
+    found = read_raw(folder, "merged")
     if SOURCES in found.description:
         own = ", ".join(row["dataset"] for row in found.description[SOURCES].values())
         raise InputError(f"{folder.name} was merged itself; name the datasets that it was made of: {own}")
@@ -165,12 +119,15 @@ def _read(folder: Path) -> RawDataset:
 
 def _source_names(datasets: Sequence[str]) -> list[str]:
     """Return short names of datasets, none of which has the mark between a source and its case."""
-    short = [re.sub("_+", "_", composed(name[11:])).strip("_") for name in datasets]
+    # Nor does a name begin with what spreadsheets take for a formula.
+    short = [re.sub(r"^\W+", "", re.sub("_+", "_", composed(name[11:]))).strip("_") for name in datasets]
+    numbered = [f"{one}{name[7:10]}" for one, name in zip(short, datasets, strict=True)]
     taken = [one.casefold() for one in short]
-    return [
-        f"{one}{name[7:10]}" if not one or taken.count(one.casefold()) > 1 else one
-        for one, name in zip(short, datasets, strict=True)
+    names = [
+        long if not one or taken.count(one.casefold()) > 1 else one for one, long in zip(short, numbered, strict=True)
     ]
+    # With its number, one may be called as another.
+    return names if len({name.casefold() for name in names}) == len(names) else numbered
 
 
 def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int]]) -> None:
@@ -187,6 +144,12 @@ def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int
                 f"nnU-Net reads {first} with {one.reader.__name__}, {other} with {found.reader.__name__}; name one "
                 "of them as 'overwrite_image_reader_writer' in both dataset.json"
             )
+    for dataset, found in raws.items():
+        ending = found.description["file_ending"]
+        images = [Path(image) for case in found.cases.values() for image in case.images]
+        if odd := next((image for image in images if not image.name.endswith(ending)), None):
+            place = odd.relative_to(found.folder) if odd.is_relative_to(found.folder) else odd
+            raise InputError(f"{dataset} lists {place}, and its files end in {ending}; convert the images")
     if (ending := one.description["file_ending"].lower()) in _TWO_FILES:
         raise InputError(
             f"files {ending} have their data in a second one; convert the datasets, for example to .nii.gz"
@@ -276,31 +239,6 @@ def _as_table(groups: Mapping[str, str]) -> Any:
 
 
 # Writing
-
-
-def _stamps(raws: Mapping[str, RawDataset]) -> list[list[Any]]:
-    """Return what tells whether the sources' files are those of an interrupted run."""
-    files = [Path(file) for found in raws.values() for case in found.cases.values() for file in case.files]
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def _begin(part: Path, recipe: dict[str, Any]) -> None:
-    """Make the folder to write into, or keep that of an interrupted run of the same recipe."""
-    recipe = json.loads(json.dumps(recipe))
-    file = part / _RECIPE
-    try:
-        same = read_json(file) == recipe
-    except InputError:
-        same = False
-    if not same:
-        for folder in ("imagesTr", "labelsTr"):
-            shutil.rmtree(part / folder, ignore_errors=True)
-        (part / GROUPS).unlink(missing_ok=True)
-        write_text(file, json.dumps(recipe))
-    for folder in ("imagesTr", "labelsTr"):
-        (part / folder).mkdir(parents=True, exist_ok=True)
-        for left in [*(part / folder).glob(".*"), *(part / folder).glob("*.partial.*")]:  # by a kill while writing
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _write_labels(

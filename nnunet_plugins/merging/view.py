@@ -10,14 +10,14 @@ from typing import Any
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import problems
-from nnunet_plugins.images.finding import find_files, none_fits
+from nnunet_plugins.images.finding import composed, find_files, none_fits
 from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.images.relabelling import relabel
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import own_values
 from nnunet_plugins.metrics.folders import find_dataset_json
 from nnunet_plugins.planning.dataset import DATASET, label_manager
-from nnunet_plugins.planning.sources import NEITHER, Source, read_sources
+from nnunet_plugins.planning.sources import MARK, NEITHER, Source, read_sources
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 
@@ -42,6 +42,7 @@ def write_view(
     name: str,
     *,
     dataset_json: Path | None = None,
+    own_cases: bool = False,
     processes: int = 1,
     overwrite: bool = False,
 ) -> View:
@@ -52,6 +53,7 @@ def write_view(
         output: folder to write.
         name: of the source, as in the names of cases, or of its dataset.
         dataset_json: that of the merged dataset; found beside the segmentations if None.
+        own_cases: write only the cases that come from the source, under their names in it.
         processes: cases at a time.
         overwrite: replace what is in `output`.
 
@@ -67,7 +69,7 @@ def write_view(
     file = dataset_json or find_dataset_json(predicted, predicted)
     description = read_json(file, DATASET)
     manager = label_manager(description, file)
-    source = _find(read_sources(description, file), name, file)
+    key, source = _find(read_sources(description, file), name, file)
     ending = description["file_ending"]
     found = find_files(predicted, ending)
     if not found.files:
@@ -83,7 +85,15 @@ def write_view(
         declared=declared_labels(manager),
     )
     failures = {fact.case: fact.with_remedy() for fact in problems(found.facts, "evaluate")}
-    jobs = {case: partial(work, path, output / path.name) for case, path in found.by_written_name().items()}
+    files = found.by_written_name()
+    wanted = {case: case for case in files}  # what is written for each
+    if own_cases:
+        start = f"{key}{MARK}"
+        wanted = {case: case.partition(MARK)[2] for case in wanted if composed(case).startswith(start)}
+        failures = {case: reason for case, reason in failures.items() if composed(case).startswith(start)}
+        if not wanted:
+            raise InputError(f"{predicted} has no case of {key}: their names begin with {start}")
+    jobs = {case: partial(work, files[case], output / f"{name}{ending}") for case, name in wanted.items()}
     for case, result in finish_jobs(jobs, processes):
         if isinstance(result, FailedJobError):
             failures[case] = str(result)
@@ -102,8 +112,8 @@ def write_view(
     return View([case for case in jobs if case not in failures], failures, structures)
 
 
-def _find(sources: dict[str, Source], name: str, file: Path) -> Source:
-    fitting = [source for key, source in sources.items() if name in (key, source.dataset)]
+def _find(sources: dict[str, Source], name: str, file: Path) -> tuple[str, Source]:
+    fitting = [(key, source) for key, source in sources.items() if name in (key, source.dataset)]
     if len(fitting) != 1:
         known = ", ".join(f"{key} ({source.dataset})" for key, source in sources.items())
         raise InputError(f"--dataset {name}: {file} was merged of {known}")

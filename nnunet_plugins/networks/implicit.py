@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from nnunet_plugins.networks.layers.descent import Weights, descend
-from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid
+from nnunet_plugins.networks.layers.descent import EPSILON, Weights, descend
+from nnunet_plugins.networks.layers.voxels import Draw, Voxels, grid, indices_of
 
 SEED = 0
 """Of what is drawn in a fit: the same image gives the same logits, bit for bit."""
@@ -79,9 +79,11 @@ class ImplicitNetwork(nn.Module):
     Args:
         patch_size: of the images, which have no other.
         fit_steps: gradient steps at inference; 0 shows what the network knows before it has seen the image.
-        fit_learning_rate: of these steps.
+        fit_learning_rate: of these steps, which are Adam's.
+        fit_epsilon: likewise.
         inner_steps: gradient steps in training.
         voxels: drawn for each step; all for None.
+        fit_voxels: drawn for each step at inference; as many as in training for None.
         every: draw only voxels whose index is a multiple of this along each axis.
         chunk: voxels that are decoded at a time.
     """
@@ -98,18 +100,23 @@ class ImplicitNetwork(nn.Module):
         fit_learning_rate: float,
         inner_steps: int,
         voxels: int | None,
+        fit_epsilon: float = EPSILON,
+        fit_voxels: int | None = None,
         every: int = 1,
         chunk: int = 8192,
     ) -> None:
         super().__init__()
-        if len(patch_size) not in (2, 3) or min(fit_steps, inner_steps) < 0 or min(voxels or 1, every, chunk) < 1:
+        least = min(1 if voxels is None else voxels, 1 if fit_voxels is None else fit_voxels, every, chunk)
+        if len(patch_size) not in (2, 3) or min(fit_steps, inner_steps) < 0 or least < 1:
             raise ValueError(
                 f"{type(self).__name__} takes patches in 2D or 3D, whole steps from 0 and voxels from 1; got "
-                f"patch_size={tuple(patch_size)}, {fit_steps=}, {inner_steps=}, {voxels=}, {every=}, {chunk=}"
+                f"patch_size={tuple(patch_size)}, {fit_steps=}, {inner_steps=}, {voxels=}, {fit_voxels=}, {every=}, "
+                f"{chunk=}"
             )
         self.patch_size = tuple(patch_size)
-        self.fit_steps, self.fit_learning_rate, self.inner_steps = fit_steps, fit_learning_rate, inner_steps
-        self.voxels, self.every, self.chunk = voxels, every, chunk
+        self.fit_steps, self.inner_steps = fit_steps, inner_steps
+        self.fit_learning_rate, self.fit_epsilon = fit_learning_rate, fit_epsilon
+        self.voxels, self.fit_voxels, self.every, self.chunk = voxels, fit_voxels, every, chunk
 
     @classmethod
     def from_plan(
@@ -217,11 +224,12 @@ class ImplicitNetwork(nn.Module):
         """
         generator = torch.Generator().manual_seed(SEED)
         start = self.start(len(voxels), generator)
+        number = self.voxels if self.fit_voxels is None else self.fit_voxels
 
         def loss(fitted: Fitted) -> torch.Tensor:
-            return self.reconstruction_loss(fitted, voxels.draw(self.voxels, generator))
+            return self.reconstruction_loss(fitted, voxels.draw(number, generator))
 
-        fitted, losses = descend(loss, start, self.fit_steps, self.fit_learning_rate)
+        fitted, losses = descend(loss, start, self.fit_steps, self.fit_learning_rate, epsilon=self.fit_epsilon)
         if isinstance(losses, FakeTensor):
             return fitted  # without numbers
         finite = losses.isfinite()
@@ -236,8 +244,8 @@ class ImplicitNetwork(nn.Module):
     def decode(self, fitted: Fitted, voxels: Voxels, along: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Return logits `(B, num_classes, *size)` of images to which the network was fitted, on a grid of places.
 
-        Of padding nothing was ever learned. There all logits are the lowest, which means background to a softmax, whose
-        first class wins among equals, and to sigmoids.
+        Of padding nothing was ever learned, and nothing is decoded. There all logits are the lowest, which means
+        background to a softmax, whose first class wins among equals, and to sigmoids.
 
         Args:
             fitted: what `fit` returned.
@@ -246,14 +254,19 @@ class ImplicitNetwork(nn.Module):
                 one; by default all voxels of the patch. Any will do, as the network knows places and no voxels.
         """
         places = self.places(along).to(fitted[0].dtype)
-        parts = [self._logits_of_all(fitted, part) for part in places.split(self.chunk)]
         size = [len(axis) for axis in along] if along else self.patch_size
-        logits = torch.cat(parts, dim=1).transpose(1, 2).unflatten(2, tuple(size))
         content = voxels.content_at(along) if along else voxels.content
-        return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT).where(content[:, None], -LARGEST_LOGIT)
+        logits = [
+            self._logits_inside([weights[number, None] for weights in fitted], places, indices_of(inside))
+            for number, inside in enumerate(content)
+        ]
+        return torch.stack(logits).transpose(1, 2).unflatten(2, tuple(size))
 
-    def _logits_of_all(self, fitted: Fitted, places: torch.Tensor) -> torch.Tensor:
-        return self.logits(fitted, places.expand(len(fitted[0]), -1, -1))
+    def _logits_inside(self, fitted: Fitted, places: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(M, num_classes)` of one image at M places, of which those with some indices count."""
+        parts = [self.logits(fitted, places[part][None])[0] for part in inside.split(self.chunk)]
+        known = torch.cat(parts).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        return known.new_full((len(places), known.shape[1]), -LARGEST_LOGIT).index_copy(0, inside, known)
 
     def rehearse(self, images: torch.Tensor) -> torch.Tensor:
         """Return the loss of a training step on images without labels, for those who count what it takes.

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from nnunet_plugins.networks.implicit import Fitted, ImplicitNetwork, OutputLayer, Truth, mean_of
-from nnunet_plugins.networks.layers.descent import descend
+from nnunet_plugins.networks.layers.descent import EPSILON, descend
 from nnunet_plugins.networks.layers.sine import affine, initialise_sine, sine_layer
 from nnunet_plugins.networks.layers.voxels import Draw, Voxels
 
@@ -44,6 +44,8 @@ class MetaSeg(ImplicitNetwork):
         omega: frequency of all sine layers.
         fit_steps: gradient steps of the fit to an image.
         fit_learning_rate: of Adam there, and in the inner steps of training.
+        fit_epsilon: likewise. Most slopes are small. Where Adam blows all of them up to steps of one size, these depend
+            on little but signs, and the gradient through them tells nothing: a larger one is learned from far sooner.
         inner_steps: of a training step.
         inner_loss: what the inner steps of training see: pixels and labels ("joint"), or pixels alone, as at inference
             ("image").
@@ -51,6 +53,7 @@ class MetaSeg(ImplicitNetwork):
         outer: gradient of the initialisation: through the inner steps ("maml"), as if they were not there
             ("first-order"), or towards the weights after them ("reptile", the paper's Eq. 3).
         voxels: drawn for each step; all for None.
+        fit_voxels: drawn for each step at inference; as many as in training for None.
         every: draw only voxels whose index is a multiple of this along each axis.
         background_weight: of background voxels in the reconstruction, where the labels are known.
         chunk: voxels that are decoded at a time.
@@ -78,11 +81,13 @@ class MetaSeg(ImplicitNetwork):
         omega: float = 30.0,
         fit_steps: int = 100,
         fit_learning_rate: float = 1e-4,
+        fit_epsilon: float = EPSILON,
         inner_steps: int = 2,
         inner_loss: str = "joint",
         outer_loss: str = "joint",
         outer: str = "maml",
         voxels: int | None = 4096,
+        fit_voxels: int | None = None,
         every: int = 1,
         background_weight: float = 1.0,
         chunk: int = 8192,
@@ -91,8 +96,10 @@ class MetaSeg(ImplicitNetwork):
             patch_size,
             fit_steps=fit_steps,
             fit_learning_rate=fit_learning_rate,
+            fit_epsilon=fit_epsilon,
             inner_steps=inner_steps,
             voxels=voxels,
+            fit_voxels=fit_voxels,
             every=every,
             chunk=chunk,
         )
@@ -181,7 +188,14 @@ class MetaSeg(ImplicitNetwork):
             return self._loss(weights[:number], after, voxels.draw(self.voxels), truth, self.inner_loss)
 
         through = self.outer == "maml"
-        after, _ = descend(inner, adapted, self.inner_steps, self.fit_learning_rate, differentiable=through)
+        after, _ = descend(
+            inner,
+            adapted,
+            self.inner_steps,
+            self.fit_learning_rate,
+            epsilon=self.fit_epsilon,
+            differentiable=through,
+        )
         if self.outer == "first-order":
             # The initialisation, moved: of a sum with a constant the gradient is as if there was no step.
             after = [before + (weight - before).detach() for before, weight in zip(adapted, after, strict=True)]
@@ -232,6 +246,7 @@ class MetaSeg(ImplicitNetwork):
             start,
             self.inner_steps,
             self.fit_learning_rate,
+            epsilon=self.fit_epsilon,
             differentiable=torch.is_grad_enabled(),
         )
         return fitted

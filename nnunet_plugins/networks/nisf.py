@@ -47,6 +47,7 @@ class NISF(ImplicitNetwork):
         fit_steps: gradient steps by which the code of an image is found.
         fit_learning_rate: of Adam there.
         voxels: drawn for each step; all for None.
+        fit_voxels: drawn for each step at inference; as many as in training for None.
         chunk: voxels that are decoded at a time.
 
     Attributes:
@@ -78,6 +79,7 @@ class NISF(ImplicitNetwork):
         fit_steps: int = 100,
         fit_learning_rate: float = 1e-2,
         voxels: int | None = 4096,
+        fit_voxels: int | None = None,
         chunk: int = 8192,
     ) -> None:
         super().__init__(
@@ -86,6 +88,7 @@ class NISF(ImplicitNetwork):
             fit_learning_rate=fit_learning_rate,
             inner_steps=2,
             voxels=voxels,
+            fit_voxels=fit_voxels,
             chunk=chunk,
         )
         if layers < 1:
@@ -179,6 +182,7 @@ class NISF(ImplicitNetwork):
             start,
             self.inner_steps,
             self.fit_learning_rate,
+            epsilon=self.fit_epsilon,
             differentiable=torch.is_grad_enabled(),
         )
         return fitted

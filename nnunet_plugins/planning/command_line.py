@@ -269,7 +269,8 @@ def _add_split(commands: Any) -> None:
         description="Write splits_final.json, which nnU-Net uses, so that no group of cases is in training and in "
         "validation. The groups come from a CSV file with the columns 'case' and 'group'. Splits that a training has "
         "used are not changed. For example: nnunet-plugins split -d 4 --groups groups.csv. Of a dataset that "
-        "nnunet-plugins merge has made, --strata sources splits each of its datasets on its own",
+        "nnunet-plugins merge has made, --strata sources splits each of its datasets on its own, and --like gives it "
+        "and these the same folds",
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
     command.add_argument(
@@ -281,6 +282,12 @@ def _add_split(commands: Any) -> None:
         "--strata",
         choices=("sources",),
         help="of a merged dataset, split the cases of each source on their own: every fold has its share of all",
+    )
+    command.add_argument(
+        "--like",
+        metavar="DATASET",
+        help="take the folds of a merged dataset that was made of this one; or, with the word 'sources', of a merged "
+        "dataset those of the datasets that it was made of: no case changes its fold between them",
     )
     command.add_argument("--folds", type=at_least_two, default=5, metavar="N", help="default: %(default)s")
     command.add_argument(
@@ -297,7 +304,16 @@ def _split(arguments: argparse.Namespace) -> int:
 
     groups = Path(arguments.groups) if arguments.groups else None
     torn: list[list[str]] = []
-    if not arguments.leakage_check:
+    if arguments.like:
+        if groups or arguments.strata or arguments.leakage_check:
+            raise InputError("--like takes the folds of others: leave out --groups, --strata and --leakage-check")
+        from nnunet_plugins.planning.dataset import preprocessed_folder
+        from nnunet_plugins.planning.merged_splits import splits_like
+
+        folder = preprocessed_folder(arguments.dataset)
+        folds = splits_like(folder, arguments.like)
+        file = splits.keep_splits(folder, folds, overwrite=arguments.overwrite)
+    elif not arguments.leakage_check:
         strata, overwrite = bool(arguments.strata), arguments.overwrite
         file, folds = splits.write_splits(
             arguments.dataset, groups, arguments.folds, by_sources=strata, overwrite=overwrite

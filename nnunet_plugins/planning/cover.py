@@ -17,7 +17,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
 from nnunet_plugins.files import read_json
-from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, save_plans
+from nnunet_plugins.planning.dataset import (
+    PlanError,
+    choose_configurations,
+    load_plans,
+    preprocessed_folder,
+    save_plans,
+)
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.names import COVERING, covering_configuration
 from nnunet_plugins.planning.native import keeps_voxels
@@ -111,15 +117,8 @@ def cover_plans(
     old = PlansManager(load_plans(folder, like))
     new = deepcopy(old.plans)
     new["plans_name"] = name = name or f"{like}_{COVERING}"
-    bases = (
-        list(dict.fromkeys(configurations))
-        or [base for base in ("3d_fullres", "2d") if base in old.available_configurations][:1]
-    )
-    if not bases:
-        known = ", ".join(old.available_configurations)
-        raise PlanError(f"{like} has neither 3d_fullres nor 2d; name a configuration with -c: {known}")
     made: dict[str, tuple[Images, dict[str, Any]]] = {}
-    for base in bases:
+    for base in choose_configurations(old, like, configurations, most=1):
         configuration = plan_setting(dataset, base, like).configuration.configuration
         try:
             images = _image_sizes(folder, like, base, old.transpose_forward, configuration)

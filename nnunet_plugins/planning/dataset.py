@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
@@ -70,6 +72,30 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
         there = sorted(path.stem for path in folder.glob("*.json") if "lans" in path.stem)
         raise PlanError(f"{file} is missing; plans that are there: {', '.join(there) or 'none'}")
     return read_json(file, PLANS)
+
+
+def choose_configurations(
+    plans: PlansManager, name: str, wanted: Sequence[str], *, most: int | None = None
+) -> list[str]:
+    """Return configurations of plans, each once: those that are wanted, else nnU-Net's own at full resolution.
+
+    Args:
+        plans: that have them.
+        name: of the plans, for the message.
+        wanted: their names, or none.
+        most: how many to take if none are wanted, of 3d_fullres and 2d; all that there are for None.
+
+    Raises:
+        PlanError: if there is none, or not one that is wanted.
+    """
+    known = plans.available_configurations
+    chosen = list(dict.fromkeys(wanted)) or [one for one in ("3d_fullres", "2d") if one in known][:most]
+    if not chosen:
+        raise PlanError(f"{name} has neither 3d_fullres nor 2d; name a configuration with -c: {', '.join(known)}")
+    for one in chosen:
+        if one not in known:
+            raise PlanError(f"{name} has no configuration {one!r}; it has {', '.join(known)}")
+    return chosen
 
 
 def save_plans(folder: Path, plans: dict[str, Any], like: str, *, overwrite: bool) -> Path:

@@ -75,3 +75,17 @@ def covering_command(dataset: str, plans: str) -> str:
     """
     like = plans.removesuffix(f"_{COVERING}")
     return f"nnunet-plugins plan -d {dataset} --cover --like {like}" + " --overwrite" * (like != plans)
+
+
+def moving_commands(source: str, target: str, plans: str, configuration: str) -> tuple[str, list[str]]:
+    """Return the name of a dataset's plans in another one, and the commands that bring and use them there.
+
+    Args:
+        source: full name of the dataset that was planned.
+        target: full name of the other one.
+        plans: name.
+        configuration: to preprocess.
+    """
+    moved = f"{plans}_from{int(source.removeprefix('Dataset')[:3])}"
+    move = f"nnUNetv2_move_plans_between_datasets -s {source} -t {target} -sp {plans} -tp {moved}"
+    return moved, [move, preprocessing_command(target, moved, [configuration])]

@@ -12,7 +12,13 @@ from typing import Any
 from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, save_plans
+from nnunet_plugins.planning.dataset import (
+    PlanError,
+    choose_configurations,
+    load_plans,
+    preprocessed_folder,
+    save_plans,
+)
 
 _SUFFIX = "native"
 
@@ -55,14 +61,9 @@ def native_plans(
     folder = preprocessed_folder(dataset)
     old = PlansManager(load_plans(folder, like))
     name = name or f"{like}_{_SUFFIX}"
-    known = old.available_configurations
-    chosen = list(dict.fromkeys(configurations)) or [one for one in ("3d_fullres", "2d") if one in known]
-    if not chosen:
-        raise PlanError(f"{like} has neither 3d_fullres nor 2d; name a configuration with -c: {', '.join(known)}")
+    chosen = choose_configurations(old, like, configurations)
     new = {**old.plans, "plans_name": name, "configurations": {}}
     for one in chosen:
-        if one not in known:
-            raise PlanError(f"{like} has no configuration {one!r}; it has {', '.join(known)}")
         # What it inherits may be a configuration that the copy does not have.
         found = {**old.get_configuration(one).configuration}
         if found.get("previous_stage") or found.get("next_stage"):

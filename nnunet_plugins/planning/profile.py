@@ -114,9 +114,10 @@ def profile_network(trainer: type[nnUNetTrainer], setting: Setting, *, device: s
     inference = profile_inference(trainer, setting, device=device, autocast=precisions)
     with _telling(trainer, setting):
         training = [forecast_setting(trainer, setting, autocast=autocast, device=device) for autocast in precisions]
-        with fake_tensors(), _step_counter() as step:
-            network: Any = build_network(trainer, setting).train()
-            measure_training(network, shape_of_step(trainer, setting), autocast=False, device=device)
+        with fake_tensors():
+            network: Any = build_network(trainer, setting).train()  # which may try it, see `networks.adapted`
+            with _step_counter() as step:
+                measure_training(network, shape_of_step(trainer, setting), autocast=False, device=device)
     measured = None
     if device == "cuda" and torch.cuda.is_available():
         # What does not fit has its forecast.

@@ -67,7 +67,7 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
     """Return the trainer that `nnUNetv2_train -tr` would take.
 
     Raises:
-        PlanError: if nnU-Net finds none.
+        PlanError: if nnU-Net finds none, or what it finds cannot be made.
     """
     try:
         return trainer_class(name)
@@ -78,6 +78,8 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
                 return recursive_find_trainer_class_by_name(name)
         except (RuntimeError, ValueError):
             raise PlanError(str(unknown).removeprefix("nnunet_plugins: ")) from None
+    except InputError as error:
+        raise PlanError(str(error).removeprefix("nnunet_plugins: ")) from error
 
 
 def needs_whole_images(trainer: type[nnUNetTrainer]) -> bool:

@@ -160,7 +160,7 @@ def _trained(dataset: str) -> list[Path]:
 def write_splits(
     dataset: str, groups_file: Path | None, folds: int, *, by_sources: bool = False, overwrite: bool = False
 ) -> tuple[Path, list[Split]]:
-    """Write splits to where nnU-Net reads them; returns the file and the splits.
+    """Make splits and write them to where nnU-Net reads them; returns the file and the splits.
 
     Args:
         dataset: number or name.
@@ -182,6 +182,20 @@ def write_splits(
         splits = random_splits(_cases(folder), folds)
     else:
         splits = group_splits(_groups_of(folder, groups_file), folds)
+    return keep_splits(folder, splits, overwrite=overwrite), splits
+
+
+def keep_splits(folder: Path, splits: list[Split], *, overwrite: bool = False) -> Path:
+    """Write splits to where nnU-Net reads them; returns the file.
+
+    Args:
+        folder: of the dataset, in nnUNet_preprocessed.
+        splits: to write.
+        overwrite: replace other splits that are there already.
+
+    Raises:
+        PlanError: if other splits are there, above all if networks were trained with them.
+    """
     file = folder / "splits_final.json"
     if file.exists() and read_json(file) != splits:
         if trained := _trained(folder.name):
@@ -192,7 +206,7 @@ def write_splits(
         if not overwrite:
             raise PlanError(f"{file} holds other splits already; give --overwrite to replace them")
     write_text(file, json.dumps(splits, indent=4))
-    return file, splits
+    return file
 
 
 def check_splits(dataset: str, groups_file: Path) -> tuple[Path, list[Split], list[list[str]]]:

@@ -11,7 +11,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import Header, read_header
-from nnunet_plugins.images.writing import write_label_map
+from nnunet_plugins.images.writing import write_array
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
 from nnunet_plugins.prediction.grid import output_geometry, output_size
 from nnunet_plugins.prediction.model import Model
@@ -60,7 +60,7 @@ def _predict(model: Model, case: Case, factor: float, log: Log, *, keep_finished
     with tempfile.TemporaryDirectory() as temporary:
         # The partial file beside the output has an ending that SimpleITK does not know.
         file = Path(temporary, case.output.name)
-        write_label_map(labels, file, geometry)
+        write_array(labels, file, geometry)
         written = read_header(file)
         if written is None or (found := compare_grids(geometry.grid, written.grid)):
             detail = found[0].detail if written else "it cannot be read"

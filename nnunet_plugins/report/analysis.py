@@ -21,6 +21,7 @@ from nnunet_plugins.report.statistics import (
     CriticalDifference,
     compare,
     critical_difference,
+    holm,
     mean_with_ci,
     rank_distribution,
     ranks,
@@ -62,6 +63,12 @@ class Comparison:
             labels are `missed`, and of the `absent` ones `found`; `flags` in words.
         paired: by metric, how every ranked algorithm differs from the baseline, as `statistics.compare` has it; for
             Dice with a `verdict`. Without a baseline there are no rows.
+        beside: by metric, how every network for many datasets differs from the same one that was trained on this
+            dataset alone, `alone`: as `paired`, with `p_holm` over these rows.
+        by_source: of a merged dataset, a row per source and algorithm (levels `source`, `algorithm`), in the order of
+            `board`: the columns of it that are about `cases` and means, of the cases of the source alone, and of the
+            comparison of Dice with the baseline's there `mean_difference`, `difference_low`, `difference_high`,
+            `p_holm`, `wins`, `ties` and `losses`. No rows for others.
         by_label: by metric, the means over the cases, algorithms x labels.
         label_dice: by label, its Dice, cases x algorithms, and the means; where there are few labels.
         dice: mean Dice and its interval, by algorithm.
@@ -88,6 +95,8 @@ class Comparison:
     by_case: Mapping[str, pd.DataFrame]
     board: pd.DataFrame
     paired: Mapping[str, pd.DataFrame]
+    beside: Mapping[str, pd.DataFrame]
+    by_source: pd.DataFrame
     by_label: Mapping[str, pd.DataFrame]
     label_dice: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
     dice: pd.DataFrame
@@ -113,7 +122,13 @@ class Comparison:
 
     @property
     def has_own_mean(self) -> bool:
-        """Whether the mean Dice is another one than in nnU-Net's `summary.json`, for any algorithm."""
+        """Whether the mean Dice is another one than in nnU-Net's `summary.json`, for any algorithm.
+
+        Where labels are annotated in a part of the cases, nnU-Net's is not known: it counts all that is found of the
+        others.
+        """
+        if self.scores.is_partial:
+            return False
         return bool(((self.board["Dice"] - self.board["nnunet_dice"]).abs() > 10**-DECIMALS).any())
 
 
@@ -158,7 +173,8 @@ def _compare(
     )
     proof = next((part for part in equality if (part.dataset, part.configuration) == tuple(where.values())), None)
     algorithms = _algorithms(results, runs, curves)
-    everything = score(results)
+    sources = record.about.get("sources", {}).get(place["dataset"])
+    everything = score(results, sources and {name: source["labels"] for name, source in sources.items()})
     left_out = record.about.get("left_out", {}).get("/".join(where.values()), {}).get(place["split"], ())
     cases = {*everything.cases, *left_out}
     having = pd.Series(everything.whole.sum(axis=1), everything.algorithms).reindex(algorithms.index, fill_value=0)
@@ -195,6 +211,11 @@ def _compare(
         by_case={metric: table[order] for metric, table in by_case.items()},
         board=board,
         paired={metric: table.loc[[n for n in first if n in table.index]] for metric, table in paired.items()},
+        beside={
+            metric: _beside(table, record.about.get("beside", {}), algorithms, metric)
+            for metric, table in by_case.items()
+        },
+        by_source=_by_source(scores, list(sources or ()), order, first, baseline),
         by_label={metric: scores.by_label(metric).loc[order] for metric in METRICS},
         label_dice=_label_dice(scores, order),
         dice=dice.loc[order],
@@ -232,8 +253,25 @@ def _differences(scores: pd.DataFrame, baseline: str | None, metric: str) -> pd.
     """Return how every other ranked algorithm differs from the baseline, with a verdict."""
     if baseline is None:
         baseline, scores = "none", pd.DataFrame(columns=["none"])
+    return _with_verdicts(compare(scores, baseline, higher_is_better=HIGHER_IS_BETTER[metric]), metric)
+
+
+def _beside(scores: pd.DataFrame, alone: Mapping[str, str], algorithms: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return how networks for many datasets differ from the same ones on this dataset alone."""
+    here = algorithms.index[algorithms["role"] == "one for many"]
+    pairs = {name: alone[name] for name in scores if name in here and alone.get(name) in scores}
+    rows = [
+        compare(scores[[one, name]], one, higher_is_better=HIGHER_IS_BETTER[metric]).assign(alone=one)
+        for name, one in pairs.items()
+    ]
+    if not rows:
+        return pd.DataFrame()
+    table = pd.concat(rows)
+    return _with_verdicts(table.assign(p_holm=holm(table["p"])), metric)
+
+
+def _with_verdicts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     higher = HIGHER_IS_BETTER[metric]
-    table = compare(scores, baseline, higher_is_better=higher)
     gain = table["mean_difference"].round(DECIMALS) * (1 if higher else -1)
     clear = table["p_holm"] < LEVEL
     verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear, MIXED)
@@ -285,6 +323,24 @@ def _flags(name: str, algorithm: "pd.Series[Any]", cases: int, equality: Equalit
     if lacking := algorithm["lacking"]:
         flags.append("no results" if lacking == cases else f"lacks {count(lacking, 'case')}")
     return "; ".join(flags)
+
+
+def _by_source(
+    scores: Scores, sources: Sequence[str], order: Sequence[str], ranked: Sequence[str], baseline: str | None
+) -> pd.DataFrame:
+    """Return what the ranked results hold, and the differences from the baseline, for the cases of each source."""
+    tables = {}
+    for source in sources:
+        own = scores.only(np.array([one == source for one in scores.sources], bool))
+        if not own.cases:
+            continue
+        by_case = {metric: own.by_case(metric) for metric in METRICS}
+        table = _columns(own, by_case, mean_with_ci(by_case["Dice"]), ranked).loc[list(order)]
+        paired = _differences(by_case["Dice"][list(ranked)], baseline, "Dice")
+        paired = paired.rename(columns={"ci_low": "difference_low", "ci_high": "difference_high"})
+        kept = ["mean_difference", "difference_low", "difference_high", *_COUNTS]
+        tables[source] = table.join(paired[kept])
+    return pd.concat(tables, names=["source", "algorithm"]) if tables else pd.DataFrame()
 
 
 def _label_names(results: pd.DataFrame) -> dict[str, str]:

@@ -20,6 +20,7 @@ def caveats(comparison: Comparison) -> list[str]:
         *_untrained(comparison),
         *_not_above_the_atlas(comparison),
         *_incomplete(comparison),
+        *_partial_labels(comparison),
         *_absent_labels(comparison),
         *_limits(comparison),
         *_conventions(comparison),
@@ -103,16 +104,33 @@ def _incomplete(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _partial_labels(comparison: Comparison) -> list[str]:
+    if comparison.by_source.empty:
+        return []
+    cases = {name: comparison.scores.sources.count(name) for name in comparison.by_source.index.unique("source")}
+    lines = [
+        "Means over all cases count a dataset as often as it has cases "
+        f"({', '.join(f'{name} {number}' for name, number in cases.items())}); a table has each dataset's own."
+    ]
+    if comparison.scores.is_partial:
+        lines.append(
+            "Each case is scored in the labels alone that its dataset annotates. nnU-Net's summary.json is no such "
+            "number: whatever a network finds of the others is a Dice of 0 there. nnU-Net's choice and its "
+            "post-processing, where they stand here, were made by it. Pictures show all that a network finds."
+        )
+    return lines
+
+
 def _absent_labels(comparison: Comparison) -> list[str]:
     lines = []
-    truth = comparison.scores.truth
-    of_all = f"of {count(truth.size, 'label')} (over the cases)"
+    annotated = comparison.scores.annotated
+    of_all = f"of {count(int(annotated.sum()), 'label')} (over the cases)"
     if missed := int(comparison.board["missed"].sum()):
         lines.append(
             f"A label of the truth is missed {missed} times, over all algorithms: Dice and NSD are 0 there, and the "
             "diagonal of the image stands for the distances."
         )
-    if absent := int((~truth).sum()):
+    if absent := int((annotated & ~comparison.scores.truth).sum()):
         lines.append(
             f"{absent} {of_all} are not in the truth. Nobody has a Dice, a distance or an NSD there, whatever it "
             "finds; false findings have a table of their own. The volume error counts everywhere."
@@ -157,6 +175,12 @@ def _limits(comparison: Comparison) -> list[str]:
         lines.append(
             "Networks with their cases in one pass take no part in ranks and tests: they are the trainings of the rows "
             "with tiles. Cases for which memory did not suffice were predicted in tiles; the tasks' logs name them."
+        )
+    if "one for many" in set(comparison.algorithms["role"]):
+        lines.append(
+            "Networks for many datasets take no part in the ranks, and in no test but that against the same network on "
+            "this dataset alone: they have seen more data, on plans of the merged dataset, and have had their epochs "
+            "for all datasets together. Folds are the same, so that no case was seen."
         )
     if "atlas" in set(comparison.algorithms["role"]):
         lines.append(

@@ -22,6 +22,9 @@ OF_THE_PLAN = ("plans", "data", "batch size", "patch size")
 HASHES = ("plans", "splits", "data")
 """What is hashed for every training."""
 
+SEED = "seed"
+"""A setting in which trainings of one algorithm differ on purpose: it is told, and is no difference."""
+
 UNKNOWN = "unknown"
 ABSENT = "none"
 """A setting that a described recipe does not have."""
@@ -118,7 +121,7 @@ class Equality:
         return found
 
     def _columns(self) -> Iterator[tuple[str, "pd.Series[str]"]]:
-        """Yield the settings in which there are differences; a recipe that is not known is one."""
+        """Yield the settings in which there are differences, but for the seed; a recipe that is not known is one."""
         settings = set(self.kinds["recipe"])
         recipe = self.table["recipe"].fillna(UNKNOWN) if "recipe" in self.table else UNKNOWN
         for what in [*self.kinds["hashes"], *self.kinds["environment"], *self.kinds["recipe"]]:
@@ -127,7 +130,7 @@ class Equality:
                 column = column.where(column == UNKNOWN, "known")
             elif what in settings - set(MUST_BE_EQUAL):
                 column = column[(column != UNKNOWN) | (recipe != UNKNOWN)]
-            if column.nunique() > 1:
+            if column.nunique() > 1 and what != SEED:
                 yield what, column
 
     def _reference(self, column: "pd.Series[str]", algorithm: str, what: str) -> tuple[str, str]:

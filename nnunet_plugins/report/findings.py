@@ -40,6 +40,12 @@ def describe_all(comparison: Comparison) -> list[str]:
     return [describe_difference(str(name), row, str(comparison.baseline)) for name, row in paired.iterrows()]
 
 
+def describe_beside(comparison: Comparison) -> list[str]:
+    """Return a sentence for every network for many datasets, against the same one on this dataset alone."""
+    found = comparison.beside["Dice"]
+    return [describe_difference(str(name), row, str(row["alone"])) for name, row in found.iterrows()]
+
+
 def summarise(comparison: Comparison) -> str:
     """Say in two or three sentences what came out."""
     summary = _summary(comparison)

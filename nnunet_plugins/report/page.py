@@ -15,7 +15,7 @@ from nnunet_plugins.report.analysis import AHEAD, BEHIND, Analysis, Comparison
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.drawing import COLOURS, INK, MARKERS, Style, split_name
 from nnunet_plugins.report.equality import ABSENT, UNKNOWN, UNTRAINED, Equality
-from nnunet_plugins.report.findings import describe_all, summarise
+from nnunet_plugins.report.findings import describe_all, describe_beside, summarise
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
 from nnunet_plugins.report.panels import Panels, draw_panels
 from nnunet_plugins.report.record import Record, describe_role
@@ -30,6 +30,7 @@ OPEN_ROWS = 15
 """Longer tables are folded up at first."""
 
 _UNSAID = {"title": "Benchmark", "budget": "", "created": "", "hardware": [], "ensembles": [], "complete": True}
+_TOLD = ("baseline", "twin", "own plan", "one pass", "one for many", "atlas")  # roles that a name does not tell
 _NUMBER = re.compile(r"(?:<|[▲▼] )?(-?[\d.]+)(?: \[.*\]|/\d+/\d+)?")
 
 
@@ -174,7 +175,7 @@ def _chapter(
         key=key,
         title=comparison.title,
         finding=summarise(comparison),
-        findings=describe_all(comparison)[1:],
+        findings=[*describe_all(comparison)[1:], *describe_beside(comparison)],
         tables=shown,
         figures=illustrate(comparison, looks, key, with_curves=with_curves),
         panels=_panels(comparison, about, panels / f"{key}.json"),
@@ -185,7 +186,7 @@ def _chapter(
 
 
 def _is_folded(section: Section) -> bool:
-    first = ("Results", "Labels that the truth", f"{METRIC_NAMES['Dice']} by label", "Costs")
+    first = ("Results", "One network for many", "Labels that the truth", f"{METRIC_NAMES['Dice']} by label", "Costs")
     return not section.caption.startswith("Results") and (
         not section.caption.startswith(first) or len(section.table) > OPEN_ROWS
     )
@@ -232,7 +233,7 @@ def _with_notes(table: Table, comparison: Comparison) -> Table:
         name = row[table.heading]
         role, trainer = comparison.algorithms.loc[name.text, ["role", "trainer"]]
         flags = comparison.board.loc[name.text, "flags"]
-        words = [describe_role(role, trainer)] if role in ("baseline", "twin", "own plan", "one pass", "atlas") else []
+        words = [describe_role(role, trainer)] if role in _TOLD else []
         note = "; ".join([*words, *([flags] if flags else [])])
         cells = list(row)
         cells[table.heading] = replace(name, note=note)

@@ -6,6 +6,7 @@ They are made where the images lie and kept as text, so that a report that is bu
 import base64
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -134,9 +135,16 @@ def draw_panels(
     if keep:
         write_text(cache, json.dumps(keep, indent=1))
     notes = [f"Not shown, because {problem}: {'; '.join(cases)}." for problem, cases in missing.items()]
-    labels = (files or {}).get("labels", {})
-    legend = [(str(labels[value]), _colour(int(value))) for value in sorted(labels, key=int) if int(value) > 0]
-    return Panels(rows, legend if rows else [], notes)
+    return Panels(rows, _legend((files or {}).get("labels", {})) if rows else [], notes)
+
+
+def _legend(labels: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return what each value of a segmentation means, with its colour; of regions, all that a voxel with it is in."""
+    names: dict[int, list[str]] = {}
+    for values, name in labels.items():
+        for value in map(int, re.findall(r"\d+", values)):
+            names.setdefault(value, []).append(name)
+    return [(", ".join(names[value]), _colour(value)) for value in sorted(names) if value > 0]
 
 
 def _kept(cache: Path) -> list[dict[str, Any]]:
@@ -169,7 +177,7 @@ def _draw(case: str, why: str, shown: Mapping[str, float], files: Mapping[str, A
 
 def _read(file: Path) -> tuple[NDArray[Any], list[float]]:
     """Return an image's first channel as an array `(z, y, x)`, and its spacing in the same order."""
-    from nnunet_plugins.images.reading import read_picture
+    from nnunet_plugins.images.pictures import read_picture
 
     try:
         return read_picture(file)

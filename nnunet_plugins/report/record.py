@@ -39,6 +39,9 @@ RESULTS = [
     "tolerance_mm",
     "diagonal_mm",
 ]
+SOURCE = "source"
+"""Column of the results of merged datasets: the dataset that a case comes from, as `sources` in about.json has it."""
+
 RUNS = [
     "dataset",
     "configuration",
@@ -79,10 +82,11 @@ ROLES = {
     "ensemble": "ensemble of two",
     "choice": "nnU-Net's choice by cross-validation, post-processed",
     "one pass": "the same trainings, each case as a whole",
+    "one for many": "the same network, trained on a merged dataset that has these cases as well",
     "atlas": "no network: the voxelwise majority of the training labels",
 }
-UNRANKED = ("ensemble", "choice", "one pass", "atlas")
-"""Roles that take no part in ranks and tests: they share the errors of others, or are no network."""
+UNRANKED = ("ensemble", "choice", "one pass", "one for many", "atlas")
+"""Roles that take no part in ranks and tests: they share errors or data with others, or are no network."""
 
 
 def describe_role(role: str, trainer: str) -> str:
@@ -114,12 +118,15 @@ class Record:
     """What a benchmark has found so far.
 
     Attributes:
-        results: columns `RESULTS`; an infinite distance means that one of two masks is empty, no Dice that both are.
+        results: columns `RESULTS`, with merged datasets `SOURCE` as well; an infinite distance means that one of two
+            masks is empty, no Dice that both are.
         runs: columns `RUNS`; what is not known is nan.
         curves: columns `CURVES`.
         equality: one dictionary per dataset and configuration; see `report/equality.py`.
         failures: dictionaries with `task`, `command`, `exit_code`, `log` (its path) and `tail` (its last lines).
-        about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`.
+        about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`; of merged datasets `sources`,
+            which have the `labels` that each one annotates, by name; `beside`, by the name of a network for many
+            datasets, that of the same one that was trained on the comparison's own.
     """
 
     results: pd.DataFrame
@@ -153,7 +160,7 @@ def read_record(folder: Path) -> Record:
     return Record(*tables, *contents)
 
 
-_TEXTS = {*COMPARISON, *ALGORITHM, "case", "label", "name", "patch_size", "memory_kind", "device"}
+_TEXTS = {*COMPARISON, *ALGORITHM, SOURCE, "case", "label", "name", "patch_size", "memory_kind", "device"}
 _KEYS = {*COMPARISON, "algorithm", "role", "case", "label"}
 """Columns that say what a row is about; without them it means nothing."""
 
@@ -191,6 +198,8 @@ _SHAPES: dict[str, Any] = {
             }
         },
         "left_out?": {str: {str: [str]}},
+        "beside?": {str: str},
+        "sources?": {str: {str: {"dataset": str, "labels": [str]}}},
         "ensembles?": [str],
         "complete?": bool,
     },

@@ -6,11 +6,12 @@
   finding, which is counted and has a volume.
 - The volume error, without its sign, counts everywhere.
 - The score of a case is the mean over its labels. A case counts if every algorithm that is ranked has all its labels.
+- Of a merged dataset, the labels of a case are those that its source annotates. Nobody has anything of the others.
 
 The rows themselves, which `evaluate` writes, keep nnU-Net's convention: a false finding is a Dice of 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,8 @@ class Scores:
         algorithms: in order of first appearance, as cases and labels are.
         cases: their names.
         labels: as in the results.
+        sources: of each case, the dataset that it comes from, in a merged one; empty texts in others.
+        annotated: cases x labels: somebody has looked for the label.
         there: the results have a row.
         truth: cases x labels: the truth has the label.
         values: by metric; nan where nothing is scored, or nothing is there.
@@ -46,6 +49,8 @@ class Scores:
     algorithms: Sequence[str]
     cases: Sequence[str]
     labels: Sequence[str]
+    sources: Sequence[str]
+    annotated: Mask
     there: Mask
     truth: Mask
     values: Mapping[str, Array]
@@ -56,13 +61,20 @@ class Scores:
     @property
     def whole(self) -> Mask:
         """Algorithms x cases: the algorithm has all labels of the case."""
-        return np.asarray(self.there.all(axis=2))
+        return np.asarray((self.there | ~self.annotated).all(axis=2))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some labels are annotated in a part of the cases only."""
+        return not self.annotated.all()
 
     def only(self, cases: Mask) -> "Scores":
         """Return the scores of some of the cases."""
         return replace(
             self,
             cases=[case for case, kept in zip(self.cases, cases, strict=True) if kept],
+            sources=[source for source, kept in zip(self.sources, cases, strict=True) if kept],
+            annotated=self.annotated[cases],
             there=self.there[:, cases],
             truth=self.truth[cases],
             values={metric: values[:, cases] for metric, values in self.values.items()},
@@ -109,6 +121,8 @@ class Scores:
         """Return what nnU-Net's `summary.json` calls `foreground_mean` of these cases: labels' means, then their mean.
 
         A false finding is a Dice of 0 there, and a label in neither mask is left out, for each algorithm by itself.
+        Where labels are annotated in a part of the cases, nnU-Net's number is another one: it counts all findings of
+        the others.
         """
         known = ~np.isnan(self.dice)
         number = known.sum(axis=1)
@@ -116,7 +130,7 @@ class Scores:
         return pd.Series(means.mean(axis=1), pd.Index(self.algorithms, name="algorithm"))
 
     def _counted(self, metric: str) -> Mask:
-        return np.ones_like(self.truth) if metric == VOLUME else self.truth
+        return self.annotated if metric == VOLUME else self.truth
 
     def _frame(
         self, values: Array, index: Sequence[str], name: str, columns: Sequence[str] | None = None
@@ -125,15 +139,16 @@ class Scores:
         return pd.DataFrame(values, pd.Index(index, name=name), heads)
 
 
-def score(results: pd.DataFrame) -> Scores:
+def score(results: pd.DataFrame, annotated: Mapping[str, Collection[str]] | None = None) -> Scores:
     """Score the results of one comparison.
 
     Args:
-        results: columns `record.RESULTS`.
+        results: columns `record.RESULTS`, of a merged dataset `source` as well.
+        annotated: of a merged dataset, the names of the labels that each source annotates; None: all are annotated.
 
     Raises:
-        ReportError: if two rows are about one case, label and algorithm, a row lacks what its truth demands, or the
-            algorithms were evaluated against different truths.
+        ReportError: if two rows are about one case, label and algorithm, a row lacks what its truth demands, or is
+            about what is not annotated, or the algorithms were evaluated against different truths.
     """
     codes, names = zip(*(pd.factorize(results[name]) for name in ("algorithm", "case", "label")), strict=True)
     shape = tuple(map(len, names))
@@ -141,6 +156,9 @@ def score(results: pd.DataFrame) -> Scores:
     _refuse(results, pd.Series(place).duplicated().to_numpy(), "is there twice: two runs have one name")
     there = np.zeros(shape, bool)
     there.ravel()[place] = True
+    sources, known = _annotated(results, names[1], names[2], annotated)
+    known_here = known.ravel()[place % known.size] if len(results) else np.zeros(0, bool)
+    _refuse(results, ~known_here, "is about a label that the case's source does not annotate")
 
     def spread(values: "pd.Series[float]") -> Array:
         array = np.full(shape, np.nan)
@@ -175,7 +193,23 @@ def score(results: pd.DataFrame) -> Scores:
     false = found.where(results["Dice"].isna(), found.clip(lower=np.finfo(float).tiny)).where(~has)
     missed = there & truth & np.isinf(spread(results["ASSD_mm"]))
     algorithms, cases, labels = (list(map(str, part)) for part in names)
-    return Scores(algorithms, cases, labels, there, truth, values, missed, spread(false), dice)
+    return Scores(algorithms, cases, labels, sources, known, there, truth, values, missed, spread(false), dice)
+
+
+def _annotated(
+    results: pd.DataFrame, cases: Sequence[str], labels: Sequence[str], annotated: Mapping[str, Collection[str]] | None
+) -> tuple[list[str], Mask]:
+    """Return the source of each case, and which labels are annotated there, cases x labels."""
+    if annotated is None or "source" not in results:
+        return [""] * len(cases), np.ones((len(cases), len(labels)), bool)
+    of = results.drop_duplicates("case").set_index("case")["source"].fillna("")
+    _refuse(
+        results, ~results["source"].isin(list(annotated)).to_numpy(), "is of a source that the record does not know"
+    )
+    named = results.drop_duplicates("label").set_index("label")["name"]
+    sources = [str(of[case]) for case in cases]
+    known = [[named[label] in annotated[source] for label in labels] for source in sources]
+    return sources, np.array(known, bool).reshape(len(cases), len(labels))
 
 
 _LIMITS = ((np.max, 0.0), (np.min, np.inf))

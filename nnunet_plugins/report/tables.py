@@ -18,6 +18,7 @@ from nnunet_plugins.report.words import DASH, DECIMALS, METRIC_NAMES, show_numbe
 
 TEXTS = (
     "Algorithm",
+    "Source",
     "Role",
     "Flags",
     "Metric",
@@ -54,6 +55,12 @@ def sections(comparison: Comparison) -> Sequence[Section]:
         Section("Results, ranked by mean Dice", _show_results(comparison)),
         Section("Cases and flags", _show_cases(comparison)),
     ]
+    beside = [_show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
+    if any(map(len, beside)):
+        caption = "One network for many datasets, against the same one on this dataset alone"
+        found.append(Section(caption, pd.concat(beside, ignore_index=True)))
+    if len(comparison.by_source):
+        found.append(Section("Results by source dataset, each on its own cases", _show_sources(comparison)))
     if board["absent"].any():
         found.append(Section("Labels that the truth does not have", _show_false_findings(comparison.false_findings)))
     paired = [_show_differences(table, metric) for metric, table in comparison.paired.items()]
@@ -122,6 +129,26 @@ def _show_cases(comparison: Comparison) -> pd.DataFrame:
     )
 
 
+def _show_sources(comparison: Comparison) -> pd.DataFrame:
+    table = comparison.by_source
+    differences = table[["difference_low", "difference_high"]].set_axis(["ci_low", "ci_high"], axis=1)
+    compared = {
+        f"Difference from {comparison.baseline} [95% CI]": _show_intervals(table["mean_difference"], differences, 3),
+        "p (Holm)": _show(table["p_holm"], show_p),
+        "Wins/ties/losses": _show_counts(table),
+    }
+    return pd.DataFrame(
+        {
+            "Source": table.index.get_level_values("source"),
+            "Algorithm": table.index.get_level_values("algorithm"),
+            "Cases": _show(table["cases"], show_number, 0),
+            "Dice [95% CI]": _show_intervals(table["Dice"], table, DECIMALS["Dice"]),
+            **{METRIC_NAMES[name]: _show(table[name], show_number, DECIMALS[name]) for name in METRICS[1:]},
+            **(compared if table["mean_difference"].notna().any() else {}),
+        }
+    )
+
+
 def _show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
@@ -134,11 +161,14 @@ def _show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _show_differences(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+def _show_differences(table: pd.DataFrame, metric: str, *, alone: bool = False) -> pd.DataFrame:
+    if table.empty:
+        return pd.DataFrame()
     return pd.DataFrame(
         {
             "Metric": METRIC_NAMES[metric],
             "Algorithm": table.index,
+            **({"Compared with": table["alone"].to_numpy()} if alone else {}),
             "Cases": _show(table["n"], show_number, 0),
             "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS[metric]),
             "Effect size": _show(table["effect_size"], show_number, 2),

@@ -19,10 +19,11 @@ from nnunet_plugins.provenance import MISSING, SHAPE, Ledger, Marker, read_marke
 from nnunet_plugins.report.analysis import Analysis, Comparison, analyse
 from nnunet_plugins.report.build import refuse_unequal, write_report
 from nnunet_plugins.report.page import generator
-from nnunet_plugins.report.record import ReportError, printable, read_record
+from nnunet_plugins.report.record import SOURCE, ReportError, printable, read_record
 from nnunet_plugins.report.words import count
 
 _ROWS = ["split", "dataset", "configuration", "plans", "trainer"]
+_COLUMNS = ["case", "label", "name", *METRICS, "volume_truth_ml", "tolerance_mm", "diagonal_mm"]
 _GENERATOR = re.compile(r'<meta name="generator" content="([^"]*)">')
 # Pictures of cases are drawn where the images are, and kept; why one is not shown differs from place to place.
 _PICTURES = re.compile(r'src="data:[^"]*"|<p class="missing">.*?</p>')
@@ -194,16 +195,17 @@ def _rows_without(analysis: Analysis, markers: Iterable[Marker]) -> Iterator[str
 def _other_rows(analysis: Analysis, markers: Iterable[Marker], ledger: Ledger) -> Iterator[str]:
     """Yield the tables of metrics that say otherwise than the record."""
     results = analysis.record.results
-    texts = ["case", "label", "name"]
-    columns = [*texts, *METRICS, "volume_truth_ml", "tolerance_mm", "diagonal_mm"]
+    texts = ["case", "label", "name", SOURCE]
     for marker in markers:
         name = next((output for output in marker.outputs if output.endswith(".csv")), "")
         table = ledger.locate(name) if name and marker.of else None
         if table is None or not table.is_file():
             continue
-        ours = results[(results[list(marker.of)] == pd.Series(marker.of)).all(axis=1)][columns]
+        ours = results[(results[list(marker.of)] == pd.Series(marker.of)).all(axis=1)]
         try:
-            theirs = map_texts(read_table(table, dict.fromkeys(texts, str))[columns], printable)
+            theirs = map_texts(read_table(table, dict.fromkeys(texts, str)), printable)
+            columns = [*_COLUMNS, *([SOURCE] if SOURCE in theirs else [])]
+            ours, theirs = ours[columns], theirs[columns]
         except (KeyError, ValueError) as error:
             yield f"{name} cannot be read: {error}"
             continue
@@ -222,6 +224,12 @@ def _verify_summaries(comparison: Comparison, about: Mapping[str, Any], found: V
     if comparison.split != "cross-validation" or comparison.dropped:
         return
     files = about.get("images", {}).get(f"{comparison.dataset}/{comparison.configuration}", {}).get("predictions", {})
+    if comparison.scores.is_partial:
+        found.notes.append(
+            f"{comparison.title}: nnU-Net's summary.json counts what is found of labels that nobody annotated in a "
+            "case, so it is not compared."
+        )
+        return
     lines, compared = [], 0
     for name, folder in files.items():
         if name not in comparison.board.index:

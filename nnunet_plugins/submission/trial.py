@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
+from packaging.utils import parse_wheel_filename
 
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
@@ -79,12 +80,18 @@ class Trial:
             number = len(requirements.read_text().splitlines())
             yield ok(f"Python {wanted} and the {number} shipped wheels, nothing missing")
             return
-        _run([*install, OWN], "this package's wheel does not install")
+        shipped = sorted((self.folder / "wheels").glob("*.whl"))  # our own, and those that networks come from
+        names = [OWN, *sorted({parse_wheel_filename(wheel.name)[0] for wheel in shipped} - {OWN})]
+        _run([*install, *map(str, shipped)], "the shipped wheels do not install")
         site = next((self.python.parents[1] / "lib").glob("python*/site-packages"))
-        # A line that is a path only adds it to the end of the search: the startup files there are not read.
-        (site / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        # A line that is a path only adds it to the end of the search: the startup files there are not read. Packages of
+        # this environment may lie in others' folders, those of the system or of the user.
+        standard = {*map(sysconfig.get_path, ("stdlib", "platstdlib")), sysconfig.get_config_var("DESTSHARED")}
+        folders = [folder for folder in sys.path[1:] if Path(folder).is_dir() and folder not in standard]
+        (site / "borrowed.pth").write_text("".join(f"{folder}\n" for folder in folders))
         yield warning(
-            "the packages are not shipped, so those of this environment were used with the shipped wheel of our own",
+            "the packages are not shipped, so those of this environment were used with the shipped "
+            f"{'wheel' if len(names) == 1 else 'wheels'} of {' and '.join(names)}",
             "export without --no-wheels to prove them as well",
         )
 

@@ -30,10 +30,15 @@ _NUMBERS: list[Any] = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
 ]
-_SHAPE = {
+_SHAPE: dict[str, Any] = {
     "network_weights": {str: torch.Tensor},
     "init_args": {"plans": {"configurations": {str: dict}}, "configuration": str, "dataset_json": dict},
     "trainer_name": str,
+}
+_SHAPE_OF_START = {
+    "network_weights": {str: torch.Tensor},
+    "init_args?": {**_SHAPE["init_args"], "fold?": (int, str)},
+    "trainer_name?": str,
 }
 _PACKAGES = ("torch.nn.", "dynamic_network_architectures.")
 
@@ -50,13 +55,14 @@ class UnsafeCheckpointError(CheckpointError):
     """A checkpoint that could run code, or that cannot be read without running code."""
 
 
-def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, trusted: bool = False, weights_suffice: bool = False) -> dict[str, Any]:
     """Load a checkpoint of nnU-Net onto the CPU.
 
     Args:
         path: the file.
         trusted: read whatever is in it, and thereby run any code that it holds. Otherwise it may hold tensors, numbers,
             text and containers of these.
+        weights_suffice: whether it may hold nothing but weights, which is enough for nnU-Net's `-pretrained_weights`.
 
     Raises:
         UnsafeCheckpointError: if it holds something else.
@@ -78,7 +84,7 @@ def load_checkpoint(path: Path, *, trusted: bool = False) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {found[1]}, which may run code" if found else "it is damaged or something else"
         raise UnsafeCheckpointError(f"{path} is no checkpoint of nnU-Net that can be read safely: {reason}") from error
-    if fault := find_fault(checkpoint, _SHAPE):
+    if fault := find_fault(checkpoint, _SHAPE_OF_START if weights_suffice else _SHAPE):
         raise CheckpointError(f"{path} is no checkpoint of nnU-Net: {fault}")
     return checkpoint
 

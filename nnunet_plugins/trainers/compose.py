@@ -9,14 +9,18 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_plugins.backbones import source_of
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.registry import MODIFIERS
-from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier, locate
+from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier, locate, path_of
+from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.mirroring import NEVER_MIRRORING, NoMirroringTrainer
 from nnunet_plugins.trainers.names import parse
 from nnunet_plugins.trainers.reliable import ReliableTrainer
 
 # Where pickle and spawned workers look the classes up again; its module `__getattr__` comes back here.
 HOME = "nnunet_plugins.trainers"
+_BASE = path_of(BackboneTrainer)
 
 
 @functools.cache
@@ -25,6 +29,7 @@ def trainer_class(name: str) -> type[nnUNetTrainer]:
 
     Raises:
         UnknownTrainerError: if the name is not valid.
+        InputError: if the row's recipe cannot be used.
     """
     parsed = parse(name)
     if parsed.modifiers:
@@ -36,8 +41,15 @@ def trainer_class(name: str) -> type[nnUNetTrainer]:
 
 
 def _attach(row: Backbone) -> type[nnUNetTrainer]:
+    whose = f"nnunet_plugins: {row.trainer} of {source_of(row.trainer)}: its recipe {path_of(row.recipe)}"
+    try:
+        recipe = locate(row.recipe)
+    except Exception as error:  # whatever other people's modules raise when they are imported
+        raise InputError(f"{whose} cannot be imported: {type(error).__name__}: {error}") from error
+    if not (isinstance(recipe, type) and issubclass(recipe, BackboneTrainer)):
+        raise InputError(f"{whose} is no BackboneTrainer, and builds no row's network; derive it from {_BASE}")
     namespace = {"backbone": row, "__module__": HOME, "__doc__": f"{row.summary}.\n\nSource: {row.paper}."}
-    return type(row.trainer, (locate(row.recipe),), namespace)
+    return type(row.trainer, (recipe,), namespace)
 
 
 def _compose(

@@ -37,9 +37,10 @@ class MetaSegTrainer(ImplicitTrainer):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """Return Adam, with a learning rate for each phase."""
         network: Any = self.network
-        groups = [{"params": part} for part in (network.fitted_parameters(), network.head_parameters())]
+        # nnU-Net logs the rate of the first group: the head's, as it learns in both phases.
+        groups = [{"params": part} for part in (network.head_parameters(), network.fitted_parameters())]
         optimizer = torch.optim.Adam(groups, self.initial_lr)
-        meta, head = [self.initial_lr] * 2, [0.0, self.head_learning_rate]
+        meta, head = [self.initial_lr] * 2, [self.head_learning_rate, 0.0]
         return optimizer, GroupsLR(optimizer, [meta, head], [self.meta_epochs, self.num_epochs])
 
     def initialize(self) -> None:

@@ -11,6 +11,7 @@ Sources: Shi et al. 2021, Marginal loss and exclusion loss for partially supervi
 
 import contextlib
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -168,6 +169,18 @@ class PartialLabelsTrainer(nnUNetTrainer):
         """Validate on a batch as nnU-Net does, on what is annotated."""
         with self._annotated_alone(batch) as annotated:
             return super().validation_step(annotated)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validate on whole images as nnU-Net does, and say what its mean is not."""
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0 and any(map(any, self._hidden_in.values())):
+            folders = f"{self.output_folder}/validation", f"{self.preprocessed_dataset_folder_base}/gt_segmentations"
+            self.print_to_log_file(
+                "nnunet_plugins: this mean and summary.json count what was found of structures that a case's dataset "
+                "does not annotate as a Dice of 0. nnunet-plugins evaluate leaves them out: nnunet-plugins evaluate "
+                f"{shlex.join(folders)} -o metrics.csv --chill --by-source",
+                also_print_to_console=True,
+            )
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Return the cases to train on and to validate on, drawn as `in_turn` says.

@@ -27,6 +27,7 @@ from nnunet_plugins.trainers.checkpoints import (
     require_known_architecture,
 )
 from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.trainers.fitting import fit_weights
 
 
 def warm_start(
@@ -64,8 +65,8 @@ def warm_start(
     ours, theirs = network.state_dict(), checkpoint["network_weights"]
     if adopt := getattr(network, "adopt", None):
         theirs = adopt(theirs)
-    foreign = [key for key, value in theirs.items() if key not in ours or ours[key].shape != value.shape]
-    if foreign:
+    fit = fit_weights(ours, theirs)
+    if foreign := [*fit.foreign, *fit.other_shape]:
         raise CheckpointError(
             f"{trainer} does not contain the network of {path} ({checkpoint['trainer_name']}): "
             f"{len(foreign)} of its {len(theirs)} weights have no place there, first of all {foreign[0]}"

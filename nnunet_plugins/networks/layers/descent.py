@@ -23,6 +23,7 @@ def descend(
     steps: int,
     learning_rate: float,
     *,
+    epsilon: float = EPSILON,
     differentiable: bool = False,
 ) -> tuple[Weights, torch.Tensor]:
     """Take Adam steps with fresh moments.
@@ -32,6 +33,8 @@ def descend(
         weights: to start from; they stay as they are.
         steps: how many.
         learning_rate: of Adam.
+        epsilon: of Adam. Slopes well below it move a weight in proportion; all others move it by the learning rate in
+            the first step, whatever their size.
         differentiable: whether a gradient passes from what is returned to the first weights, by way of every step.
 
     Returns:
@@ -54,6 +57,6 @@ def descend(
             second = [(beta2 * v).addcmul(g, g, value=1 - beta2) for v, g in zip(second, gradients, strict=True)]
             size, correction = learning_rate / (1 - beta1**step), (1 - beta2**step) ** 0.5
             least = SMALLEST * correction**2
-            roots = [(v.clamp(min=least) if differentiable else v).sqrt() / correction + EPSILON for v in second]
+            roots = [(v.clamp(min=least) if differentiable else v).sqrt() / correction + epsilon for v in second]
             now = [w - size * m / root for w, m, root in zip(now, first, roots, strict=True)]
     return now, torch.stack(losses) if losses else torch.zeros(0)

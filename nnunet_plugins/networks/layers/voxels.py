@@ -20,6 +20,13 @@ def grid(axes: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
+def indices_of(content: torch.Tensor) -> torch.Tensor:
+    """Return the indices of the places that are content, of all places in their order, `(n,)`."""
+    if isinstance(content, FakeTensor):
+        return torch.arange(content.numel(), device=content.device)  # as `Voxels` takes it
+    return content.flatten().nonzero()[:, 0]
+
+
 @dataclass(frozen=True)
 class Draw:
     """Voxels that were drawn of B images, n of each.

@@ -1,0 +1,207 @@
+"""`nnunet-plugins fixed-size`: a twin of a raw dataset with all images in one size, as FIRENet-F's paper scales them.
+
+Of the dataset nothing is changed. What the twin is of stands in its dataset.json, which nnU-Net copies into models and
+beside predictions, so that these can be brought back (`restore.py`); where each case's voxels lay, in sources.json.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.configuration import default_num_processes
+from tqdm import tqdm
+
+from nnunet_plugins.doctor.cases import check_channels
+from nnunet_plugins.doctor.dataset import Case, RawDataset, check_images_to_predict
+from nnunet_plugins.doctor.images import CaseFacts, read_cases
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json, whole_file, write_text
+from nnunet_plugins.images.facts import problems, summarise
+from nnunet_plugins.images.resizing import write_resized
+from nnunet_plugins.merging.raw import (
+    GROUPS,
+    made_beside,
+    new_place,
+    raw_folder,
+    raw_name,
+    read_raw,
+    refuse_problems,
+    stamps,
+)
+from nnunet_plugins.workers import FailedJobError, finish_jobs
+
+FIXED = "nnunet_plugins_fixed_size"
+"""Key of what the twin is of, in dataset.json."""
+ENDING = ".nii.gz"
+"""Of the twin's files, whatever the dataset's format."""
+LARGEST = 2048, 2**30
+"""Voxels along an axis, and of an image, that a twin may have."""
+_LOST = ("dataset", "overwrite_image_reader_writer")  # of dataset.json: about files of the source
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What `write_twin` wrote.
+
+    Attributes:
+        folder: in nnUNet_raw.
+        size: `(z, y, x)`.
+        cases: for training.
+        tests: in imagesTs.
+    """
+
+    folder: Path
+    size: tuple[int, ...]
+    cases: int
+    tests: int
+
+
+def write_twin(
+    dataset: str,
+    number: int,
+    *,
+    name: str | None = None,
+    size: Sequence[int] | None = None,
+    processes: int | None = None,
+) -> Twin:
+    """Write a raw dataset with the images of another one, all in one size and with voxels of 1 mm.
+
+    Args:
+        dataset: number or name.
+        number: of the twin.
+        name: of the twin, without its number; if None, the dataset's with "Fixed".
+        size: voxels `(z, y, x)`; if None, the mean of the training images'.
+        processes: cases at a time; if None, as nnU-Net's default, but no more than there are cores.
+
+    Raises:
+        InputError: if the dataset is not in order, or the twin cannot be made.
+    """
+    if size:
+        _require_size(size)
+    own = raw_name(dataset)
+    place = new_place(number, name or f"{own[11:]}Fixed", {own: "the dataset itself"})
+    found = read_raw(raw_folder() / own, "resized")
+    if FIXED in found.description:
+        source = found.description[FIXED]["dataset"]
+        raise InputError(f"{own} has images of one size already; make another twin of {source}")
+    parts = {"Tr": found.cases, "Ts": _test_cases(found)}
+    facts = {part: _read(found, cases, processes) for part, cases in parts.items()}
+    chosen = tuple(size or _mean_size(facts["Tr"]))
+    _require_size(chosen)
+    description = _describe(found, chosen)
+    groups = (found.folder / GROUPS).read_bytes() if (found.folder / GROUPS).is_file() else b""
+    recipe = {
+        "dataset": description,
+        "groups": groups.decode(errors="replace"),
+        "files": stamps([*parts["Tr"].values(), *parts["Ts"].values()]),
+    }
+    folders = [f"{kind}{part}" for part, cases in parts.items() if cases for kind in ("images", "labels")]
+    with made_beside(place, recipe, folders) as part:
+        _resize(part, found, parts, chosen, processes)
+        if groups:
+            with whole_file(part / GROUPS) as file:
+                file.write_bytes(groups)
+        grids = {f"images{kind}/{name}": _tell(case) for kind, cases in facts.items() for name, case in cases.items()}
+        write_text(part / "sources.json", json.dumps(grids, indent=1, ensure_ascii=False))
+        write_text(part / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False))
+    return Twin(place, chosen, *(len(cases) for cases in parts.values()))
+
+
+def _require_size(size: Sequence[int]) -> None:
+    along, whole = LARGEST
+    if not all(1 <= n <= along for n in size) or prod(size) > whole:
+        raise InputError(
+            f"--size {' '.join(map(str, size))}: each axis has 1 to {along} voxels, and an image no more than {whole:,}"
+        )
+
+
+def _test_cases(found: RawDataset) -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    folder = found.folder / "imagesTs"
+    if folder.is_dir():
+        told = check_images_to_predict(found, folder, found.folder / "labelsTs", cases)
+        refuse_problems(told, found.folder, "resized")
+    return cases
+
+
+def _read(found: RawDataset, cases: Mapping[str, Case], processes: int | None) -> dict[str, CaseFacts]:
+    """Read all files once, as doctor does, and refuse what it finds problems with."""
+    assert found.reader is not None
+    facts = read_cases(cases, found.reader, found.expected_labels(), processes)
+    if wrong := problems([fact for case in facts.values() for fact in case.facts], "doctor"):
+        raise InputError(f"{found.folder.name} cannot be resized: {_list(summarise(wrong))}")
+    refuse_problems(check_channels(found, facts), found.folder, "resized")
+    return facts
+
+
+def _mean_size(facts: Mapping[str, CaseFacts]) -> tuple[int, ...]:
+    shapes = [case.channels[0].grid.shape for case in facts.values()]
+    return tuple(round(float(n)) for n in np.mean(shapes, axis=0))
+
+
+def _describe(found: RawDataset, size: Sequence[int]) -> dict[str, Any]:
+    assert found.reader is not None
+    kept = {key: value for key, value in found.description.items() if key not in _LOST}
+    source = {
+        "dataset": found.folder.name,
+        "file_ending": found.description["file_ending"],
+        "reader": found.reader.__name__,
+        "size": list(size),
+    }
+    return {**kept, "numTraining": len(found.cases), "file_ending": ENDING, FIXED: source}
+
+
+def _resize(
+    part: Path,
+    found: RawDataset,
+    parts: Mapping[str, Mapping[str, Case]],
+    size: Sequence[int],
+    processes: int | None,
+) -> None:
+    assert found.reader is not None
+    work = partial(write_resized, reader=found.reader(), size=size)
+    jobs = {}
+    for kind, cases in parts.items():
+        for name, case in cases.items():
+            images = [part / f"images{kind}" / f"{name}_{n:04d}{ENDING}" for n in range(len(found.channels))]
+            label = part / f"labels{kind}" / f"{name}{ENDING}" if case.label else None
+            if not all(file.exists() for file in (*images, *([label] if label else []))):
+                own = Path(case.label) if case.label else None
+                jobs[f"{kind}/{name}"] = partial(work, [Path(file) for file in case.images], own, images, label)
+    processes = processes or min(default_num_processes, os.cpu_count() or 1)
+    wrong: list[str] = []
+    for name, result in tqdm(finish_jobs(jobs, processes), total=len(jobs), unit="case", disable=None):
+        wrong += [f"{name}: {result}"] if isinstance(result, FailedJobError) else result
+    if wrong:
+        raise InputError(f"{len(wrong)} cases cannot be resized; nothing is lost of the others: {_list(wrong)}")
+
+
+def _list(lines: Sequence[str]) -> str:
+    more = f" (and {len(lines) - _SHOWN} more)" if lines[_SHOWN:] else ""
+    return "; ".join(lines[:_SHOWN]) + more
+
+
+def _tell(case: CaseFacts) -> dict[str, Any]:
+    """Return where a case's voxels lay, and how many there were."""
+    return asdict(case.channels[0].grid)
+
+
+def read_fixed(file: Path) -> dict[str, Any]:
+    """Read the dataset.json of a twin.
+
+    Raises:
+        InputError: if it is of none.
+    """
+    shape = {"dataset": str, "file_ending": str, "reader": str, "size": [int]}
+    content: dict[str, Any] = read_json(file, {"labels": dict, "file_ending": str})
+    if FIXED not in content:
+        raise InputError(f"{file} has no {FIXED!r}: these are no predictions of a dataset that fixed-size has made")
+    read_json(file, {FIXED: shape})
+    return content

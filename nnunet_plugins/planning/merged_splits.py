@@ -1,0 +1,98 @@
+"""Folds that a merged dataset has in common with those that it was made of: no case changes its fold between them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnunet_plugins.files import read_json
+from nnunet_plugins.images.finding import composed
+from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
+from nnunet_plugins.planning.preprocessed import existing_cases
+from nnunet_plugins.planning.sources import MARK, SOURCES, Source, read_sources
+from nnunet_plugins.planning.splits import Split, read_splits
+
+FROM_SOURCES = "sources"
+"""What stands for the datasets that a merged one was made of."""
+
+
+def splits_like(folder: Path, like: str) -> list[Split]:
+    """Return splits of a dataset with the folds of others.
+
+    Args:
+        folder: of the dataset, in nnUNet_preprocessed.
+        like: number or name of the merged dataset that was made of it and others; or `FROM_SOURCES`, if it was merged
+            itself.
+
+    Raises:
+        InputError: if the datasets do not belong together, their cases are not the same, or one has no splits.
+    """
+    if like == FROM_SOURCES:
+        return _joined(folder)
+    merged = preprocessed_folder(like)
+    for name, source in _sources(merged).items():
+        if source.dataset == folder.name:
+            return _part(merged, name, source, folder)
+    raise PlanError(f"{merged.name} was not merged of {folder.name}; it was merged of {_told(_sources(merged))}")
+
+
+def same_folds(some: list[Split], others: list[Split]) -> bool:
+    """Tell whether splits have the same cases in every fold, in whatever order."""
+    first, second = ([{part: set(names) for part, names in fold.items()} for fold in one] for one in (some, others))
+    return first == second
+
+
+def _joined(merged: Path) -> list[Split]:
+    sources = _sources(merged)
+    cases = {composed(case): case for case in existing_cases(merged)}
+    splits: list[Split] = []
+    for name, source in sources.items():
+        own = _existing_splits(preprocessed_folder(source.dataset))
+        splits = splits or [{"train": [], "val": []} for _ in own]
+        if len(own) != len(splits):
+            raise PlanError(
+                f"{source.dataset} is split into {len(own)} folds, {next(iter(sources.values())).dataset} into "
+                f"{len(splits)}: a merged dataset has one number of them"
+            )
+        named = {f"{name}{MARK}{composed(case)}" for fold in own for part in fold.values() for case in part}
+        _require_same(named, {case for case in cases if case.startswith(f"{name}{MARK}")}, merged, source)
+        for split, fold in zip(splits, own, strict=True):
+            for part, names in fold.items():
+                split[part] += [cases[f"{name}{MARK}{composed(case)}"] for case in names]
+    return splits
+
+
+def _part(merged: Path, name: str, source: Source, folder: Path) -> list[Split]:
+    start = f"{name}{MARK}"
+    own = {f"{start}{composed(case)}": case for case in existing_cases(folder)}
+    splits = [
+        {part: [composed(case) for case in names if composed(case).startswith(start)] for part, names in fold.items()}
+        for fold in _existing_splits(merged)
+    ]
+    _require_same({case for fold in splits for part in fold.values() for case in part}, set(own), merged, source)
+    return [{part: [own[case] for case in names] for part, names in fold.items()} for fold in splits]
+
+
+def _require_same(some: set[str], others: set[str], merged: Path, source: Source) -> None:
+    if odd := sorted(some ^ others):
+        raise PlanError(
+            f"{merged.name} and {source.dataset} do not have the same cases, see {odd[0]} ({len(odd)} such); merge "
+            "anew, or make splits of all their cases"
+        )
+
+
+def _existing_splits(folder: Path) -> list[Split]:
+    file = folder / "splits_final.json"
+    if not file.is_file():
+        raise PlanError(f"{file} is missing; make it first: nnunet-plugins split -d {folder.name}")
+    return read_splits(file)
+
+
+def _sources(merged: Path) -> Mapping[str, Source]:
+    file = merged / "dataset.json"
+    description = read_json(file, {"labels": {str: (int, list)}})
+    if SOURCES not in description:
+        raise PlanError(f"{merged.name} is no merged dataset: {file} has no {SOURCES!r}")
+    return read_sources(description, file)
+
+
+def _told(sources: Mapping[str, Source]) -> str:
+    return ", ".join(source.dataset for source in sources.values())

@@ -1,0 +1,51 @@
+"""Trainings with a seed can be repeated, through nnU-Net's own commands."""
+
+import re
+
+import pytest
+import torch
+from conftest import Sandbox
+from test_names import FakeDataset
+from torch.testing import assert_close
+
+from nnunet_plugins.trainers.checkpoints import load_checkpoint
+
+DATASET = "Dataset001_Small"
+TRAINER = "nnUNetTrainer_2epochs_2iterations_NoMirroring"
+
+
+def train(sandbox: Sandbox, seed: str, *options: str, **env: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the weights, and the losses of the epochs."""
+    trainer = TRAINER + seed
+    command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu", *options)
+    # How many threads add up decides on the last bits.
+    output = sandbox.run(*command, OMP_NUM_THREADS="1", **env)
+    file = sandbox.results / DATASET / f"{trainer}__small__3d_fullres" / "fold_0" / "checkpoint_final.pth"
+    return load_checkpoint(file)["network_weights"], re.findall(r"(?:train|val)_loss (\S+)", output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])  # of several, the quickest comes first
+def test_a_seed_repeats_a_training_bit_by_bit(small, workers):
+    first, losses = train(small, "_3seed", nnUNet_n_proc_DA=workers)
+    second, again = train(small, "_3seed", nnUNet_n_proc_DA=workers)
+    assert len(losses) == 4
+    assert losses == again
+    assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_another_seed_is_another_training(small):
+    _, losses = train(small, "_4seed")
+    _, others = train(small, "_5seed")
+    assert not set(losses) & set(others)
+
+
+def test_numbers_differ_by_seed_process_loader_and_place(tmp_path, monkeypatch):
+    trainer = FakeDataset(tmp_path, monkeypatch).trainer("nnUNetTrainer_1seed")
+    drawn = {}
+    for trainer.seed in (1, 2):
+        for trainer.local_rank in (0, 1):
+            for of in ((), (1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)):
+                drawn[trainer.seed, trainer.local_rank, of] = tuple(trainer._numbers(2, *of))
+    assert len({number for numbers in drawn.values() for number in numbers}) == 2 * 2 * 2 * 5
