@@ -149,7 +149,7 @@ def test_commands_run(page: Path, hippocampus: Sandbox):
         check=False,
     )
     assert result.returncode == 0, f"{script}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-    RUN_BEFORE.update(line for line in new if re.match(r"(PATH=\S+ )?(nnUNetv2_|nnunet-plugins )", line))
+    RUN_BEFORE.update(line for line in new if re.match(r"(\w+=\S+ )?(nnUNetv2_|nnunet-plugins )", line))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
