@@ -87,7 +87,7 @@ def test_a_fit_counts_with_all_its_steps(name):
     if name == "NISF":
         layers -= 2 * network.width**2  # the code's, for all voxels together
     # NISF's own weights stand still: they have no gradient.
-    step = (4 if name == "NISF" else 6) * drawn * (layers + image)
+    step = (4 if name == "NISF" else 6) * (network.fit_voxels or drawn) * (layers + image)
     found = profile_network(trainer, setting)
     expected = 2 * (network.fit_steps * step + 2 * math.prod(patch) * (layers + head))
     assert found.forward_flops == pytest.approx(expected, rel=0.03)
