@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from nnunet_plugins import backbones
 from nnunet_plugins._startup import VARIABLE, trainer_folder
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.cli import main
+from nnunet_plugins.doctor.installation import LOOKUP
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.program import leave_out_working_folder
+from nnunet_plugins.testing.distributed import two_processes
 from nnunet_plugins.trainers.backbone import ORIGIN
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
@@ -392,3 +396,30 @@ def test_a_network_that_is_not_there_is_named_when_it_is_built(house):
     house.package("mylab", rows("Gone", network='"mylab_net.Nett"'))
     with pytest.raises(AttributeError, match=r"mylab_net.*Nett"):
         logits("nnUNetTrainerGone")
+
+
+@pytest.mark.slow
+def test_a_folder_with_the_name_of_a_package_does_not_stand_in_for_it(house, tmp_path, monkeypatch):
+    """Where a package is written lies a folder of its name, and there its author works; so do programs of ours."""
+    house.package("mylab", rows("Mylab"))
+    monkeypatch.setenv("PYTHONPATH", str(house.site))
+    work = tmp_path / "work"
+
+    def shadow(name):
+        (work / name).mkdir(parents=True)
+        (work / name / "__init__.py").touch()
+
+    shadow("mylab_rows")
+    monkeypatch.chdir(work)
+    two_processes(["nnUNetTrainerMylab"], tmp_path)
+    shadow("nnunetv2")
+    found = subprocess.run([sys.executable, "-c", LOOKUP], capture_output=True, text=True)
+    assert "found nnunet_plugins.trainers" in found.stdout, found.stderr
+
+
+def test_the_working_folder_alone_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for first, left in ((str(tmp_path), []), ("", []), ("/elsewhere", ["/elsewhere"])):
+        monkeypatch.setattr(sys, "path", [first, str(tmp_path), "/other"])
+        leave_out_working_folder()
+        assert sys.path == [*left, str(tmp_path), "/other"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark.sources import overridden_methods
+from nnunet_plugins.program import leave_out_working_folder
 from nnunet_plugins.report.equality import SEED
 
 UNKNOWN = "unknown"
@@ -279,4 +280,5 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_working_folder()
     main(sys.argv[1:])

@@ -19,6 +19,7 @@ from nnunet_plugins.registry import BACKBONES
 MINIMUM_NNUNET = (2, 8)
 PACKAGES = ("torch", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "SimpleITK", "numpy")
 LOOKUP = (
+    "from nnunet_plugins.program import leave_out_working_folder; leave_out_working_folder(); "
     "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
     f"print('found', find({BACKBONES[0].trainer!r}).__module__)"
 )

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+from nnunet_plugins.program import leave_out_working_folder
 from nnunet_plugins.rows import Backbone
 from nnunet_plugins.testing.plans import build, image, smallest
 from nnunet_plugins.trainers.compose import trainer_class
@@ -136,6 +137,7 @@ def two_processes(trainers: Sequence[str], folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    leave_out_working_folder()
     number, place, *names = sys.argv[1:]
     join(int(number), place)
     for trainer in names:
