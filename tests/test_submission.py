@@ -586,6 +586,7 @@ def test_another_packages_wheel_is_what_is_installed(tmp_path, monkeypatch):
     (tmp_path / "wheels").mkdir()
     wheel = wheels.write_wheel("my-lab", tmp_path / "wheels")
     assert wheels.matching({"my-lab": "1.2"}, tmp_path / "wheels") == {"my-lab": wheel}
+    assert wheels.matching({"numpy": "2.3.0"}, tmp_path / "wheels") == {}, "it is there when the others are collected"
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target"]
     subprocess.run([*command, str(tmp_path / "there"), str(wheel)], check=True)
     assert (tmp_path / "there" / "mylab" / "__init__.py").read_text() == "ROWS = 3\n"

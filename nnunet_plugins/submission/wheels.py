@@ -168,7 +168,8 @@ def matching(versions: Mapping[str, str], folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for wheel in sorted(folder.glob("*.whl")):
         name, version, *_ = parse_wheel_filename(wheel.name)
-        if str(version) == versions.get(name) or (_is_from_elsewhere(name) and _same_public(version, versions[name])):
+        wanted = versions.get(name)
+        if wanted and (str(version) == wanted or (_is_from_elsewhere(name) and _same_public(version, wanted))):
             found[name] = wheel
     return found
 
