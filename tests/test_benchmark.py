@@ -101,6 +101,13 @@ def test_rivals_join_once_with_the_baselines_modifiers():
     ]
 
 
+def test_rivals_do_not_start_from_the_baselines_weights():
+    question = protocol(trainers=("nnUNetTrainer_Pretrained_5epochs",), with_rivals=True, pretrained="weights.pth")
+    rivals = [run.trainer for run in question.runs() if run.role == "rival"]
+    assert "nnUNetTrainerVNet_5epochs" in rivals
+    assert not [trainer for trainer in rivals if "Pretrained" in trainer]
+
+
 def test_no_rival_loses_by_its_recipe():
     """Each stands under nnU-Net's recipe and, where there is one, its paper's."""
     rows = {row.trainer for row in BACKBONES}

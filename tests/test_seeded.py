@@ -1,7 +1,9 @@
 """Trainings with a seed can be repeated, through nnU-Net's own commands."""
 
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import Sandbox
@@ -39,6 +41,25 @@ def test_another_seed_is_another_training(small):
     _, losses = train(small, "_4seed")
     _, others = train(small, "_5seed")
     assert not set(losses) & set(others)
+
+
+def test_all_random_numbers_come_from_the_seed(tmp_path, monkeypatch):
+    """Whatever was drawn before: processes that are forked off one begin with the same numbers by themselves."""
+    data = tmp_path / "Dataset001_X" / "x"
+    data.mkdir(parents=True)
+    (data / "case.b2nd").touch()  # nnU-Net looks for the kind of the files
+    drawn = []
+    for before, seed in ((1, 3), (2, 3), (1, 4)):
+        random.seed(before)
+        np.random.seed(before)
+        torch.manual_seed(before)
+        trainer = FakeDataset(tmp_path, monkeypatch).trainer(f"nnUNetTrainerAFNBasic_{seed}seed")
+        trainer.initialize()
+        weight = next(trainer.network.parameters()).sum().item()
+        drawn.append((weight, torch.rand(1).item(), np.random.rand(), random.random()))
+    first, again, other = drawn
+    assert first == again
+    assert not set(first) & set(other)
 
 
 def test_numbers_differ_by_seed_process_loader_and_place(tmp_path, monkeypatch):

@@ -196,7 +196,9 @@ class Protocol:
                     roles.setdefault(twin, "twin")
         if self.with_rivals:
             for rival in RIVALS:
-                roles.setdefault(rival + split_name(baseline)[1], "rival")
+                # Weights to start from are of another network than the rival's.
+                modifiers = split_name(baseline)[1].replace(f"_{PRETRAINED}", "")
+                roles.setdefault(rival + modifiers, "rival")
         names = short_names(list(roles))
         runs = [Run("", "", self.plans_of(trainer), trainer, names[trainer], role) for trainer, role in roles.items()]
         for preset in self.presets:
