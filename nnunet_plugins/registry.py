@@ -238,7 +238,7 @@ def _implicit() -> list[Backbone]:
         dimensions=(2, 3),
         twin="nnUNetTrainerMetaSeg",
         options=MappingProxyType(
-            {"layers": 4, "frequency": 4.0, "scale": 4.0, "fit_learning_rate": 0.1, "voxels": 1024}
+            {"layers": 4, "frequency": 4.0, "scale": 4.0, "fit_learning_rate": 0.03, "voxels": 1024}
         ),
         narrow=MappingProxyType({"width": 8, "layers": 2, "voxels": 64, "fit_steps": 2}),
         fitted=True,

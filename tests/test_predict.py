@@ -345,6 +345,8 @@ def test_a_grid_is_taken_in_parts():
 
 BALLS = "Dataset002_Balls"
 FINE = 4  # voxels of the truth along each of an image's
+TRAINER = "nnUNetTrainerBalls_2epochs_200iterations_1seed"
+MODEL = ("-d", 2, "-c", "3d_cover", "-p", "plans", "-tr", TRAINER, "-device", "cpu")
 
 
 def ball(radius: float, part: int) -> np.ndarray:
@@ -377,9 +379,8 @@ def balls(tmp_path_factory) -> Sandbox:
     sandbox.prepare(2, "3d_fullres")
     cover = {"inherits_from": "3d_fullres", "patch_size": [18, 17, 16]}
     sandbox.edit_plans(BALLS, "plans", lambda configurations: configurations.update({"3d_cover": cover}))
-    trainer = "nnUNetTrainerBalls_2epochs_200iterations"
-    sandbox.run("nnUNetv2_train", 2, "3d_cover", "all", "-tr", trainer, "-p", "plans", "-device", "cpu")
-    model = sandbox.results / BALLS / f"{trainer}__plans__3d_cover"
+    sandbox.run("nnUNetv2_train", 2, "3d_cover", "all", "-tr", TRAINER, "-p", "plans", "-device", "cpu")
+    model = sandbox.results / BALLS / f"{TRAINER}__plans__3d_cover"
     checkpoint = load_checkpoint(model / "fold_all" / "checkpoint_final.pth", trusted=True)
     weights = checkpoint["network_weights"]
     generator = torch.Generator().manual_seed(0)
@@ -395,9 +396,6 @@ def balls(tmp_path_factory) -> Sandbox:
     for case, image in unseen.items():
         write(image.astype(np.float32), sandbox.root / "unseen" / f"{case}_0000.nii.gz")
     return sandbox
-
-
-MODEL = ("-d", 2, "-c", "3d_cover", "-p", "plans", "-tr", "nnUNetTrainerBalls_2epochs_200iterations", "-device", "cpu")
 
 
 def read(file: Path) -> np.ndarray:
