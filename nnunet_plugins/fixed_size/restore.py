@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
-from nnunet_plugins.fixed_size.twin import FIXED, read_fixed
+from nnunet_plugins.fixed_size.twin import read_fixed
 from nnunet_plugins.images.facts import problems
 from nnunet_plugins.images.finding import composed, find_files, none_fits
 from nnunet_plugins.images.reading import choose_reader
@@ -17,6 +17,7 @@ from nnunet_plugins.images.resizing import restore_labels
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.metrics.folders import find_dataset_json
 from nnunet_plugins.planning.dataset import label_manager
+from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 

@@ -34,10 +34,9 @@ from nnunet_plugins.merging.raw import (
     refuse_problems,
     stamps,
 )
+from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
-FIXED = "nnunet_plugins_fixed_size"
-"""Key of what the twin is of, in dataset.json."""
 ENDING = ".nii.gz"
 """Of the twin's files, whatever the dataset's format."""
 LARGEST = 2048, 2**30

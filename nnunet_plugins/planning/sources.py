@@ -15,6 +15,9 @@ from nnunet_plugins.files import find_fault
 SOURCES = "nnunet_plugins_sources"
 """Key of the table in dataset.json."""
 
+FIXED = "nnunet_plugins_fixed_size"
+"""Key, in the dataset.json of a twin with images of one size, of what the twin is of."""
+
 MARK = "__"
 """Between a source's name and that of a case in it."""
 
