@@ -7,10 +7,13 @@ beside predictions. A case is called SOURCE__NAME. Loads nothing heavy.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 SOURCES = "nnunet_plugins_sources"
 """Key of the table in dataset.json."""
@@ -91,3 +94,12 @@ def source_of(case: str, sources: Mapping[str, Source], file: Path | str = "data
             f"{SOURCES!r} in {file} says"
         )
     return name
+
+
+def hidden_channels(labels: "LabelManager", source: Source) -> list[bool]:
+    """Tell of every channel of the logits whether it is of a structure that a source does not annotate."""
+    structures = {name: value for name, value in labels.label_dict.items() if name not in NEITHER}
+    if labels.has_regions:
+        return [name not in source.labels for name in structures]
+    names = {value[0] if isinstance(value, (list, tuple)) else value: name for name, value in structures.items()}
+    return [value in names and names[value] not in source.labels for value in labels.all_labels]
