@@ -309,7 +309,11 @@ def test_a_case_that_cannot_be_brought_back_costs_no_other(raw, tmp_path, capsys
     assert (tmp_path / "restored" / "a.nii.gz").is_file()
     assert restore(predicted, source / "imagesTr", tmp_path / "restored") == 2
     assert "holds something already" in capsys.readouterr().err
+    # What is not in it is not there from an earlier run either.
+    for name in ("b", "c", "other", "mine"):
+        shutil.copy(tmp_path / "restored" / "a.nii.gz", tmp_path / "restored" / f"{name}.nii.gz")
     assert restore(predicted, source / "imagesTr", tmp_path / "restored", "--overwrite") == 1
+    assert sorted(path.name for path in (tmp_path / "restored").glob("*.nii.gz")) == ["a.nii.gz", "mine.nii.gz"]
 
 
 # What is refused

@@ -441,6 +441,10 @@ def test_labels_shows_one_sources_view(two, tmp_path, capsys):
         assert code == (1 if "odd" in message else 2)
         assert re.search(message, capsys.readouterr().err)
     assert (tmp_path / "Knee" / "new.nii.gz").is_file()
+    # Nor is it from an earlier run.
+    shutil.copy(tmp_path / "Knee" / "new.nii.gz", tmp_path / "Knee" / "odd.nii.gz")
+    assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "Knee"), "--dataset", "Knee", "--overwrite"]) == 1
+    assert sorted(os.listdir(tmp_path / "Knee")) == ["dataset.json", "new.nii.gz"]
     shutil.copy(two / "Dataset001_Knee" / "dataset.json", predicted)
     assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "y"), "--dataset", "Hip"]) == 2
     assert "has no 'nnunet_plugins_sources'" in capsys.readouterr().err

@@ -205,8 +205,10 @@ def spoil_text(path: Path) -> None:
 def test_a_bad_case_costs_no_other(spoil, reason, cheap, images, tmp_path, capsys):
     inputs, outputs = tmp_path / "in", tmp_path / "out"
     shutil.copytree(images, inputs)
+    outputs.mkdir()
+    shutil.copy(images / "case_5_0000.nii.gz", outputs / "case_5.nii.gz")  # of an earlier run
     spoil(inputs / "case_5_0001.nii.gz")
-    assert predict(["-i", str(inputs), "-o", str(outputs)], models=cheap / "model") == 1
+    assert predict(["-i", str(inputs), "-o", str(outputs), "--overwrite"], models=cheap / "model") == 1
     log = capsys.readouterr().out
     (line,) = (line for line in log.splitlines() if "FAILED" in line)
     assert "case_5" in line

@@ -78,6 +78,8 @@ def restore(predicted: Path, reference: Path, output: Path, *, processes: int = 
             jobs[case] = partial(work, path, image, output / f"{case}{fixed['file_ending']}")
         else:
             failures[case] = f"{reference} has no image {case}_0000{fixed['file_ending']}"
+    for case in {*jobs, *failures}:  # of an earlier run; whatever else is there stays
+        (output / f"{case}{fixed['file_ending']}").unlink(missing_ok=True)
     for case, result in finish_jobs(jobs, processes):
         if isinstance(result, FailedJobError):
             failures[case] = str(result)

@@ -94,6 +94,9 @@ def write_view(
         if not wanted:
             raise InputError(f"{predicted} has no case of {key}: their names begin with {start}")
     jobs = {case: partial(work, files[case], output / f"{name}{ending}") for case, name in wanted.items()}
+    for case in {*jobs, *failures}:  # of an earlier run; whatever else is there stays
+        written = case.partition(MARK)[2] if own_cases else case
+        (output / f"{written}{ending}").unlink(missing_ok=True)
     for case, result in finish_jobs(jobs, processes):
         if isinstance(result, FailedJobError):
             failures[case] = str(result)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.submission.cases import Case, find_cases
+from nnunet_plugins.submission.cases import Case, Earlier, find_cases
 from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source
 
@@ -34,7 +34,7 @@ def cases_in(source: Source, inputs: Path, outputs: Path, log: Log) -> list[Case
 def predict_each(
     source: Source, cases: Sequence[Case], outputs: Path, predict: Callable[[Case], str], log: Log, *, remedy: str
 ) -> list[str]:
-    """Predict cases; returns those of which that was not possible.
+    """Predict cases; returns those of which that was not possible, and of which nothing is left from earlier runs.
 
     Args:
         source: the trained configuration.
@@ -51,13 +51,15 @@ def predict_each(
     # As nnU-Net does: what reads the labels looks here for what they mean.
     for name in ("dataset.json", "plans.json"):
         shutil.copyfile(source.folder / name, outputs / name)
-    failed = []
+    failed, earlier = [], Earlier(cases)
     for number, case in enumerate(cases, 1):
         begun = time.monotonic()
         try:
             said = predict(case)
+            earlier.keep(case)
         except Exception as error:  # whatever it is, the other cases are not to pay for it
             failed.append(case.name)
+            earlier.remove(case)
             said = f"FAILED: {_tell(error, remedy)}"
         log(f"{number}/{len(cases)} {case.name}: {said} ({time.monotonic() - begun:.1f} s)")
     return failed
