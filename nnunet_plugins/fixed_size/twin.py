@@ -101,7 +101,9 @@ def write_twin(
         "groups": groups.decode(errors="replace"),
         "files": stamps([*parts["Tr"].values(), *parts["Ts"].values()]),
     }
-    folders = [f"{kind}{part}" for part, cases in parts.items() if cases for kind in ("images", "labels")]
+    folders = [f"images{part}" for part, cases in parts.items() if cases]
+    # An empty labelsTs would be one whose files are missing.
+    folders += [f"labels{part}" for part, cases in parts.items() if any(case.label for case in cases.values())]
     with made_beside(place, recipe, folders) as part:
         _resize(part, found, parts, chosen, processes)
         if groups:

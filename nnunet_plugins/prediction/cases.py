@@ -8,6 +8,8 @@ from pathlib import Path
 
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.reading import read_header
+from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.submission.cases import Case, Earlier, find_cases
 from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source
@@ -55,6 +57,7 @@ def predict_each(
     for number, case in enumerate(cases, 1):
         begun = time.monotonic()
         try:
+            _require_size(source, case)
             said = predict(case)
             earlier.keep(case)
         except Exception as error:  # whatever it is, the other cases are not to pay for it
@@ -63,6 +66,18 @@ def predict_each(
             said = f"FAILED: {_tell(error, remedy)}"
         log(f"{number}/{len(cases)} {case.name}: {said} ({time.monotonic() - begun:.1f} s)")
     return failed
+
+
+def _require_size(source: Source, case: Case) -> None:
+    """Refuse images that have not been scaled to the one size of what a network was trained on."""
+    size = source.dataset_json[FIXED]["size"] if FIXED in source.dataset_json else None
+    header = read_header(case.images[0]) if size and not case.fault else None
+    if header and list(header.size[::-1]) != size:
+        there, wanted = ("x".join(map(str, one)) for one in (header.size[::-1], size))
+        raise InputError(
+            f"it has {there} voxels, and the network was trained on images scaled to {wanted}: nnunet-plugins "
+            f"fixed-size --scale FOLDER --like {source.folder / 'dataset.json'} -o SCALED"
+        )
 
 
 def _tell(error: Exception, remedy: str) -> str:
