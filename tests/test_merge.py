@@ -450,6 +450,23 @@ def test_labels_shows_one_sources_view(two, tmp_path, capsys):
     assert "has no 'nnunet_plugins_sources'" in capsys.readouterr().err
 
 
+def test_images_of_one_size_lead_back_from_what_was_merged(two, tmp_path, capsys):
+    assert run() == 0
+    assert main(["fixed-size", "-d", "1", "-o", "301", "-np", "1"]) == 0
+    assert run(number=901, datasets=(301, 2)) == 2
+    assert "merge Dataset001_Knee in its place, and make a twin of what is merged" in capsys.readouterr().err
+    # A twin of the merged dataset; its view can be brought back.
+    assert main(["fixed-size", "-d", "900", "-o", "302", "--size", "5", "6", "7", "-np", "1"]) == 0
+    predicted, view, restored = two / "Dataset302_BothFixed" / "labelsTr", tmp_path / "view", tmp_path / "restored"
+    assert main(["labels", "-i", str(predicted), "-o", str(view), "--dataset", "Knee", "--own-cases"]) == 0
+    reference = str(two / "Dataset001_Knee" / "imagesTr")
+    assert main(["fixed-size", "--restore", str(view), "--reference", reference, "-o", str(restored)]) == 0
+    for case in "ab":
+        assert np.array_equal(
+            read(restored / f"{case}.nii.gz"), read(two / "Dataset001_Knee" / "labelsTr" / f"{case}.nii.gz")
+        )
+
+
 # Doctor
 
 

@@ -17,7 +17,7 @@ from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import own_values
 from nnunet_plugins.metrics.folders import find_dataset_json
 from nnunet_plugins.planning.dataset import DATASET, label_manager
-from nnunet_plugins.planning.sources import MARK, NEITHER, Source, read_sources
+from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, Source, read_sources
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 
@@ -108,6 +108,8 @@ def write_view(
         "numTraining": 0,
         "file_ending": ending,
     }
+    if FIXED in description:  # they can still be brought back
+        own[FIXED] = description[FIXED]
     if source.order:
         own["regions_class_order"] = list(source.order)
     write_text(output / "dataset.json", json.dumps(own, indent=2, ensure_ascii=False))
