@@ -242,15 +242,18 @@ def of_merged(folds: list) -> list:
     return [{part: [f"Here__{case}" for case in cases] for part, cases in fold.items()} for fold in folds]
 
 
-FIXED = {**description(LABELS, 1), "nnunet_plugins_fixed_size": {"dataset": HERE}}
+def one_size(dataset: str) -> dict:
+    return {"nnunet_plugins_fixed_size": {"dataset": dataset, "size": [9, 9, 9]}}
+
+
 SEEN = [
     # The fold that it has not seen, as far as that is known; what it was trained on.
     (1, (MERGED, 1, merged_of(HERE, THERE), of_merged(FOLDS))),
     (None, (MERGED, 1, merged_of(HERE, THERE), of_merged([{"train": ["a", "b", "c"], "val": []}] * 2))),
     (None, (MERGED, 1, merged_of(HERE, THERE), None)),
     (None, (MERGED, "all", merged_of(HERE, THERE), None)),
-    (0, (TWIN, 0, FIXED, FOLDS)),
-    (0, (MERGED, 0, merged_of(HERE) | {"nnunet_plugins_fixed_size": {"dataset": "Dataset901_Both"}}, of_merged(FOLDS))),
+    (0, (TWIN, 0, description(LABELS, 1) | one_size(HERE), FOLDS)),
+    (0, (MERGED, 0, merged_of(HERE) | one_size("Dataset901_Both"), of_merged(FOLDS))),
     (None, (HERE, "all", description(LABELS, 1), None)),
     (0, (HERE, 0, description(LABELS, 1), FOLDS)),
 ]
@@ -288,6 +291,27 @@ def test_nothing_is_validated_on_cases_that_weights_have_seen_in_another_dataset
 def test_other_cases_are_no_matter(here, tmp_path):
     file = trained_on(tmp_path / "start.pth", MERGED, "all", merged_of(THERE, "Dataset102_Other"), None, here)
     assert examine(file, STOCK)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"nnunet_plugins_fixed_size": {}}, "'nnunet_plugins_fixed_size' has no 'dataset'"),
+        ({"nnunet_plugins_sources": {"a": 1}}, "'nnunet_plugins_sources'['a'] has to be an object"),
+        (
+            {"nnunet_plugins_sources": {"a": {"dataset": "b", "labels": {"bone": []}, "cases": []}}},
+            "'bone' of 'a' in 'nnunet_plugins_sources' has the value []",
+        ),
+    ],
+)
+def test_tables_that_make_no_sense_are_told(here, tmp_path, capsys, content, text):
+    file = trained_on(tmp_path / "start.pth", MERGED, 0, description(LABELS, 1) | content, None, here)
+    _, (found,) = examine(file, STOCK)
+    assert found.text.startswith("nobody knows whether it has seen what is validated on: ")
+    assert text in found.text
+    question = ["benchmark", "-d", "101", "-tr", f"{STOCK}_Pretrained", "--pretrained", str(file), "--device", "cpu"]
+    assert main([*question, "--dry-run", "-o", str(tmp_path / "out")]) == 2
+    assert text in capsys.readouterr().err
 
 
 def test_networks_of_places_are_others_in_another_patch(here, tmp_path):

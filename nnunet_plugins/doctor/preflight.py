@@ -17,7 +17,7 @@ from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
 from nnunet_plugins.planning.dataset import PlanError, dataset_name
 from nnunet_plugins.planning.preprocessed import existing_cases
-from nnunet_plugins.planning.sources import FIXED
+from nnunet_plugins.planning.sources import twin_of
 
 if TYPE_CHECKING:
     from nnunet_plugins.doctor.training import Training
@@ -142,9 +142,9 @@ def _check_images(
 
 def _check_size(dataset: RawDataset, facts: dict[str, CaseFacts]) -> Iterator[Finding]:
     """Check that images for networks that were trained on one size have been scaled to it."""
-    if FIXED not in dataset.description:
+    if not (twin := twin_of(dataset.description, dataset.folder / "dataset.json")):
         return
-    size = "x".join(map(str, dataset.description[FIXED]["size"]))
+    size = "x".join(map(str, twin[1]))
     shapes = {name: "x".join(map(str, one.channels[0].grid.shape)) for name, one in facts.items() if one.channels}
     yield from of_cases(
         "problem",

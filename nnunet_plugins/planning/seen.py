@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.planning.sources import FIXED, MARK, SOURCES, read_sources
+from nnunet_plugins.planning.sources import MARK, SOURCES, read_sources, twin_of
 from nnunet_plugins.planning.splits import Split, read_splits
 
 _Case = tuple[str, str]
@@ -43,14 +43,15 @@ class Cases:
 
     @property
     def _own(self) -> str:
-        return str(self.description[FIXED]["dataset"]) if FIXED in self.description else self.name
+        twin = twin_of(self.description)
+        return twin[0] if twin else self.name
 
 
 def shared_origins(one: Cases, other: Cases) -> list[str]:
     """Return the datasets of which two datasets both have cases, in order.
 
     Raises:
-        InputError: if one was merged, and does not tell how.
+        InputError: if one was merged, or is a twin, and does not tell of what.
     """
     return sorted(one.origins & other.origins)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.reading import read_header
-from nnunet_plugins.planning.sources import FIXED
+from nnunet_plugins.planning.sources import twin_of
 from nnunet_plugins.submission.cases import Case, Earlier, find_cases
 from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source
@@ -70,10 +70,10 @@ def predict_each(
 
 def _require_size(source: Source, case: Case) -> None:
     """Refuse images that have not been scaled to the one size of what a network was trained on."""
-    size = source.dataset_json[FIXED]["size"] if FIXED in source.dataset_json else None
-    header = read_header(case.images[0]) if size and not case.fault else None
-    if header and list(header.size[::-1]) != size:
-        there, wanted = ("x".join(map(str, one)) for one in (header.size[::-1], size))
+    twin = twin_of(source.dataset_json, source.folder / "dataset.json")
+    header = read_header(case.images[0]) if twin and not case.fault else None
+    if twin and header and header.size[::-1] != twin[1]:
+        there, wanted = ("x".join(map(str, one)) for one in (header.size[::-1], twin[1]))
         raise InputError(
             f"it has {there} voxels, and the network was trained on images scaled to {wanted}: nnunet-plugins "
             f"fixed-size --scale FOLDER --like {source.folder / 'dataset.json'} -o SCALED"
