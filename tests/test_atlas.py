@@ -195,6 +195,15 @@ def test_errors_are_one_line_and_write_nothing(planned, tmp_path, spoil, argumen
     assert not (tmp_path / "atlas").exists()
 
 
+def test_the_truth_is_no_place_for_it(planned, capsys):
+    ready(planned)
+    truth = planned.folder / "gt_segmentations"
+    there = sorted(truth.iterdir())
+    assert main(["evaluate", "--atlas", "-d", "1", "-o", str(truth), "--overwrite"]) == 2
+    assert "holds files of a dataset, which nothing replaces" in capsys.readouterr().err
+    assert sorted(truth.iterdir()) == there
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -472,6 +472,7 @@ def test_a_twin_of_a_twin_is_refused(raw, capsys):
             "has no 'nnunet_plugins_fixed_size': these are no predictions of a dataset",
         ),
         ({"-o": TWIN + "/labelsTr"}, "cannot be the folder to write"),
+        ({"-o": NAME + "/labelsTr"}, "holds files of a dataset, which nothing replaces; choose another folder"),
         ({"--reference": TWIN}, "no file ends in .nii.gz"),
     ],
 )
@@ -480,7 +481,9 @@ def test_bad_input_of_the_way_back(raw, tmp_path, capsys, change, message):
     assert run() == 0
     arguments = {"--restore": f"{TWIN}/labelsTr", "--reference": f"{NAME}/imagesTr", "-o": "restored", **change}
     pairs = [part for key, value in arguments.items() if value for part in (key, str(raw / value))]
-    assert main(["fixed-size", *pairs]) == 2
+    before = snapshot(raw)
+    assert main(["fixed-size", *pairs, "--overwrite"]) == 2
+    assert snapshot(raw) == before
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1

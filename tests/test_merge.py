@@ -445,6 +445,12 @@ def test_labels_shows_one_sources_view(two, tmp_path, capsys):
     shutil.copy(tmp_path / "Knee" / "new.nii.gz", tmp_path / "Knee" / "odd.nii.gz")
     assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "Knee"), "--dataset", "Knee", "--overwrite"]) == 1
     assert sorted(os.listdir(tmp_path / "Knee")) == ["dataset.json", "new.nii.gz"]
+    # Nothing of a dataset is replaced.
+    before = snapshot(two)
+    truth = str(two / "Dataset002_Hip" / "labelsTr")
+    assert main(["labels", "-i", str(predicted), "-o", truth, "--dataset", "Hip", "--overwrite"]) == 2
+    assert "holds files of a dataset, which nothing replaces" in capsys.readouterr().err
+    assert snapshot(two) == before
     shutil.copy(two / "Dataset001_Knee" / "dataset.json", predicted)
     assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "y"), "--dataset", "Hip"]) == 2
     assert "has no 'nnunet_plugins_sources'" in capsys.readouterr().err

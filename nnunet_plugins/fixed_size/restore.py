@@ -16,7 +16,7 @@ from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.images.resizing import restore_labels
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.metrics.folders import find_dataset_json
-from nnunet_plugins.planning.dataset import label_manager
+from nnunet_plugins.planning.dataset import label_manager, require_own_folder
 from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
@@ -50,10 +50,7 @@ def restore(predicted: Path, reference: Path, output: Path, *, processes: int = 
     for folder in (predicted, reference):
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder")
-    if output.exists() and (not output.is_dir() or output.resolve() in (predicted.resolve(), reference.resolve())):
-        raise InputError(f"{output} cannot be the folder to write; choose another one")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise InputError(f"{output} holds something already; choose another folder, or give --overwrite")
+    require_own_folder(output, predicted, reference, overwrite=overwrite)
     file = find_dataset_json(predicted, predicted)
     description = read_fixed(file)
     fixed, ending = description[FIXED], description["file_ending"]

@@ -10,7 +10,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.fixed_size.twin import ENDING, read_fixed
 from nnunet_plugins.images.resizing import write_resized
 from nnunet_plugins.merging.raw import refuse_problems
-from nnunet_plugins.planning.dataset import dataset_name
+from nnunet_plugins.planning.dataset import dataset_name, require_own_folder
 from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
@@ -45,10 +45,7 @@ def scale(images: Path, like: str, output: Path, *, processes: int = 1, overwrit
     """
     if not images.is_dir():
         raise InputError(f"{images} is no folder")
-    if output.exists() and (not output.is_dir() or output.resolve() == images.resolve()):
-        raise InputError(f"{output} cannot be the folder to write; choose another one")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise InputError(f"{output} holds something already; choose another folder, or give --overwrite")
+    require_own_folder(output, images, overwrite=overwrite)
     description = read_fixed(_description(like))
     fixed = description[FIXED]
     own = {"file_ending": fixed["file_ending"], "overwrite_image_reader_writer": fixed["reader"]}

@@ -16,7 +16,7 @@ from nnunet_plugins.images.relabelling import relabel
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import own_values
 from nnunet_plugins.metrics.folders import find_dataset_json
-from nnunet_plugins.planning.dataset import DATASET, label_manager
+from nnunet_plugins.planning.dataset import DATASET, label_manager, require_own_folder
 from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, Source, read_sources
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
@@ -62,10 +62,7 @@ def write_view(
     """
     if not predicted.is_dir():
         raise InputError(f"{predicted} is no folder")
-    if output.exists() and (output.resolve() == predicted.resolve() or not output.is_dir()):
-        raise InputError(f"{output} cannot be the folder to write; choose another one")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise InputError(f"{output} holds something already; choose another folder, or give --overwrite")
+    require_own_folder(output, predicted, overwrite=overwrite)
     file = dataset_json or find_dataset_json(predicted, predicted)
     description = read_json(file, DATASET)
     manager = label_manager(description, file)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
-from nnunet_plugins.planning.dataset import preprocessed_folder
+from nnunet_plugins.planning.dataset import preprocessed_folder, require_own_folder
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.names import covering_command, preprocessing_command
 from nnunet_plugins.planning.preprocessed import (
@@ -136,6 +136,7 @@ def evaluate_atlas(
     """
     if output.exists() and not overwrite:
         raise AtlasError(f"{output} exists already; choose another folder, or give --overwrite")
+    require_own_folder(output, overwrite=overwrite)
     folder = preprocessed_folder(dataset)
     setting = plan_setting(dataset, configuration, plans)
     splits = _read_splits(dataset, folder, folds)
