@@ -21,13 +21,13 @@ from matplotlib import rc_context
 from matplotlib.image import imread
 from report_records import make_record
 
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, UNCLEAR
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.drawing import drawing, named_rows, styles, to_svg
 from nnunet_plugins.report.figures import score_against_cost, training_curves
 from nnunet_plugins.report.findings import describe_difference
 from nnunet_plugins.report.panels import SIZE, choose_cases, draw_panels
 from nnunet_plugins.report.record import ReportError
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, MIXED, UNCLEAR
 from nnunet_plugins.report.words import DASH
 
 BASELINE = "nnUNetTrainer"

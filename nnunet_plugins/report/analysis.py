@@ -11,27 +11,22 @@ import numpy as np
 import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
-from nnunet_plugins.report.equality import UNKNOWN, Equality, read_equality
+from nnunet_plugins.report.board import COUNTS, columns, flags, placed
+from nnunet_plugins.report.equality import Equality, read_equality
+from nnunet_plugins.report.portions import beside, by_source
 from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
     DECIMALS,
-    HIGHER_IS_BETTER,
-    LEVEL,
     CriticalDifference,
-    compare,
     critical_difference,
-    holm,
     mean_with_ci,
     rank_distribution,
-    ranks,
 )
-from nnunet_plugins.report.words import count
+from nnunet_plugins.report.verdicts import differences
 
 LABEL_FIGURES = 6
 """With more labels than these, there is no figure per label."""
-AHEAD, BEHIND, MIXED, UNCLEAR = "ahead", "behind", "mixed", "unclear"
-"""Verdicts on an algorithm against the baseline. Mixed: better case by case, yet worse on average, or the other way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,11 +182,11 @@ def _compare(
     by_case = {metric: scores.by_case(metric) for metric in METRICS}
     dice = mean_with_ci(by_case["Dice"])
     baseline = _baseline(algorithms)
-    paired = {metric: _differences(table[ranked], baseline, metric) for metric, table in by_case.items()}
-    board = algorithms.drop(columns=["trainer", "plans", "is_ranked"]).join(_columns(scores, by_case, dice, ranked))
-    board = board.join(everything.nnunet_dice().rename("nnunet_dice")).join(paired["Dice"][_COUNTS])
-    board["flags"] = [_flags(name, algorithms.loc[name], len(cases), proof) for name in board.index]
-    board = _placed(board, ranked)
+    paired = {metric: differences(table[ranked], baseline, metric) for metric, table in by_case.items()}
+    board = algorithms.drop(columns=["trainer", "plans", "is_ranked"]).join(columns(scores, by_case, dice, ranked))
+    board = board.join(everything.nnunet_dice().rename("nnunet_dice")).join(paired["Dice"][COUNTS])
+    board["flags"] = [flags(name, algorithms.loc[name], len(cases), proof) for name in board.index]
+    board = placed(board, ranked)
     order = [str(name) for name in board.index if name in everything.algorithms]
     first = [name for name in order if name in ranked]
     return Comparison(
@@ -212,10 +207,10 @@ def _compare(
         board=board,
         paired={metric: table.loc[[n for n in first if n in table.index]] for metric, table in paired.items()},
         beside={
-            metric: _beside(table, record.about.get("beside", {}), algorithms, metric)
+            metric: beside(table, record.about.get("beside", {}), algorithms, metric)
             for metric, table in by_case.items()
         },
-        by_source=_by_source(scores, list(sources or ()), order, first, baseline),
+        by_source=by_source(scores, list(sources or ()), order, first, baseline),
         by_label={metric: scores.by_label(metric).loc[order] for metric in METRICS},
         label_dice=_label_dice(scores, order),
         dice=dice.loc[order],
@@ -247,100 +242,6 @@ def _algorithms(*tables: pd.DataFrame) -> pd.DataFrame:
 def _baseline(algorithms: pd.DataFrame) -> str | None:
     found = algorithms.index[algorithms["is_ranked"] & (algorithms["role"] == "baseline")]
     return str(found[0]) if len(found) else None
-
-
-def _differences(scores: pd.DataFrame, baseline: str | None, metric: str) -> pd.DataFrame:
-    """Return how every other ranked algorithm differs from the baseline, with a verdict."""
-    if baseline is None:
-        baseline, scores = "none", pd.DataFrame(columns=["none"])
-    return _with_verdicts(compare(scores, baseline, higher_is_better=HIGHER_IS_BETTER[metric]), metric)
-
-
-def _beside(scores: pd.DataFrame, alone: Mapping[str, str], algorithms: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return how networks for many datasets differ from the same ones on this dataset alone."""
-    here = algorithms.index[algorithms["role"] == "one for many"]
-    pairs = {name: alone[name] for name in scores if name in here and alone.get(name) in scores}
-    rows = [
-        compare(scores[[one, name]], one, higher_is_better=HIGHER_IS_BETTER[metric]).assign(alone=one)
-        for name, one in pairs.items()
-    ]
-    if not rows:
-        return pd.DataFrame()
-    table = pd.concat(rows)
-    return _with_verdicts(table.assign(p_holm=holm(table["p"])), metric)
-
-
-def _with_verdicts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    higher = HIGHER_IS_BETTER[metric]
-    gain = table["mean_difference"].round(DECIMALS) * (1 if higher else -1)
-    clear = table["p_holm"] < LEVEL
-    verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear, MIXED)
-    verdict = verdict.mask(clear & (gain > 0) & (table["effect_size"] > 0), AHEAD)
-    return table.assign(verdict=verdict.mask(clear & (gain < 0) & (table["effect_size"] < 0), BEHIND))
-
-
-_COUNTS = ["p_holm", "wins", "ties", "losses"]
-
-
-def _columns(
-    scores: Scores, by_case: Mapping[str, pd.DataFrame], dice: pd.DataFrame, ranked: Sequence[str]
-) -> pd.DataFrame:
-    """Return what the ranked results hold of every algorithm with results, but for places and comparisons."""
-    table = dice[["n", "mean", "ci_low", "ci_high"]].rename(columns={"n": "cases", "mean": "Dice"})
-    for metric in METRICS[1:]:
-        table[metric] = by_case[metric].mean()
-    table["mean_rank"] = ranks(by_case["Dice"][list(ranked)], higher_is_better=True).mean()
-    table["missed"] = pd.Series(scores.missed.sum(axis=(1, 2)), scores.algorithms)
-    return table.join(scores.false_findings()[["absent", "found"]])
-
-
-def _placed(board: pd.DataFrame, ranked: Sequence[str]) -> pd.DataFrame:
-    """Return the board ranked by mean Dice: below the ranked the ensembles, and what has no results."""
-    whole = ["cases", "missed", "absent", "found"]
-    board[whole] = board[whole].fillna(0)
-    dice = board["Dice"].round(DECIMALS)
-    board.insert(0, "place", dice.where(board.index.isin(ranked)).rank(ascending=False, method="min"))
-    whole += ["place", "lacking", "wins", "ties", "losses"]
-    board[whole] = board[whole].astype("Int64")
-    order = pd.DataFrame({"place": board["place"].fillna(len(board) + 1), "Dice": -dice})
-    return board.loc[order.sort_values(["place", "Dice"], kind="stable").index]
-
-
-def _flags(name: str, algorithm: "pd.Series[Any]", cases: int, equality: Equality | None) -> str:
-    """Say in words what a reader has to know of an algorithm before comparing it with others."""
-    flags = []
-    if algorithm["role"] in UNRANKED:
-        flags.append("not ranked")
-    if equality:
-        found = [entry for entry in equality.differences if entry["algorithm"] == name and entry["value"] != UNKNOWN]
-        for allowed, words in ((False, "unequal"), (True, "differs in")):
-            # The network is what is compared.
-            what = [entry["what"].partition(".")[0] for entry in found if entry["allowed"] is allowed]
-            if settings := [setting for setting in dict.fromkeys(what) if setting != "network"]:
-                flags.append(f"{words}: {', '.join(settings)}")
-        if unknown := equality.unknown.get(name):
-            flags.append(f"unknown: {', '.join(unknown)}")
-    if lacking := algorithm["lacking"]:
-        flags.append("no results" if lacking == cases else f"lacks {count(lacking, 'case')}")
-    return "; ".join(flags)
-
-
-def _by_source(
-    scores: Scores, sources: Sequence[str], order: Sequence[str], ranked: Sequence[str], baseline: str | None
-) -> pd.DataFrame:
-    """Return what the ranked results hold, and the differences from the baseline, for the cases of each source."""
-    tables = {}
-    for source in sources:
-        own = scores.only(np.array([one == source for one in scores.sources], bool))
-        if not own.cases:
-            continue
-        by_case = {metric: own.by_case(metric) for metric in METRICS}
-        table = _columns(own, by_case, mean_with_ci(by_case["Dice"]), ranked).loc[list(order)]
-        paired = _differences(by_case["Dice"][list(ranked)], baseline, "Dice")
-        paired = paired.rename(columns={"ci_low": "difference_low", "ci_high": "difference_high"})
-        kept = ["mean_difference", "difference_low", "difference_high", *_COUNTS]
-        tables[source] = table.join(paired[kept])
-    return pd.concat(tables, names=["source", "algorithm"]) if tables else pd.DataFrame()
 
 
 def _label_names(results: pd.DataFrame) -> dict[str, str]:

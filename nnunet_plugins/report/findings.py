@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, Comparison
+from nnunet_plugins.report.analysis import Comparison
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, MIXED
 from nnunet_plugins.report.words import count, describe_p, show_number
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, Analysis, Comparison
+from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.drawing import COLOURS, INK, MARKERS, Style, split_name
 from nnunet_plugins.report.equality import ABSENT, UNKNOWN, UNTRAINED, Equality
@@ -21,6 +21,7 @@ from nnunet_plugins.report.panels import Panels, draw_panels
 from nnunet_plugins.report.record import Record, describe_role
 from nnunet_plugins.report.statistics import LEVEL
 from nnunet_plugins.report.tables import Section, sections, show_inequalities
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND
 from nnunet_plugins.report.words import DASH, METRIC_NAMES, show_number
 
 if TYPE_CHECKING:
