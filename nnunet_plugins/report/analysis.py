@@ -12,7 +12,7 @@ import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
 from nnunet_plugins.report.equality import UNKNOWN, Equality, read_equality
-from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
+from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError, without_seed
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
     DECIMALS,
@@ -46,8 +46,8 @@ class Comparison:
         curves: columns `record.CURVES`.
         equality: what was equal; None, if that is not known.
         versions: of the software, by name.
-        algorithms: by name, in the record's order, those without results last: `trainer`, `plans`, `role`, `lacking`
-            (how many of the cases) and `is_ranked`.
+        algorithms: by name, in the record's order, those without results last: `trainer` (without a seed), `plans`,
+            `role`, `lacking` (how many of the cases) and `is_ranked`.
         baseline: the algorithm that the others are compared with; None, if it has no results.
         ranked: the algorithms that have results and take part in ranks and tests, the best first.
         cases: how many there are altogether.
@@ -232,7 +232,8 @@ def _algorithms(*tables: pd.DataFrame) -> pd.DataFrame:
         ReportError: if one name stands for two trainings in a table: their numbers would be one.
     """
     for table in tables:
-        named = table[["algorithm", "trainer", "plans"]].drop_duplicates()
+        named = table[["algorithm", "trainer", "plans"]]
+        named = named.assign(trainer=named["trainer"].map(without_seed)).drop_duplicates()
         if (twice := named["algorithm"].duplicated(keep=False)).any():
             one, other, *_ = named[twice].sort_values("algorithm", kind="stable").itertuples(index=False)
             raise ReportError(
@@ -241,7 +242,8 @@ def _algorithms(*tables: pd.DataFrame) -> pd.DataFrame:
                 "their own"
             )
     names = pd.concat([table[["algorithm", "trainer", "plans", "role"]] for table in tables])
-    return names.drop_duplicates("algorithm").set_index("algorithm")
+    names = names.drop_duplicates("algorithm").set_index("algorithm")
+    return names.assign(trainer=names["trainer"].map(without_seed))
 
 
 def _baseline(algorithms: pd.DataFrame) -> str | None:
@@ -290,14 +292,14 @@ def _columns(
     for metric in METRICS[1:]:
         table[metric] = by_case[metric].mean()
     table["mean_rank"] = ranks(by_case["Dice"][list(ranked)], higher_is_better=True).mean()
-    table["missed"] = pd.Series(scores.missed.sum(axis=(1, 2)), scores.algorithms)
+    table["missed"] = scores.missed_labels()
     return table.join(scores.false_findings()[["absent", "found"]])
 
 
 def _placed(board: pd.DataFrame, ranked: Sequence[str]) -> pd.DataFrame:
     """Return the board ranked by mean Dice: below the ranked the ensembles, and what has no results."""
-    whole = ["cases", "missed", "absent", "found"]
-    board[whole] = board[whole].fillna(0)
+    whole, means = ["cases", "absent"], ["missed", "found"]
+    board[[*whole, *means]] = board[[*whole, *means]].fillna(0)
     dice = board["Dice"].round(DECIMALS)
     board.insert(0, "place", dice.where(board.index.isin(ranked)).rank(ascending=False, method="min"))
     whole += ["place", "lacking", "wins", "ties", "losses"]
@@ -365,7 +367,10 @@ def _rank_shares(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _costs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return what each algorithm costs, ensembles apart: means over the trained folds, which are counted in `folds`."""
+    """Return what each algorithm costs, ensembles apart: means over its trainings, which are counted in `trainings`.
+
+    `folds` is the number of folds that were trained, with one seed or several.
+    """
     numbers = [
         "parameters",
         "forward_flops",
@@ -379,7 +384,8 @@ def _costs(runs: pd.DataFrame) -> pd.DataFrame:
     texts = ["patch_size", "memory_kind", "device"]
     groups = runs.groupby("algorithm", sort=False)
     table = runs[numbers].astype(float).groupby(runs["algorithm"], sort=False).mean()
-    return groups["fold"].nunique().to_frame("folds").join(table).join(groups[texts].agg(_words))
+    counts = pd.DataFrame({"folds": groups["fold"].nunique(), "trainings": groups.size()})
+    return counts.join(table).join(groups[texts].agg(_words))
 
 
 def _words(values: "pd.Series[Any]") -> str:
