@@ -100,7 +100,7 @@ def test_all_figures_and_tables_are_there(report):
         "Results, ranked by mean Dice",
         "Cases and flags",
         "Dice by label",
-        "Costs, as means over the folds",
+        "Costs, as means over the trainings",
     } <= regions
     assert {
         "What differs, or is not known",

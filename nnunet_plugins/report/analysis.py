@@ -14,7 +14,7 @@ from nnunet_plugins.metrics.table import METRICS
 from nnunet_plugins.report.board import COUNTS, columns, flags, placed
 from nnunet_plugins.report.equality import Equality, read_equality
 from nnunet_plugins.report.portions import beside, by_source
-from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
+from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError, without_seed
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
     DECIMALS,
@@ -41,8 +41,8 @@ class Comparison:
         curves: columns `record.CURVES`.
         equality: what was equal; None, if that is not known.
         versions: of the software, by name.
-        algorithms: by name, in the record's order, those without results last: `trainer`, `plans`, `role`, `lacking`
-            (how many of the cases) and `is_ranked`.
+        algorithms: by name, in the record's order, those without results last: `trainer` (without a seed), `plans`,
+            `role`, `lacking` (how many of the cases) and `is_ranked`.
         baseline: the algorithm that the others are compared with; None, if it has no results.
         ranked: the algorithms that have results and take part in ranks and tests, the best first.
         cases: how many there are altogether.
@@ -227,7 +227,8 @@ def _algorithms(*tables: pd.DataFrame) -> pd.DataFrame:
         ReportError: if one name stands for two trainings in a table: their numbers would be one.
     """
     for table in tables:
-        named = table[["algorithm", "trainer", "plans"]].drop_duplicates()
+        named = table[["algorithm", "trainer", "plans"]]
+        named = named.assign(trainer=named["trainer"].map(without_seed)).drop_duplicates()
         if (twice := named["algorithm"].duplicated(keep=False)).any():
             one, other, *_ = named[twice].sort_values("algorithm", kind="stable").itertuples(index=False)
             raise ReportError(
@@ -236,7 +237,8 @@ def _algorithms(*tables: pd.DataFrame) -> pd.DataFrame:
                 "their own"
             )
     names = pd.concat([table[["algorithm", "trainer", "plans", "role"]] for table in tables])
-    return names.drop_duplicates("algorithm").set_index("algorithm")
+    names = names.drop_duplicates("algorithm").set_index("algorithm")
+    return names.assign(trainer=names["trainer"].map(without_seed))
 
 
 def _baseline(algorithms: pd.DataFrame) -> str | None:
@@ -266,7 +268,10 @@ def _rank_shares(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _costs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return what each algorithm costs, ensembles apart: means over the trained folds, which are counted in `folds`."""
+    """Return what each algorithm costs, ensembles apart: means over its trainings, which are counted in `trainings`.
+
+    `folds` is the number of folds that were trained, with one seed or several.
+    """
     numbers = [
         "parameters",
         "forward_flops",
@@ -280,7 +285,8 @@ def _costs(runs: pd.DataFrame) -> pd.DataFrame:
     texts = ["patch_size", "memory_kind", "device"]
     groups = runs.groupby("algorithm", sort=False)
     table = runs[numbers].astype(float).groupby(runs["algorithm"], sort=False).mean()
-    return groups["fold"].nunique().to_frame("folds").join(table).join(groups[texts].agg(_words))
+    counts = pd.DataFrame({"folds": groups["fold"].nunique(), "trainings": groups.size()})
+    return counts.join(table).join(groups[texts].agg(_words))
 
 
 def _words(values: "pd.Series[Any]") -> str:

@@ -24,14 +24,14 @@ def columns(
     for metric in METRICS[1:]:
         table[metric] = by_case[metric].mean()
     table["mean_rank"] = ranks(by_case["Dice"][list(ranked)], higher_is_better=True).mean()
-    table["missed"] = pd.Series(scores.missed.sum(axis=(1, 2)), scores.algorithms)
+    table["missed"] = scores.missed_labels()
     return table.join(scores.false_findings()[["absent", "found"]])
 
 
 def placed(board: pd.DataFrame, ranked: Sequence[str]) -> pd.DataFrame:
     """Return the board ranked by mean Dice: below the ranked the ensembles, and what has no results."""
-    whole = ["cases", "missed", "absent", "found"]
-    board[whole] = board[whole].fillna(0)
+    whole, means = ["cases", "absent"], ["missed", "found"]
+    board[[*whole, *means]] = board[[*whole, *means]].fillna(0)
     dice = board["Dice"].round(DECIMALS)
     board.insert(0, "place", dice.where(board.index.isin(ranked)).rank(ascending=False, method="min"))
     whole += ["place", "lacking", "wins", "ties", "losses"]

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import UNRANKED
 from nnunet_plugins.report.statistics import LEVEL
-from nnunet_plugins.report.words import count, show_number
+from nnunet_plugins.report.words import count, show_count, show_number
 
 NAMED = 10
 """Cases that a line names."""
@@ -125,10 +125,10 @@ def _absent_labels(comparison: Comparison) -> list[str]:
     lines = []
     annotated = comparison.scores.annotated
     of_all = f"of {count(int(annotated.sum()), 'label')} (over the cases)"
-    if missed := int(comparison.board["missed"].sum()):
+    if missed := comparison.board["missed"].sum():
         lines.append(
-            f"A label of the truth is missed {missed} times, over all algorithms: Dice and NSD are 0 there, and the "
-            "diagonal of the image stands for the distances."
+            f"A label of the truth is missed {show_count(missed)} times, over all algorithms: Dice and NSD are 0 "
+            "there, and the diagonal of the image stands for the distances."
         )
     if absent := int((annotated & ~comparison.scores.truth).sum()):
         lines.append(

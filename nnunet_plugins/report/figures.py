@@ -148,8 +148,8 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
         for axes, label in zip(rows, panels.values(), strict=True):
             axes.set_ylabel(label)
         for name in names:
-            runs = curves[curves["algorithm"] == name].drop_duplicates(["epoch", "fold"], keep="last")
-            tables = runs.pivot(index="epoch", columns="fold", values=list(panels))
+            runs = curves[curves["algorithm"] == name].drop_duplicates(["epoch", "fold", "seed"], keep="last")
+            tables = runs.pivot(index="epoch", columns=["seed", "fold"], values=list(panels))
             for axes, column in zip(rows, panels, strict=True):
                 _curve(axes, tables[column], looks[name], folds=len(names) <= FOLD_LINES)
         rows[-1].set_xlabel("Epoch")

@@ -8,7 +8,8 @@
     about.json       title, budget, machine, versions, and where the images lie
 
 A comparison is what may stand in one table: the results of one `split`, `dataset` and `configuration`. An algorithm is
-a trainer, with its plans where they are not the comparison's own, or an ensemble of two.
+a trainer, with its plans where they are not the comparison's own, or an ensemble of two. Trainers that differ in their
+seed alone, nnUNetTrainer_1seed and nnUNetTrainer_2seed, are repeats of one algorithm: `seed` tells them apart.
 """
 
 import json
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nnunet_plugins.errors import InputError
@@ -25,12 +27,13 @@ from nnunet_plugins.metrics.table import METRICS, map_texts, read_table, write_t
 from nnunet_plugins.rows import STOCK_TRAINER
 
 COMPARISON = ["split", "dataset", "configuration"]
-ALGORITHM = ["plans", "trainer", "algorithm", "role"]
-"""`algorithm` is the name to show; the roles are those of `ROLES`."""
+ALGORITHM = ["plans", "trainer", "algorithm", "role", "seed"]
+"""`algorithm` is the name to show; the roles are those of `ROLES`; `seed`, a text, is that of the trainer, if any."""
 
 RESULTS = [
     *COMPARISON,  # split: "cross-validation" or "test"
     *ALGORITHM,
+    "fold",  # of cross-validation: the one that the case was held out of
     "case",
     "label",
     "name",
@@ -87,6 +90,23 @@ ROLES = {
 }
 UNRANKED = ("ensemble", "choice", "one pass", "one for many", "atlas")
 """Roles that take no part in ranks and tests: they share errors or data with others, or are no network."""
+
+
+_LATER = {"seed": "", "fold": np.nan}
+"""Columns that the results of earlier versions do not have, with what stands for them; others have had folds always."""
+
+_SEED = re.compile(r"_([0-9]+)seed(?![^_ ])")
+
+
+def seed_of(trainer: str) -> str:
+    """Return the seed in a trainer's name, as text; nothing if it has none, or is an ensemble's."""
+    found = _SEED.findall(trainer)
+    return found[0] if found and " + " not in trainer else ""
+
+
+def without_seed(trainer: str) -> str:
+    """Return a trainer's name, or an ensemble's, without its seeds: what all repeats of it share."""
+    return _SEED.sub("", trainer)
 
 
 def describe_role(role: str, trainer: str) -> str:
@@ -213,21 +233,47 @@ def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
         raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
     except (ValueError, OSError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
+    later = _LATER if columns is RESULTS else {"seed": ""}
+    table = table.assign(**{name: value for name, value in later.items() if name not in table})
     if missing := [column for column in columns if column not in table]:
         raise ReportError(f"{file} lacks the columns {', '.join(missing)}")
     for column in columns:
         values = table[column]
         wrong = values.isna() if column in _KEYS else pd.Series(False, table.index)
         if column not in _TEXTS:
-            wrong = values.notna() & pd.to_numeric(values, errors="coerce").isna()
+            numbers = pd.to_numeric(values, errors="coerce")
+            wrong = values.notna() & (numbers.isna() | ((numbers % 1 != 0) if column == "fold" else False))
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise ReportError(f"{file}, row {row + 2}: {values[row]!r} cannot be a {column}")
     # An empty cell is an empty text there, not a missing number.
-    table[["plans", "trainer"]] = table[["plans", "trainer"]].fillna("")
+    table[["plans", "trainer", "seed"]] = table[["plans", "trainer", "seed"]].fillna("")
+    _check_seeds(file, table)
+    table["fold"] = table["fold"].astype("Int64")
     if unknown := set(table["role"]) - set(ROLES):
         raise ReportError(f"{file} has the role {sorted(unknown)[0]!r}; the roles are {', '.join(ROLES)}")
     return map_texts(table, printable)
+
+
+_GOOD_SEED = re.compile("[1-9][0-9]*")
+
+
+def _check_seeds(file: Path, table: pd.DataFrame) -> None:
+    """Refuse seeds that no trainer can have, or that are not those of the trainers' names."""
+    for trainer, seed in dict.fromkeys(zip(table["trainer"], table["seed"], strict=True)):
+        problem = None
+        if seed and not _GOOD_SEED.fullmatch(seed):
+            problem = "is none: seeds are 1, 2 and so on"
+        elif len(_SEED.findall(trainer.partition(" + ")[0])) > 1:
+            problem = "stands beside a trainer with two seeds, of which nobody knows which one counts"
+        elif seed and seed != seed_of(trainer):
+            problem = f"is not that of the trainer, {seed_of(trainer) or 'which has none'}"
+        if problem:
+            row = int(((table["trainer"] == trainer) & (table["seed"] == seed)).to_numpy().argmax())
+            raise ReportError(
+                f"{file}, row {row + 2}: the seed {seed!r} of {trainer} {problem}. Give the benchmark's command again, "
+                "which collects its results anew"
+            )
 
 
 def printable(content: Any) -> Any:

@@ -14,7 +14,7 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.equality import UNKNOWN, Equality
 from nnunet_plugins.report.record import describe_role
 from nnunet_plugins.report.statistics import LEVEL, CriticalDifference
-from nnunet_plugins.report.words import DASH, DECIMALS, METRIC_NAMES, show_number, show_p, show_volume
+from nnunet_plugins.report.words import DASH, DECIMALS, METRIC_NAMES, show_count, show_number, show_p, show_volume
 
 TEXTS = (
     "Algorithm",
@@ -72,7 +72,7 @@ def sections(comparison: Comparison) -> Sequence[Section]:
             named = table.rename(columns=comparison.labels)
             found.append(Section(f"{METRIC_NAMES[metric]} by label", _show_labels(named, metric)))
     if len(comparison.runs):
-        found.append(Section("Costs, as means over the folds", _show_costs(comparison.costs)))
+        found.append(Section("Costs, as means over the trainings", _show_costs(comparison.costs)))
     return found
 
 
@@ -120,7 +120,7 @@ def _show_cases(comparison: Comparison) -> pd.DataFrame:
         {
             "Algorithm": board.index,
             "Role": [describe_role(role, trainer) for role, trainer in zip(board["role"], trainers, strict=True)],
-            **{heading: _show(board[name], show_number, 0) for name, heading in counts.items()},
+            **{heading: _show(board[name], show_count) for name, heading in counts.items()},
             **(
                 {"Dice in summary.json": _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
             ),
@@ -154,7 +154,7 @@ def _show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
         {
             "Algorithm": table.index,
             "Absent labels": _show(table["absent"], show_number, 0),
-            "False findings": _show(table["found"], show_number, 0),
+            "False findings": _show(table["found"], show_count),
             "Share": _show(table["share"], show_number, 3),
             "Mean volume of a false finding (ml)": _show(table["volume_ml"], show_volume),
         }
@@ -189,10 +189,12 @@ def _show_labels(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _show_costs(table: pd.DataFrame) -> pd.DataFrame:
     energy = table["energy_joules"] / 3.6e6
+    repeated = (table["trainings"] != table["folds"]).any()
     return pd.DataFrame(
         {
             "Algorithm": table.index,
             "Folds": _show(table["folds"], show_number, 0),
+            **({"Trainings": _show(table["trainings"], show_number, 0)} if repeated else {}),
             "Parameters (M)": _show(table["parameters"] / 1e6, show_number, 2),
             "Forward pass (GFLOP)": _show(table["forward_flops"] / 1e9, show_number, 1),
             "Patch": list(table["patch_size"]),

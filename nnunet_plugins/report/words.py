@@ -24,6 +24,11 @@ def show_number(value: float, decimals: int) -> str:
     return f"{rounded:.{decimals}f}".replace("-", "−")  # noqa: RUF001 - a minus sign
 
 
+def show_count(value: float) -> str:
+    """Write a number of things, with a decimal where it is a mean that is no whole number."""
+    return show_number(value, 0 if pd.isna(value) or float(value).is_integer() else 1)
+
+
 def show_volume(value: float) -> str:
     """Write a volume that is not 0 with two decimals; a smaller one is just that."""
     return "<0.01" if value < 0.005 else show_number(value, 2)

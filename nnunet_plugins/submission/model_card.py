@@ -14,7 +14,7 @@ from nnunet_plugins.planning.forecast import GIB, format_size
 from nnunet_plugins.planning.profile import profile_inference
 from nnunet_plugins.planning.setting import Setting
 from nnunet_plugins.report.analysis import analyse
-from nnunet_plugins.report.record import read_record
+from nnunet_plugins.report.record import read_record, without_seed
 from nnunet_plugins.report.statistics import mean_with_ci
 from nnunet_plugins.report.writing import markdown_table
 from nnunet_plugins.submission.rendering import render
@@ -161,7 +161,7 @@ def _from_benchmark(folder: Path, sources: Sequence[Source]) -> list[dict[str, A
         for algorithm in comparison.scores.algorithms:
             trainer, used = comparison.algorithms.loc[algorithm, ["trainer", "plans"]]
             # An ensemble has its members' names with a plus between them.
-            if used not in plans or not set(trainer.split(" + ")) <= wanted:
+            if used not in plans or not set(trainer.split(" + ")) <= {*map(without_seed, wanted)}:
                 continue
             row: dict[str, Any] = {"network": f"{algorithm}, {comparison.split}"}
             for metric in _METRICS:
