@@ -62,7 +62,8 @@ def test_components_are_found_without_bias():
     training, rest, case = np.mean(found, axis=0)
     assert_allclose(training, TRAINING**2, rtol=0.1)
     assert_allclose(rest, REST**2, rtol=0.03)
-    assert_allclose(case, CASE**2 + REST**2 / 3, rtol=0.03), "the folds' own effects are none of the cases'"
+    # The folds' own effects are none of the cases'.
+    assert_allclose(case, CASE**2 + REST**2 / 3, rtol=0.03)
 
 
 def test_the_standard_error_is_what_means_of_worlds_vary_by():

@@ -12,8 +12,11 @@ import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
 from nnunet_plugins.report.board import COUNTS, columns, flags, placed
+from nnunet_plugins.report.claims import ROPE
 from nnunet_plugins.report.equality import Equality, read_equality
+from nnunet_plugins.report.evidence import Measure, components, gaps, training_errors, with_trainings
 from nnunet_plugins.report.portions import beside, by_source
+from nnunet_plugins.report.ranking import Stability, stability
 from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError, without_seed
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
@@ -23,7 +26,7 @@ from nnunet_plugins.report.statistics import (
     mean_with_ci,
     rank_distribution,
 )
-from nnunet_plugins.report.verdicts import differences
+from nnunet_plugins.report.verdicts import against_twins, differences, every_pair
 
 LABEL_FIGURES = 6
 """With more labels than these, there is no figure per label."""
@@ -56,8 +59,12 @@ class Comparison:
             `ci_low` and `ci_high`, and as nnU-Net's `summary.json` has it, `nnunet_dice`; of the comparison of Dice
             with the baseline's `p_holm`, `wins`, `ties` and `losses`; `mean_rank` of Dice over the cases; how many
             labels are `missed`, and of the `absent` ones `found`; `flags` in words.
-        paired: by metric, how every ranked algorithm differs from the baseline, as `statistics.compare` has it; for
-            Dice with a `verdict`. Without a baseline there are no rows.
+        rope: half the width of the region of practical equivalence, in Dice.
+        paired: by metric, how every ranked algorithm differs from the baseline, as `evidence.compare_pairs` has it,
+            with `p_holm` and a `verdict`. Without a baseline there are no rows.
+        twins: in Dice, how every network differs from its ablation twin, where both are ranked: as `paired`, by
+            `algorithm` and `against`, with `p_holm` over these rows.
+        pairs: the same of every pair of ranked algorithms, the better one first.
         beside: by metric, how every network for many datasets differs from the same one that was trained on this
             dataset alone, `alone`: as `paired`, with `p_holm` over these rows.
         by_source: of a merged dataset, a row per source and algorithm (levels `source`, `algorithm`), in the order of
@@ -68,6 +75,9 @@ class Comparison:
         label_dice: by label, its Dice, cases x algorithms, and the means; where there are few labels.
         dice: mean Dice and its interval, by algorithm.
         false_findings: see `scores.Scores.false_findings`.
+        components: what the Dice of algorithms that were trained several times varies by, see `evidence.components`.
+        gaps: the repeats that lack folds, see `evidence.gaps`.
+        stability: how firm the ranking by Dice is; None for less than two ranked algorithms.
         rank_shares: algorithms x ranks, as `statistics.rank_distribution` has it; no rows for less than two.
         costs: see `_costs`.
     """
@@ -89,13 +99,19 @@ class Comparison:
     scores: Scores
     by_case: Mapping[str, pd.DataFrame]
     board: pd.DataFrame
+    rope: float
     paired: Mapping[str, pd.DataFrame]
+    twins: pd.DataFrame
+    pairs: pd.DataFrame
     beside: Mapping[str, pd.DataFrame]
     by_source: pd.DataFrame
     by_label: Mapping[str, pd.DataFrame]
     label_dice: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
     dice: pd.DataFrame
     false_findings: pd.DataFrame
+    components: pd.DataFrame
+    gaps: Sequence[tuple[str, str, list[str]]]
+    stability: Stability | None
     rank_shares: pd.DataFrame
     costs: pd.DataFrame
 
@@ -133,19 +149,25 @@ class Analysis:
 
     Attributes:
         record: what it is made of.
+        rope: half the width of the region of practical equivalence, in Dice.
         comparisons: in the record's order; whether they are fair is not asked here.
         equality: what was equal, by dataset and configuration.
         across: comparisons across datasets, by configuration and split; those of fewer than five are left out.
     """
 
     record: Record
+    rope: float
     comparisons: Sequence[Comparison]
     equality: Sequence[Equality]
     across: Mapping[str, CriticalDifference]
 
 
-def analyse(record: Record) -> Analysis:
+def analyse(record: Record, rope: float = ROPE) -> Analysis:
     """Analyse a record.
+
+    Args:
+        record: of a benchmark.
+        rope: a smaller difference in Dice counts for nothing in practice.
 
     Raises:
         ReportError: if its results contradict themselves.
@@ -153,14 +175,14 @@ def analyse(record: Record) -> Analysis:
     roles = pd.concat([table[[*COMPARISON[1:], "algorithm", "role"]] for table in (record.results, record.runs)])
     equality = [read_equality(entry, roles) for entry in record.equality]
     found = [
-        _compare(record, dict(zip(COMPARISON, values, strict=True)), results, equality)
+        _compare(record, dict(zip(COMPARISON, values, strict=True)), results, equality, rope)
         for values, results in record.results.groupby(COMPARISON, sort=False)
     ]
-    return Analysis(record, found, equality, _across_datasets(found))
+    return Analysis(record, rope, found, equality, _across_datasets(found))
 
 
 def _compare(
-    record: Record, place: Mapping[str, str], results: pd.DataFrame, equality: Sequence[Equality]
+    record: Record, place: Mapping[str, str], results: pd.DataFrame, equality: Sequence[Equality], rope: float
 ) -> Comparison:
     where = {name: place[name] for name in COMPARISON[1:]}
     runs, curves = (
@@ -179,10 +201,12 @@ def _compare(
     ranked = list(algorithms.index[algorithms["is_ranked"]])
     deciding = [name in ranked for name in everything.algorithms]
     scores = everything.only(np.asarray(everything.whole[deciding].all(axis=0)))
-    by_case = {metric: scores.by_case(metric) for metric in METRICS}
-    dice = mean_with_ci(by_case["Dice"])
+    measures = {metric: Measure.of(scores, metric) for metric in METRICS}
+    ropes = {metric: rope if metric == "Dice" else None for metric in METRICS}
+    in_dice, by_case = measures["Dice"], {metric: measure.by_case for metric, measure in measures.items()}
+    dice = with_trainings(mean_with_ci(by_case["Dice"]), in_dice)
     baseline = _baseline(algorithms)
-    paired = {metric: differences(table[ranked], baseline, metric) for metric, table in by_case.items()}
+    paired = {metric: differences(measure, ranked, baseline, ropes[metric]) for metric, measure in measures.items()}
     board = algorithms.drop(columns=["trainer", "plans", "is_ranked"]).join(columns(scores, by_case, dice, ranked))
     board = board.join(everything.nnunet_dice().rename("nnunet_dice")).join(paired["Dice"][COUNTS])
     board["flags"] = [flags(name, algorithms.loc[name], len(cases), proof) for name in board.index]
@@ -205,17 +229,23 @@ def _compare(
         scores=scores,
         by_case={metric: table[order] for metric, table in by_case.items()},
         board=board,
+        rope=rope,
         paired={metric: table.loc[[n for n in first if n in table.index]] for metric, table in paired.items()},
+        twins=against_twins(in_dice, algorithms.loc[first + list(algorithms.index.difference(first))], rope),
+        pairs=every_pair(in_dice, first, rope),
         beside={
-            metric: beside(table, record.about.get("beside", {}), algorithms, metric)
-            for metric, table in by_case.items()
+            metric: beside(measure, record.about.get("beside", {}), algorithms, ropes[metric])
+            for metric, measure in measures.items()
         },
         by_source=by_source(scores, list(sources or ()), order, first, baseline),
         by_label={metric: scores.by_label(metric).loc[order] for metric in METRICS},
         label_dice=_label_dice(scores, order),
         dice=dice.loc[order],
         false_findings=scores.false_findings().loc[order],
-        rank_shares=_rank_shares(by_case["Dice"][first]),
+        components=components(in_dice),
+        gaps=gaps(in_dice),
+        stability=stability(by_case["Dice"][first], higher_is_better=True, errors=training_errors(in_dice)),
+        rank_shares=_rank_shares(by_case["Dice"][first], training_errors(in_dice)),
         costs=_costs(runs),
     )
 
@@ -261,10 +291,10 @@ def _label_dice(scores: Scores, order: Sequence[str]) -> dict[str, tuple[pd.Data
     return {label: (table, mean_with_ci(table)) for label, table in tables.items() if table.count().any()}
 
 
-def _rank_shares(scores: pd.DataFrame) -> pd.DataFrame:
+def _rank_shares(scores: pd.DataFrame, errors: "pd.Series[float]") -> pd.DataFrame:
     if scores.shape[1] < 2 or scores.dropna().empty:
         return pd.DataFrame()
-    return rank_distribution(scores, higher_is_better=True)
+    return rank_distribution(scores, higher_is_better=True, errors=errors)
 
 
 def _costs(runs: pd.DataFrame) -> pd.DataFrame:

@@ -7,15 +7,19 @@ where.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from nnunet_plugins.report.claims import Claim, claim, needs
 from nnunet_plugins.report.scores import Scores
 from nnunet_plugins.report.statistics import CASES, DECIMALS, HIGHER_IS_BETTER, compare
 from nnunet_plugins.report.variance import Estimate, Repeats, estimate, learn_repeats
+
+Array = NDArray[Any]
 
 COLUMNS = [
     *("n", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "wins", "ties", "losses"),
@@ -44,32 +48,37 @@ class Measure:
     def of(cls, scores: Scores, metric: str) -> "Measure":
         """Return the scores in a metric."""
         by_case = scores.by_case(metric)
-        by_training = pd.concat({"": by_case}, axis=1).swaplevel(axis=1)
-        return cls(metric, by_case, by_training, pd.Series(0, by_case.index))
+        return cls(metric, by_case, scores.by_training(metric) if scores.trainings else by_case, scores.folds)
 
-    def seeds(self, name: str) -> int:
-        """Return how many trainings of an algorithm have any score."""
-        return int(self.by_training[name].notna().any().sum())
+    def trainings(self, name: str) -> pd.DataFrame:
+        """Return the scores of an algorithm's trainings that have any, cases x seeds."""
+        own = self.by_training.columns.get_level_values(0) == name
+        return self.by_training.loc[:, own].droplevel(0, axis=1).dropna(axis=1, how="all")
 
-    def repeats(self, name: str, cases: pd.Index | None = None) -> Repeats:
+    def repeats(self, name: str, cases: Array | None = None) -> Repeats:
         """Return what the repeats of an algorithm tell, on some of the cases."""
-        scores = self.by_training[name]
+        scores = self._trainings[name]
         if scores.shape[1] < 2:
             return Repeats()
-        scores = scores if cases is None else scores.loc[cases]
-        return learn_repeats(scores.to_numpy(float), self.codes.loc[scores.index].to_numpy())
+        kept = slice(None) if cases is None else cases
+        return learn_repeats(scores[kept], self._folds[kept])
 
-    @property
-    def codes(self) -> pd.Series:
-        """The folds of the cases as numbers."""
-        return pd.Series(pd.factorize(self.folds)[0], self.folds.index)
+    @cached_property
+    def _trainings(self) -> dict[str, Array]:
+        return {str(name): self.trainings(str(name)).to_numpy(float) for name in self.by_case}
+
+    @cached_property
+    def _folds(self) -> Array:
+        return pd.factorize(self.folds)[0]
 
     def estimate(self, name: str, against: str | None = None) -> Estimate:
         """Return the mean score of an algorithm, or the mean difference of two, and how sure it is."""
-        values = self.by_case[name] - (0.0 if against is None else self.by_case[against])
-        values = values.dropna().round(DECIMALS)
-        known = [self.repeats(one, values.index) for one in (name, against) if one is not None]
-        return estimate(values.to_numpy(float), self.codes.loc[values.index].to_numpy(), known)
+        values = self.by_case[name].to_numpy(float)
+        if against is not None:
+            values = values - self.by_case[against].to_numpy(float)
+        there = ~np.isnan(values)
+        known = [self.repeats(one, there) for one in (name, against) if one is not None]
+        return estimate(values[there].round(DECIMALS), self._folds[there], known)
 
 
 def compare_pairs(measure: Measure, pairs: Sequence[tuple[str, str]], *, rope: float | None) -> pd.DataFrame:
@@ -88,9 +97,12 @@ def compare_pairs(measure: Measure, pairs: Sequence[tuple[str, str]], *, rope: f
         For too few cases there is neither interval, p value nor probability.
     """
     tables = []
-    for against in dict.fromkeys(against for _, against in pairs):
-        names = [name for name, other in pairs if other == against]
-        found = compare(measure.by_case[[against, *names]], against, higher_is_better=HIGHER_IS_BETTER[measure.metric])
+    known = {pair: any(measure.repeats(name).known for name in pair) for pair in pairs}
+    higher = HIGHER_IS_BETTER[measure.metric]
+    for against, repeated in dict.fromkeys((against, known[name, against]) for name, against in pairs):
+        names = [name for name, other in pairs if other == against and known[name, other] == repeated]
+        options = {"resamples": 0} if repeated else {}  # intervals that others take the place of
+        found = compare(measure.by_case[[against, *names]], against, higher_is_better=higher, **options)
         tables.append(pd.concat({against: found}, names=["against"]).swaplevel())
     index = pd.MultiIndex.from_tuples(list(pairs), names=["algorithm", "against"])
     if not tables:
@@ -99,9 +111,9 @@ def compare_pairs(measure: Measure, pairs: Sequence[tuple[str, str]], *, rope: f
     table["p"] = table["p"].where(table["n"] >= CASES)
     rows = [_weigh(measure, name, against, rope) for name, against in pairs]
     more = pd.DataFrame(rows, index)
-    known = more["repeated"] | more["against_repeated"]
+    by_trainings = more["repeated"] | more["against_repeated"]
     for column in ("p", "ci_low", "ci_high"):
-        table[column] = table[column].where(~known, more[column])
+        table[column] = table[column].where(~by_trainings, more[column])
     return table.join(more.drop(columns=["p", "ci_low", "ci_high"]))[COLUMNS]
 
 
@@ -113,7 +125,7 @@ def _weigh(measure: Measure, name: str, against: str, rope: float | None) -> dic
         said = Claim(said.better, np.nan, np.nan, np.nan)
     needed = needs(found, rope or 0.0)
     known = [measure.repeats(one).known for one in (name, against)]
-    seeds = max(measure.seeds(one) for one in (name, against))
+    seeds = max(measure.trainings(one).shape[1] for one in (name, against))
     low, high = found.interval
     return {
         **said._asdict(),
@@ -137,6 +149,13 @@ def with_trainings(means: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     return means
 
 
+def training_errors(measure: Measure) -> "pd.Series[float]":
+    """Return what the trainings add to the standard error of each algorithm's mean; 0 where it is not known."""
+    known = {name: measure.repeats(name) for name in measure.by_case}
+    errors = {name: np.sqrt(one.weight * one.training) if one.known else 0.0 for name, one in known.items()}
+    return pd.Series(errors, dtype=float)
+
+
 def components(measure: Measure) -> pd.DataFrame:
     """Return what the scores of every algorithm with repeats vary by, as standard deviations.
 
@@ -155,7 +174,7 @@ def components(measure: Measure) -> pd.DataFrame:
         chance = found.case * (1 / sizes[sizes > 0]).mean() + repeats.training * repeats.per_case
         fold = means.var() - chance if len(means) > 1 else np.nan
         rows[name] = {
-            "trainings": measure.seeds(name),
+            "trainings": measure.trainings(name).shape[1],
             **{
                 part: float(np.sqrt(np.maximum(variance, 0)))
                 for part, variance in {
@@ -175,8 +194,7 @@ def gaps(measure: Measure) -> list[tuple[str, str, list[str]]]:
     """Return the algorithms' trainings that lack folds which another training of the same algorithm has, and these."""
     found = []
     for name in measure.by_case:
-        there = measure.by_training[name].notna().groupby(measure.folds, sort=False).any()
-        there = there.loc[:, there.any()]
+        there = measure.trainings(str(name)).notna().groupby(measure.folds, sort=False).any()
         for seed in there:
             if lacking := [str(fold) for fold in there.index[there.any(axis=1) & ~there[seed]]]:
                 found.append((str(name), str(seed), lacking))

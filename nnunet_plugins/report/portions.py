@@ -7,9 +7,10 @@ import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
 from nnunet_plugins.report.board import COUNTS, columns
+from nnunet_plugins.report.evidence import Measure, compare_pairs, with_trainings
 from nnunet_plugins.report.scores import Scores
-from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, compare, holm, mean_with_ci
-from nnunet_plugins.report.verdicts import differences, with_verdicts
+from nnunet_plugins.report.statistics import mean_with_ci
+from nnunet_plugins.report.verdicts import differences, judge
 
 
 def by_source(
@@ -21,24 +22,22 @@ def by_source(
         own = scores.only(np.array([one == source for one in scores.sources], bool))
         if not own.cases:
             continue
-        by_case = {metric: own.by_case(metric) for metric in METRICS}
-        table = columns(own, by_case, mean_with_ci(by_case["Dice"]), ranked).loc[list(order)]
-        paired = differences(by_case["Dice"][list(ranked)], baseline, "Dice")
+        measures = {metric: Measure.of(own, metric) for metric in METRICS}
+        dice = with_trainings(mean_with_ci(measures["Dice"].by_case), measures["Dice"])
+        table = columns(own, {metric: one.by_case for metric, one in measures.items()}, dice, ranked).loc[list(order)]
+        paired = differences(measures["Dice"], ranked, baseline, None)
         paired = paired.rename(columns={"ci_low": "difference_low", "ci_high": "difference_high"})
         kept = ["mean_difference", "difference_low", "difference_high", *COUNTS]
         tables[source] = table.join(paired[kept])
     return pd.concat(tables, names=["source", "algorithm"]) if tables else pd.DataFrame()
 
 
-def beside(scores: pd.DataFrame, alone: Mapping[str, str], algorithms: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return how networks for many datasets differ from the same ones on this dataset alone."""
+def beside(measure: Measure, alone: Mapping[str, str], algorithms: pd.DataFrame, rope: float | None) -> pd.DataFrame:
+    """Return how networks for many datasets differ from the same ones, `alone`, on this dataset alone."""
+    scores = measure.by_case
     here = algorithms.index[algorithms["role"] == "one for many"]
-    pairs = {name: alone[name] for name in scores if name in here and alone.get(name) in scores}
-    rows = [
-        compare(scores[[one, name]], one, higher_is_better=HIGHER_IS_BETTER[metric]).assign(alone=one)
-        for name, one in pairs.items()
-    ]
-    if not rows:
+    pairs = [(name, alone[name]) for name in scores if name in here and alone.get(name) in scores]
+    if not pairs:
         return pd.DataFrame()
-    table = pd.concat(rows)
-    return with_verdicts(table.assign(p_holm=holm(table["p"])), metric)
+    table = judge(compare_pairs(measure, pairs, rope=rope), measure.metric)
+    return table.reset_index("against").rename(columns={"against": "alone"})

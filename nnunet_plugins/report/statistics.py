@@ -72,7 +72,7 @@ def draw_means(scores: Array, errors: Array, resamples: int, seed: int) -> Array
 def _intervals(columns: dict[str, Array], resamples: int, seed: int) -> pd.DataFrame:
     """Return the confidence interval of each column's mean; too few cases have none."""
     intervals = pd.DataFrame(np.nan, index=list(columns), columns=["ci_low", "ci_high"])
-    for cases in {len(column) for column in columns.values() if len(column) >= CASES}:
+    for cases in {len(column) for column in columns.values() if resamples and len(column) >= CASES}:
         names = [name for name, column in columns.items() if len(column) == cases]
         means = _drawn_means(np.stack([columns[name] for name in names], axis=1), resamples, seed)
         intervals.loc[names] = np.quantile(means, INTERVAL, axis=0).T
@@ -113,6 +113,13 @@ def compare(
     scores: pd.DataFrame, baseline: str, *, higher_is_better: bool, resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
     """Compare every other algorithm with the baseline, on the cases that both have.
+
+    Args:
+        scores: cases x algorithms.
+        baseline: the column to compare with.
+        higher_is_better: whether it is.
+        resamples: of the intervals; without any, there are none.
+        seed: of the resamples.
 
     Returns:
         A row per algorithm: `n` cases, `mean_difference` from the baseline (algorithm - baseline) with its 95% interval
