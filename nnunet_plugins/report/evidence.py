@@ -55,6 +55,10 @@ class Measure:
         own = self.by_training.columns.get_level_values(0) == name
         return self.by_training.loc[:, own].droplevel(0, axis=1).dropna(axis=1, how="all")
 
+    def seeds(self, name: str) -> int:
+        """Return how many trainings of an algorithm have any score."""
+        return int(self._trainings[name].shape[1])
+
     def repeats(self, name: str, cases: Array | None = None) -> Repeats:
         """Return what the repeats of an algorithm tell, on some of the cases."""
         scores = self._trainings[name]
@@ -97,7 +101,8 @@ def compare_pairs(measure: Measure, pairs: Sequence[tuple[str, str]], *, rope: f
         For too few cases there is neither interval, p value nor probability.
     """
     tables = []
-    known = {pair: any(measure.repeats(name).known for name in pair) for pair in pairs}
+    of = {name: measure.repeats(name).known for name in {name for pair in pairs for name in pair}}
+    known = {pair: any(of[name] for name in pair) for pair in pairs}
     higher = HIGHER_IS_BETTER[measure.metric]
     for against, repeated in dict.fromkeys((against, known[name, against]) for name, against in pairs):
         names = [name for name, other in pairs if other == against and known[name, other] == repeated]
@@ -125,7 +130,7 @@ def _weigh(measure: Measure, name: str, against: str, rope: float | None) -> dic
         said = Claim(said.better, np.nan, np.nan, np.nan)
     needed = needs(found, rope or 0.0)
     known = [measure.repeats(one).known for one in (name, against)]
-    seeds = max(measure.trainings(one).shape[1] for one in (name, against))
+    seeds = max(measure.seeds(one) for one in (name, against))
     low, high = found.interval
     return {
         **said._asdict(),
@@ -174,7 +179,7 @@ def components(measure: Measure) -> pd.DataFrame:
         chance = found.case * (1 / sizes[sizes > 0]).mean() + repeats.training * repeats.per_case
         fold = means.var() - chance if len(means) > 1 else np.nan
         rows[name] = {
-            "trainings": measure.trainings(name).shape[1],
+            "trainings": measure.seeds(name),
             **{
                 part: float(np.sqrt(np.maximum(variance, 0)))
                 for part, variance in {
