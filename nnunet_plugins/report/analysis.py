@@ -12,7 +12,7 @@ import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
 from nnunet_plugins.report.equality import UNKNOWN, Equality, read_equality
-from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError, without_seed
+from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
     DECIMALS,
@@ -27,6 +27,7 @@ from nnunet_plugins.report.statistics import (
     ranks,
 )
 from nnunet_plugins.report.words import count
+from nnunet_plugins.rows import without_seed
 
 LABEL_FIGURES = 6
 """With more labels than these, there is no figure per label."""
