@@ -1,6 +1,7 @@
 """Repeats of trainings in a benchmark, and results that are kept of trainings whose models are gone."""
 
 import contextlib
+import gzip
 import json
 import re
 import shutil
@@ -17,8 +18,9 @@ from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import write_text
 from nnunet_plugins.report.analysis import analyse
+from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.caveats import caveats
-from nnunet_plugins.report.record import GONE, read_record
+from nnunet_plugins.report.record import GONE, ReportError, read_record
 from nnunet_plugins.report.verification import verify_report
 
 DATASET = "Dataset001_Small"
@@ -131,6 +133,19 @@ def test_each_repeat_is_evaluated_and_ensembles_are_of_the_first_ones(folders):
     predicted = [task.title for task in prediction_tasks(question, folders, as_if_trained=True)]
     assert len(predicted) == 4
     assert predicted[1].endswith("predict the test images with U-Net, seed 2")
+
+
+def test_ensembles_can_be_left_out(folders):
+    question = protocol(with_ensembles=False, test=True)
+    (folders.raw / DATASET / "imagesTs").mkdir(parents=True)
+    tasks = result_tasks(question, folders, as_if_trained=True)
+    assert [task.title.partition(": ")[2] for task in tasks] == [
+        "cross-validated segmentations of U-Net",
+        "metrics of U-Net",
+        "cross-validated segmentations of FIRENet",
+        "metrics of FIRENet",
+    ]
+    assert len(prediction_tasks(question, folders, as_if_trained=True)) == 2
 
 
 @pytest.mark.parametrize(
@@ -386,3 +401,25 @@ def test_a_training_that_has_begun_goes_on_and_its_results_stay_until_it_is_done
     assert [task.training for task in left if task.training] == [(first, 0)]
     again = driver._tasks_to_train(question, folders, NOTHING_KEPT)
     assert len([task for task in again if task.training]) == 6
+
+
+def test_packed_tables_are_the_tables(finished):
+    """A record that is to be committed may be packed: it is read, verified and gone on from as it was."""
+    question, folders = finished
+    before = rows(folders, "results")
+    folders = elsewhere(folders)
+    tables = sorted((folders.output / "record").glob("*.csv"))
+    assert len(tables) == 3
+    for table in tables:
+        table.with_name(f"{table.name}.gz").write_bytes(gzip.compress(table.read_bytes(), mtime=0))
+        table.unlink()
+    build_report(folders.output)
+    assert verify_report(folders.output, folders.variables).contradictions == []
+    pd.testing.assert_frame_equal(rows(folders, "results"), before)
+    report(question, folders)
+    pd.testing.assert_frame_equal(rows(folders, "results"), before)
+    assert sorted((folders.output / "record").glob("*.csv*")) == tables
+    tables[1].with_name("results.csv.gz").write_bytes(b"\x1f\x8b torn")
+    tables[1].unlink()
+    with pytest.raises(ReportError, match=r"results\.csv\.gz cannot be read"):
+        read_record(folders.output / "record")

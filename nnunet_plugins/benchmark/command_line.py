@@ -92,6 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add each network with its cases in one pass, at their own size, where memory allows it",
     )
     question.add_argument(
+        "--without-ensembles",
+        action="store_true",
+        help="leave out nnU-Net's ensembles of all pairs and its choice among them, which take long for many networks",
+    )
+    question.add_argument(
         "--with-atlas",
         action="store_true",
         help="add the atlas, the voxelwise majority of the training labels, as a line to read the others against; the "
@@ -211,6 +216,7 @@ def _run(arguments: argparse.Namespace) -> int:
         with_twins=arguments.with_twins,
         with_rivals=arguments.with_rivals,
         with_whole_volume=arguments.with_whole_volume,
+        with_ensembles=not arguments.without_ensembles,
         with_atlas=arguments.with_atlas,
         merged=merged,
         presets=tuple(dict.fromkeys(arguments.presets)),

@@ -88,7 +88,8 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
     check_repeats(protocol)
     find_trainers(protocol)
     _check_start(protocol)
-    for group in whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol):
+    groups = whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol)
+    for group in groups if protocol.with_ensembles else ():
         for pair in combinations(first_repeats(group), 2):
             name = ensemble_name(*pair, protocol.folds)
             if len(name.encode()) > _LONGEST_FOLDER:
@@ -260,8 +261,9 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
     preparations = [task for task in first if not task.training]
     display = Display(len(_all_tasks(protocol, folders)))
     _say(f"{_describe_runs(protocol)} in {len(protocol.folds)} folds: {len(trainings)} trainings. In {folders.output}")
-    for line in kept.describe():
-        _say(f"Model {GONE}, its results are kept: {line}")
+    if lines := kept.describe():
+        _say(f"Models {GONE}, of which the record has results. These are kept; {TRAIN_AGAIN} trains anew:")
+        _say("\n".join(f"  {line}" for line in lines))
     outcome = _perform(preparations, protocol, folders, place, display)
     if not place.accept_unequal:
         _refuse_unequal(protocol, folders, kept)

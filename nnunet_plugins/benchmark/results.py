@@ -35,7 +35,7 @@ def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = 
     for atlas in protocol.atlases():
         tasks += _atlas(atlas, protocol, folders)
     before: dict[str, tuple[str, ...]] = {}
-    for group in whole_groups(trained, protocol):
+    for group in whole_groups(trained, protocol) if protocol.with_ensembles else ():
         dataset = group[0].dataset
         found = _find_best(group, before.get(dataset, ()), protocol, folders)
         # All of them write into one folder.
@@ -115,9 +115,9 @@ class Choice:
 
 
 def read_choice(group: Sequence[Run], protocol: Protocol, folders: Folders) -> Choice | None:
-    """Return nnU-Net's choice among runs on one plan; None as long as it has not chosen among all of them."""
+    """Return nnU-Net's choice among runs on one plan; None as long as it has not, or does not, choose among them."""
     best = _find_best(group, (), protocol, folders)[0]
-    if not best.is_done(folders.ledger):
+    if not protocol.with_ensembles or not best.is_done(folders.ledger):
         return None
     key = best_of(folders.best(group[0], protocol.folds))
     assert key is not None

@@ -7,6 +7,8 @@
     failures.json    the tasks that failed, with the ends of their logs
     about.json       title, budget, machine, versions, and where the images lie
 
+Tables may be packed with gzip, as results.csv.gz, where a record has to be small.
+
 A comparison is what may stand in one table: the results of one `split`, `dataset` and `configuration`. An algorithm is
 a trainer, with its plans where they are not the comparison's own, or an ensemble of two. Trainers that differ in their
 seed alone, nnUNetTrainer_1seed and nnUNetTrainer_2seed, are repeats of one algorithm: `seed` tells them apart.
@@ -14,6 +16,7 @@ seed alone, nnUNetTrainer_1seed and nnUNetTrainer_2seed, are repeats of one algo
 
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +154,7 @@ class Record:
         """Write the record's files, each of which is there completely or not at all."""
         for name, table in (("results", self.results), ("runs", self.runs), ("curves", self.curves)):
             write_table(folder / f"{name}.csv", table)
+            (folder / f"{name}.csv.gz").unlink(missing_ok=True)
         for name, content in (("equality", self.equality), ("failures", self.failures), ("about", self.about)):
             write_text(folder / f"{name}.json", json.dumps(content, indent=2))
 
@@ -221,11 +225,14 @@ _SHAPES: dict[str, Any] = {
 
 
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    packed = file.with_name(f"{file.name}.gz")
+    if packed.is_file() and not file.is_file():
+        file = packed
     try:
         table = read_table(file, dict.fromkeys(_TEXTS, str))
     except FileNotFoundError:
         raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
     later = [name for name in _LATER if name in columns and (name != "fold" or "case" in columns)]
     table = table.assign(**{name: _LATER[name] for name in later if name not in table})
