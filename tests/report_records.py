@@ -116,6 +116,7 @@ def _runs(
                     "energy_joules": epochs * seconds * 300,
                     "validation_voxels_per_second": 2e6 / (1 + 0.2 * number),
                     "device": "NVIDIA H200",
+                    "model": "",
                 }
             )
     return pd.DataFrame(rows)

@@ -17,7 +17,7 @@ from nnunet_plugins.report.equality import Equality, read_equality
 from nnunet_plugins.report.evidence import Measure, components, gaps, training_errors, with_trainings
 from nnunet_plugins.report.portions import beside, by_source
 from nnunet_plugins.report.ranking import Stability, stability
-from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError, without_seed
+from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
     DECIMALS,
@@ -27,6 +27,7 @@ from nnunet_plugins.report.statistics import (
     rank_distribution,
 )
 from nnunet_plugins.report.verdicts import against_twins, differences, every_pair
+from nnunet_plugins.rows import without_seed
 
 LABEL_FIGURES = 6
 """With more labels than these, there is no figure per label."""

@@ -28,7 +28,8 @@ def build_report(folder: Path, rope: float = ROPE) -> Path:
     report = folder / "report"
     write_report(analysis, report)
     ledger = Ledger({"output": folder.absolute()})
-    made_of = sorted(file.absolute() for file in (folder / "record").iterdir() if file.suffix in (".csv", ".json"))
+    names = {file.name.removesuffix(".gz") for file in (folder / "record").iterdir()}
+    made_of = sorted((folder / "record" / name).absolute() for name in names if name.endswith((".csv", ".json")))
     page, *others = [(report / name).absolute() for name in _FILES]
     others += sorted((report / "figures").absolute().glob("*.svg"))
     ledger.write(page, ["nnunet-plugins", "report", ROPE_OPTION, f"{rope:g}"], ledger.identities(made_of), others)

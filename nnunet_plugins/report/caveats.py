@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from nnunet_plugins.report.analysis import Comparison
-from nnunet_plugins.report.record import UNRANKED
+from nnunet_plugins.report.record import GONE, UNRANKED
 from nnunet_plugins.report.statistics import CASES, LEVEL
 from nnunet_plugins.report.verdicts import SURE
 from nnunet_plugins.report.words import count, show_count, show_number
@@ -21,6 +21,8 @@ def caveats(comparison: Comparison) -> list[str]:
         *_untrained(comparison),
         *_not_above_the_atlas(comparison),
         *_incomplete(comparison),
+        *_gone(comparison),
+        *_unequal_repeats(comparison),
         *_partial_labels(comparison),
         *_absent_labels(comparison),
         *_limits(comparison),
@@ -103,6 +105,36 @@ def _incomplete(comparison: Comparison) -> list[str]:
         more = f" and {len(comparison.dropped) - NAMED} more" if len(comparison.dropped) > NAMED else ""
         lines.append(f"Left out for all algorithms alike: {', '.join(comparison.dropped[:NAMED])}{more}.")
     return lines
+
+
+def _gone(comparison: Comparison) -> list[str]:
+    runs = comparison.runs[comparison.runs["model"] == GONE]
+    if runs.empty:
+        return []
+    named = [
+        f"{name}{f', seed {seed}' * bool(seed)} ({count_folds(set(rows['fold']))})"
+        for (name, seed), rows in runs.groupby(["algorithm", "seed"], sort=False)
+    ]
+    return [
+        f"Model no longer here: {'; '.join(named)}. What stands here of these trainings is kept from an earlier "
+        "record, and cannot be made again from their segmentations."
+    ]
+
+
+def _unequal_repeats(comparison: Comparison) -> list[str]:
+    """Name the repeats that lack folds which other repeats of the same network have."""
+    lacking = []
+    for name, runs in comparison.runs.groupby("algorithm", sort=False):
+        folds = set(runs["fold"])
+        for seed, own in runs.groupby("seed", sort=False):
+            if less := folds - set(own["fold"]):
+                lacking.append(f"seed {seed} of {name} ({count_folds(less)})")
+    if not lacking:
+        return []
+    return [
+        f"Not trained in all folds: {'; '.join(lacking)}. A case has the mean of the repeats that have it, so that "
+        "some means are of fewer trainings than others."
+    ]
 
 
 def _partial_labels(comparison: Comparison) -> list[str]:

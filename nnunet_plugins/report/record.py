@@ -7,6 +7,8 @@
     failures.json    the tasks that failed, with the ends of their logs
     about.json       title, budget, machine, versions, and where the images lie
 
+Tables may be packed with gzip, as results.csv.gz, where a record has to be small.
+
 A comparison is what may stand in one table: the results of one `split`, `dataset` and `configuration`. An algorithm is
 a trainer, with its plans where they are not the comparison's own, or an ensemble of two. Trainers that differ in their
 seed alone, nnUNetTrainer_1seed and nnUNetTrainer_2seed, are repeats of one algorithm: `seed` tells them apart.
@@ -14,6 +16,7 @@ seed alone, nnUNetTrainer_1seed and nnUNetTrainer_2seed, are repeats of one algo
 
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ import pandas as pd
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.metrics.table import METRICS, map_texts, read_table, write_table
-from nnunet_plugins.rows import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER, count_seeds, seed_of
 
 COMPARISON = ["split", "dataset", "configuration"]
 ALGORITHM = ["plans", "trainer", "algorithm", "role", "seed"]
@@ -63,6 +66,7 @@ RUNS = [
     "energy_joules",  # of the GPUs
     "validation_voxels_per_second",  # resampling, mirroring and export included
     "device",
+    "model",  # `GONE`, where only the record is left of it
 ]
 CURVES = [
     "dataset",
@@ -76,6 +80,9 @@ CURVES = [
     "learning_rate",
     "seconds",
 ]
+GONE = "no longer here"
+"""Says that the model of a training is gone, so that its results are those of an earlier record."""
+
 ROLES = {
     "baseline": "baseline",
     "method": "a network of this comparison",
@@ -92,21 +99,8 @@ UNRANKED = ("ensemble", "choice", "one pass", "one for many", "atlas")
 """Roles that take no part in ranks and tests: they share errors or data with others, or are no network."""
 
 
-_LATER = {"seed": "", "fold": np.nan}
-"""Columns that the results of earlier versions do not have, with what stands for them; others have had folds always."""
-
-_SEED = re.compile(r"_([0-9]+)seed(?![^_ ])")
-
-
-def seed_of(trainer: str) -> str:
-    """Return the seed in a trainer's name, as text; nothing if it has none, or is an ensemble's."""
-    found = _SEED.findall(trainer)
-    return found[0] if found and " + " not in trainer else ""
-
-
-def without_seed(trainer: str) -> str:
-    """Return a trainer's name, or an ensemble's, without its seeds: what all repeats of it share."""
-    return _SEED.sub("", trainer)
+_LATER = {"seed": "", "fold": np.nan, "model": ""}
+"""Columns that records of earlier versions do not have, with what stands for them. Trainings have always had folds."""
 
 
 def describe_role(role: str, trainer: str) -> str:
@@ -160,6 +154,7 @@ class Record:
         """Write the record's files, each of which is there completely or not at all."""
         for name, table in (("results", self.results), ("runs", self.runs), ("curves", self.curves)):
             write_table(folder / f"{name}.csv", table)
+            (folder / f"{name}.csv.gz").unlink(missing_ok=True)
         for name, content in (("equality", self.equality), ("failures", self.failures), ("about", self.about)):
             write_text(folder / f"{name}.json", json.dumps(content, indent=2))
 
@@ -180,7 +175,7 @@ def read_record(folder: Path) -> Record:
     return Record(*tables, *contents)
 
 
-_TEXTS = {*COMPARISON, *ALGORITHM, SOURCE, "case", "label", "name", "patch_size", "memory_kind", "device"}
+_TEXTS = {*COMPARISON, *ALGORITHM, SOURCE, "case", "label", "name", "patch_size", "memory_kind", "device", "model"}
 _KEYS = {*COMPARISON, "algorithm", "role", "case", "label"}
 """Columns that say what a row is about; without them it means nothing."""
 
@@ -190,7 +185,9 @@ _SHAPES: dict[str, Any] = {
         {
             "dataset": str,
             "configuration": str,
-            "runs": [{"algorithm": str, "fold": int, "hashes": dict, "environment": dict, "settings?": dict}],
+            "runs": [
+                {"algorithm": str, "seed?": str, "fold": int, "hashes": dict, "environment": dict, "settings?": dict}
+            ],
             "accepted": bool,
             "baseline?": str,
             "plans?": {str: str},
@@ -215,6 +212,7 @@ _SHAPES: dict[str, Any] = {
                 "ending": str,
                 "labels": {str: str},
                 "predictions": {str: str},
+                "repeats?": {str: {str: str}},  # of algorithms with seeds: by seed, as predictions of the first one
             }
         },
         "left_out?": {str: {str: [str]}},
@@ -227,14 +225,17 @@ _SHAPES: dict[str, Any] = {
 
 
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    packed = file.with_name(f"{file.name}.gz")
+    if packed.is_file() and not file.is_file():
+        file = packed
     try:
         table = read_table(file, dict.fromkeys(_TEXTS, str))
     except FileNotFoundError:
         raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
-    later = _LATER if columns is RESULTS else {"seed": ""}
-    table = table.assign(**{name: value for name, value in later.items() if name not in table})
+    later = [name for name in _LATER if name in columns and (name != "fold" or "case" in columns)]
+    table = table.assign(**{name: _LATER[name] for name in later if name not in table})
     if missing := [column for column in columns if column not in table]:
         raise ReportError(f"{file} lacks the columns {', '.join(missing)}")
     for column in columns:
@@ -247,7 +248,8 @@ def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
             row = int(wrong.to_numpy().argmax())
             raise ReportError(f"{file}, row {row + 2}: {values[row]!r} cannot be a {column}")
     # An empty cell is an empty text there, not a missing number.
-    table[["plans", "trainer", "seed"]] = table[["plans", "trainer", "seed"]].fillna("")
+    texts = [name for name in ("plans", "trainer", "seed", "model") if name in table]
+    table[texts] = table[texts].fillna("")
     _check_seeds(file, table)
     table["fold"] = table["fold"].astype("Int64")
     if unknown := set(table["role"]) - set(ROLES):
@@ -264,7 +266,7 @@ def _check_seeds(file: Path, table: pd.DataFrame) -> None:
         problem = None
         if seed and not _GOOD_SEED.fullmatch(seed):
             problem = "is none: seeds are 1, 2 and so on"
-        elif len(_SEED.findall(trainer.partition(" + ")[0])) > 1:
+        elif seed and count_seeds(trainer) > 1:
             problem = "stands beside a trainer with two seeds, of which nobody knows which one counts"
         elif seed and seed != seed_of(trainer):
             problem = f"is not that of the trainer, {seed_of(trainer) or 'which has none'}"
@@ -274,6 +276,26 @@ def _check_seeds(file: Path, table: pd.DataFrame) -> None:
                 f"{file}, row {row + 2}: the seed {seed!r} of {trainer} {problem}. Give the benchmark's command again, "
                 "which collects its results anew"
             )
+
+
+def rows_of_gone(record: Record) -> "pd.Series[bool]":
+    """Tell which rows of the results are cross-validated by models that are no longer here."""
+    keys = ["configuration", "plans", "trainer", "fold"]
+    runs = record.runs[record.runs["model"] == GONE]
+    known = {(row["dataset"], *(row[name] for name in keys)) for _, row in runs.iterrows()}
+    of_many = {key[1:] for key in known}
+    results = record.results
+    found = [
+        split == "cross-validation" and (key in of_many if role == "one for many" else (dataset, *key) in known)
+        for split, role, dataset, key in zip(
+            results["split"],
+            results["role"],
+            results["dataset"],
+            results[keys].itertuples(index=False, name=None),
+            strict=True,
+        )
+    ]
+    return pd.Series(found, results.index, dtype=bool)
 
 
 def printable(content: Any) -> Any:

@@ -14,9 +14,10 @@ from nnunet_plugins.planning.forecast import GIB, format_size
 from nnunet_plugins.planning.profile import profile_inference
 from nnunet_plugins.planning.setting import Setting
 from nnunet_plugins.report.analysis import analyse
-from nnunet_plugins.report.record import read_record, without_seed
+from nnunet_plugins.report.record import read_record
 from nnunet_plugins.report.statistics import mean_with_ci
 from nnunet_plugins.report.writing import markdown_table
+from nnunet_plugins.rows import without_seed
 from nnunet_plugins.submission.rendering import render
 from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source, SubmissionError
