@@ -208,6 +208,17 @@ def test_rank_distribution_follows_the_cases():
     assert rank_distribution(table(a=[1.0], b=[1.0]), higher_is_better=True)[1].tolist() == [1, 1], "the smallest rank"
 
 
+def test_ranks_are_less_firm_where_trainings_vary():
+    scores = table(a=[0.9, 0.8, 0.85], b=[0.89, 0.79, 0.84])
+    firm, loose = (
+        rank_distribution(scores, higher_is_better=True, errors=pd.Series({"a": error, "b": error}))
+        for error in (0.0, 0.01)
+    )
+    assert firm.loc["a", 1] == 1
+    # The difference of two means varies by 0.01 * sqrt(2) around 0.01.
+    assert_allclose(loose.loc["a", 1], stats.norm.cdf(1 / np.sqrt(2)), atol=0.05)
+
+
 def test_identical_algorithms():
     scores = table(a=[0.5, 0.7, 0.9] * 2, b=[0.5, 0.7, 0.9] * 2)
     row = compare(scores, "a", higher_is_better=True).loc["b"]

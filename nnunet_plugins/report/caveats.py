@@ -194,9 +194,12 @@ def _limits(comparison: Comparison) -> list[str]:
             f"{min(smallest, 1):.2g}, however large the differences are."
         )
     if comparison.split == "cross-validation":
+        all_repeated = {*comparison.ranked} <= {*comparison.components.index}
         lines.append(
-            "Cross-validated cases share models, and the models share most of their training cases: the cases are not "
-            "independent, so p values are too small and intervals too narrow."
+            "The models of the folds share most of their training cases, which p values and intervals do not cover."
+            if all_repeated
+            else "Cross-validated cases share models, and the models share most of their training cases: the cases are "
+            "not independent, so p values are too small and intervals too narrow."
         )
     lines += _trainings(comparison)
     lines += _stability(comparison)
