@@ -91,7 +91,7 @@ def report(tmp_path_factory):
 def test_all_figures_and_tables_are_there(report):
     page, folder = report
     key = "dataset001-made-3d-fullres-cross-validation"
-    kinds = {"dice", "differences", "label-1", "label-2", "ranks", "memory", "time", "curves"}
+    kinds = {"dice", "differences", "label-1", "label-2", "pairs", "ranks", "memory", "time", "curves"}
     plots = {a["id"] for a in page.all("figure") if a.get("class", "").startswith("plot")}
     assert plots == {f"{key}-{kind}" for kind in kinds}
     assert {file.stem for file in (folder / "report" / "figures").iterdir()} == plots
@@ -375,10 +375,10 @@ def test_identical_results(tmp_path):
 
 
 def test_many_algorithms_and_labels(tmp_path):
-    page = build(tmp_path, make_record(algorithms=12, labels=20, missing=2, **SMALL))
+    page = build(tmp_path, make_record(algorithms=12, labels=20, missing=2, **{**SMALL, "cases": 9}))
     assert len([a for a in page.all("details")]) > 5
     assert not any("-label-" in name for name in page.ids())
-    assert "the 5 of 7 cases that all have" in page.text
+    assert "the 7 of 9 cases that all have" in page.text
     assert "Of 11 algorithms," in page.text
 
 

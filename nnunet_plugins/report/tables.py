@@ -69,7 +69,7 @@ def sections(comparison: Comparison) -> Sequence[Section]:
         Section("Cases and flags", _show_cases(comparison)),
     ]
     beside = [_show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
-    if len(comparison.twins):
+    if _is_tested(comparison.twins):
         caption = "Each network against its ablation twin, in Dice; Holm over these pairs"
         found.append(Section(caption, _show_pairs(comparison.twins, comparison.rope)))
     if any(map(len, beside)):
@@ -83,7 +83,7 @@ def sections(comparison: Comparison) -> Sequence[Section]:
     if any(map(len, paired)):
         caption = f"Paired differences from {comparison.baseline}; wins, ties and losses count cases"
         found.append(Section(caption, pd.concat(paired, ignore_index=True)))
-    if len(comparison.pairs):
+    if _is_tested(comparison.pairs):
         caption = "Every pair of ranked algorithms, in Dice; Holm over these pairs"
         found.append(Section(caption, _show_pairs(comparison.pairs, comparison.rope)))
     if len(comparison.components):
@@ -199,6 +199,11 @@ def _show_differences(table: pd.DataFrame, metric: str, *, alone: bool = False) 
             "Wins/ties/losses": _show_counts(table),
         }
     )
+
+
+def _is_tested(table: pd.DataFrame) -> bool:
+    """Return whether there are pairs with cases enough to say anything; the sentences tell of others."""
+    return bool(table["better"].notna().any())
 
 
 def _show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
