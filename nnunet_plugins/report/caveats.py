@@ -186,7 +186,7 @@ def _limits(comparison: Comparison) -> list[str]:
     if 0 < cases < CASES:
         lines.append(
             f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few to test anything: below {CASES} there are "
-            f"no intervals, p values or probabilities, since no p value of the signed-rank test could lie below {LEVEL:g}."
+            f"no intervals, p values or probabilities; no p value of the signed-rank test could lie below {LEVEL:g}."
         )
     elif comparison.components.empty and comparison.baseline is not None and cases and smallest > LEVEL:
         lines.append(
