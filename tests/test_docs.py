@@ -174,6 +174,16 @@ def test_the_drawings_are_the_code(monkeypatch):
         assert file.read_text() == draw(), "run python docs/draw_autofocus.py"
 
 
+def test_the_curve_of_steps_is_the_table_of_its_page(monkeypatch):
+    """matplotlib writes it in another way in each version; what is drawn stands in it in words."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    steps = runpy.run_path(str(ROOT / "docs" / "draw_steps.py"))
+    told = f"<dc:description>{steps['describe']()}</dc:description>"
+    assert told.count("0.") > 8
+    for drawing in (steps["FILE"].read_text(), steps["draw"]()):
+        assert told in drawing, "run python docs/draw_steps.py"
+
+
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):

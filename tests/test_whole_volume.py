@@ -569,3 +569,29 @@ def test_nnunets_own_prediction_is_what_it_was(root, images, expected, tmp_path)
         assert (tmp_path / f"{case}.nii.gz").read_bytes() == (expected / f"{case}.nii.gz").read_bytes()
         one, other = (np.load(folder / f"{case}.npz")["probabilities"] for folder in (tmp_path, expected))
         assert np.array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_the_benchmark_tells_what_tiles_and_a_pass_cost(root, images, tmp_path):
+    """A case of 11 x 33 x 25 voxels takes 3 x 2 x 2 tiles of 6 x 32 x 24; a pass takes as much as its voxels."""
+    model = root / "nnUNet_results" / DATASET / "nnUNetTrainerSmall__plans__flat"
+    plans = root / "nnUNet_preprocessed" / DATASET
+    plans.mkdir(parents=True)
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(model / name, plans)
+    for file in images.glob("odd_*"):
+        shutil.copy(file, tmp_path)
+    script = Path(__file__).parents[1] / "benchmarks" / "whole_volume.py"
+    options = ("-i", tmp_path, "-d", 1, "-c", "flat", "-p", "plans", "-tr", "nnUNetTrainerSmall")
+    result = subprocess.run([sys.executable, script, *map(str, options)], check=True, capture_output=True, text=True)
+    rows = [[part.strip() for part in line.split("|")[1:-1]] for line in result.stdout.splitlines()[2:] if line]
+    assert [row[1] for row in rows] == [
+        "`nnUNetv2_predict`, 12 tiles",
+        "`nnunet-plugins predict`, 12 tiles",
+        "`nnunet-plugins predict --whole-volume`, 11x33x25",
+        "tiles / pass",
+    ]
+    stock, tiles, one, ratios = ([float(n) for n in row[4:]] for row in rows)
+    assert stock == tiles > one
+    assert ratios == pytest.approx([tiles[0] / one[0]], rel=0.01)
+    assert ratios == pytest.approx([12 * 6 * 32 * 24 / (11 * 33 * 25)], rel=0.2)
