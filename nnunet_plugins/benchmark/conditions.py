@@ -24,7 +24,7 @@ from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import is_json, read_json, write_text
 from nnunet_plugins.planning.preprocessed import data_folder
 from nnunet_plugins.provenance import Ledger
-from nnunet_plugins.report.equality import SEED
+from nnunet_plugins.report.equality import WITH_SEED
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS
 
 HASHES = ("plans", "splits", "data")
@@ -47,8 +47,8 @@ def hash_content(content: Any, leave_out: Iterable[str] = ()) -> str:
 
 
 def recipe_hash(recipe: Mapping[str, Any]) -> str:
-    """Return a hash of a recipe, which is the same for all repeats of it."""
-    return hash_content(recipe, [SEED])
+    """Return a hash of a recipe, which is the same for all repeats of it, and without a seed."""
+    return hash_content(recipe, WITH_SEED)
 
 
 def present_hashes(folders: Folders, run: Run) -> dict[str, str]:

@@ -354,7 +354,7 @@ def _perform(
         )
 
 
-def _refuse_unequal(protocol: Protocol, folders: Folders, kept: Kept) -> None:
+def _refuse_unequal(protocol: Protocol, folders: Folders, kept: Kept = NOTHING_KEPT) -> None:
     """Compare recipes, and the conditions of what is trained already, before anything is trained.
 
     Raises:

@@ -14,7 +14,7 @@ import pandas as pd
 from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.drawing import COLOURS, INK, MARKERS, Style, split_name
-from nnunet_plugins.report.equality import ABSENT, UNKNOWN, UNTRAINED, Equality
+from nnunet_plugins.report.equality import ABSENT, SEED, UNKNOWN, UNTRAINED, Equality
 from nnunet_plugins.report.findings import describe_all, describe_beside, describe_twins, summarise
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
 from nnunet_plugins.report.panels import Panels, draw_panels
@@ -274,7 +274,8 @@ def _proof(equality: Equality | None, looks: Mapping[str, Style]) -> list[Table]
     trained = equality.table[equality.table.index.get_level_values("fold") != UNTRAINED].fillna(ABSENT)
     captions = {"hashes": "Hashes of every training", "environment": "Environment", "recipe": "Settings"}
     for kind, caption in captions.items():
-        table = trained[list(equality.kinds[kind])].reset_index(names=["Algorithm", "Fold"])
+        seeds = [SEED] if kind == "hashes" and SEED in trained else []  # of several trainings in one fold
+        table = trained[[*seeds, *equality.kinds[kind]]].reset_index(names=["Algorithm", "Fold"])
         if kind != "hashes" and len(table):
             table, caption = _merged(table), f"{caption} of the {len(trained)} trainings"
         if len(table):
