@@ -120,6 +120,7 @@ def make_record(folder: Path, cases: Sequence[str]) -> None:
         common = {"split": "cross-validation", "dataset": NAME, "configuration": "3d_fullres", "plans": "nnUNetPlans"}
         common |= {"trainer": trainer, "role": role, "algorithm": name, "label": "1", "name": "outer", "fold": 0}
         common |= {"patch_size": "16x16x16", "memory_kind": "all", "device": "CPU", "epoch": 0}
+        common |= {"seed": "", "model": ""}
         rows["results"] += [{**common, "case": case} for case in cases]
         rows["runs"].append(common)
         rows["curves"] += [{**common, "epoch": epoch} for epoch in range(2)]

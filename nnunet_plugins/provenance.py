@@ -14,6 +14,7 @@ The marker of `metrics/test/NAME.csv` is `metrics/test/NAME.csv.made-of.json`; a
 Names of files begin with the folder in which they lie, `raw`, `preprocessed`, `results` (nnU-Net's) or `output` (the
 benchmark's), so that all of it can be moved; whatever lies elsewhere has its absolute path. What follows a name is its
 identity: the first 16 digits of a file's SHA-256, for a folder that of its list of names and identities, or `MISSING`.
+A table that was packed with gzip, `results.csv.gz`, is the table `results.csv`.
 
 An output is up to date if command, version, inputs and outputs are those of its marker. The record of a benchmark holds
 all markers in `provenance.json`, {"outputs": [marker, ...]}; there each has besides "of", with `split`, `dataset`,
@@ -22,9 +23,11 @@ first one is that of the record's other files: its inputs are what trainings hav
 """
 
 import contextlib
+import gzip
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -214,7 +217,8 @@ class Ledger:
         try:
             status = file.stat()
         except (FileNotFoundError, NotADirectoryError):
-            return MISSING
+            packed = file.with_name(f"{file.name}.gz")
+            return self._packed(packed) if file.suffix == ".csv" and packed.is_file() else MISSING
         # A copy may keep the time of change, but not when the file itself was written (ctime).
         key, stamp = str(file), [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = self._read_cache().get(key)
@@ -229,6 +233,14 @@ class Ledger:
             self._read_cache()[key] = [*stamp, found]
             self._new = True
         return found
+
+    @staticmethod
+    def _packed(file: Path) -> str:
+        """Return the identity of what a packed file holds."""
+        try:
+            return hashlib.sha256(gzip.decompress(file.read_bytes())).hexdigest()[:16]
+        except (OSError, EOFError, zlib.error):
+            return MISSING
 
     def _read_cache(self) -> dict[str, list[Any]]:
         if self._known is None:

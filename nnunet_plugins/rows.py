@@ -6,6 +6,7 @@ classes themselves.
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -114,3 +115,22 @@ def path_of(thing: str | Callable[..., Any]) -> str:
         return path_of(thing.func)
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+_SEED = re.compile(r"_([0-9]+)seed(?![^_ ])")
+
+
+def seed_of(trainer: str) -> str:
+    """Return the seed in a trainer's name, as text; nothing if it has none, or is an ensemble's."""
+    found = _SEED.findall(trainer)
+    return found[0] if found and " + " not in trainer else ""
+
+
+def count_seeds(trainer: str) -> int:
+    """Return how many seeds there are in a trainer's name; more than one is no name of a trainer."""
+    return len(_SEED.findall(trainer))
+
+
+def without_seed(trainer: str) -> str:
+    """Return a trainer's name, or an ensemble's, without its seeds: what all repeats of it share."""
+    return _SEED.sub("", trainer)

@@ -33,12 +33,15 @@ def _algorithms(names: Sequence[str], own_plan: bool) -> list[dict[str, str]]:
             "trainer": name,
             "algorithm": name,
             "role": "baseline" if name == names[0] else "twin" if name in twins else "method",
+            "seed": "",
         }
         for name in names
     ]
     if own_plan:
         name = f"{STOCK_TRAINER} ({OWN_PLANS})"
-        rows.insert(1, {"plans": OWN_PLANS, "trainer": STOCK_TRAINER, "algorithm": name, "role": "own plan"})
+        rows.insert(
+            1, {"plans": OWN_PLANS, "trainer": STOCK_TRAINER, "algorithm": name, "role": "own plan", "seed": ""}
+        )
     return rows
 
 
@@ -113,6 +116,7 @@ def _runs(
                     "energy_joules": epochs * seconds * 300,
                     "validation_voxels_per_second": 2e6 / (1 + 0.2 * number),
                     "device": "NVIDIA H200",
+                    "model": "",
                 }
             )
     return pd.DataFrame(rows)
@@ -188,6 +192,7 @@ def make_record(
     ensemble: bool = False,
     unequal: bool = False,
     accepted: bool = False,
+    repeats: int | Sequence[int] = 0,
 ) -> Record:
     """Make a record up.
 
@@ -209,6 +214,7 @@ def make_record(
         ensemble: add an ensemble.
         unequal: the last algorithm was trained with other plans, epochs and learning rate.
         accepted: the user accepts that.
+        repeats: seeds with which every algorithm was trained, or how many for each of them; 0 for none.
     """
     generator = np.random.default_rng(seed)
     names = trainers(algorithms) if isinstance(algorithms, int) else list(algorithms)
@@ -224,6 +230,9 @@ def make_record(
             table = table[~(lacking & (table["algorithm"] == present[-1]["algorithm"]))]
             if ensemble:
                 table = pd.concat([table, _ensemble(table)])
+            table["fold"] = [
+                int(case.rpartition("_")[2]) % folds if split != "test" else pd.NA for case in table["case"]
+            ]
             results.append(table.assign(split=split, **place))
         runs.append(_runs(generator, present, folds, epochs).assign(**place))
         curves.append(_curves(generator, present, folds, epochs).assign(**place))
@@ -254,13 +263,48 @@ def make_record(
         "ensembles": ["The ensemble of the two best has a pseudo Dice of 0.9."] if ensemble else [],
         "complete": not gone,
     }
-    return Record(
-        results=pd.concat(results, ignore_index=True)[RESULTS],
+    record = Record(
+        results=pd.concat(results, ignore_index=True)[RESULTS].astype({"fold": "Int64"}),
         runs=pd.concat(runs, ignore_index=True)[RUNS],
         curves=pd.concat(curves, ignore_index=True)[CURVES],
         equality=equality,
         failures=failures,
         about=about,
+    )
+    numbers = [repeats] * len(everyone) if isinstance(repeats, int) else repeats
+    seeds = {row["algorithm"]: number for row, number in zip(everyone, numbers, strict=True) if number}
+    return _repeat(record, seeds, np.random.default_rng([seed, 1])) if seeds else record
+
+
+def _repeat(record: Record, seeds: dict[str, int], generator: np.random.Generator) -> Record:
+    """Take every algorithm's trainings for those of seed 1, and make further ones up, each a little better or worse."""
+
+    def repeat(table: pd.DataFrame, vary: Sequence[str]) -> pd.DataFrame:
+        parts = []
+        for name, rows in table.groupby("algorithm", sort=False):
+            for number in range(1, seeds.get(name, 0) + 1):
+                own = rows.assign(seed=str(number), trainer=rows["trainer"] + f"_{number}seed")
+                if number > 1 and len(vary):
+                    noise = generator.normal(0, 0.02) + generator.normal(0, 0.03, len(own))
+                    own[vary] = np.clip(own[vary].to_numpy() + noise[:, None], 0, 1)
+                parts.append(own)
+            if name not in seeds:
+                parts.append(rows)
+        return pd.concat(parts, ignore_index=True)
+
+    for entry in record.equality:
+        for recipe in (entry["recipes"][name] for name in seeds if name in entry["recipes"]):
+            recipe["seed"] = 1
+        entry["runs"] = [
+            {**run, **({"seed": str(number), "settings": {"seed": str(number)}} if number else {})}
+            for run in entry["runs"]
+            for number in (range(1, seeds[run["algorithm"]] + 1) if run["algorithm"] in seeds else [0])
+        ]
+    return replace(
+        record,
+        results=repeat(record.results, ["Dice", "NSD"]),
+        runs=repeat(record.runs, []),
+        curves=repeat(record.curves, ["pseudo_dice"]),
     )
 
 

@@ -12,14 +12,15 @@ from numpy.testing import assert_allclose
 from report_records import make_record
 
 from nnunet_plugins.metrics.table import METRICS
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, Comparison, analyse
+from nnunet_plugins.report.analysis import Comparison, analyse
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.findings import describe_all, summarise
-from nnunet_plugins.report.record import RESULTS, Record, ReportError
+from nnunet_plugins.report.record import RESULTS, Record, ReportError, read_record
 from nnunet_plugins.report.scores import case_scores
 from nnunet_plugins.report.statistics import LEVEL
 from nnunet_plugins.report.tables import sections
-from nnunet_plugins.report.writing import write_challenger
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, MIXED
+from nnunet_plugins.report.writing import write_challenger, write_csv
 
 BASELINE, METHOD = "nnUNetTrainer", "nnUNetTrainerFIRENet"
 
@@ -257,3 +258,103 @@ def test_the_order_of_rows_and_a_further_algorithm_change_no_score(record, rando
     if len(alone) and len(alone) * results["algorithm"].nunique() == len(results):
         everywhere = case_scores(alone, "Dice")[BASELINE]
         pd.testing.assert_series_equal(case_scores(results, "Dice")[BASELINE], everywhere)
+
+
+# Repeats: several trainings of one algorithm
+
+
+def test_an_algorithm_with_repeats_has_the_mean_of_its_trainings(tmp_path):
+    record = make_record(algorithms=2, cases=8, folds=2, epochs=2, both_empty=1, one_empty=1, repeats=(1, 3))
+    record.write(tmp_path)
+    read = read_record(tmp_path)
+    for here, there in ((record.results, read.results), (record.runs, read.runs)):
+        assert set(zip(here["algorithm"], here["seed"], strict=True)) == set(
+            zip(there["algorithm"], there["seed"], strict=True)
+        )
+    (comparison,) = analyse(read).comparisons
+    scores = comparison.scores
+    one, three = scores.algorithms
+    by_training = scores.by_training("Dice")
+    assert list(by_training) == [(one, "1"), (three, "1"), (three, "2"), (three, "3")]
+    assert by_training.columns.names == ["algorithm", "seed"]
+    for metric in METRICS:
+        trainings = scores.by_training(metric)
+        assert_allclose(scores.by_case(metric)[three], trainings[three].mean(axis=1))
+        assert_allclose(scores.by_case(metric)[one], trainings[one]["1"])
+    assert by_training[three].std(axis=1).min() > 0
+    assert scores.folds.to_dict() == {case: int(case[-3:]) % 2 for case in scores.cases}
+    # Counts are those of one training, on average.
+    assert scores.missed_labels().to_dict() == {one: 0, three: 1}
+    assert scores.false_findings()["absent"].to_dict() == {one: 1, three: 1}
+    assert comparison.costs[["folds", "trainings"]].to_numpy().tolist() == [[2, 2], [2, 6]]
+    assert comparison.algorithms["trainer"].to_dict() == {one: one, three: three}
+
+
+def test_what_some_of_the_trainings_miss_or_find_counts_in_part():
+    record = make_record(algorithms=2, cases=4, folds=2, labels=1, both_empty=1, one_empty=1, repeats=2)
+    name = record.results["algorithm"].unique()[1]
+    again = record.results["seed"] == "2"
+    other = record.results["algorithm"] == name
+    first = record.results["case"] == "case_000"
+    record.results.loc[other & again & (record.results["case"] == "case_001"), ["Dice", "ASSD_mm", "HD95_mm"]] = [
+        0.5,
+        1.0,
+        2.0,
+    ]
+    record.results.loc[other & again & first, ["Dice", "ASSD_mm", "HD95_mm", "NSD"]] = [0.0, np.inf, np.inf, 0.0]
+    record.results.loc[other & again & first, "volume_error_ml"] = 3.0
+    (comparison,) = analyse(record).comparisons
+    assert comparison.scores.missed_labels()[name] == 0.5
+    found = comparison.scores.false_findings().loc[name]
+    assert found.to_dict() == {"absent": 1, "found": 0.5, "share": 0.5, "volume_ml": 3.0}
+    shown = sections(comparison)
+    (cases,) = (section.table for section in shown if section.caption == "Cases and flags")
+    assert dict(zip(cases["Algorithm"], cases["Labels missed"], strict=True))[name] == "0.5"
+
+
+def test_repeats_with_unequal_folds_count_where_they_are():
+    record = make_record(algorithms=2, cases=6, folds=2, repeats=2)
+    results = record.results
+    gone = (results["seed"] == "2") & (results["fold"] == 1)
+    (comparison,) = analyse(dataclasses.replace(record, results=results[~gone])).comparisons
+    assert len(comparison.scores.cases) == 6
+    by_training = comparison.scores.by_training("Dice")
+    name = comparison.scores.algorithms[1]
+    assert by_training[name]["2"].isna().to_numpy().tolist() == [False, True] * 3
+    assert_allclose(comparison.by_case["Dice"][name], by_training[name].mean(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("seed", "trainer", "said"),
+    [
+        ("0", "nnUNetTrainer_0seed", "row 2: the seed '0' of nnUNetTrainer_0seed is none: seeds are 1, 2 and so on"),
+        ("-1", "nnUNetTrainer_1seed", "the seed '-1' of nnUNetTrainer_1seed is none"),
+        ("2", "nnUNetTrainer_1seed", "the seed '2' of nnUNetTrainer_1seed is not that of the trainer, 1"),
+        ("1", "nnUNetTrainer_1seed_2seed", "stands beside a trainer with two seeds"),
+        ("", "nnUNetTrainer", "has no seed, and other rows of the algorithm have one"),
+    ],
+)
+def test_bad_seeds_are_named(tmp_path, seed, trainer, said):
+    record = make_record(algorithms=1, cases=3, folds=1, epochs=1, repeats=2)
+    own = record.results["seed"] == "1"
+    record.results.loc[own, ["seed", "trainer"]] = [seed, trainer]
+    record.write(tmp_path)
+    with pytest.raises(ReportError, match=r"results\.csv") as error:
+        analyse(read_record(tmp_path))
+    assert said in str(error.value)
+
+
+def test_records_without_seeds_and_folds_are_read_and_reported_as_they_were(tmp_path):
+    record = make_record(algorithms=2, cases=3, epochs=1)
+    record.write(tmp_path)
+    for name in ("results", "runs", "curves"):
+        table = pd.read_csv(tmp_path / f"{name}.csv", dtype=str, keep_default_na=False)
+        table.drop(columns=["seed", *(["fold"] if name == "results" else [])]).to_csv(
+            tmp_path / f"{name}.csv", index=False
+        )
+    read = read_record(tmp_path)
+    (comparison,) = analyse(read).comparisons
+    assert list(comparison.scores.by_training("Dice")) == [(name, "") for name in comparison.scores.algorithms]
+    assert comparison.scores.folds.isna().all()
+    write_csv(read, tmp_path / "written.csv")
+    assert (tmp_path / "written.csv").read_text() == (tmp_path / "results.csv").read_text()

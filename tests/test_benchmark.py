@@ -894,7 +894,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     trainers = ["nnUNetTrainer_tiny", "nnUNetTrainerFIRENet_1epochs_1iterations"]
     output = tmp_path / "out"
     command = ["benchmark", "-d", 1, "-tr", *trainers, "nnUNetTrainer_broken", "-f", 0, 1, "--folds", 3]
-    command += ["--device", "cpu", "--retries", 0, "-o", output]
+    command += ["--device", "cpu", "--retries", 0, "-o", output, "--repeats", f"{trainers[1]}:2"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.py").write_text(MINE)
     sandbox.env["nnUNet_extTrainer"] = str(tmp_path / "mine")
@@ -924,7 +924,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     for text in ("FIRENet", "U-Net tiny + FIRENet", "not today", "1 epoch x 1 iteration, folds 0 1"):
         assert text in page
     results = (output / "report" / "results.csv").read_text()
-    assert results.count("\n") == 1 + 3 * 4 * 2  # two networks and their ensemble, four cases, two labels
+    assert results.count("\n") == 1 + 4 * 4 * 2  # two networks, one of them twice, an ensemble; four cases, two labels
     proof = json.loads((output / "record" / "equality.json").read_text())[0]
     assert {"plans", "splits", "data"} <= set(proof["same"])
     firenet = "FIRENet 1epochs 1iterations"
@@ -932,19 +932,24 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     assert differing == {"deep supervision", "own method __init__"}
 
     # The numbers are nnU-Net's own.
-    summary = json.loads(next(output.glob("cross-validation/*FIRENet*/summary.json")).read_text())
     table = [line.split(",") for line in results.splitlines()]
-    dice = [
-        float(row[table[0].index("Dice")])
-        for row in table[1:]
-        if row[table[0].index("algorithm")] == firenet and row[table[0].index("label")] == "1"
-    ]
-    assert sum(dice) / len(dice) == pytest.approx(summary["mean"]["1"]["Dice"], abs=1e-12)
+    wanted = ["algorithm", "seed", "label"]
+    means = []
+    for seed in ("1", "2"):
+        summary = json.loads(next(output.glob(f"cross-validation/*FIRENet*_{seed}seed*/summary.json")).read_text())
+        dice = [
+            float(row[table[0].index("Dice")])
+            for row in table[1:]
+            if [row[table[0].index(name)] for name in wanted] == [firenet, seed, "1"]
+        ]
+        means.append(summary["mean"]["1"]["Dice"])
+        assert sum(dice) / len(dice) == pytest.approx(means[-1], abs=1e-12)
+    assert means[0] != means[1]
 
     # Every number fits what it was made of.
     verified = sandbox.run("nnunet-plugins", "report", "--verify", output)
     assert "not here" not in verified
-    assert "Dice as in nnU-Net's 2 summary.json" in verified
+    assert "Dice as in nnU-Net's 3 summary.json" in verified
 
     # From the record alone.
     copy = tmp_path / "copy"

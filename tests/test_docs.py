@@ -32,7 +32,7 @@ def shorten(code: str) -> str:
     for line in code.splitlines():
         # The name is also part of folder names, before "__".
         line = re.sub(
-            r"(nnUNetTrainer[A-Za-z0-9]*)((?:_(?!_)\w+?)*)(?=__|\s|$|/)",
+            r"(nnUNetTrainer[A-Za-z0-9]*)((?:_(?!_)\w+?)*)(?=__|\s|$|[/:])",
             lambda match: match[1] + re.sub(r"_\d+(epochs|iterations)", "", match[2]) + "_1epochs_1iterations",
             line,
         )
@@ -59,7 +59,7 @@ def shorten(code: str) -> str:
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -f 0 --device cpu"
             line += "" if "--merged" in line or "-p" in line.split() else " -p small"  # merged: no such plans
-            line += " --dry-run" if re.search("--(cluster|gpu-memory|merged)", line) else ""
+            line += " --dry-run" if re.search("--(cluster|gpu-memory|merged|repeats)", line) else ""
         if line.startswith("nnunet-plugins doctor"):
             line += " -p small" if "-tr" in line.split() and "-p" not in line.split() else ""
             line = f"PATH=${{PATH#*:}} {line}"  # it finds fault with any but the environment's own commands

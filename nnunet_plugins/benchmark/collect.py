@@ -15,8 +15,10 @@ import pandas as pd
 
 from nnunet_plugins.benchmark import conditions, equality
 from nnunet_plugins.benchmark.engine import read_state, tasks_left
+from nnunet_plugins.benchmark.folds import held_out
+from nnunet_plugins.benchmark.kept import NOTHING_KEPT, Kept
 from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
-from nnunet_plugins.benchmark.protocol import Protocol, Run
+from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats
 from nnunet_plugins.benchmark.results import read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
@@ -24,7 +26,7 @@ from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.table import read_table
 from nnunet_plugins.planning.sources import SOURCES, read_sources
 from nnunet_plugins.provenance import Marker, author, now, read_marker
-from nnunet_plugins.report.record import CURVES, RECORD_FILES, RESULTS, RUNS, SOURCE, Record
+from nnunet_plugins.report.record import CURVES, GONE, RECORD_FILES, RESULTS, RUNS, SOURCE, Record
 from nnunet_plugins.report.words import count
 
 
@@ -35,6 +37,7 @@ def collect(
     *,
     accept_unequal: bool,
     command: str,
+    kept: Kept = NOTHING_KEPT,
 ) -> Record:
     """Return the record of what is there, whole or not.
 
@@ -44,12 +47,13 @@ def collect(
         tasks: all tasks, done or not.
         accept_unequal: the user wants unequal runs side by side.
         command: what the user called.
+        kept: what stays of the record of before.
     """
     runs = protocol.runs()
     trained = trained_folds(protocol, folders)
     unfinished = tasks_left(tasks, folders.ledger)
     # Of what is there, only what was made of the trainings as they are.
-    results = [_metrics(task) for task in tasks if task.rows and task not in unfinished]
+    results = [_metrics(task, folders) for task in tasks if task.rows and task not in unfinished]
     costs, curves = [], []
     for run, folds in trained.items():
         for fold in folds:
@@ -59,20 +63,27 @@ def collect(
     proofs = []
     for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in runs):
         group = [run for run in runs if (run.dataset, run.configuration) == (dataset, configuration)]
-        proofs.append(equality.prove(group, protocol.folds, folders, accepted=accept_unequal))
+        proofs.append(equality.prove(group, protocol.folds, folders, accepted=accept_unequal, kept=kept))
+    found = _joined(RESULTS, *results)
     return Record(
-        results=pd.concat([pd.DataFrame(columns=RESULTS), *(table for table in results if len(table))])
-        if any(map(len, results))
-        else pd.DataFrame(columns=RESULTS),
-        runs=pd.DataFrame(costs, columns=RUNS),
-        curves=pd.DataFrame(curves, columns=CURVES),
+        results=_joined(RESULTS, found, kept.results(found)),
+        runs=_joined(RUNS, pd.DataFrame(costs, columns=RUNS), kept.runs("runs").assign(model=GONE)),
+        curves=_joined(CURVES, pd.DataFrame(curves, columns=CURVES), kept.runs("curves")),
         equality=proofs,
         failures=_failures(unfinished, folders),
-        about={
-            **_about(protocol, trained, folders, complete=not unfinished, command=command),
-            "left_out": _left_out(protocol, trained, folders, [table for table in results if len(table)]),
-        },
+        about=kept.about(
+            {
+                **_about(protocol, trained, folders, complete=not unfinished, command=command),
+                "left_out": _left_out(protocol, trained, folders, [table for table in results if len(table)]),
+            }
+        ),
     )
+
+
+def _joined(columns: Sequence[str], *tables: pd.DataFrame) -> pd.DataFrame:
+    """Return tables as one, without those that are empty, of which pandas would take the types."""
+    found = [table for table in tables if len(table)]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 
 def collected_files(protocol: Protocol, folders: Folders) -> list[Path]:
@@ -83,7 +94,13 @@ def collected_files(protocol: Protocol, folders: Folders) -> list[Path]:
     return [file for file in found if file.is_file()]
 
 
-def provenance(tasks: Sequence[Task], folders: Folders, inputs: Mapping[str, str]) -> dict[str, Any]:
+def provenance(
+    tasks: Sequence[Task],
+    folders: Folders,
+    inputs: Mapping[str, str],
+    kept: Kept = NOTHING_KEPT,
+    rows: pd.DataFrame | None = None,
+) -> dict[str, Any]:
     """Return the markers of all outputs, with the rows of the results that come from them; see `provenance.py`.
 
     The first one is that of the record, which has been written.
@@ -92,20 +109,25 @@ def provenance(tasks: Sequence[Task], folders: Folders, inputs: Mapping[str, str
         tasks: all of them.
         folders: where things lie.
         inputs: identities of `collected_files`, taken before these were read.
+        kept: what stays of the record of before.
+        rows: the record's results.
     """
     left = tasks_left(tasks, folders.ledger)
     record = [folders.output / "record" / f"{name}" for name in RECORD_FILES]
     own = ["nnunet-plugins", "benchmark"]
-    first = Marker(own, author(own), dict(inputs), folders.ledger.identities(record), now())
+    first = Marker(own, author(own), {**kept.logs(), **inputs}, folders.ledger.identities(record), now())
     markers = [(read_marker(task.output), task.rows) for task in tasks if task.output and task not in left]
     made = [replace(marker, of=dict(rows)) for marker, rows in markers if marker]
-    return {"outputs": [marker.to_json() for marker in (first, *made)]}
+    before = kept.outputs(made, rows) if rows is not None else ()
+    return {"outputs": [marker.to_json() for marker in (first, *made, *before)]}
 
 
-def _metrics(task: Task) -> pd.DataFrame:
+def _metrics(task: Task, folders: Folders) -> pd.DataFrame:
     assert task.output is not None
     table = read_table(task.output, {"case": str, "label": str, "name": str, SOURCE: str})
-    return table.assign(**task.rows)[[*RESULTS, *([SOURCE] if SOURCE in table else [])]]
+    folds = held_out(folders, task.rows["dataset"]) if task.rows["split"] == "cross-validation" else {}
+    fold = pd.Series([folds.get(composed(str(case))) for case in table["case"]], table.index, dtype="Int64")
+    return table.assign(**task.rows, fold=fold)[[*RESULTS, *([SOURCE] if SOURCE in table else [])]]
 
 
 def read_log(fold: Path) -> dict[str, Any]:
@@ -284,8 +306,18 @@ def _images(dataset: str, configuration: str, trained: Mapping[Run, list[int]], 
         "truth": str(folders.truth(dataset)),
         "ending": content["file_ending"],
         "labels": {str(value): name for name, value in content["labels"].items() if name != "background"},
-        "predictions": {run.algorithm: str(folders.validated(run, folds)) for run, folds in shown.items()},
+        "predictions": {run.algorithm: str(folders.validated(run, shown[run])) for run in first_repeats(shown)},
+        "repeats": _repeats(shown, folders),
     }
+
+
+def _repeats(shown: Mapping[Run, Sequence[int]], folders: Folders) -> dict[str, dict[str, str]]:
+    """Return the folders of the cross-validated segmentations of each repeat, by algorithm and seed."""
+    found: dict[str, dict[str, str]] = {}
+    for run, folds in shown.items():
+        if run.seed:
+            found.setdefault(run.algorithm, {})[run.seed] = str(folders.validated(run, folds))
+    return found
 
 
 def _listed_images(folder: Path) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """The options of `nnunet-plugins benchmark`. Loads nothing heavy before it runs."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
-from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, split_name
+from nnunet_plugins.benchmark.protocol import ALL, DEFAULT_PLANS, PRESETS, Protocol, split_name
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
@@ -47,6 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"as for nnUNetv2_train; {STOCK_TRAINER}, or else the first variant of it, such as "
         f"{STOCK_TRAINER}_100epochs, is the baseline",
     )
+    question.add_argument(
+        "--repeats",
+        nargs="+",
+        type=_repeats,
+        default=[],
+        metavar="N",
+        help="train each network N times, with the seeds 1 to N in its name (nnUNetTrainer_1seed ...), and take them "
+        "as one; for one trainer alone TRAINER:N, such as --repeats 1 nnUNetTrainer:3; default: once, without a seed",
+    )
     question.add_argument("-p", dest="plans", default=DEFAULT_PLANS, metavar="PLANS", help="default: %(default)s")
     question.add_argument(
         "--gpu-memory",
@@ -80,6 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--with-whole-volume",
         action="store_true",
         help="add each network with its cases in one pass, at their own size, where memory allows it",
+    )
+    question.add_argument(
+        "--without-ensembles",
+        action="store_true",
+        help="leave out nnU-Net's ensembles of all pairs and its choice among them, which take long for many networks",
     )
     question.add_argument(
         "--with-atlas",
@@ -126,7 +141,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     place.add_argument("--cluster", type=Path, metavar="FILE", help="YAML file that describes a cluster; see the docs")
     place.add_argument("--retries", type=natural, default=1, metavar="N", help="of a failed task, default: %(default)s")
+    place.add_argument(
+        "--train-missing-models",
+        action="store_true",
+        help="train anew what the record in DIR has results of, but whose models are no longer in nnUNet_results; "
+        "default: keep these results, marked as such",
+    )
     place.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+
+
+def _repeats(text: str) -> tuple[str, int]:
+    """Read a number of repeats, of one trainer or of all."""
+    trainer, colon, number = text.rpartition(":")
+    if colon and not trainer:
+        raise argparse.ArgumentTypeError(f"{text!r} names no trainer before its number; write TRAINER:N, or N for all")
+    try:
+        return trainer or ALL, whole(number)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {error}; write TRAINER:N, or N for all. Without --repeats networks are trained without a seed"
+        ) from None
+
+
+def _by_trainer(repeats: Sequence[tuple[str, int]]) -> dict[str, int]:
+    """Return numbers of repeats by trainer.
+
+    Raises:
+        InputError: if there are two for one.
+    """
+    found: dict[str, int] = {}
+    for trainer, number in repeats:
+        if found.setdefault(trainer, number) != number:
+            raise InputError(
+                f"--repeats has two numbers for {trainer or 'all networks'}, {found[trainer]} and {number}; give one"
+            )
+    return found
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -167,25 +216,29 @@ def _run(arguments: argparse.Namespace) -> int:
         with_twins=arguments.with_twins,
         with_rivals=arguments.with_rivals,
         with_whole_volume=arguments.with_whole_volume,
+        with_ensembles=not arguments.without_ensembles,
         with_atlas=arguments.with_atlas,
         merged=merged,
         presets=tuple(dict.fromkeys(arguments.presets)),
         pretrained=str(arguments.pretrained.absolute()) if arguments.pretrained else None,
         test=arguments.test,
+        repeats=_by_trainer(arguments.repeats),
         tolerance=arguments.tolerance,
         device=arguments.device,
     )
     if not any(split_name(trainer)[0] == STOCK_TRAINER for trainer in protocol.trainers):
         print(f"No {STOCK_TRAINER} among the trainers: {protocol.baseline()} is the baseline.", flush=True)
     slots = (arguments.gpus if arguments.device == "cuda" else arguments.workers) or 1
-    place = driver.Place(slots, arguments.retries, arguments.cluster, arguments.allow_unequal)
+    place = driver.Place(
+        slots, arguments.retries, arguments.cluster, arguments.allow_unequal, arguments.train_missing_models
+    )
     driver.check(protocol, folders, place)
     if arguments.with_rivals:
         from nnunet_plugins.benchmark.compute import describe_compute
 
         print(describe_compute(protocol), flush=True)
     if arguments.dry_run:
-        print(driver.show_commands(protocol, folders))
+        print(driver.show_commands(protocol, folders, train_again=place.train_again))
         return 0
     complete = driver.run_benchmark(protocol, folders, place)
     return 0 if complete else 1

@@ -3,7 +3,7 @@
 from itertools import groupby
 
 from nnunet_plugins.arguments import lay_out
-from nnunet_plugins.benchmark.protocol import Protocol, Run
+from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.profile import Profile, profile_network
 from nnunet_plugins.planning.setting import find_trainer, plan_setting
@@ -16,7 +16,8 @@ def describe_compute(protocol: Protocol) -> str:
     """
     device = "cuda" if protocol.device == "cuda" else "cpu"
     parts = []
-    for (dataset, configuration), runs in groupby(protocol.runs(), key=lambda run: (run.dataset, run.configuration)):
+    networks = first_repeats(protocol.runs())
+    for (dataset, configuration), runs in groupby(networks, key=lambda run: (run.dataset, run.configuration)):
         rows: list[list[str]] = [["network", "parameters", "forward pass", "training step", "peak of a step"]]
         base, notes = None, []
         for run in runs:

@@ -24,6 +24,7 @@ from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import is_json, read_json, write_text
 from nnunet_plugins.planning.preprocessed import data_folder
 from nnunet_plugins.provenance import Ledger
+from nnunet_plugins.report.equality import WITH_SEED
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS
 
 HASHES = ("plans", "splits", "data")
@@ -43,6 +44,11 @@ def hash_content(content: Any, leave_out: Iterable[str] = ()) -> str:
     if isinstance(content, dict):
         content = {key: value for key, value in content.items() if key not in leave_out}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def recipe_hash(recipe: Mapping[str, Any]) -> str:
+    """Return a hash of a recipe, which is the same for all repeats of it, and without a seed."""
+    return hash_content(recipe, WITH_SEED)
 
 
 def present_hashes(folders: Folders, run: Run) -> dict[str, str]:
@@ -121,7 +127,7 @@ def write_conditions(folders: Folders, run: Run, fold: int, device: str, variabl
     attempts.append(
         {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "hashes": {**present_hashes(folders, run), "recipe": hash_content(description["recipe"])},
+            "hashes": {**present_hashes(folders, run), "recipe": recipe_hash(description["recipe"])},
             "environment": environment(device, variables),
             "description": description,
         }

@@ -15,6 +15,7 @@ from nnunet_plugins.benchmark import command, equality
 from nnunet_plugins.benchmark.cluster import configure, read_cluster
 from nnunet_plugins.benchmark.display import Display
 from nnunet_plugins.benchmark.engine import NOTHING_FAILED, Outcome, read_state, run_tasks, tasks_left
+from nnunet_plugins.benchmark.kept import NOTHING_KEPT, TRAIN_AGAIN, Kept, read_kept
 from nnunet_plugins.benchmark.progress import duration
 from nnunet_plugins.benchmark.protocol import (
     DEFAULT_PLANS,
@@ -22,14 +23,17 @@ from nnunet_plugins.benchmark.protocol import (
     PRESETS,
     BenchmarkError,
     Protocol,
+    first_repeats,
     is_fitted,
     starts_from_weights,
 )
+from nnunet_plugins.benchmark.repeats import check_repeats, find_trainers
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task, sources_of, training_tasks
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.planning.preprocessed import PLANS, existing_cases, is_preprocessed
 from nnunet_plugins.registry import PRETRAINED
+from nnunet_plugins.report.record import GONE
 
 if TYPE_CHECKING:
     from nnunet_plugins.planning.seen import Cases
@@ -46,12 +50,14 @@ class Place:
         retries: how often a failed task is tried again.
         cluster: YAML file that describes a cluster; this machine alone if None.
         accept_unequal: compare runs even where what must be equal is not.
+        train_again: train anew what the record has results of, and of which the model is gone.
     """
 
     slots: int = 1
     retries: int = 1
     cluster: Path | None = None
     accept_unequal: bool = False
+    train_again: bool = False
 
 
 def nnunet_folders(output: Path, variables: Mapping[str, str] = os.environ) -> Folders:
@@ -78,16 +84,16 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
         read_cluster(place.cluster)
     import torch
 
-    from nnunet_plugins.planning.setting import find_trainer
     from nnunet_plugins.planning.splits import read_splits
 
     if protocol.merged:
         _require_one_for_many(protocol)
-    for trainer in dict.fromkeys(run.trainer for run in protocol.runs()):
-        find_trainer(trainer)
+    check_repeats(protocol)
+    find_trainers(protocol)
     _check_start(protocol, folders)
-    for group in whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol):
-        for pair in combinations(group, 2):
+    groups = whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol)
+    for group in groups if protocol.with_ensembles else ():
+        for pair in combinations(first_repeats(group), 2):
             name = ensemble_name(*pair, protocol.folds)
             if len(name.encode()) > _LONGEST_FOLDER:
                 raise BenchmarkError(
@@ -231,14 +237,18 @@ def _require_known_cases(splits: Path, number: int, groups: str | None) -> None:
         )
 
 
-def show_commands(protocol: Protocol, folders: Folders) -> str:
+def show_commands(protocol: Protocol, folders: Folders, *, train_again: bool = False) -> str:
     """Return all commands of a benchmark, each with whether it is done."""
     lines = []
+    kept = NOTHING_KEPT if train_again else read_kept(protocol, folders, move=False).to_leave_out(folders)
     for task in _all_tasks(protocol, folders):
         line = shlex.join([*(f"{name}={value}" for name, value in task.variables.items()), *task.command])
         if task.output:
             line = line.replace(str(unfinished(task.output)), str(task.output))
-        lines += [f"# {task.title}{' (done)' if task.is_done(folders.ledger) else ''}", line]
+        state = " (done)" if task.is_done(folders.ledger) else ""
+        if task.training and kept.has(*task.training):
+            state = f" (model {GONE}, its results are kept)"
+        lines += [f"# {task.title}{state}", line]
     return "\n".join(lines)
 
 
@@ -272,14 +282,19 @@ def run_benchmark(protocol: Protocol, folders: Folders, place: Place) -> bool:
 
 def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
     start = time.monotonic()
-    first = training_tasks(protocol, folders)
+    before = read_kept(protocol, folders)
+    kept = NOTHING_KEPT if place.train_again else before.to_leave_out(folders)
+    first = _tasks_to_train(protocol, folders, kept)
     trainings = [task for task in first if task.training]
-    before = [task for task in first if not task.training]
+    preparations = [task for task in first if not task.training]
     display = Display(len(_all_tasks(protocol, folders)))
-    _say(f"{len(protocol.runs())} runs in {len(protocol.folds)} folds: {len(trainings)} trainings. In {folders.output}")
-    outcome = _perform(before, protocol, folders, place, display)
+    _say(f"{_describe_runs(protocol)} in {len(protocol.folds)} folds: {len(trainings)} trainings. In {folders.output}")
+    if lines := kept.describe():
+        _say(f"Models {GONE}, of which the record has results. These are kept; {TRAIN_AGAIN} trains anew:")
+        _say("\n".join(f"  {line}" for line in lines))
+    outcome = _perform(preparations, protocol, folders, place, display)
     if not place.accept_unequal:
-        _refuse_unequal(protocol, folders)
+        _refuse_unequal(protocol, folders, kept)
     outcome = _perform(trainings, protocol, folders, place, display, outcome)
     tasks = first
     for make in (result_tasks, prediction_tasks):
@@ -287,7 +302,8 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
         tasks = [*tasks, *found]
         display.total = len(tasks) + len(prediction_tasks(protocol, folders)) * (make is result_tasks)
         outcome = _perform(found, protocol, folders, place, display, outcome)
-    page = write_report(protocol, folders, tasks, accept_unequal=place.accept_unequal)
+    kept = before.still_missing(folders)
+    page = write_report(protocol, folders, tasks, accept_unequal=place.accept_unequal, kept=kept)
     _say(f"Time of this run: {duration(time.monotonic() - start)}\nReport: {page}")
     left = tasks_left(tasks, folders.ledger)
     for task in left:
@@ -295,16 +311,42 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
     return not left
 
 
-def write_report(protocol: Protocol, folders: Folders, tasks: Sequence[Task], *, accept_unequal: bool) -> Path:
+def _describe_runs(protocol: Protocol) -> str:
+    """Say how many networks there are, and how many with their repeats."""
+    runs = protocol.runs()
+    networks = len(first_repeats(runs))
+    return f"{len(runs)} runs" if len(runs) == networks else f"{len(runs)} runs, repeats of {networks} networks,"
+
+
+def _tasks_to_train(protocol: Protocol, folders: Folders, kept: Kept) -> list[Task]:
+    """Return the tasks up to the trainings, without those trainings that are kept.
+
+    Raises:
+        BenchmarkError: if a training needs one of these.
+    """
+    tasks = training_tasks(protocol, folders)
+    left_out = {task.name: task for task in tasks if task.training and kept.has(*task.training)}
+    for task in tasks:
+        if task.name not in left_out and (needed := [name for name in task.needs if name in left_out]):
+            raise BenchmarkError(
+                f"{task.title} needs the model of {left_out[needed[0]].title.partition(': train ')[2]}, which is "
+                f"{GONE}; give {TRAIN_AGAIN}"
+            )
+    return [task for task in tasks if task.name not in left_out]
+
+
+def write_report(
+    protocol: Protocol, folders: Folders, tasks: Sequence[Task], *, accept_unequal: bool, kept: Kept = NOTHING_KEPT
+) -> Path:
     """Collect what is there into the record, and make the report from it; returns its page."""
     from nnunet_plugins.benchmark.collect import collect, collected_files, provenance
     from nnunet_plugins.report.build import build_report
 
     called = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     inputs = folders.ledger.identities(collected_files(protocol, folders))
-    record = collect(protocol, folders, tasks, accept_unequal=accept_unequal, command=called)
+    record = collect(protocol, folders, tasks, accept_unequal=accept_unequal, command=called, kept=kept)
     record.write(folders.output / "record")
-    made = provenance(tasks, folders, inputs)
+    made = provenance(tasks, folders, inputs, kept, record.results)
     write_text(folders.output / "record" / "provenance.json", json.dumps(made, indent=1))
     return build_report(folders.output)
 
@@ -340,7 +382,7 @@ def _perform(
         )
 
 
-def _refuse_unequal(protocol: Protocol, folders: Folders) -> None:
+def _refuse_unequal(protocol: Protocol, folders: Folders, kept: Kept = NOTHING_KEPT) -> None:
     """Compare recipes, and the conditions of what is trained already, before anything is trained.
 
     Raises:
@@ -349,7 +391,7 @@ def _refuse_unequal(protocol: Protocol, folders: Folders) -> None:
     runs = protocol.runs()
     for place in dict.fromkeys((run.dataset, run.configuration) for run in runs):
         group = [run for run in runs if (run.dataset, run.configuration) == place]
-        proof = equality.prove(group, protocol.folds, folders, accepted=False, upcoming=True)
+        proof = equality.prove(group, protocol.folds, folders, accepted=False, upcoming=True, kept=kept)
         for algorithm, problems in proof["problems"].items():
             for part, reason in problems.items():
                 _say(f"The {part} of {algorithm} cannot be described, so it is compared with none: {reason}")
@@ -361,6 +403,7 @@ def _refuse_unequal(protocol: Protocol, folders: Folders) -> None:
             raise BenchmarkError(
                 f"the runs on {' '.join(place)} are not equal:\n" + "\n".join(lines) + "\n"
                 "--allow-unequal compares them all the same, and the report says so"
+                + (f"; {TRAIN_AGAIN} trains those anew whose models are {GONE}" if kept.trainings else "")
             )
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import conditions
-from nnunet_plugins.benchmark.conditions import HASHES, hash_content
+from nnunet_plugins.benchmark.conditions import HASHES, recipe_hash
 from nnunet_plugins.benchmark.done import is_trained
+from nnunet_plugins.benchmark.kept import NOTHING_KEPT, Kept
 from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.recipe import UNKNOWN
 from nnunet_plugins.benchmark.tasks import Folders
@@ -37,7 +38,13 @@ class _Row:
 
 
 def prove(
-    runs: Sequence[Run], folds: Sequence[int], folders: Folders, *, accepted: bool, upcoming: bool = False
+    runs: Sequence[Run],
+    folds: Sequence[int],
+    folders: Folders,
+    *,
+    accepted: bool,
+    upcoming: bool = False,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
     """Compare the trainings of one dataset and configuration.
 
@@ -47,22 +54,24 @@ def prove(
         folders: where things lie.
         accepted: the user wants them compared whatever differs.
         upcoming: take those that are yet to be trained as well, on what is there now.
+        kept: trainings whose models are gone, with their conditions.
 
     Returns:
         what `equality.json` holds for them, which `report/equality.py` reads as a table. `runs` has the hashes, the
-        environment and the `settings` of each training; `recipes` has all settings of each algorithm. `same` and
-        `differences` follow from these.
+        environment and the `settings` of each training; `recipes` has all settings of each algorithm, of several
+        repeats those of the first one. `same` and `differences` follow from these.
     """
     recipes = {run: _recipe(folders.recipe(run)) for run in runs}
-    rows = [row for run in runs for fold in folds if (row := _recorded(run, fold, folders, recipes[run]))]
+    rows = [row for run in runs for fold in folds if (row := _known(run, fold, folders, recipes[run], kept))]
     if upcoming and rows:
         rows += [
-            _Row(run, fold, {**_present(run, folders), "recipe": hash_content(recipes[run])})
+            _Row(run, fold, {**_present(run, folders), "recipe": recipe_hash(recipes[run])})
             for run in runs
             for fold in folds
-            if not is_trained(folders.fold(run, fold))
+            if not is_trained(folders.fold(run, fold)) and not kept.has(run, fold)
         ]
     _complete(rows, recipes)
+    of_algorithms = {run.algorithm: recipes[run] for run in reversed(runs)}
     entry = {
         "dataset": runs[0].dataset,
         "configuration": runs[0].configuration,
@@ -71,14 +80,15 @@ def prove(
         "runs": [
             {
                 "algorithm": row.run.algorithm,
+                **({"seed": row.run.seed} if row.run.seed else {}),
                 "fold": row.fold,
                 "hashes": row.hashes,
                 "environment": row.environment,
-                "settings": _own_settings(row, recipes[row.run]),
+                "settings": _own_settings(row, of_algorithms[row.run.algorithm]),
             }
             for row in rows
         ],
-        "recipes": {run.algorithm: recipe for run, recipe in recipes.items()},
+        "recipes": {run.algorithm: of_algorithms[run.algorithm] for run in runs},
         "problems": {run.algorithm: found for run in runs if (found := _problems(folders.recipe(run)))},
         "accepted": accepted,
     }
@@ -97,6 +107,13 @@ def _recipe(file: Path) -> dict[str, Any]:
 
 def _problems(file: Path) -> dict[str, str]:
     return read_json(file).get("problems", {}) if is_json(file) else {}
+
+
+def _known(run: Run, fold: int, folders: Folders, recipe: Mapping[str, Any], kept: Kept) -> _Row | None:
+    """Return what is known of a training that is here, or of one that is kept; None if there is none."""
+    if (before := kept.conditions(run, fold)) is None:
+        return _recorded(run, fold, folders, recipe)
+    return _Row(run, fold, **{**before, "settings": {**dict.fromkeys(SIZES, UNKNOWN), **before["settings"]}})
 
 
 def _recorded(run: Run, fold: int, folders: Folders, recipe: Mapping[str, Any]) -> _Row | None:

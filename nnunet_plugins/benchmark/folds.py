@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nnunet_plugins.benchmark.protocol import BenchmarkError
 from nnunet_plugins.benchmark.tasks import Folders
+from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.preprocessed import existing_cases, raw_cases
 from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits, split_command
@@ -65,3 +66,10 @@ def _require_cases(dataset: str, folder: Path, number: int, groups: Path | None)
         raise BenchmarkError(
             f"{dataset} has {len(cases)} {what}, too few for {number} folds; give --folds {len(cases)}"
         )
+
+
+def held_out(folders: Folders, dataset: str) -> dict[str, int]:
+    """Return the fold in which each case is validated on; nothing where there are no splits."""
+    file = folders.preprocessed / dataset / "splits_final.json"
+    splits = read_splits(file) if file.is_file() else []
+    return {composed(case): number for number, fold in enumerate(splits) for case in fold["val"]}

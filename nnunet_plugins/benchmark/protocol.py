@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nnunet_plugins import backbones
@@ -11,7 +11,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.planning.names import fitted_plans_name
 from nnunet_plugins.registry import PRETRAINED, RIVALS
-from nnunet_plugins.rows import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER, seed_of, without_seed
 
 DEFAULT_PLANS = "nnUNetPlans"
 # nnU-Net's presets with a residual encoder: the planner that makes the plans, and the plans' name.
@@ -30,6 +30,9 @@ ONE_PASS = "one pass"
 ONE_FOR_MANY = "one for many"
 """Role of a network that was trained on a merged dataset, on the cases of one that it was merged of."""
 
+ALL = ""
+"""What stands for the trainer where a number of repeats is that of all others."""
+
 PARTIAL_LABELS = "_PartialLabels"
 """The modifier with which trainers train on a merged dataset."""
 
@@ -40,15 +43,16 @@ class BenchmarkError(InputError):
 
 @dataclass(frozen=True)
 class Run:
-    """One network on one configuration of a dataset, in all folds.
+    """One network on one configuration of a dataset, in all folds; with a seed, one repeat of it.
 
     Attributes:
         dataset: full name, Dataset004_Hippocampus.
         configuration: nnU-Net's, such as 3d_fullres.
         plans: name of the plans.
         trainer: name of the trainer.
-        algorithm: what tables call it.
+        algorithm: what tables call it, the same for all repeats.
         role: one of `report.record.ROLES`.
+        seed: of the trainer, if its name has one.
     """
 
     dataset: str
@@ -57,6 +61,12 @@ class Run:
     trainer: str
     algorithm: str
     role: str
+    seed: str = ""
+
+    @property
+    def title(self) -> str:
+        """What people call it, with its seed."""
+        return f"{self.algorithm}, seed {self.seed}" if self.seed else self.algorithm
 
     @property
     def model(self) -> str:
@@ -75,9 +85,17 @@ class Run:
 
 
 def joint_identity(members: Sequence[Run], role: str) -> dict[str, str]:
-    """Return what the rows in the record have in common that several runs have made together."""
+    """Return what the rows in the record have in common that several runs have made together; they have no seed."""
     names = {name: " + ".join(getattr(run, name) for run in members) for name in ("trainer", "algorithm")}
-    return {**members[0].identity, **names, "role": role}
+    return {**members[0].identity, **names, "role": role, "seed": ""}
+
+
+def first_repeats(runs: Iterable[Run]) -> list[Run]:
+    """Return the first run of each network: of repeats there are no ensembles, and one stands for all."""
+    found: dict[tuple[str, str, str, str], Run] = {}
+    for run in runs:
+        found.setdefault((run.dataset, run.configuration, run.plans, run.algorithm), run)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,8 @@ class Protocol:
         merged: full name of a dataset that others were merged into, on which each network is trained as well, with
             `PARTIAL_LABELS`, to stand beside those of the datasets that it was merged of, on their cases.
         configurations: of every dataset.
-        trainers: any that nnU-Net finds; see `baseline`.
+        trainers: any that nnU-Net finds; see `baseline`. Those that differ in their seeds alone are repeats of one
+            network.
         plans: plans that all networks share, or from which each one's own are made.
         gpu_memory: in GiB, what every network may use, on plans of its own that are made to fit; None for shared plans.
         folds: folds to train.
@@ -98,8 +117,11 @@ class Protocol:
         with_twins: add each network's ablation twin.
         with_rivals: add the published networks of `RIVALS` in all their recipes, with the modifiers of the baseline.
         with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
+        with_ensembles: let nnU-Net make the ensembles of all pairs of networks, and choose among them.
         with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
+        repeats: by trainer, how often it is trained, with the seeds 1, 2 and so on in its name, after all else; under
+            `ALL`, how often all others are. Those without a number are trained once, as they are named.
         pretrained: checkpoint from which trainers with `_Pretrained` start.
         test: also predict the test images of every dataset.
         tolerance: of the surface Dice, in mm.
@@ -117,22 +139,27 @@ class Protocol:
     with_twins: bool = False
     with_rivals: bool = False
     with_whole_volume: bool = False
+    with_ensembles: bool = True
     with_atlas: bool = False
     merged: str | None = None
     presets: tuple[str, ...] = ()
     pretrained: str | None = None
     test: bool = False
+    repeats: Mapping[str, int] = field(default_factory=dict)
     tolerance: float = 1.0
     device: str = "cuda"
 
     def runs(self) -> list[Run]:
-        """Return all networks on all configurations; the baseline stands first."""
+        """Return all networks on all configurations; the baseline stands first, and repeats behind each other."""
         cells = [(dataset, configuration) for dataset in self.datasets for configuration in self.configurations]
         return [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms(d)]
 
     def baseline(self, dataset: str | None = None) -> str:
-        """Return the trainer to compare the others with: nnU-Net's own, else its first variant, else the first."""
-        trainers = self._trainers(dataset)
+        """Return the trainer to compare the others with, without a seed.
+
+        It is nnU-Net's own, else its first variant, else the first.
+        """
+        trainers = [without_seed(trainer) for trainer in self._trainers(dataset)]
         stock = [trainer for trainer in trainers if split_name(trainer)[0] == STOCK_TRAINER]
         return STOCK_TRAINER if STOCK_TRAINER in stock else (stock or trainers)[0]
 
@@ -144,9 +171,11 @@ class Protocol:
         """
         if self.merged in (None, run.dataset):
             return None
-        like = (run.configuration, run.plans, run.trainer + PARTIAL_LABELS)
+        like = (run.configuration, run.plans, without_seed(run.trainer) + PARTIAL_LABELS, run.seed)
         found = (one for one in self.runs() if one.dataset == self.merged)
-        return next((one for one in found if (one.configuration, one.plans, one.trainer) == like), None)
+        return next(
+            (one for one in found if (one.configuration, one.plans, without_seed(one.trainer), one.seed) == like), None
+        )
 
     def one_for_many(self, run: Run) -> Run:
         """Return what stands for `beside(run)` among the results of the dataset of a run."""
@@ -186,25 +215,47 @@ class Protocol:
         return tuple(trainer + PARTIAL_LABELS for trainer in self.trainers if not is_fitted(trainer))
 
     def _algorithms(self, dataset: str) -> list[Run]:
-        baseline, trainers = self.baseline(dataset), self._trainers(dataset)
+        given: dict[str, dict[str, str]] = {}  # by the name without a seed: the names by seed
+        for trainer in self._trainers(dataset):
+            given.setdefault(without_seed(trainer), {})[seed_of(trainer)] = trainer
+        baseline, trainers = self.baseline(dataset), list(given)
         roles = {baseline: "baseline", **{trainer: "method" for trainer in trainers if trainer != baseline}}
+        seeds = {trainer: list(names) for trainer, names in given.items()}
         if self.with_twins:
             for trainer in trainers:
                 # The weights are of another network than the twin's.
                 twin = None if starts_from_weights(trainer) else twin_of(trainer)
                 if twin is not None:
                     roles.setdefault(twin, "twin")
+                    seeds.setdefault(twin, seeds[trainer])
         if self.with_rivals:
             for rival in RIVALS:
                 # Weights to start from are of another network than the rival's.
                 modifiers = split_name(baseline)[1].replace(f"_{PRETRAINED}", "")
                 roles.setdefault(rival + modifiers, "rival")
+                seeds.setdefault(rival + modifiers, seeds[baseline])
+
+        def repeat(trainer: str, plans: str, name: str, role: str) -> list[Run]:
+            number = self.repeats_of(trainer)
+            own = [str(seed) for seed in range(1, number + 1)] if number else seeds[trainer]
+            named = given.get(trainer, {})
+            names = {seed: named.get(seed, trainer + (f"_{seed}seed" if seed else "")) for seed in own}
+            return [Run("", "", plans, names[seed], name, role, seed) for seed in own]
+
         names = short_names(list(roles))
-        runs = [Run("", "", self.plans_of(trainer), trainer, names[trainer], role) for trainer, role in roles.items()]
+        runs = [run for one, role in roles.items() for run in repeat(one, self.plans_of(one), names[one], role)]
         for preset in self.presets:
             name = f"{names[baseline]} ({preset.replace('resenc-', 'ResEnc ').upper().replace('RESENC', 'ResEnc')})"
-            runs.append(Run("", "", PRESETS[preset][1], baseline, name, "own plan"))
+            runs += repeat(baseline, PRESETS[preset][1], name, "own plan")
         return runs
+
+    def repeats_of(self, trainer: str) -> int:
+        """Return how often a trainer is repeated; 0 if it is trained as it is named.
+
+        Args:
+            trainer: without a seed; on a merged dataset, with or without `PARTIAL_LABELS`.
+        """
+        return self.repeats.get(trainer.removesuffix(PARTIAL_LABELS), self.repeats.get(ALL, 0))
 
     def write(self, file: Path) -> None:
         """Write the question as JSON."""

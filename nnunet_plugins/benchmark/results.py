@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 from nnunet_plugins.benchmark.done import best_folder, best_of, is_trained
-from nnunet_plugins.benchmark.protocol import Protocol, Run, joint_identity
+from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats, joint_identity
 from nnunet_plugins.benchmark.tasks import Folders, Task, join_folds, sources_of, task_name
 from nnunet_plugins.files import short_name, unfinished
 from nnunet_plugins.trainers.fold_folder import LOCK
@@ -35,7 +35,7 @@ def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = 
     for atlas in protocol.atlases():
         tasks += _atlas(atlas, protocol, folders)
     before: dict[str, tuple[str, ...]] = {}
-    for group in whole_groups(trained, protocol):
+    for group in whole_groups(trained, protocol) if protocol.with_ensembles else ():
         dataset = group[0].dataset
         found = _find_best(group, before.get(dataset, ()), protocol, folders)
         # All of them write into one folder.
@@ -115,9 +115,9 @@ class Choice:
 
 
 def read_choice(group: Sequence[Run], protocol: Protocol, folders: Folders) -> Choice | None:
-    """Return nnU-Net's choice among runs on one plan; None as long as it has not chosen among all of them."""
+    """Return nnU-Net's choice among runs on one plan; None as long as it has not, or does not, choose among them."""
     best = _find_best(group, (), protocol, folders)[0]
-    if not best.is_done(folders.ledger):
+    if not protocol.with_ensembles or not best.is_done(folders.ledger):
         return None
     key = best_of(folders.best(group[0], protocol.folds))
     assert key is not None
@@ -136,13 +136,13 @@ def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders:
     title = f"{run.dataset} {run.configuration}: "
     merge = Task(
         name=task_name("merge", run.name),
-        title=f"{title}cross-validated segmentations of {run.algorithm}",
+        title=f"{title}cross-validated segmentations of {run.title}",
         command=("nnUNetv2_accumulate_crossval_results", run.dataset, *model, "-o", str(unfinished(output))),
         output=output,
         inputs=(*folders.trained(run, folds), folders.truth(run.dataset)),
     )
     metrics = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
-    name, title = task_name("metrics", run.name), f"{title}metrics of {run.algorithm}"
+    name, title = task_name("metrics", run.name), f"{title}metrics of {run.title}"
     rows = {"split": "cross-validation", **run.identity}
     return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge, rows)]
 
@@ -157,7 +157,7 @@ def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Fo
     title = f"{run.dataset} {run.configuration}: "
     predict = Task(
         name=task_name("predict", name),
-        title=f"{title}cross-validated segmentations of {run.algorithm}",
+        title=f"{title}cross-validated segmentations of {run.title}",
         command=(*command, "--whole-volume", "auto", "-device", protocol.device, "--continue_prediction"),
         slot="train",
         output=output,
@@ -175,7 +175,7 @@ def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Fo
     task = task_name("metrics", name)
     return [
         predict,
-        _metrics(task, f"{title}metrics of {run.algorithm}", output, truth, metrics, protocol, predict, rows),
+        _metrics(task, f"{title}metrics of {run.title}", output, truth, metrics, protocol, predict, rows),
     ]
 
 
@@ -237,8 +237,12 @@ def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:
 
 
 def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:
-    """Return the comparison of all runs on one plan and the ensembles of all pairs, then the ensembles' metrics."""
-    first, folds = group[0], protocol.folds
+    """Return the comparison of all networks on one plan and the ensembles of all pairs, then the ensembles' metrics.
+
+    Of several trainings of a network the first takes part.
+    """
+    group, folds = first_repeats(group), protocol.folds
+    first = group[0]
     place = f"{first.dataset} {first.configuration}"
     pairs = {ensemble_name(*pair, folds): pair for pair in combinations(group, 2)}
     output = folders.best(first, folds)
@@ -325,7 +329,7 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
     title = f"{run.dataset} {run.configuration}: "
     predict = Task(
         name=task_name("predict", run.name),
-        title=f"{title}predict the test images with {run.algorithm}",
+        title=f"{title}predict the test images with {run.title}",
         command=tuple(command),
         needs=tuple(needs),
         slot="train",
@@ -335,9 +339,7 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
     )
     return [
         predict,
-        *_test_metrics(
-            run.name, f"{title}metrics of {run.algorithm}", output, run.identity, protocol, predict, folders
-        ),
+        *_test_metrics(run.name, f"{title}metrics of {run.title}", output, run.identity, protocol, predict, folders),
     ]
 
 

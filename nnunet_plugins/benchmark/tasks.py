@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import done
-from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run, starts_from_weights
+from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run, first_repeats, starts_from_weights
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.files import read_json, short_name, unfinished
 from nnunet_plugins.planning.sources import read_sources
 from nnunet_plugins.provenance import Ledger
+from nnunet_plugins.rows import without_seed
 from nnunet_plugins.trainers.fold_folder import LOCK
 
 
@@ -152,8 +153,20 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
         fitted = [_fit(run, protocol, folders, needs=planned) for run in made_to_fit.values()]
         tasks += [*fitted, _split(dataset, protocol, folders, needs=[*planned, *(task.name for task in fitted)])]
     tasks += [_describe(run, protocol, folders) for run in runs]
-    # Fold by fold: a benchmark that is stopped early has whole folds to compare.
-    return tasks + [_train(run, fold, runs, protocol, folders) for fold in protocol.folds for run in runs]
+    # Fold by fold: a benchmark that is stopped early has whole folds to compare. Further repeats come last.
+    return tasks + [
+        _train(run, fold, runs, protocol, folders) for part in _rounds(runs) for fold in protocol.folds for run in part
+    ]
+
+
+def _rounds(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the first repeats of all networks, then the second ones of those that have one, and so on."""
+    found: list[list[Run]] = []
+    left = list(runs)
+    while left:
+        found.append(first_repeats(left))
+        left = [run for run in left if run not in found[-1]]
+    return found
 
 
 def task_name(*parts: object) -> str:
@@ -192,7 +205,7 @@ def _preprocess(dataset: str, plans: str, protocol: Protocol, folders: Folders, 
 
 def _fit(run: Run, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:
     folder = folders.preprocessed / run.dataset
-    command = ["nnunet-plugins", "plan", "-d", run.dataset, "-tr", run.trainer, "--like", protocol.plans]
+    command = ["nnunet-plugins", "plan", "-d", run.dataset, "-tr", without_seed(run.trainer), "--like", protocol.plans]
     command += ["--gpu-memory", f"{protocol.gpu_memory:g}", "--name", run.plans]
     # All configurations: a later benchmark may ask for another one.
     return Task(
@@ -266,7 +279,7 @@ def _describe(run: Run, protocol: Protocol, folders: Folders) -> Task:
     command = [sys.executable, "-m", "nnunet_plugins.benchmark.recipe", run.dataset, run.configuration, run.plans]
     return Task(
         name=task_name("describe", run.name),
-        title=f"{run.dataset} {run.configuration}: network and recipe of {run.algorithm}",
+        title=f"{run.dataset} {run.configuration}: network and recipe of {run.title}",
         command=(*command, run.trainer, str(unfinished(output)), *start),
         needs=(task_name("split", run.dataset),),
         output=output,
@@ -293,7 +306,7 @@ def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders
     begin = ["-pretrained_weights", *start] if start else ["--c"]
     return Task(
         name=task_name("train", run.name, fold),
-        title=f"{run.dataset} {run.configuration}: train {run.algorithm}, fold {fold}",
+        title=f"{run.dataset} {run.configuration}: train {run.title}, fold {fold}",
         # Probabilities are for the ensembles.
         command=("nnUNetv2_train", run.dataset, run.configuration, str(fold), *model, "--npz", *begin),
         there=("trained", str(folder)),

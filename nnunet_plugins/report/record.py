@@ -7,30 +7,36 @@
     failures.json    the tasks that failed, with the ends of their logs
     about.json       title, budget, machine, versions, and where the images lie
 
+Tables may be packed with gzip, as results.csv.gz, where a record has to be small.
+
 A comparison is what may stand in one table: the results of one `split`, `dataset` and `configuration`. An algorithm is
-a trainer, with its plans where they are not the comparison's own, or an ensemble of two.
+a trainer, with its plans where they are not the comparison's own, or an ensemble of two. Trainers that differ in their
+seed alone, nnUNetTrainer_1seed and nnUNetTrainer_2seed, are repeats of one algorithm: `seed` tells them apart.
 """
 
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.metrics.table import METRICS, map_texts, read_table, write_table
-from nnunet_plugins.rows import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER, count_seeds, seed_of
 
 COMPARISON = ["split", "dataset", "configuration"]
-ALGORITHM = ["plans", "trainer", "algorithm", "role"]
-"""`algorithm` is the name to show; the roles are those of `ROLES`."""
+ALGORITHM = ["plans", "trainer", "algorithm", "role", "seed"]
+"""`algorithm` is the name to show; the roles are those of `ROLES`; `seed`, a text, is that of the trainer, if any."""
 
 RESULTS = [
     *COMPARISON,  # split: "cross-validation" or "test"
     *ALGORITHM,
+    "fold",  # of cross-validation: the one that the case was held out of
     "case",
     "label",
     "name",
@@ -60,6 +66,7 @@ RUNS = [
     "energy_joules",  # of the GPUs
     "validation_voxels_per_second",  # resampling, mirroring and export included
     "device",
+    "model",  # `GONE`, where only the record is left of it
 ]
 CURVES = [
     "dataset",
@@ -73,6 +80,9 @@ CURVES = [
     "learning_rate",
     "seconds",
 ]
+GONE = "no longer here"
+"""Says that the model of a training is gone, so that its results are those of an earlier record."""
+
 ROLES = {
     "baseline": "baseline",
     "method": "a network of this comparison",
@@ -87,6 +97,10 @@ ROLES = {
 }
 UNRANKED = ("ensemble", "choice", "one pass", "one for many", "atlas")
 """Roles that take no part in ranks and tests: they share errors or data with others, or are no network."""
+
+
+_LATER = {"seed": "", "fold": np.nan, "model": ""}
+"""Columns that records of earlier versions do not have, with what stands for them. Trainings have always had folds."""
 
 
 def describe_role(role: str, trainer: str) -> str:
@@ -140,6 +154,7 @@ class Record:
         """Write the record's files, each of which is there completely or not at all."""
         for name, table in (("results", self.results), ("runs", self.runs), ("curves", self.curves)):
             write_table(folder / f"{name}.csv", table)
+            (folder / f"{name}.csv.gz").unlink(missing_ok=True)
         for name, content in (("equality", self.equality), ("failures", self.failures), ("about", self.about)):
             write_text(folder / f"{name}.json", json.dumps(content, indent=2))
 
@@ -160,7 +175,7 @@ def read_record(folder: Path) -> Record:
     return Record(*tables, *contents)
 
 
-_TEXTS = {*COMPARISON, *ALGORITHM, SOURCE, "case", "label", "name", "patch_size", "memory_kind", "device"}
+_TEXTS = {*COMPARISON, *ALGORITHM, SOURCE, "case", "label", "name", "patch_size", "memory_kind", "device", "model"}
 _KEYS = {*COMPARISON, "algorithm", "role", "case", "label"}
 """Columns that say what a row is about; without them it means nothing."""
 
@@ -170,7 +185,9 @@ _SHAPES: dict[str, Any] = {
         {
             "dataset": str,
             "configuration": str,
-            "runs": [{"algorithm": str, "fold": int, "hashes": dict, "environment": dict, "settings?": dict}],
+            "runs": [
+                {"algorithm": str, "seed?": str, "fold": int, "hashes": dict, "environment": dict, "settings?": dict}
+            ],
             "accepted": bool,
             "baseline?": str,
             "plans?": {str: str},
@@ -195,6 +212,7 @@ _SHAPES: dict[str, Any] = {
                 "ending": str,
                 "labels": {str: str},
                 "predictions": {str: str},
+                "repeats?": {str: {str: str}},  # of algorithms with seeds: by seed, as predictions of the first one
             }
         },
         "left_out?": {str: {str: [str]}},
@@ -207,27 +225,77 @@ _SHAPES: dict[str, Any] = {
 
 
 def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    packed = file.with_name(f"{file.name}.gz")
+    if packed.is_file() and not file.is_file():
+        file = packed
     try:
         table = read_table(file, dict.fromkeys(_TEXTS, str))
     except FileNotFoundError:
         raise ReportError(f"{file} is missing; it is written by nnunet-plugins benchmark") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
+    later = [name for name in _LATER if name in columns and (name != "fold" or "case" in columns)]
+    table = table.assign(**{name: _LATER[name] for name in later if name not in table})
     if missing := [column for column in columns if column not in table]:
         raise ReportError(f"{file} lacks the columns {', '.join(missing)}")
     for column in columns:
         values = table[column]
         wrong = values.isna() if column in _KEYS else pd.Series(False, table.index)
         if column not in _TEXTS:
-            wrong = values.notna() & pd.to_numeric(values, errors="coerce").isna()
+            numbers = pd.to_numeric(values, errors="coerce")
+            wrong = values.notna() & (numbers.isna() | ((numbers % 1 != 0) if column == "fold" else False))
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise ReportError(f"{file}, row {row + 2}: {values[row]!r} cannot be a {column}")
     # An empty cell is an empty text there, not a missing number.
-    table[["plans", "trainer"]] = table[["plans", "trainer"]].fillna("")
+    texts = [name for name in ("plans", "trainer", "seed", "model") if name in table]
+    table[texts] = table[texts].fillna("")
+    _check_seeds(file, table)
+    table["fold"] = table["fold"].astype("Int64")
     if unknown := set(table["role"]) - set(ROLES):
         raise ReportError(f"{file} has the role {sorted(unknown)[0]!r}; the roles are {', '.join(ROLES)}")
     return map_texts(table, printable)
+
+
+_GOOD_SEED = re.compile("[1-9][0-9]*")
+
+
+def _check_seeds(file: Path, table: pd.DataFrame) -> None:
+    """Refuse seeds that no trainer can have, or that are not those of the trainers' names."""
+    for trainer, seed in dict.fromkeys(zip(table["trainer"], table["seed"], strict=True)):
+        problem = None
+        if seed and not _GOOD_SEED.fullmatch(seed):
+            problem = "is none: seeds are 1, 2 and so on"
+        elif seed and count_seeds(trainer) > 1:
+            problem = "stands beside a trainer with two seeds, of which nobody knows which one counts"
+        elif seed and seed != seed_of(trainer):
+            problem = f"is not that of the trainer, {seed_of(trainer) or 'which has none'}"
+        if problem:
+            row = int(((table["trainer"] == trainer) & (table["seed"] == seed)).to_numpy().argmax())
+            raise ReportError(
+                f"{file}, row {row + 2}: the seed {seed!r} of {trainer} {problem}. Give the benchmark's command again, "
+                "which collects its results anew"
+            )
+
+
+def rows_of_gone(record: Record) -> "pd.Series[bool]":
+    """Tell which rows of the results are cross-validated by models that are no longer here."""
+    keys = ["configuration", "plans", "trainer", "fold"]
+    runs = record.runs[record.runs["model"] == GONE]
+    known = {(row["dataset"], *(row[name] for name in keys)) for _, row in runs.iterrows()}
+    of_many = {key[1:] for key in known}
+    results = record.results
+    found = [
+        split == "cross-validation" and (key in of_many if role == "one for many" else (dataset, *key) in known)
+        for split, role, dataset, key in zip(
+            results["split"],
+            results["role"],
+            results["dataset"],
+            results[keys].itertuples(index=False, name=None),
+            strict=True,
+        )
+    ]
+    return pd.Series(found, results.index, dtype=bool)
 
 
 def printable(content: Any) -> Any:

@@ -7,6 +7,8 @@
 - The volume error, without its sign, counts everywhere.
 - The score of a case is the mean over its labels. A case counts if every algorithm that is ranked has all its labels.
 - Of a merged dataset, the labels of a case are those that its source annotates. Nobody has anything of the others.
+- An algorithm that was trained several times, with several seeds, has the mean over its trainings: in every case the
+  mean of the scores that they have there.
 
 The rows themselves, which `evaluate` writes, keep nnU-Net's convention: a false finding is a Dice of 0.
 """
@@ -30,11 +32,13 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one comparison, in arrays of algorithms x cases x labels.
+    """The scores of one comparison, in arrays of trainings x cases x labels.
 
     Attributes:
-        algorithms: in order of first appearance, as cases and labels are.
+        trainings: names of algorithms with the seeds of their repeats, in order of first appearance of the algorithms
+            and of the seeds, as cases and labels are. The seed is an empty text where there is none.
         cases: their names.
+        folds: by case, the fold that it was held out of; missing where that is not known, and for test images.
         labels: as in the results.
         sources: of each case, the dataset that it comes from, in a merged one; empty texts in others.
         annotated: cases x labels: somebody has looked for the label.
@@ -46,8 +50,9 @@ class Scores:
         dice: as nnU-Net has it.
     """
 
-    algorithms: Sequence[str]
+    trainings: Sequence[tuple[str, str]]
     cases: Sequence[str]
+    folds: "pd.Series[int]"
     labels: Sequence[str]
     sources: Sequence[str]
     annotated: Mask
@@ -59,9 +64,24 @@ class Scores:
     dice: Array
 
     @property
+    def algorithms(self) -> list[str]:
+        """Their names, in order of first appearance."""
+        return list(dict.fromkeys(name for name, _ in self.trainings))
+
+    @property
     def whole(self) -> Mask:
-        """Algorithms x cases: the algorithm has all labels of the case."""
+        """Algorithms x cases: the algorithm has all labels of the case, of one of its trainings at least."""
+        whole = self._whole
+        return np.array([whole[rows].any(axis=0) for rows in self._rows()], bool).reshape(-1, len(self.cases))
+
+    @property
+    def _whole(self) -> Mask:
+        """Trainings x cases: the training has all labels of the case."""
         return np.asarray((self.there | ~self.annotated).all(axis=2))
+
+    def _rows(self) -> list[list[int]]:
+        """Return the numbers of the trainings of each algorithm."""
+        return [[n for n, (one, _) in enumerate(self.trainings) if one == name] for name in self.algorithms]
 
     @property
     def is_partial(self) -> bool:
@@ -73,6 +93,7 @@ class Scores:
         return replace(
             self,
             cases=[case for case, kept in zip(self.cases, cases, strict=True) if kept],
+            folds=self.folds[cases],
             sources=[source for source, kept in zip(self.sources, cases, strict=True) if kept],
             annotated=self.annotated[cases],
             there=self.there[:, cases],
@@ -83,51 +104,98 @@ class Scores:
             dice=self.dice[:, cases],
         )
 
+    def by_training(self, metric: str) -> pd.DataFrame:
+        """Return the scores of the cases by each training, cases x (algorithm, seed); nan where there is none."""
+        heads = pd.MultiIndex.from_tuples(self.trainings, names=["algorithm", "seed"])
+        return pd.DataFrame(self._of_cases(metric).T, pd.Index(self.cases, name="case"), heads)
+
     def by_case(self, metric: str) -> pd.DataFrame:
         """Return the scores of the cases, cases x algorithms; nan where a case has no label to score."""
-        values, counted = self.values[metric], self._counted(metric)
-        number = counted.sum(axis=1)
-        with np.errstate(invalid="ignore"):  # 0 labels
-            means = np.where(counted, values, 0.0).sum(axis=2) / np.where(number, number, np.nan)
-        return self._frame(np.where(self.whole, means, np.nan).T, self.cases, "case")
+        return self._frame(self.means(self._of_cases(metric)).T, self.cases, "case")
+
+    def of_algorithms(self, metric: str) -> Array:
+        """Return the scores, algorithms x cases x labels."""
+        return self.means(self.values[metric])
 
     def of_label(self, metric: str, number: int) -> pd.DataFrame:
         """Return the scores of one label, cases x algorithms; nan where it is not scored."""
-        return self._frame(self.values[metric][:, :, number].T, self.cases, "case")
+        return self._frame(self.of_algorithms(metric)[:, :, number].T, self.cases, "case")
 
     def by_label(self, metric: str) -> pd.DataFrame:
         """Return the means over the cases, algorithms x labels; nan where no case has the label."""
-        counted = self._counted(metric) & self.there
+        values = self.of_algorithms(metric)
+        counted = self._counted(metric) & ~np.isnan(values)
         number = counted.sum(axis=1)
-        means = np.where(counted, self.values[metric], 0.0).sum(axis=1) / np.where(number, number, np.nan)
+        means = np.where(counted, values, 0.0).sum(axis=1) / np.where(number, number, np.nan)
         return self._frame(means, self.algorithms, "algorithm", self.labels)
+
+    def missed_labels(self) -> "pd.Series[float]":
+        """Return how many labels of the truth an algorithm misses: the mean over its trainings."""
+        missed = self.means(np.where(self.there, self.missed, np.nan))
+        return pd.Series(np.nansum(missed, axis=(1, 2)), pd.Index(self.algorithms, name="algorithm"))
 
     def false_findings(self) -> pd.DataFrame:
         """Return a row per algorithm on the labels that the truth of a case does not have.
 
         Returns:
             `absent`, how many there are, over cases and labels; `found`, in how many of them the algorithm finds
-            something; `share`; `volume_ml`, the mean volume of what it finds where it does.
+            something, as mean over its trainings; `share`; `volume_ml`, the mean volume of what it finds where it does.
         """
         absent = self.there & ~self.truth
         found = absent & (self.false_ml > 0)
-        table = pd.DataFrame({"absent": absent.sum(axis=(1, 2)), "found": found.sum(axis=(1, 2))}, self.algorithms)
-        volume = pd.Series(np.where(found, self.false_ml, 0.0).sum(axis=(1, 2)), table.index)
-        table["share"] = table["found"] / table["absent"].where(table["absent"] > 0)
-        table["volume_ml"] = volume / table["found"].where(table["found"] > 0)
-        return table.rename_axis("algorithm")
+        volume = np.where(found, self.false_ml, 0.0)
+        rows = [
+            (absent[own].any(axis=0), *(part[own].sum() for part in (absent, found, volume))) for own in self._rows()
+        ]
+        counts = [(there.sum(), in_all, found, volume) for there, in_all, found, volume in rows]
+        index = pd.Index(self.algorithms, name="algorithm")
+        table = pd.DataFrame(counts, index, ["absent", "in_all", "found", "volume_ml"])
+        table["share"] = table["found"] / table["in_all"].where(table["in_all"] > 0)
+        table["volume_ml"] /= table["found"].where(table["found"] > 0)
+        table["found"] = (table["share"] * table["absent"]).fillna(0.0)
+        return table[["absent", "found", "share", "volume_ml"]]
 
     def nnunet_dice(self) -> "pd.Series[float]":
         """Return what nnU-Net's `summary.json` calls `foreground_mean` of these cases: labels' means, then their mean.
 
         A false finding is a Dice of 0 there, and a label in neither mask is left out, for each algorithm by itself.
         Where labels are annotated in a part of the cases, nnU-Net's number is another one: it counts all findings of
-        the others.
+        the others. Of several trainings it is the mean.
         """
+        return pd.Series(self.means(self._nnunet_dice()), pd.Index(self.algorithms, name="algorithm"))
+
+    def nnunet_dice_by_training(self) -> "pd.Series[float]":
+        """Return the same of every training, by algorithm and seed."""
+        index = pd.MultiIndex.from_tuples(self.trainings, names=["algorithm", "seed"])
+        return pd.Series(self._nnunet_dice(), index)
+
+    def _nnunet_dice(self) -> Array:
         known = ~np.isnan(self.dice)
         number = known.sum(axis=1)
         means = np.where(known, self.dice, 0.0).sum(axis=1) / np.where(number, number, np.nan)
-        return pd.Series(means.mean(axis=1), pd.Index(self.algorithms, name="algorithm"))
+        return np.asarray(means.mean(axis=1))
+
+    def means(self, values: Array) -> Array:
+        """Return the means over the trainings of each algorithm, of those that have a value.
+
+        Args:
+            values: trainings x anything.
+        """
+        found = np.full((len(self.algorithms), *values.shape[1:]), np.nan)
+        for number, rows in enumerate(self._rows()):
+            own = values[rows]
+            known = ~np.isnan(own)
+            there = known.sum(axis=0)
+            found[number] = np.where(known, own, 0.0).sum(axis=0) / np.where(there, there, np.nan)
+        return found
+
+    def _of_cases(self, metric: str) -> Array:
+        """Return the scores of the cases, trainings x cases."""
+        values, counted = self.values[metric], self._counted(metric)
+        number = counted.sum(axis=1)
+        with np.errstate(invalid="ignore"):  # 0 labels
+            means = np.where(counted, values, 0.0).sum(axis=2) / np.where(number, number, np.nan)
+        return np.where(self._whole, means, np.nan)
 
     def _counted(self, metric: str) -> Mask:
         return self.annotated if metric == VOLUME else self.truth
@@ -147,16 +215,27 @@ def score(results: pd.DataFrame, annotated: Mapping[str, Collection[str]] | None
         annotated: of a merged dataset, the names of the labels that each source annotates; None: all are annotated.
 
     Raises:
-        ReportError: if two rows are about one case, label and algorithm, a row lacks what its truth demands, or is
-            about what is not annotated, or the algorithms were evaluated against different truths.
+        ReportError: if two rows are about one case, label and training, a row lacks what its truth demands, or is
+            about what is not annotated, the algorithms were evaluated against different truths, or of an algorithm some
+            trainings have a seed and others none.
     """
-    codes, names = zip(*(pd.factorize(results[name]) for name in ("algorithm", "case", "label")), strict=True)
-    shape = tuple(map(len, names))
-    place = np.ravel_multi_index(codes, shape) if len(results) else np.zeros(0, int)
+    seeded = results.groupby("algorithm")["seed"].transform(lambda seeds: (seeds != "").any())
+    _refuse(
+        results,
+        (seeded.astype(bool) & (results["seed"] == "")).to_numpy(),
+        "has no seed, and other rows of the algorithm have one: repeats are told apart by their seeds",
+    )
+    trainings = _trainings(results)
+    number_of = {training: number for number, training in enumerate(trainings)}
+    of_rows = [number_of[pair] for pair in zip(results["algorithm"], results["seed"], strict=True)]
+    (of_case, cases), (of_label, labels) = (pd.factorize(results[name]) for name in ("case", "label"))
+    shape = len(trainings), len(cases), len(labels)
+    place = np.ravel_multi_index((of_rows, of_case, of_label), shape) if len(results) else np.zeros(0, int)
     _refuse(results, pd.Series(place).duplicated().to_numpy(), "is there twice: two runs have one name")
     there = np.zeros(shape, bool)
     there.ravel()[place] = True
-    sources, known = _annotated(results, names[1], names[2], annotated)
+    cases, labels = list(map(str, cases)), list(map(str, labels))
+    sources, known = _annotated(results, cases, labels, annotated)
     known_here = known.ravel()[place % known.size] if len(results) else np.zeros(0, bool)
     _refuse(results, ~known_here, "is about a label that the case's source does not annotate")
 
@@ -192,8 +271,14 @@ def score(results: pd.DataFrame, annotated: Mapping[str, Collection[str]] | None
     # The volume of a false finding; one that is too small for the table is one all the same.
     false = found.where(results["Dice"].isna(), found.clip(lower=np.finfo(float).tiny)).where(~has)
     missed = there & truth & np.isinf(spread(results["ASSD_mm"]))
-    algorithms, cases, labels = (list(map(str, part)) for part in names)
-    return Scores(algorithms, cases, labels, sources, known, there, truth, values, missed, spread(false), dice)
+    folds = results.groupby("case", sort=False)["fold"].first().astype("Int64")
+    return Scores(trainings, cases, folds, labels, sources, known, there, truth, values, missed, spread(false), dice)
+
+
+def _trainings(results: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the names of algorithms with the seeds of their repeats, by algorithms in order of first appearance."""
+    pairs = dict.fromkeys(zip(results["algorithm"].map(str), results["seed"].map(str), strict=True))
+    return [pair for name in dict.fromkeys(name for name, _ in pairs) for pair in pairs if pair[0] == name]
 
 
 def _annotated(
@@ -218,8 +303,9 @@ _LIMITS = ((np.max, 0.0), (np.min, np.inf))
 def _refuse(results: pd.DataFrame, wrong: Mask, what: str) -> None:
     if wrong.any():
         row = results.iloc[int(wrong.argmax())]
+        who = f"{row['algorithm']}, seed {row['seed']}" if row["seed"] else row["algorithm"]
         raise ReportError(
-            f"results.csv: {row['algorithm']}, case {row['case']}, label {row['label']} {what}. Give the benchmark's "
+            f"results.csv: {who}, case {row['case']}, label {row['label']} {what}. Give the benchmark's "
             "command again, which collects its results anew"
         )
 

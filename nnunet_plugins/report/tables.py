@@ -14,7 +14,19 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.equality import UNKNOWN, Equality
 from nnunet_plugins.report.record import describe_role
 from nnunet_plugins.report.statistics import LEVEL, CriticalDifference
-from nnunet_plugins.report.words import DASH, DECIMALS, METRIC_NAMES, show_number, show_p, show_volume
+from nnunet_plugins.report.verdicts import TOO_FEW
+from nnunet_plugins.report.words import (
+    DASH,
+    DECIMALS,
+    METRIC_NAMES,
+    VERDICTS,
+    show_count,
+    show_needed,
+    show_number,
+    show_p,
+    show_probability,
+    show_volume,
+)
 
 TEXTS = (
     "Algorithm",
@@ -30,6 +42,7 @@ TEXTS = (
     "Value",
     "Baseline",
     "Compared with",
+    "Verdict",
 )
 """Headings of columns that hold texts."""
 
@@ -56,6 +69,9 @@ def sections(comparison: Comparison) -> Sequence[Section]:
         Section("Cases and flags", _show_cases(comparison)),
     ]
     beside = [_show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
+    if _is_tested(comparison.twins):
+        caption = "Each network against its ablation twin, in Dice; Holm over these pairs"
+        found.append(Section(caption, _show_pairs(comparison.twins, comparison.rope)))
     if any(map(len, beside)):
         caption = "One network for many datasets, against the same one on this dataset alone"
         found.append(Section(caption, pd.concat(beside, ignore_index=True)))
@@ -67,12 +83,17 @@ def sections(comparison: Comparison) -> Sequence[Section]:
     if any(map(len, paired)):
         caption = f"Paired differences from {comparison.baseline}; wins, ties and losses count cases"
         found.append(Section(caption, pd.concat(paired, ignore_index=True)))
+    if _is_tested(comparison.pairs):
+        caption = "Every pair of ranked algorithms, in Dice; Holm over these pairs"
+        found.append(Section(caption, _show_pairs(comparison.pairs, comparison.rope)))
+    if len(comparison.components):
+        found.append(Section("What the Dice varies by, as standard deviations", _show_components(comparison)))
     if len(comparison.labels) > 1:
         for metric, table in comparison.by_label.items():
             named = table.rename(columns=comparison.labels)
             found.append(Section(f"{METRIC_NAMES[metric]} by label", _show_labels(named, metric)))
     if len(comparison.runs):
-        found.append(Section("Costs, as means over the folds", _show_costs(comparison.costs)))
+        found.append(Section("Costs, as means over the trainings", _show_costs(comparison.costs)))
     return found
 
 
@@ -120,7 +141,7 @@ def _show_cases(comparison: Comparison) -> pd.DataFrame:
         {
             "Algorithm": board.index,
             "Role": [describe_role(role, trainer) for role, trainer in zip(board["role"], trainers, strict=True)],
-            **{heading: _show(board[name], show_number, 0) for name, heading in counts.items()},
+            **{heading: _show(board[name], show_count) for name, heading in counts.items()},
             **(
                 {"Dice in summary.json": _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
             ),
@@ -154,7 +175,7 @@ def _show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
         {
             "Algorithm": table.index,
             "Absent labels": _show(table["absent"], show_number, 0),
-            "False findings": _show(table["found"], show_number, 0),
+            "False findings": _show(table["found"], show_count),
             "Share": _show(table["share"], show_number, 3),
             "Mean volume of a false finding (ml)": _show(table["volume_ml"], show_volume),
         }
@@ -172,9 +193,54 @@ def _show_differences(table: pd.DataFrame, metric: str, *, alone: bool = False) 
             "Cases": _show(table["n"], show_number, 0),
             "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS[metric]),
             "Effect size": _show(table["effect_size"], show_number, 2),
+            "P(better)": _show(table["better"], show_probability),
             "p": _show(table["p"], show_p),
             "p (Holm)": _show(table["p_holm"], show_p),
             "Wins/ties/losses": _show_counts(table),
+        }
+    )
+
+
+def _is_tested(table: pd.DataFrame) -> bool:
+    """Return whether there are pairs with cases enough to say anything; the sentences tell of others."""
+    return bool(table["better"].notna().any())
+
+
+def _show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
+    """Write comparisons in Dice with the probabilities of the true difference, and what it would take to be sure."""
+    tested = table["verdict"] != TOO_FEW
+    repeats = table["needed_repeats"].where(tested)
+    return pd.DataFrame(
+        {
+            "Algorithm": table.index.get_level_values("algorithm"),
+            "Compared with": table.index.get_level_values("against"),
+            "Verdict": [VERDICTS[verdict].format(rope=rope) for verdict in table["verdict"]],
+            "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS["Dice"]),
+            "p (Holm)": _show(table["p_holm"], show_p),
+            "P(better)": _show(table["better"], show_probability),
+            f"P(better by over {rope:g})": _show(table["ahead"], show_probability),
+            f"P(within {rope:g})": _show(table["equivalent"], show_probability),
+            f"P(worse by over {rope:g})": _show(table["behind"], show_probability),
+            f"Cases to tell {rope:g}": _show(table["needed_cases"].where(tested), show_needed),
+            **({f"Repeats to tell {rope:g}": _show(repeats, show_needed)} if repeats.notna().any() else {}),
+        }
+    )
+
+
+def _show_components(comparison: Comparison) -> pd.DataFrame:
+    table = comparison.components
+    headings = {
+        "case": "Cases",
+        "fold": "Folds",
+        "training": "Trainings",
+        "rest": "A case from training to training",
+        "error": "Standard error of the mean",
+    }
+    return pd.DataFrame(
+        {
+            "Algorithm": table.index,
+            "Trainings of a fold": _show(table["trainings"], show_number, 0),
+            **{heading: _show(table[name], show_number, 4) for name, heading in headings.items()},
         }
     )
 
@@ -189,10 +255,12 @@ def _show_labels(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def _show_costs(table: pd.DataFrame) -> pd.DataFrame:
     energy = table["energy_joules"] / 3.6e6
+    repeated = (table["trainings"] != table["folds"]).any()
     return pd.DataFrame(
         {
             "Algorithm": table.index,
             "Folds": _show(table["folds"], show_number, 0),
+            **({"Trainings": _show(table["trainings"], show_number, 0)} if repeated else {}),
             "Parameters (M)": _show(table["parameters"] / 1e6, show_number, 2),
             "Forward pass (GFLOP)": _show(table["forward_flops"] / 1e9, show_number, 1),
             "Patch": list(table["patch_size"]),

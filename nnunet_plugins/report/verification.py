@@ -17,9 +17,9 @@ from nnunet_plugins.files import read_json
 from nnunet_plugins.metrics.table import METRICS, map_texts, read_table
 from nnunet_plugins.provenance import MISSING, SHAPE, Ledger, Marker, read_marker
 from nnunet_plugins.report.analysis import Analysis, Comparison, analyse
-from nnunet_plugins.report.build import refuse_unequal, write_report
+from nnunet_plugins.report.build import refuse_unequal, rope_of, write_report
 from nnunet_plugins.report.page import generator
-from nnunet_plugins.report.record import SOURCE, ReportError, printable, read_record
+from nnunet_plugins.report.record import GONE, SOURCE, Record, ReportError, printable, read_record, rows_of_gone
 from nnunet_plugins.report.words import count
 
 _ROWS = ["split", "dataset", "configuration", "plans", "trainer"]
@@ -69,7 +69,7 @@ def verify_report(folder: Path, variables: Mapping[str, str] = os.environ) -> Ve
     roots = {name: root.absolute() for name, root in names.items() if root.is_dir()}
     ledger = Ledger({**roots, "output": folder.absolute()})
     try:
-        analysis = analyse(record)
+        analysis = analyse(record, rope_of(folder / "report"))
         refuse_unequal(analysis)
     except ReportError as error:
         found.contradictions.append(str(error))
@@ -171,6 +171,7 @@ def _verify_inputs(analysis: Analysis, file: Path, ledger: Ledger, found: Verifi
             else:
                 lines.append(f"{name} is another file than when {first} was {'made' if name in made else 'made of it'}")
         compared |= {*marker.inputs, *marker.outputs} - wrong.keys()
+    _note_gone(analysis.record, found)
     lines += _rows_without(analysis, markers)
     lines += _other_rows(analysis, markers, ledger)
     steps = count(len(markers), "step")
@@ -196,15 +197,23 @@ def _other_rows(analysis: Analysis, markers: Iterable[Marker], ledger: Ledger) -
     """Yield the tables of metrics that say otherwise than the record."""
     results = analysis.record.results
     texts = ["case", "label", "name", SOURCE]
+    gone = rows_of_gone(analysis.record)
     for marker in markers:
         name = next((output for output in marker.outputs if output.endswith(".csv")), "")
         table = ledger.locate(name) if name and marker.of else None
         if table is None or not table.is_file():
             continue
-        ours = results[(results[list(marker.of)] == pd.Series(marker.of)).all(axis=1)]
+        of = {column: value for column, value in marker.of.items() if column in results}
+        chosen = (results[list(of)] == pd.Series(of)).all(axis=1)
+        was_kept = marker.of.get("model") == GONE
+        if (chosen & gone).any():
+            chosen &= gone if was_kept else ~gone
+        ours = results[chosen]
         try:
             theirs = map_texts(read_table(table, dict.fromkeys(texts, str)), printable)
             columns = [*_COLUMNS, *([SOURCE] if SOURCE in theirs else [])]
+            if was_kept:  # other folds of the table are trained anew
+                theirs = theirs[theirs["case"].isin(ours["case"])]
             ours, theirs = ours[columns], theirs[columns]
         except (KeyError, ValueError) as error:
             yield f"{name} cannot be read: {error}"
@@ -219,11 +228,28 @@ def _other_rows(analysis: Analysis, markers: Iterable[Marker], ledger: Ledger) -
             yield f"results.csv: the rows of {', '.join(marker.of.values())} are not those of {name}"
 
 
+def _note_gone(record: Record, found: Verification) -> None:
+    """Say which results nobody can make again, because their models are no longer here."""
+    runs = record.runs[record.runs["model"] == GONE]
+    if len(runs):
+        named = [
+            f"{name}{f', seed {seed}' * bool(seed)} ({count(len(rows), 'fold')})"
+            for (name, seed), rows in runs.groupby(["algorithm", "seed"], sort=False)
+        ]
+        found.notes.append(
+            f"Of {count(len(runs), 'training')} the models are {GONE}, so their results cannot be compared with the "
+            f"segmentations: {'; '.join(named)}."
+        )
+
+
 def _verify_summaries(comparison: Comparison, about: Mapping[str, Any], found: Verification) -> None:
     """Compare the mean Dice with nnU-Net's own, where its summary of the same cases is here."""
     if comparison.split != "cross-validation" or comparison.dropped:
         return
-    files = about.get("images", {}).get(f"{comparison.dataset}/{comparison.configuration}", {}).get("predictions", {})
+    files = about.get("images", {}).get(f"{comparison.dataset}/{comparison.configuration}", {})
+    repeats = files.get("repeats", {})
+    found_in = [(name, "", folder) for name, folder in files.get("predictions", {}).items() if name not in repeats]
+    found_in += [(name, seed, folder) for name, seeds in repeats.items() for seed, folder in seeds.items()]
     if comparison.scores.is_partial:
         found.notes.append(
             f"{comparison.title}: nnU-Net's summary.json counts what is found of labels that nobody annotated in a "
@@ -231,16 +257,21 @@ def _verify_summaries(comparison: Comparison, about: Mapping[str, Any], found: V
         )
         return
     lines, compared = [], 0
-    for name, folder in files.items():
-        if name not in comparison.board.index:
+    means = comparison.scores.nnunet_dice_by_training()
+    partly = comparison.runs.loc[comparison.runs["model"] == GONE, ["algorithm", "seed"]]
+    gone = set(partly.itertuples(index=False, name=None))
+    for name, seed, folder in found_in:
+        # Of a training that is partly kept, the segmentations here are those of the other folds.
+        if (name, seed) not in means.index or (name, seed) in gone:
             continue
+        who = f"{name}, seed {seed}" if seed else name
         try:
             mean = read_json(Path(folder) / "summary.json", {"foreground_mean": {"Dice": float}})
         except InputError:
             continue
         compared += 1
-        theirs, ours = mean["foreground_mean"]["Dice"], comparison.board.loc[name, "nnunet_dice"]
+        theirs, ours = mean["foreground_mean"]["Dice"], means[name, seed]
         if not np.isclose(theirs, ours, rtol=1e-6, equal_nan=True):
-            lines.append(f"{comparison.title}: summary.json of {name} has a mean Dice of {theirs}, the record {ours}")
+            lines.append(f"{comparison.title}: summary.json of {who} has a mean Dice of {theirs}, the record {ours}")
     if compared:
         found.take(lines, f"{comparison.title}: Dice as in nnU-Net's {count(compared, 'summary.json')}.")

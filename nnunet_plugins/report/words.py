@@ -12,6 +12,15 @@ METRIC_NAMES = {
     "volume_error_ml": "Absolute volume error (ml)",
 }
 DECIMALS = {"Dice": 3, "ASSD_mm": 2, "HD95_mm": 2, "NSD": 3, "volume_error_ml": 2}
+VERDICTS = {
+    "ahead": "ahead",
+    "behind": "behind",
+    "equivalent": "equivalent within {rope:g}",
+    "mixed": "better or worse case by case, not on average",
+    "unclear": "cannot be told apart",
+    "too few": "too few cases to test",
+}
+"""What is written for the verdicts of `verdicts.py`."""
 DASH = "–"  # noqa: RUF001 - a dash
 """Stands for what is missing."""
 
@@ -22,6 +31,16 @@ def show_number(value: float, decimals: int) -> str:
         return DASH
     rounded = round(float(value), decimals) + 0.0  # no minus before a zero
     return f"{rounded:.{decimals}f}".replace("-", "−")  # noqa: RUF001 - a minus sign
+
+
+def show_count(value: float) -> str:
+    """Write a number of things, with a decimal where it is a mean that is no whole number."""
+    return show_number(value, 0 if pd.isna(value) or float(value).is_integer() else 1)
+
+
+def show_needed(value: float) -> str:
+    """Write how many cases or repeats are needed; infinitely many are no number."""
+    return "no number" if value == float("inf") else show_number(value, 0)
 
 
 def show_volume(value: float) -> str:
@@ -35,6 +54,13 @@ def show_p(value: float) -> str:
         return "<0.001"
     decimals = next((n for n in range(3, 16) if value >= LEVEL or round(value, n) < LEVEL), 16)
     return show_number(value, decimals)
+
+
+def show_probability(value: float) -> str:
+    """Write a probability with three decimals; none is 0 or 1 unless it is."""
+    if 0 < value < 0.001:
+        return "<0.001"
+    return ">0.999" if 0.999 < value < 1 else show_number(value, 3)
 
 
 def describe_p(value: float) -> str:

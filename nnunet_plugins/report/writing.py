@@ -27,8 +27,17 @@ _LONG = 40  # rows that fit on a page in print
 
 
 def write_csv(record: Record, path: Path) -> None:
-    """Write the results as they are: columns `record.RESULTS`, exact numbers, all cases; see `write_table`."""
-    write_table(path, record.results)
+    """Write the results as they are: columns `record.RESULTS`, exact numbers, all cases; see `write_table`.
+
+    Seeds and folds are left out where there are none.
+    """
+    results = record.results
+    none = [
+        name
+        for name, column in (("seed", results["seed"].replace("", None)), ("fold", results["fold"]))
+        if column.isna().all()
+    ]
+    write_table(path, results.drop(columns=none))
 
 
 def write_challenger(analysis: Analysis, path: Path) -> None:
@@ -50,7 +59,9 @@ def write_challenger(analysis: Analysis, path: Path) -> None:
             "case": np.array(scores.cases, object)[cases],
         }
         for metric in METRICS:
-            parts.append(pd.DataFrame({**columns, "metric": metric, "value": scores.values[metric][chosen].ravel()}))
+            parts.append(
+                pd.DataFrame({**columns, "metric": metric, "value": scores.of_algorithms(metric)[chosen].ravel()})
+            )
     names = ["task", "algorithm", "case", "metric", "value"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
     write_table(path, table, missing="NA")

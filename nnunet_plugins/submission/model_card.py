@@ -17,6 +17,7 @@ from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.record import read_record
 from nnunet_plugins.report.statistics import mean_with_ci
 from nnunet_plugins.report.writing import markdown_table
+from nnunet_plugins.rows import without_seed
 from nnunet_plugins.submission.rendering import render
 from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source, SubmissionError
@@ -161,7 +162,7 @@ def _from_benchmark(folder: Path, sources: Sequence[Source]) -> list[dict[str, A
         for algorithm in comparison.scores.algorithms:
             trainer, used = comparison.algorithms.loc[algorithm, ["trainer", "plans"]]
             # An ensemble has its members' names with a plus between them.
-            if used not in plans or not set(trainer.split(" + ")) <= wanted:
+            if used not in plans or not set(trainer.split(" + ")) <= {*map(without_seed, wanted)}:
                 continue
             row: dict[str, Any] = {"network": f"{algorithm}, {comparison.split}"}
             for metric in _METRICS:
@@ -176,4 +177,5 @@ def _interval(scores: "pd.Series[float]", metric: str) -> dict[str, Any]:
     found = mean_with_ci(scores.to_frame(metric)).iloc[0]
     decimals = 2 if metric.endswith("_mm") else 3
     mean, low, high = (f"{found[name]:.{decimals}f}" for name in ("mean", "ci_low", "ci_high"))
-    return {"cases": int(found["n"]), metric: f"{mean}{_METRICS[metric]} ({low} to {high})"}
+    interval = "too few cases for an interval" if pd.isna(found["ci_low"]) else f"{low} to {high}"
+    return {"cases": int(found["n"]), metric: f"{mean}{_METRICS[metric]} ({interval})"}
