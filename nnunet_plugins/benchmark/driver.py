@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnunet_plugins.benchmark import command, equality
 from nnunet_plugins.benchmark.cluster import configure, read_cluster
@@ -25,18 +25,14 @@ from nnunet_plugins.benchmark.protocol import (
     Protocol,
     first_repeats,
     is_fitted,
-    starts_from_weights,
 )
 from nnunet_plugins.benchmark.repeats import check_repeats, find_trainers
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
+from nnunet_plugins.benchmark.start import check_start
 from nnunet_plugins.benchmark.tasks import Folders, Task, sources_of, training_tasks
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.planning.preprocessed import PLANS, existing_cases, is_preprocessed
-from nnunet_plugins.registry import PRETRAINED
 from nnunet_plugins.report.record import GONE
-
-if TYPE_CHECKING:
-    from nnunet_plugins.planning.seen import Cases
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems
 
@@ -90,7 +86,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
         _require_one_for_many(protocol)
     check_repeats(protocol)
     find_trainers(protocol)
-    _check_start(protocol, folders)
+    check_start(protocol, folders)
     groups = whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol)
     for group in groups if protocol.with_ensembles else ():
         for pair in combinations(first_repeats(group), 2):
@@ -164,52 +160,6 @@ def _require_same_folds(merged: str, folders: Folders) -> None:
                 f"-d {dataset} --like {merged} --overwrite, or nnunet-plugins split -d {merged} --like sources "
                 "--overwrite"
             )
-
-
-def _check_start(protocol: Protocol, folders: Folders) -> None:
-    """Check that weights to start from are there where they are asked for, and have not seen what is validated on."""
-    from nnunet_plugins.planning.seen import Cases
-    from nnunet_plugins.trainers.checkpoints import load_checkpoint
-
-    from_weights = [run for run in protocol.runs() if starts_from_weights(run.trainer)]
-    if not protocol.pretrained:
-        if from_weights:
-            raise BenchmarkError(
-                f"{from_weights[0].trainer} starts from weights; name them with --pretrained CHECKPOINT"
-            )
-        return
-    if not from_weights:
-        trainer = f"{protocol.trainers[-1]}_{PRETRAINED}"
-        raise BenchmarkError(f"--pretrained is for trainers with _{PRETRAINED}; add one, such as {trainer}")
-    arguments = load_checkpoint(Path(protocol.pretrained), weights_suffice=True).get("init_args", {})
-    weights = Cases(str(arguments.get("plans", {}).get("dataset_name", "")), arguments.get("dataset_json", {}))
-    for dataset in dict.fromkeys(run.dataset for run in from_weights):
-        files = [root / dataset / "dataset.json" for root in (folders.preprocessed, folders.raw)]
-        own = Cases(dataset, next((read_json(file, dict) for file in files if file.is_file()), {}))
-        _require_unseen(protocol, folders, weights, arguments.get("fold"), own)
-
-
-def _require_unseen(protocol: Protocol, folders: Folders, weights: "Cases", fold: Any, own: "Cases") -> None:
-    """Refuse weights that were trained on what a fold of a dataset validates on, in whichever dataset it was."""
-    from nnunet_plugins.planning.seen import folds_that_saw, shared_origins
-
-    if not (shared := shared_origins(weights, own)):
-        return
-    which = f"{protocol.pretrained} was trained on {weights.name}, fold {fold}, and has seen"
-    seen = folds_that_saw(weights, fold, own, folders.preprocessed)
-    if seen is None and weights.name == own.name:
-        seen = [one for one in protocol.folds if one != fold]
-    if seen is None:
-        raise BenchmarkError(
-            f"{which} cases of {' and '.join(shared)}, which are in {own.name}, too. Without the splits_final.json of "
-            "both nobody knows which folds validate on them; make them first, or take weights of other cases"
-        )
-    if set(seen) & set(protocol.folds):
-        others = isinstance(fold, int) and fold not in seen
-        raise BenchmarkError(
-            f"{which} what {'other ' * others}folds of {own.name} validate on; take weights of other cases"
-            + f", or this fold alone (-f {fold})" * others
-        )
 
 
 def _require_room_for_atlas(dataset: str, protocol: Protocol, folder: Path) -> None:
