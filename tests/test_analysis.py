@@ -315,13 +315,18 @@ def test_what_some_of_the_trainings_miss_or_find_counts_in_part():
 def test_repeats_with_unequal_folds_count_where_they_are():
     record = make_record(algorithms=2, cases=6, folds=2, repeats=2)
     results = record.results
-    gone = (results["seed"] == "2") & (results["fold"] == 1)
-    (comparison,) = analyse(dataclasses.replace(record, results=results[~gone])).comparisons
+    gone, untrained = ((table["seed"] == "2") & (table["fold"] == 1) for table in (results, record.runs))
+    torn = dataclasses.replace(record, results=results[~gone], runs=record.runs[~untrained])
+    (comparison,) = analyse(torn).comparisons
     assert len(comparison.scores.cases) == 6
     by_training = comparison.scores.by_training("Dice")
     name = comparison.scores.algorithms[1]
     assert by_training[name]["2"].isna().to_numpy().tolist() == [False, True] * 3
     assert_allclose(comparison.by_case["Dice"][name], by_training[name].mean(axis=1))
+    baseline = comparison.scores.algorithms[0]
+    said = f"Not trained in all folds: seed 2 of {baseline} (fold 1); seed 2 of {name} (fold 1)."
+    assert said in "\n".join(caveats(comparison))
+    assert "Not trained in all folds" not in "\n".join(caveats(only(record)))
 
 
 @pytest.mark.parametrize(
