@@ -251,12 +251,15 @@ def _trainings(comparison: Comparison) -> list[str]:
         ]
         if once:
             lines.append(f"Trained once per fold, so that nothing is known of how trainings vary: {', '.join(once)}.")
-    lines += [
-        f"Unequal repeats: {name} with seed {seed} lacks {count(len(folds), 'fold')} ({', '.join(folds)}) that another "
-        "training of it has. In each fold the mean is over the trainings there are; a fold that was trained once has "
-        "the variance of training of the others."
-        for name, seed, folds in comparison.gaps
-    ]
+    if comparison.gaps:
+        lacking = [
+            f"{name} with seed {seed} lacks {count(len(folds), 'fold')} ({', '.join(folds)})"
+            for name, seed, folds in comparison.gaps
+        ]
+        lines.append(
+            f"Unequal repeats: {'; '.join(lacking)}. In each fold the mean is over the trainings there are; a fold that "
+            "was trained once has the variance of training of the others."
+        )
     return lines
 
 
