@@ -257,7 +257,7 @@ def _trainings(comparison: Comparison) -> list[str]:
             for name, seed, folds in comparison.gaps
         ]
         lines.append(
-            f"Unequal repeats: {'; '.join(lacking)}. In each fold the mean is over the trainings there are; a fold that "
+            f"Unequal repeats: {'; '.join(lacking)}. In each fold the mean is over the trainings there are; one that "
             "was trained once has the variance of training of the others."
         )
     return lines
