@@ -139,6 +139,15 @@ def test_each_network_stands_against_its_twin():
     assert len(other.twins) == 1, "a twin has the same modifiers; that of the last is the baseline"
 
 
+def test_twins_of_networks_from_elsewhere_stand_in_the_record():
+    """The package that brought them need not be there where the report is made."""
+    names = ["nnUNetTrainer", "nnUNetTrainerMylab_DA5", "nnUNetTrainerMylabPlain_DA5"]
+    record = make_record(algorithms=names, cases=8, labels=1, folds=1, epochs=1)
+    assert only(record).twins.empty
+    record.about["twins"] = {"nnUNetTrainerMylab": "nnUNetTrainerMylabPlain"}
+    assert {frozenset(pair) for pair in only(record).twins.index} == {frozenset(names[1:])}
+
+
 def test_too_few_cases_are_said_everywhere():
     comparison = only(make_record(algorithms=3, cases=3, labels=1, folds=1, epochs=1, repeats=2))
     assert set(comparison.pairs["verdict"]) == {TOO_FEW}

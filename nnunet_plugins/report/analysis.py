@@ -232,7 +232,12 @@ def _compare(
         board=board,
         rope=rope,
         paired={metric: table.loc[[n for n in first if n in table.index]] for metric, table in paired.items()},
-        twins=against_twins(in_dice, algorithms.loc[first + list(algorithms.index.difference(first))], rope),
+        twins=against_twins(
+            in_dice,
+            algorithms.loc[first + list(algorithms.index.difference(first))],
+            record.about.get("twins", {}),
+            rope,
+        ),
         pairs=every_pair(in_dice, first, rope),
         beside={
             metric: beside(measure, record.about.get("beside", {}), algorithms, ropes[metric])

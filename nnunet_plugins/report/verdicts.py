@@ -1,6 +1,6 @@
 """Verdicts on an algorithm against another one: which word follows from the numbers of a comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -29,20 +29,23 @@ def every_pair(measure: Measure, ranked: Sequence[str], rope: float | None) -> p
     return judge(compare_pairs(measure, pairs, rope=rope), measure.metric)
 
 
-def against_twins(measure: Measure, algorithms: pd.DataFrame, rope: float | None) -> pd.DataFrame:
+def against_twins(
+    measure: Measure, algorithms: pd.DataFrame, twins: Mapping[str, str], rope: float | None
+) -> pd.DataFrame:
     """Return how each network differs from its ablation twin, where both are ranked; Holm over these pairs.
 
     Args:
         measure: the scores.
         algorithms: by name, `trainer` (without a seed), `role` and `is_ranked`.
+        twins: by trainer, both without modifiers; those of our own networks need not be told.
         rope: see `evidence.compare_pairs`.
     """
-    return judge(compare_pairs(measure, _twins(algorithms), rope=rope), measure.metric)
+    return judge(compare_pairs(measure, _twins(algorithms, twins), rope=rope), measure.metric)
 
 
-def _twins(algorithms: pd.DataFrame) -> list[tuple[str, str]]:
+def _twins(algorithms: pd.DataFrame, told: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the pairs of a network and its ablation twin, which has the same modifiers."""
-    twins = {row.trainer: row.twin for row in BACKBONES}
+    twins = {row.trainer: row.twin for row in BACKBONES} | dict(told)
     # A trainer on plans of its own is another network.
     ranked = algorithms[algorithms["is_ranked"] & (algorithms["role"] != "own plan")]
     named = {trainer: str(name) for name, trainer in ranked["trainer"].items()}
