@@ -129,8 +129,42 @@ def test_one_fold_two_seeds_and_one_case_per_fold():
     scores, folds, _ = world(np.random.default_rng(9), folds=8, cases=1, seeds=2)
     single = learn_repeats(scores, folds)
     assert (single.degrees, single.rest_degrees, single.rest) == (8, 0, 0)
-    found = estimate(scores.mean(axis=1), folds, [single])
-    assert np.isfinite([*found.interval, found.p]).all(), "with a case in each fold, over all cases"
+    means = scores.mean(axis=1)
+    theirs = stats.ttest_1samp(means, 0).confidence_interval()
+    assert_allclose(
+        estimate(means, folds, [single]).interval, theirs, err_msg="a case has its trainings in it: not twice"
+    )
+
+
+def test_a_case_alone_in_its_fold_does_not_bring_the_effects_of_folds_into_those_of_cases():
+    scores, folds, _ = world(np.random.default_rng(10), folds=3, cases=20, fold=0.3, seeds=2)
+    kept = (folds < 2) | (np.arange(60) == 40)
+    scores, folds = scores[kept], folds[kept]
+    found = estimate(scores.mean(axis=1), folds, [learn_repeats(scores, folds)])
+    assert_allclose(found.case, CASE**2 + REST**2 / 2, rtol=0.6)
+
+
+def test_no_interval_is_absurd_where_variances_are_taken_from_each_other():
+    """Satterthwaite's degrees have no lower bound if a part is negative: then intervals of 1e28 came out."""
+    generator = np.random.default_rng(11)
+    for _ in range(200):
+        found, _ = compared(generator, folds=1, cases=6, seeds=2)
+        assert found.degrees >= 1
+        assert np.diff(found.interval) < 5
+
+
+def test_folds_of_very_unequal_size_count_as_much_as_they_tell():
+    """Two cases tell little of what a training varies by; the fold of forty tells more."""
+    generator = np.random.default_rng(12)
+    sizes = [2, 2, 2, 40]
+    folds = np.repeat(np.arange(4), sizes)
+    found = []
+    for _ in range(WORLDS):
+        training = generator.normal(0, TRAINING, (4, 2))[folds]
+        found.append(learn_repeats(training + generator.normal(0, REST, (46, 2)), folds))
+    estimates = [one.between - one.rest * one.shared for one in found]
+    assert_allclose(np.mean(estimates), TRAINING**2, rtol=0.2)
+    assert np.std(estimates) < 1.6 * TRAINING**2, "as plain means over the folds they vary by 2.2 times it"
 
 
 @pytest.mark.parametrize("cases", [0, 1, 2, 5])

@@ -16,8 +16,10 @@ The variance of the mean over n cases, of which n_f are in fold f with S_f train
 
 The first part is what the means over the trainings vary by from case to case within a fold, over n. In the second,
 `training` is what the fold's means vary by from one training to the next, less the share `rest / n_f` of it that the
-first part has already (the method of moments; 0 if less would be left). The difference of two algorithms has the second
-part of each. Degrees of freedom are Satterthwaite's (1946), intervals those of the t distribution.
+first part has already (the method of moments, in which a fold counts as often as it has cases; 0 if less would be
+left). The difference of two algorithms has the second part of each. Degrees of freedom are Satterthwaite's (1946), but no
+fewer than the smallest part has: where parts are taken from each other, his have no bound. Intervals are those of the t
+distribution.
 """
 
 from collections.abc import Sequence
@@ -38,11 +40,11 @@ class Repeats:
     """What repeated trainings of one algorithm tell of the chance in them.
 
     Attributes:
-        between: mean square of the means of a fold's trainings, pooled over the folds.
+        between: mean square of the means of a fold's trainings, pooled over the folds by their numbers of cases.
         degrees: of freedom of `between`; 0 if no fold was trained twice, and nothing is known.
         rest: mean square of case by training within the folds.
         rest_degrees: of freedom of `rest`.
-        shared: how much of `rest` is in `between`, the mean of 1 / n_f.
+        shared: how much of `rest` is in `between`, about 1 / n_f.
         weight: of `training` in the variance of the mean over all cases, the sum of (n_f / n)^2 / S_f.
         per_case: how much of `rest` a case's mean over its trainings has, the mean of 1 / S_f.
     """
@@ -86,8 +88,8 @@ def learn_repeats(scores: Array, folds: Folds) -> Repeats:
     """
     cases = ~np.isnan(scores).all(axis=1)
     scores, folds = scores[cases], folds[cases]
-    squares = rests = shared = weight = per_case = 0.0
-    degrees = rest_degrees = 0
+    squares = rests = weight = per_case = 0.0
+    degrees = rest_degrees = sizes = 0
     for fold in np.unique(folds):
         part = scores[folds == fold]
         share = len(part) / len(scores)
@@ -100,15 +102,15 @@ def learn_repeats(scores: Array, folds: Folds) -> Repeats:
             continue
         means = part.mean(axis=0)
         apart = part - part.mean(axis=1, keepdims=True) - means + means.mean()
-        squares += float(((means - means.mean()) ** 2).sum())
+        squares += len(part) * float(((means - means.mean()) ** 2).sum())
         rests += float((apart**2).sum())
         degrees += trainings - 1
         rest_degrees += (len(part) - 1) * (trainings - 1)
-        shared += (trainings - 1) / len(part)
+        sizes += len(part) * (trainings - 1)
     if not degrees:
         return Repeats()
     rest = rests / rest_degrees if rest_degrees else 0.0
-    return Repeats(squares / degrees, degrees, rest, rest_degrees, shared / degrees, weight, per_case)
+    return Repeats(squares / sizes, degrees, rest, rest_degrees, degrees / sizes, weight, per_case)
 
 
 @dataclass(frozen=True)
@@ -155,28 +157,28 @@ def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = ()) -> Es
     """Return how sure the mean of scores is, or of differences.
 
     Without repeats the variance is that over all cases, as if each had a network of its own, and with them that within
-    the folds; also with them it is that over all cases if a fold has a single case.
+    the folds. If each fold has a single case, each has networks of its own, and the variance over all cases has all.
 
     Args:
         scores: a mean over the trainings for each case, none missing.
         folds: of the cases.
         repeats: of the algorithm, or of both; what is not known of one is left out.
     """
-    known = [one for one in repeats if one.known]
     cases = len(scores)
+    _, places, sizes = np.unique(folds, return_inverse=True, return_counts=True)
+    known = [one for one in repeats if one.known and len(sizes) < cases]
     mean = float(scores.mean()) if cases else np.nan
     if cases < 2:
         return Estimate(mean, cases, np.nan, 0.0, 0.0, np.nan, np.nan)
     centre, degrees = np.full(cases, mean), cases - 1
-    _, places, sizes = np.unique(folds, return_inverse=True, return_counts=True)
-    if known and sizes.min() > 1:
+    if known:
         centre, degrees = (np.bincount(places, scores) / sizes)[places], cases - len(sizes)
     case = float(((scores - centre) ** 2).sum() / degrees)
     training = sum(one.weight * one.training for one in known)
     rest = min(case, sum(one.rest * one.per_case for one in known))
     variance = case / cases + training
     parts = [(case / cases, degrees), *(part for one in known for part in one.parts)]
-    spread = sum(part**2 / freedom for part, freedom in parts if freedom)
-    return Estimate(
-        mean, cases, case, rest, training, float(np.sqrt(variance)), variance**2 / spread if spread else float(degrees)
-    )
+    parts = [(part, freedom) for part, freedom in parts if freedom]
+    if spread := sum(part**2 / freedom for part, freedom in parts):
+        degrees = max(variance**2 / spread, min(freedom for _, freedom in parts))
+    return Estimate(mean, cases, case, rest, training, float(np.sqrt(variance)), float(degrees))
