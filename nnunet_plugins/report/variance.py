@@ -17,8 +17,8 @@ The variance of the mean over n cases, of which n_f are in fold f with S_f train
 The first part is what the means over the trainings vary by from case to case within a fold, over n. In the second,
 `training` is what the fold's means vary by from one training to the next, less the share `rest / n_f` of it that the
 first part has already (the method of moments, in which a fold counts as often as it has cases; 0 if less would be
-left). The difference of two algorithms has the second part of each. Degrees of freedom are Satterthwaite's (1946), but no
-fewer than the smallest part has: where parts are taken from each other, his have no bound. Intervals are those of the t
+left). The difference of two algorithms has the second part of each. Degrees of freedom are Satterthwaite's (1946), but
+no fewer than the smallest part has: where parts are subtracted, his have no bound. Intervals are those of the t
 distribution.
 """
 
