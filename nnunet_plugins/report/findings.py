@@ -7,7 +7,8 @@ import pandas as pd
 
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.claims import ROPE
-from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR
+from nnunet_plugins.report.statistics import LEVEL
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR, is_clear
 from nnunet_plugins.report.words import count, describe_p, show_number, show_probability
 
 
@@ -31,7 +32,13 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
     proof = f"({'' if pd.isna(row['ci_low']) else interval}{describe_p(row['p_holm'])}, Holm) on {cases}"
     if row["verdict"] == MIXED:
         most = "better" if row["effect_size"] > 0 else "worse"
-        said = f"Case by case {name} is {most} than {baseline}, yet its mean differs by {signed} {proof}."
+        is_contrary = (difference > 0) != (row["effect_size"] > 0) or is_clear(row)
+        yet = (
+            f"its mean differs by {signed}"
+            if is_contrary
+            else f"on average they cannot be told apart: mean difference {signed}"
+        )
+        said = f"Case by case {name} is {most} than {baseline}, yet {yet} {proof}."
     elif row["verdict"] == EQUIVALENT:
         said = f"{name} and {baseline} are equivalent within {rope:g} Dice: mean difference {signed} {proof}."
     elif row["verdict"] in (AHEAD, BEHIND):
@@ -49,12 +56,14 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
 def _probable(name: str, row: Mapping[str, Any], rope: float) -> str:
     """Say how likely the true difference is where, for the verdict."""
     if row["verdict"] == EQUIVALENT:
-        return f"With a probability of {show_probability(row['equivalent'])} the true difference is no larger."
+        some = ", though there is one" if row["p_holm"] < LEVEL and is_clear(row) else ""
+        probability = show_probability(row["equivalent"])
+        return f"With a probability of {probability} the true difference is no larger than {rope:g}{some}."
     word, better, by_more = "better", row["better"], row["ahead"]
-    if row["verdict"] == BEHIND:
+    if better < 0.5:
         word, better, by_more = "worse", 1 - better, row["behind"]
     return (
-        f"{name} is {word} with a probability of {show_probability(better)}, by more than {rope:g} with "
+        f"On average {name} is {word} with a probability of {show_probability(better)}, by more than {rope:g} with "
         f"{show_probability(by_more)}."
     )
 
@@ -65,10 +74,13 @@ def _needed(row: Mapping[str, Any], rope: float) -> str:
     if row["verdict"] != UNCLEAR or pd.isna(cases):
         return ""
     told = f"a difference of {rope:g}"
-    more = f"about {count(int(cases), 'case')}" if cases < float("inf") else "no number of cases"
-    again = f"about {count(int(repeats), 'repeat')}" if repeats < float("inf") else "no number of repeats"
+    # Where the trainings of one do not count, as they were not repeated, these numbers are bounds.
+    about = "about" if row["repeated"] == row["against_repeated"] else "at least"
+    more = f"{about} {count(int(cases), 'case')}" if cases < float("inf") else "no number of cases"
+    again = f"{about} {count(int(repeats), 'repeat')}" if repeats < float("inf") else "no number of repeats"
     if cases <= row["n"]:
-        return f"There are enough to tell {told} in 80% of such comparisons."
+        unless = "" if row["repeated"] and row["against_repeated"] else ", if trainings do not vary"
+        return f"There are enough to tell {told} in 80% of such comparisons{unless}."
     if pd.isna(repeats):
         return f"To tell {told} takes {more} (power 80%), more if trainings vary."
     if cases < float("inf"):
@@ -83,7 +95,7 @@ def _half(name: str, row: Mapping[str, Any], baseline: str) -> str:
     """Say whose variance of training is missing, if it is only one's."""
     if row["repeated"] == row["against_repeated"]:
         return ""
-    return f"The variance of {baseline if row['repeated'] else name}'s training is not in this."
+    return f"The variance of {baseline if row['repeated'] else name}'s training is not in this: p may be too small."
 
 
 def describe_all(comparison: Comparison) -> list[str]:

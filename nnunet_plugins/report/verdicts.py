@@ -1,6 +1,7 @@
 """Verdicts on an algorithm against another one: which word follows from the numbers of a comparison."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -9,9 +10,10 @@ from nnunet_plugins.report.evidence import Measure, compare_pairs
 from nnunet_plugins.report.statistics import CASES, DECIMALS, HIGHER_IS_BETTER, LEVEL, holm
 
 AHEAD, BEHIND, EQUIVALENT, MIXED, UNCLEAR, TOO_FEW = "ahead", "behind", "equivalent", "mixed", "unclear", "too few"
-"""Ahead and behind: p below 0.05 after Holm, better or worse on average and case by case. Mixed: better case by case,
-yet worse on average, or the other way. Equivalent comes before these: it is a matter of the size of the difference,
-which with many cases is clear long before it matters."""
+"""Ahead and behind: p below 0.05 after Holm, better or worse case by case and on average, with an interval that has no
+0 in it: p values over cases are of ranks, which a few cases do not change, however much these are worse. Mixed: better
+case by case, yet not on average, or the other way. Equivalent comes before these: it is a matter of the size of the
+difference, which with many cases is clear long before it matters."""
 
 SURE = 0.95
 """From this probability on that a difference is within the region of practical equivalence, two are equivalent."""
@@ -58,6 +60,11 @@ def _twins(algorithms: pd.DataFrame, told: Mapping[str, str]) -> list[tuple[str,
     return pairs
 
 
+def is_clear(table: Any) -> Any:
+    """Return whether there is no 0 in the interval of a difference, or of each of a table of them."""
+    return (table["ci_low"] > 0) | (table["ci_high"] < 0)
+
+
 def judge(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return a family of comparisons with `p_holm` over its rows and the `verdict` on each.
 
@@ -68,8 +75,9 @@ def judge(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     table = table.assign(p_holm=holm(table["p"].astype(float)))
     gain = table["mean_difference"].round(DECIMALS) * (1 if HIGHER_IS_BETTER[metric] else -1)
     clear = table["p_holm"] < LEVEL
+    is_mean_clear = is_clear(table)
     verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear, MIXED)
-    verdict = verdict.mask(clear & (gain > 0) & (table["effect_size"] > 0), AHEAD)
-    verdict = verdict.mask(clear & (gain < 0) & (table["effect_size"] < 0), BEHIND)
+    verdict = verdict.mask(clear & is_mean_clear & (gain > 0) & (table["effect_size"] > 0), AHEAD)
+    verdict = verdict.mask(clear & is_mean_clear & (gain < 0) & (table["effect_size"] < 0), BEHIND)
     verdict = verdict.mask(table["equivalent"] >= SURE, EQUIVALENT)
     return table.assign(verdict=verdict.mask((table["n"] > 0) & (table["n"] < CASES), TOO_FEW))
