@@ -326,6 +326,7 @@ def test_repeats_with_unequal_folds_count_where_they_are():
     baseline = comparison.scores.algorithms[0]
     said = f"Not trained in all folds: seed 2 of {baseline} (fold 1); seed 2 of {name} (fold 1)."
     assert said in "\n".join(caveats(comparison))
+    assert "Unequal repeats" not in "\n".join(caveats(comparison)), "said once"
     assert "Not trained in all folds" not in "\n".join(caveats(only(record)))
 
 

@@ -17,7 +17,7 @@ from nnunet_plugins.report.findings import describe_all, describe_difference, de
 from nnunet_plugins.report.ranking import stability
 from nnunet_plugins.report.statistics import compare, holm, mean_with_ci
 from nnunet_plugins.report.tables import sections
-from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, TOO_FEW, UNCLEAR, every_pair
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR, every_pair
 
 ROPE = 0.01
 
@@ -62,6 +62,19 @@ def test_the_word_follows_from_the_world():
     }
     few = measure(folds=1, cases=5, best={"mean": 0.9}, worse={"mean": 0.1})
     assert verdicts(few) == {("best", "worse"): TOO_FEW}
+
+
+def test_a_gain_in_most_cases_whose_mean_may_be_none_is_not_called_ahead():
+    """Better by 0.02 in 30 cases and worse by 0.2 in three: the mean's interval has 0 in it, the ranks are clear."""
+    gains = np.r_[np.linspace(0.015, 0.025, 30), -0.2, -0.19, -0.15]
+    for metric, sign in (("Dice", 1), ("HD95_mm", -1)):
+        scores = pd.DataFrame({"a": 0.5 + sign * gains, "b": 0.5})
+        by_training = scores.set_axis(pd.MultiIndex.from_tuples([("a", ""), ("b", "")]), axis=1)
+        found = every_pair(Measure(metric, scores, by_training, pd.Series(0, scores.index)), ["a", "b"], ROPE)
+        row = found.loc[("a", "b")]
+        assert row["p_holm"] < 0.01
+        assert row["ci_low"] < 0 < row["ci_high"]
+        assert (0.4 < row["better"] < 0.7, row["verdict"]) == (True, MIXED)
 
 
 def test_equal_networks_are_called_ahead_no_more_often_than_the_level_says():
@@ -119,6 +132,13 @@ def test_components_are_named_and_the_effect_of_the_folds_is_apart():
     assert_allclose(found.loc["a", ["fold", "training", "rest"]].astype(float), [0.04, 0.02, 0.02], rtol=0.25)
 
 
+def test_an_interval_of_dice_stays_within_its_bounds():
+    found = measure(folds=1, cases=8, a={"mean": 0.95, "seeds": 2, "training": 0.1})
+    low, high = with_trainings(mean_with_ci(found.by_case), found).loc["a", ["ci_low", "ci_high"]]
+    assert found.estimate("a").interval[1] > 1
+    assert (low >= 0, high) == (True, 1)
+
+
 def test_gaps_are_found():
     found = measure(a={"seeds": 3}, b={"seeds": 2})
     found.by_training.loc[found.folds == 2, ("a", "3")] = np.nan
@@ -171,7 +191,7 @@ def test_whose_variance_of_training_is_covered_is_said():
     assert f"Trained once per fold, so that nothing is known of how trainings vary: {names[2]}." in lines
     assert "Each network was trained once" not in lines
     sentences = {name: line for name in names for line in describe_all(some) if line.startswith(name)}
-    assert f"The variance of {names[2]}'s training is not in this." in sentences[names[2]]
+    assert f"The variance of {names[2]}'s training is not in this:" in sentences[names[2]]
     assert "is not in this" not in sentences[names[1]]
     assert any(part.caption.startswith("What the Dice varies by") for part in sections(some))
 
@@ -184,6 +204,17 @@ def test_repeats_with_gaps_are_said_and_count_as_far_as_they_are_there():
     (said,) = (line for line in lines if line.startswith("Unequal repeats: "))
     assert said.count("with seed 2 lacks 1 fold (1)") == 2
     assert only(record).pairs["repeated"].all()
+
+
+def test_what_intervals_of_one_fold_and_of_few_cases_are_is_said():
+    one, few = (
+        "\n".join(caveats(only(make_record(algorithms=2, cases=cases, labels=1, folds=folds, epochs=1))))
+        for cases, folds in ((30, 1), (9, 3))
+    )
+    assert "All cases are of one fold" in one
+    assert "models share" not in one
+    assert "too narrow for so few cases" in few
+    assert "too narrow for so few cases" not in one
 
 
 def test_trainings_of_other_folds_are_no_repeats():
@@ -223,17 +254,31 @@ def row(verdict, **more):
     ("row", "said"),
     [
         (row(EQUIVALENT, equivalent=0.97), "A and B are equivalent within 0.01 Dice: mean difference +0.012"),
-        (row(EQUIVALENT, equivalent=0.97), "With a probability of 0.970 the true difference is no larger."),
-        (row(AHEAD), "A is better with a probability of 0.900, by more than 0.01 with 0.600."),
-        (row(BEHIND, better=0.1), "A is worse with a probability of 0.900, by more than 0.01 with 0.020."),
+        (row(EQUIVALENT, equivalent=0.97), "With a probability of 0.970 the true difference is no larger than 0.01."),
+        (row(EQUIVALENT, p_holm=0.01, ci_low=0.002), "is no larger than 0.01, though there is one."),
+        (row(AHEAD), "On average A is better with a probability of 0.900, by more than 0.01 with 0.600."),
+        (
+            row(BEHIND, better=0.1, behind=0.02, ahead=0.5),
+            "On average A is worse with a probability of 0.900, by more than 0.01 with 0.020.",
+        ),
         (row(TOO_FEW, n=3), "Too few cases to test A against B: mean difference +0.012 Dice on 3 cases."),
         (row(UNCLEAR), "takes 2.5 times as many cases and repeats, no number of either alone (power 80%)."),
         (row(UNCLEAR, needed_repeats=9), "no number of cases alone would do, about 9 repeats with these cases would"),
         (row(UNCLEAR, needed_cases=90), "takes about 90 cases with these repeats, or no number of repeats"),
         (row(UNCLEAR, needed_cases=90, needed_repeats=np.nan), "takes about 90 cases (power 80%), more if trainings"),
         (row(UNCLEAR, needed_cases=12), "There are enough to tell a difference of 0.01 in 80% of such comparisons."),
-        (row(UNCLEAR, repeated=False), "The variance of A's training is not in this."),
-        (row(UNCLEAR, against_repeated=False), "The variance of B's training is not in this."),
+        (
+            row(UNCLEAR, needed_cases=12, needed_repeats=np.nan, repeated=False, against_repeated=False),
+            "in 80% of such comparisons, if trainings do not vary.",
+        ),
+        (
+            row(UNCLEAR, better=0.1, behind=0.6),
+            "On average A is worse with a probability of 0.900, by more than 0.01 with",
+        ),
+        (row(UNCLEAR, needed_repeats=9, repeated=False), "at least 9 repeats with these cases would"),
+        (row(UNCLEAR, repeated=False), "The variance of A's training is not in this: p may be too small."),
+        (row(UNCLEAR, against_repeated=False), "The variance of B's training is not in this: p may be too small."),
+        (row(MIXED, ci_low=-0.01), "Case by case A is better than B, yet on average they cannot be told apart: mean"),
     ],
 )
 def test_differences_in_words(row, said):

@@ -36,14 +36,16 @@ def test_intervals_cover_the_truth_as_often_as_they_say(folds, cases, seeds, tra
 
 def test_equal_networks_are_told_apart_as_often_as_the_level_says_and_over_cases_alone_far_more_often():
     generator = np.random.default_rng(2)
-    p, alone = [], []
+    p, half, alone = [], [], []
     for _ in range(WORLDS):
         (one, folds, _), (other, *_) = (world(generator, case=0.0) for _ in range(2))
         difference = one.mean(axis=1) - other.mean(axis=1)
         p.append(estimate(difference, folds, [learn_repeats(scores, folds) for scores in (one, other)]).p)
         alone.append(estimate(difference, folds).p)
+        half.append(estimate(one.mean(axis=1) - other[:, 0], folds, [learn_repeats(one, folds)]).p)
     assert abs(np.mean(np.array(p) < 0.05) - 0.05) < CHANCE
     assert np.mean(np.array(alone) < 0.05) > 0.3
+    assert abs(np.mean(np.array(half) < 0.05) - 0.24) < 0.06, "one was trained once, so that its variance is not known"
 
 
 def test_a_known_winner_is_found():

@@ -148,11 +148,14 @@ def _weigh(measure: Measure, name: str, against: str, rope: float | None) -> dic
 
 
 def with_trainings(means: pd.DataFrame, measure: Measure) -> pd.DataFrame:
-    """Return means with intervals over cases and trainings in place of those over cases, where there are repeats."""
+    """Return mean Dice with intervals over cases and trainings in place of those over cases, where there are repeats.
+
+    What of an interval lies below 0 or above 1 is left out.
+    """
     means = means.copy()
     for name in means.index:
         if measure.repeats(name).known:
-            means.loc[name, ["ci_low", "ci_high"]] = measure.estimate(name).interval
+            means.loc[name, ["ci_low", "ci_high"]] = np.clip(measure.estimate(name).interval, 0, 1)
     return means
 
 
