@@ -190,6 +190,11 @@ def test_whose_variance_of_training_is_covered_is_said():
     assert f"have the variance of training of {names[0]} (2 trainings of a fold), {names[1]} (3 trainings" in lines
     assert f"Trained once per fold, so that nothing is known of how trainings vary: {names[2]}." in lines
     assert "Each network was trained once" not in lines
+    alike = "\n".join(caveats(only(make_record(algorithms=3, cases=12, labels=1, folds=1, epochs=1, repeats=2))))
+    assert f"have the variance of training of {', '.join(sorted(names))} (2 trainings of a fold)." in alike
+    assert not any(word in alike for word in ("Wilcoxon", "bootstrap")), "nothing is tested so"
+    assert "t test" not in "\n".join(caveats(none))
+    assert "cross-validation" not in alike, "one fold: its own line tells of other training sets"
     sentences = {name: line for name in names for line in describe_all(some) if line.startswith(name)}
     assert f"The variance of {names[2]}'s training is not in this:" in sentences[names[2]]
     assert "is not in this" not in sentences[names[1]]

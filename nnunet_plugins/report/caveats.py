@@ -253,12 +253,18 @@ def _trainings(comparison: Comparison) -> list[str]:
             "not covered by p values, probabilities and intervals."
         ]
     else:
-        shown = ", ".join(f"{name} ({count(int(number), 'training')} of a fold)" for name, number in repeated.items())
+        numbers = {number: [str(name) for name in repeated if repeated[name] == number] for number in repeated.values()}
+        shown = ", ".join(
+            f"{', '.join(names)} ({count(int(number), 'training')} of a fold)" for number, names in numbers.items()
+        )
+        others = (
+            "They hold for the training sets of these folds: what others would give, no cross-validation of one "
+            "dataset tells. "
+        ) * (comparison.scores.folds.nunique() != 1)
         once = [name for name in comparison.ranked if name not in repeated]
         lines = [
-            f"Intervals, p values and probabilities have the variance of training of {shown}. They hold for the "
-            "training sets of these folds: what others would give, no cross-validation of one dataset tells. Intervals "
-            "of single labels are over cases."
+            f"Intervals, p values and probabilities have the variance of training of {shown}. {others}Intervals of "
+            "single labels are over cases."
         ]
         if once:
             lines.append(f"Trained once per fold, so that nothing is known of how trainings vary: {', '.join(once)}.")
@@ -292,16 +298,23 @@ def _stability(comparison: Comparison) -> list[str]:
 def _conventions(comparison: Comparison) -> list[str]:
     tolerances = ", ".join(f"{value:g}" for value in comparison.tolerances)
     by = f" by MONAI {comparison.versions['monai']}" if "monai" in comparison.versions else ""
+    repeated = {*comparison.components.index}
+    tests, apart = [], ""
+    if not {*comparison.ranked} <= repeated:
+        tests += ["Intervals are 95% bootstrap intervals, p values Wilcoxon's, paired by case."]
+        apart = "It is about means, Wilcoxon's p about ranks: a few cases with large differences can set them apart. "
+    if repeated:
+        tests += [
+            "Where trainings were repeated, intervals and p values are those of a t test over cases and trainings."
+        ]
     return [
-        "The score of a case is the mean over the labels that its truth has; means are over cases, with 95% bootstrap "
-        "intervals. P values are Wilcoxon's, paired by case, after Holm within a table's metric, so that one pair can "
-        "have another p (Holm), and another word, in another table. Where trainings were repeated, intervals and p "
-        "values are those of a t test over cases and trainings.",
+        f"The score of a case is the mean over the labels that its truth has; means are over cases. {' '.join(tests)} "
+        "P values are after Holm within a table's metric, so that one pair can have another p (Holm), and another word, "
+        "in another table.",
         "P(better) is the probability that the true mean difference is a gain, given these results and a flat prior: "
         "what is missing to 1 is that of a false claim. It is of each comparison by itself, as are the cases and "
-        "repeats to tell a difference: Holm's adjustment is in p alone. It is about means, Wilcoxon's p about ranks: a "
-        f"few cases with large differences can set them apart. Equivalent: within {comparison.rope:g} Dice with a "
-        f"probability of {SURE:g} or more.",
+        f"repeats to tell a difference: Holm's adjustment is in p alone. {apart}Equivalent: within "
+        f"{comparison.rope:g} Dice with a probability of {SURE:g} or more.",
         *([f"NSD at {tolerances} mm; distances in mm{by}, between voxel surfaces."] if tolerances else []),
         "Pseudo Dice, in training curves, is computed from patches during the training; it is not the tables' Dice.",
     ]

@@ -87,7 +87,12 @@ def sections(comparison: Comparison) -> Sequence[Section]:
         caption = "Every pair of ranked algorithms, in Dice; Holm over these pairs"
         found.append(Section(caption, _show_pairs(comparison.pairs, comparison.rope)))
     if len(comparison.components):
-        found.append(Section("What the Dice varies by, as standard deviations", _show_components(comparison)))
+        found.append(
+            Section(
+                "What the Dice varies by, as standard deviations; 0 is too little to be seen beside the rest",
+                _show_components(comparison),
+            )
+        )
     if len(comparison.labels) > 1:
         for metric, table in comparison.by_label.items():
             named = table.rename(columns=comparison.labels)
