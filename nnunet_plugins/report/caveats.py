@@ -309,8 +309,8 @@ def _conventions(comparison: Comparison) -> list[str]:
         ]
     return [
         f"The score of a case is the mean over the labels that its truth has; means are over cases. {' '.join(tests)} "
-        "P values are after Holm within a table's metric, so that one pair can have another p (Holm), and another word, "
-        "in another table.",
+        "P values are after Holm within a table's metric, so that one pair can have another p (Holm), and another "
+        "word, in another table.",
         "P(better) is the probability that the true mean difference is a gain, given these results and a flat prior: "
         "what is missing to 1 is that of a false claim. It is of each comparison by itself, as are the cases and "
         f"repeats to tell a difference: Holm's adjustment is in p alone. {apart}Equivalent: within "
