@@ -170,9 +170,9 @@ def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = ()) -> Es
     mean = float(scores.mean()) if cases else np.nan
     if cases < 2:
         return Estimate(mean, cases, np.nan, 0.0, 0.0, np.nan, np.nan)
-    centre, degrees = np.full(cases, mean), cases - 1
+    centre, degrees = np.full(cases, mean), float(cases - 1)
     if known:
-        centre, degrees = (np.bincount(places, scores) / sizes)[places], cases - len(sizes)
+        centre, degrees = (np.bincount(places, scores) / sizes)[places], float(cases - len(sizes))
     case = float(((scores - centre) ** 2).sum() / degrees)
     training = sum(one.weight * one.training for one in known)
     rest = min(case, sum(one.rest * one.per_case for one in known))
@@ -181,4 +181,4 @@ def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = ()) -> Es
     parts = [(part, freedom) for part, freedom in parts if freedom]
     if spread := sum(part**2 / freedom for part, freedom in parts):
         degrees = max(variance**2 / spread, min(freedom for _, freedom in parts))
-    return Estimate(mean, cases, case, rest, training, float(np.sqrt(variance)), float(degrees))
+    return Estimate(mean, cases, case, rest, training, float(np.sqrt(variance)), degrees)
