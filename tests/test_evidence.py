@@ -190,6 +190,12 @@ def test_whose_variance_of_training_is_covered_is_said():
     assert f"have the variance of training of {names[0]} (2 trainings of a fold), {names[1]} (3 trainings" in lines
     assert f"Trained once per fold, so that nothing is known of how trainings vary: {names[2]}." in lines
     assert "Each network was trained once" not in lines
+    (pairs,) = (part.table for part in sections(some) if part.caption.startswith("Every pair"))
+    told = {frozenset(row[:2]): row[2] for row in pairs[["Algorithm", "Compared with", "Trainings vary"]].to_numpy()}
+    assert told[frozenset(names[:2])] == "counted"
+    assert told[frozenset(names[1:])] == f"not of {names[2]}"
+    (pairs,) = (part.table for part in sections(none) if part.caption.startswith("Every pair"))
+    assert "Trainings vary" not in pairs
     alike = "\n".join(caveats(only(make_record(algorithms=3, cases=12, labels=1, folds=1, epochs=1, repeats=2))))
     assert f"have the variance of training of {', '.join(sorted(names))} (2 trainings of a fold)." in alike
     assert not any(word in alike for word in ("Wilcoxon", "bootstrap")), "nothing is tested so"

@@ -43,6 +43,7 @@ TEXTS = (
     "Baseline",
     "Compared with",
     "Verdict",
+    "Trainings vary",
 )
 """Headings of columns that hold texts."""
 
@@ -215,6 +216,7 @@ def _show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
     """Write comparisons in Dice with the probabilities of the true difference, and what it would take to be sure."""
     tested = table["verdict"] != TOO_FEW
     repeats = table["needed_repeats"].where(tested)
+    known = table[["repeated", "against_repeated"]].astype(bool)
     return pd.DataFrame(
         {
             "Algorithm": table.index.get_level_values("algorithm"),
@@ -228,8 +230,20 @@ def _show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
             f"P(worse by over {rope:g})": _show(table["behind"], show_probability),
             f"Cases to tell {rope:g}": _show(table["needed_cases"].where(tested), show_needed),
             **({f"Repeats to tell {rope:g}": _show(repeats, show_needed)} if repeats.notna().any() else {}),
+            **({"Trainings vary": _counted(table)} if known.any(axis=None) and not known.all(axis=None) else {}),
         }
     )
+
+
+def _counted(table: pd.DataFrame) -> list[str]:
+    """Say whose variance of training is in a comparison: pairs without it look surer than others."""
+    words = {(True, True): "counted", (False, False): "not counted"}
+    return [
+        words.get((known, other_known), f"not of {other if known else name}")
+        for (name, other), known, other_known in zip(
+            table.index, table["repeated"], table["against_repeated"], strict=True
+        )
+    ]
 
 
 def _show_components(comparison: Comparison) -> pd.DataFrame:
