@@ -113,6 +113,17 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _rope(text: str) -> float:
+    """Return a difference in Dice, which is at least 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no difference in Dice: a number from 0 on, below 1")
+    return value
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
@@ -129,7 +140,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     from nnunet_plugins.report.build import build_report
 
-    print(f"Wrote {build_report(folder)}")
+    print(f"Wrote {build_report(folder, arguments.rope)}")
     return 0
 
 
@@ -223,6 +234,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("benchmark", metavar="DIR", help="folder that was given to benchmark with -o")
     command.add_argument(
         "--verify", action="store_true", help="write nothing: compare the report with what it is made of"
+    )
+    command.add_argument(
+        "--rope",
+        type=_rope,
+        default=0.01,
+        metavar="DICE",
+        help="a smaller difference in Dice counts for nothing in practice: algorithms that differ by less, with a "
+        "probability of 0.95, are called equivalent (default: 0.01)",
     )
     command.set_defaults(run=_report)
 

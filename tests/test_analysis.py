@@ -12,13 +12,14 @@ from numpy.testing import assert_allclose
 from report_records import make_record
 
 from nnunet_plugins.metrics.table import METRICS
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, Comparison, analyse
+from nnunet_plugins.report.analysis import Comparison, analyse
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.findings import describe_all, summarise
 from nnunet_plugins.report.record import RESULTS, Record, ReportError, read_record
 from nnunet_plugins.report.scores import case_scores
 from nnunet_plugins.report.statistics import LEVEL
 from nnunet_plugins.report.tables import sections
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, MIXED
 from nnunet_plugins.report.writing import write_challenger, write_csv
 
 BASELINE, METHOD = "nnUNetTrainer", "nnUNetTrainerFIRENet"

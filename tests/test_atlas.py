@@ -1,9 +1,11 @@
 """`nnunet-plugins evaluate --atlas`: the voxelwise majority of training labels, by nnU-Net's own export and metrics."""
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -22,11 +24,13 @@ def planned(tmp_path, monkeypatch) -> Planned:
     return planned
 
 
-def build(planned: Planned, *cases: np.ndarray, labels: LabelManager = LABELS, patch=(16, 16, 16)) -> Atlas:
+def build(
+    planned: Planned, *cases: np.ndarray, labels: LabelManager = LABELS, patch=(16, 16, 16), hidden=None
+) -> Atlas:
     names = [f"case_{number}" for number in range(len(cases))]
     for name, segmentation in zip(names, cases, strict=True):
         planned.preprocess(name, segmentation)
-    return build_atlas(nnUNetDatasetBlosc2(str(planned.folder / "data"), names), names, patch, labels)
+    return build_atlas(nnUNetDatasetBlosc2(str(planned.folder / "data"), names), names, patch, labels, hidden)
 
 
 def segment(atlas: Atlas, shape: tuple[int, ...], labels: LabelManager = LABELS) -> np.ndarray:
@@ -88,6 +92,58 @@ def test_ignored_voxels_have_no_vote(planned):
     assert segment(atlas, (16, 16, 16), regions)[0, 0, :3].tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("regions", [False, True])
+def test_what_nobody_annotated_has_no_vote(planned, regions):
+    """Two cases of each of two datasets, one label annotated in each: the atlas is that of annotations in full."""
+    labels = LabelManager({"background": 0, "outer": [1], "inner": [2, 3]}, [1, 2]) if regions else LABELS
+    hidden = {f"case_{number}": [False, number > 1, number < 2][regions:] for number in range(4)}
+    cases = [np.zeros((16, 16, 16)) for _ in range(4)]
+    for case, marks in zip(cases, ((1, 1, 0, 0), (1, 0, 0, 0), (0, 0, 2, 2), (0, 0, 2, 0)), strict=True):
+        case[0, 0, :4] = marks
+    atlas = build(planned, *cases, labels=labels, hidden=hidden)
+    row = atlas.shares[:, 0, 0, :5].tolist()
+    assert row[-2:] == [[1, 0.5, 0, 0, 0], [0, 0, 1, 0.5, 0]]
+    assert regions or row[0] == [0, 0.5, 0, 0.5, 1]
+    assert segment(atlas, (16, 16, 16), labels)[0, 0, :5].tolist() == [1, 0, 2, 0, 0]
+
+
+def test_each_case_counts_with_the_labels_that_its_dataset_annotates(planned, tmp_path, capsys):
+    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    planned.plan(
+        (16, 16, 16),
+        (1, 1, 1),
+        resampling_fn_probabilities="resample_data_or_seg_to_shape",
+        resampling_fn_probabilities_kwargs=resampling,
+    )
+    one, other = np.zeros((2, 14, 14, 14), np.uint8)
+    one[2:6], other[8:12] = 1, 2
+    planned.describe(
+        nnunet_plugins_sources={
+            name: {"dataset": f"Dataset00{number}_{name}", "labels": {label: 1}, "cases": ["a", "b"]}
+            for number, (name, label) in enumerate((("One", "outer"), ("Two", "inner")), 2)
+        }
+    )
+    for case, segmentation in (("One__a", one), ("One__b", one), ("Two__a", other), ("Two__b", other)):
+        planned.preprocess(case, segmentation)
+        properties = {
+            "sitk_stuff": {"spacing": (1.0,) * 3, "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())},
+            "spacing": [1.0] * 3,
+            "shape_before_cropping": (14,) * 3,
+            "bbox_used_for_cropping": [[0, 14]] * 3,
+            "shape_after_cropping_and_before_resampling": (14,) * 3,
+        }
+        (planned.folder / "data" / f"{case}.pkl").write_bytes(pickle.dumps(properties))
+        sitk.WriteImage(
+            sitk.GetImageFromArray(segmentation), str(planned.folder / "gt_segmentations" / f"{case}.nii.gz")
+        )
+    planned.split((["One__a", "Two__a"], ["One__b", "Two__b"]))
+    assert main(["evaluate", "--atlas", "-d", "1", "-o", str(tmp_path / "atlas"), "-np", "1"]) == 0
+    told = capsys.readouterr()
+    assert "1: mean Dice 1.0000" in told.out
+    assert "Mean Dice of the atlas, over 2 cases: 1.0000" in told.out
+    assert "each case counts with the labels alone that its dataset annotates" in told.err
+
+
 def test_one_slice_is_an_image_in_2d(planned):
     case = np.random.default_rng(0).integers(0, 3, (1, 11, 14))
     assert (segment(build(planned, case, patch=(1, 16, 16)), (1, 11, 14)) == case).all()
@@ -137,6 +193,15 @@ def test_errors_are_one_line_and_write_nothing(planned, tmp_path, spoil, argumen
     assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "atlas").exists()
+
+
+def test_the_truth_is_no_place_for_it(planned, capsys):
+    ready(planned)
+    truth = planned.folder / "gt_segmentations"
+    there = sorted(truth.iterdir())
+    assert main(["evaluate", "--atlas", "-d", "1", "-o", str(truth), "--overwrite"]) == 2
+    assert "holds files of a dataset, which nothing replaces" in capsys.readouterr().err
+    assert sorted(truth.iterdir()) == there
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from nnunet_plugins.demo.phantom import make_case
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.fixed_size import twin
 from nnunet_plugins.images.resizing import resize_image, resize_labels
+from nnunet_plugins.prediction.cases import cases_in, predict_each
+from nnunet_plugins.submission.sources import Choice, Source, SubmissionError, find_model, find_source
 
 NAME, TWIN = "Dataset300_Bones", "Dataset301_BonesFixed"
 SIZES = {"a": (6, 9, 8), "b": (8, 11, 12), "c": (7, 10, 11)}
@@ -148,7 +150,6 @@ def test_what_is_written(raw, capsys):
         "imagesTr",
         "imagesTs",
         "labelsTr",
-        "labelsTs",
         "sources.json",
     ]
     files = sorted(path for path in source.rglob("*.nii.gz"))
@@ -215,6 +216,90 @@ def test_two_at_a_time_do_not_get_into_each_others_way(raw, capsys):
     with hold_lock(raw / f".{TWIN}.partial" / "lock"):
         assert run() == 2
     assert re.search(rf"{TWIN} is being made by process \d+ on ", capsys.readouterr().err)
+
+
+# Images that have come since
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_images_that_come_later_are_scaled_as_those_of_the_twin(raw, tmp_path, capsys, ending):
+    source = make(raw, ending=ending)
+    assert run() == 0
+    images, scaled = tmp_path / "later", tmp_path / "scaled"
+    shutil.copytree(source / "imagesTs", images)
+    (images / f"bad_0000{ending}").write_bytes(b"none")
+    (images / f"bad_0001{ending}").write_bytes(b"none")
+    model = tmp_path / "dataset.json"  # where the twin is not
+    shutil.copy(raw / TWIN / "dataset.json", model)
+    for like in ("301", model):
+        command = ["fixed-size", "--scale", str(images), "--like", str(like), "-o", str(scaled), "--overwrite"]
+        assert main(command) == 1
+        told = capsys.readouterr()
+        assert f"Wrote 1 cases of 7x10x10 voxels to {scaled}" in told.out
+        assert re.search(f"bad is not in it: .*bad_0000{ending}", told.err)
+        assert sorted(os.listdir(scaled)) == ["new_0000.nii.gz", "new_0001.nii.gz"]
+        for name in os.listdir(scaled):
+            one, other = (sitk.ReadImage(str(folder / name)) for folder in (scaled, raw / TWIN / "imagesTs"))
+            assert np.array_equal(sitk.GetArrayFromImage(one), sitk.GetArrayFromImage(other))
+            assert one.GetSpacing() == other.GetSpacing()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scale", "none", "--like", "301"], "none is no folder"),
+        (["--scale", "imagesTs", "--like", "300"], "has no 'nnunet_plugins_fixed_size'"),
+        (["--scale", "labelsTr", "--like", "301"], "cannot be scaled: .* whose names have no number of a channel"),
+        (["--scale", "imagesTs"], "--scale goes with --like and -o"),
+        (["--scale", "imagesTs", "--like", "301", "--size", "1", "1", "1"], "--size and --name go with -d"),
+        (["-d", "300", "--like", "301"], "--scale goes with --like and -o"),
+    ],
+)
+def test_bad_input_of_scaling(raw, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(make(raw))
+    assert run() == 0
+    capsys.readouterr()
+    assert main(["fixed-size", *arguments, "-o", str(tmp_path / "scaled")]) == 2
+    told = capsys.readouterr().err
+    assert re.search(message, told), told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "scaled").exists()
+
+
+def trained(raw: Path) -> Source:
+    """A model of the twin, without weights."""
+    choice = Choice("nnUNetTrainer", "3d_fullres", "nnUNetPlans")
+    folder = raw.parent / "nnUNet_results" / TWIN / str(choice)
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "fold_0" / "checkpoint_final.pth").touch()
+    (folder / "plans.json").write_text(json.dumps({"configurations": {"3d_fullres": {}}}))
+    shutil.copy(raw / TWIN / "dataset.json", folder)
+    return find_model(TWIN, choice, ["0"], "checkpoint_final.pth")
+
+
+def test_images_that_were_not_scaled_are_told_and_not_predicted(raw, tmp_path, capsys):
+    source = make(raw)
+    assert run() == 0
+    capsys.readouterr()
+    assert main(["doctor", "-d", "301", "-i", str(source / "imagesTs"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)["findings"]
+    (found,) = (one for one in told if one["section"] == "Images to predict" and one["level"] != "ok")
+    assert found["level"] == "problem"
+    assert found["text"] == "1 case of another size than the 7x10x10 of this dataset's images: new (5x7x9)"
+    assert f"fixed-size --scale FOLDER --like {TWIN} -o SCALED" in found["remedy"]
+    model, lines = trained(raw), []
+    for folder, failed in ((source, ["new"]), (raw / TWIN, [])):
+        cases = cases_in(model, folder / "imagesTs", tmp_path / "out", lines.append)
+        assert predict_each(model, cases, tmp_path / "out", lambda _: "done", lines.append, remedy="") == failed
+    assert "it has 5x7x9 voxels, and the network was trained on images scaled to 7x10x10" in lines[0]
+    assert f"--like {model.folder / 'dataset.json'} -o SCALED" in lines[0]
+
+
+def test_what_scales_no_image_is_not_exported(raw):
+    make(raw)
+    assert run() == 0
+    with pytest.raises(SubmissionError, match="on images of one size, to which a container scales none"):
+        find_source(TWIN, trained(raw).choice, ["0"], "checkpoint_final.pth")
 
 
 # The way back
@@ -309,7 +394,11 @@ def test_a_case_that_cannot_be_brought_back_costs_no_other(raw, tmp_path, capsys
     assert (tmp_path / "restored" / "a.nii.gz").is_file()
     assert restore(predicted, source / "imagesTr", tmp_path / "restored") == 2
     assert "holds something already" in capsys.readouterr().err
+    # What is not in it is not there from an earlier run either.
+    for name in ("b", "c", "other", "mine"):
+        shutil.copy(tmp_path / "restored" / "a.nii.gz", tmp_path / "restored" / f"{name}.nii.gz")
     assert restore(predicted, source / "imagesTr", tmp_path / "restored", "--overwrite") == 1
+    assert sorted(path.name for path in (tmp_path / "restored").glob("*.nii.gz")) == ["a.nii.gz", "mine.nii.gz"]
 
 
 # What is refused
@@ -331,7 +420,7 @@ def spoil_labels(source: Path) -> None:
         (None, {"number": 1000}, "-o 1000: nnU-Net's datasets have numbers from 1 to 999"),
         (None, {"number": "there"}, "-o there: give the number of the new dataset"),
         (None, ["--name", "a/b"], "--name 'a/b': use letters"),
-        (None, ["--overwrite"], "--reference and --overwrite go with --restore"),
+        (None, ["--overwrite"], "--overwrite goes with --restore and --scale"),
         (lambda source: (source / "dataset.json").write_text("{"), [], "dataset.json is no JSON that can be read"),
         (
             lambda source: (source / "imagesTr" / "c_0001.nii.gz").unlink(),
@@ -383,6 +472,7 @@ def test_a_twin_of_a_twin_is_refused(raw, capsys):
             "has no 'nnunet_plugins_fixed_size': these are no predictions of a dataset",
         ),
         ({"-o": TWIN + "/labelsTr"}, "cannot be the folder to write"),
+        ({"-o": NAME + "/labelsTr"}, "holds files of a dataset, which nothing replaces; choose another folder"),
         ({"--reference": TWIN}, "no file ends in .nii.gz"),
     ],
 )
@@ -391,7 +481,9 @@ def test_bad_input_of_the_way_back(raw, tmp_path, capsys, change, message):
     assert run() == 0
     arguments = {"--restore": f"{TWIN}/labelsTr", "--reference": f"{NAME}/imagesTr", "-o": "restored", **change}
     pairs = [part for key, value in arguments.items() if value for part in (key, str(raw / value))]
-    assert main(["fixed-size", *pairs]) == 2
+    before = snapshot(raw)
+    assert main(["fixed-size", *pairs, "--overwrite"]) == 2
+    assert snapshot(raw) == before
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1

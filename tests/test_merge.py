@@ -441,9 +441,36 @@ def test_labels_shows_one_sources_view(two, tmp_path, capsys):
         assert code == (1 if "odd" in message else 2)
         assert re.search(message, capsys.readouterr().err)
     assert (tmp_path / "Knee" / "new.nii.gz").is_file()
+    # Nor is it from an earlier run.
+    shutil.copy(tmp_path / "Knee" / "new.nii.gz", tmp_path / "Knee" / "odd.nii.gz")
+    assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "Knee"), "--dataset", "Knee", "--overwrite"]) == 1
+    assert sorted(os.listdir(tmp_path / "Knee")) == ["dataset.json", "new.nii.gz"]
+    # Nothing of a dataset is replaced.
+    before = snapshot(two)
+    truth = str(two / "Dataset002_Hip" / "labelsTr")
+    assert main(["labels", "-i", str(predicted), "-o", truth, "--dataset", "Hip", "--overwrite"]) == 2
+    assert "holds files of a dataset, which nothing replaces" in capsys.readouterr().err
+    assert snapshot(two) == before
     shutil.copy(two / "Dataset001_Knee" / "dataset.json", predicted)
     assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "y"), "--dataset", "Hip"]) == 2
     assert "has no 'nnunet_plugins_sources'" in capsys.readouterr().err
+
+
+def test_images_of_one_size_lead_back_from_what_was_merged(two, tmp_path, capsys):
+    assert run() == 0
+    assert main(["fixed-size", "-d", "1", "-o", "301", "-np", "1"]) == 0
+    assert run(number=901, datasets=(301, 2)) == 2
+    assert "merge Dataset001_Knee in its place, and make a twin of what is merged" in capsys.readouterr().err
+    # A twin of the merged dataset; its view can be brought back.
+    assert main(["fixed-size", "-d", "900", "-o", "302", "--size", "5", "6", "7", "-np", "1"]) == 0
+    predicted, view, restored = two / "Dataset302_BothFixed" / "labelsTr", tmp_path / "view", tmp_path / "restored"
+    assert main(["labels", "-i", str(predicted), "-o", str(view), "--dataset", "Knee", "--own-cases"]) == 0
+    reference = str(two / "Dataset001_Knee" / "imagesTr")
+    assert main(["fixed-size", "--restore", str(view), "--reference", reference, "-o", str(restored)]) == 0
+    for case in "ab":
+        assert np.array_equal(
+            read(restored / f"{case}.nii.gz"), read(two / "Dataset001_Knee" / "labelsTr" / f"{case}.nii.gz")
+        )
 
 
 # Doctor

@@ -377,5 +377,9 @@ def test_a_case_of_no_source_does_not_cost_the_others(merged, capsys):
     assert main([*arguments, "-o", str(merged / "m.csv")]) == 1
     told = capsys.readouterr().err
     assert "case_0 is not in it: case_0 is of no source: names of cases begin with one__ or two__" in told
-    assert "a dataset.json without that table (-djfile) counts all labels" in told
+    assert (
+        "against one dataset's own annotations, as of its test images, compare what nnunet-plugins labels"
+        in told.lower()
+    )
+    assert "a dataset.json without that table (-djfile) counts them all" in told
     assert len(pd.read_csv(merged / "m.csv")) == 5

@@ -255,6 +255,9 @@ def test_one_bad_case_costs_itself_alone(parity, images, tmp_path):
     (mixed / "damaged_0000.nii.gz").write_bytes((images / "thin_0000.nii.gz").read_bytes()[:100])
     shutil.copy(images / "thin_0001.nii.gz", mixed / "damaged_0001.nii.gz")
     shutil.copy(images / "thin_0000.nii.gz", mixed / "half_0000.nii.gz")
+    output.mkdir()
+    for case in ("large", "half", "oblique"):  # of an earlier run
+        shutil.copy(images / "thin_0000.nii.gz", output / f"{case}.nii.gz")
     said = predict(parity, mixed, output, 0.5, ok=False)
     compare(mixed, output, "oblique", 0.5)
     assert {path.name for path in output.glob("*.nii.gz")} == {f"{c}.nii.gz" for c in ("oblique", "bordered", "thin")}

@@ -217,6 +217,112 @@ def test_other_intensities_spacings_and_the_fold_are_told(here, tmp_path):
     ]
 
 
+MERGED, TWIN = "Dataset900_Merged", "Dataset301_Twin"
+FOLDS = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a", "c"], "val": ["b"]}]
+
+
+def merged_of(*datasets: str) -> dict:
+    table = {name[11:]: {"dataset": name, "labels": {"bone": 1}, "cases": ["a", "b", "c"]} for name in datasets}
+    return {**description(LABELS, 1), "nnunet_plugins_sources": table}
+
+
+def trained_on(file: Path, dataset: str, fold: int | str, content: dict, folds: list | None, here: Path) -> Path:
+    """Let a checkpoint be of another dataset, which has splits or not; this one has `FOLDS`."""
+    checkpoint = torch.load(save(file, STOCK, plan(dataset)), weights_only=False)
+    checkpoint["init_args"] |= {"fold": fold, "dataset_json": content}
+    torch.save(checkpoint, file)
+    (here / "splits_final.json").write_text(json.dumps(FOLDS))
+    if folds is not None:
+        (here.parent / dataset).mkdir(exist_ok=True)
+        (here.parent / dataset / "splits_final.json").write_text(json.dumps(folds))
+    return file
+
+
+def of_merged(folds: list) -> list:
+    return [{part: [f"Here__{case}" for case in cases] for part, cases in fold.items()} for fold in folds]
+
+
+def one_size(dataset: str) -> dict:
+    return {"nnunet_plugins_fixed_size": {"dataset": dataset, "size": [9, 9, 9]}}
+
+
+SEEN = [
+    # The fold that it has not seen, as far as that is known; what it was trained on.
+    (1, (MERGED, 1, merged_of(HERE, THERE), of_merged(FOLDS))),
+    (None, (MERGED, 1, merged_of(HERE, THERE), of_merged([{"train": ["a", "b", "c"], "val": []}] * 2))),
+    (None, (MERGED, 1, merged_of(HERE, THERE), None)),
+    (None, (MERGED, "all", merged_of(HERE, THERE), None)),
+    (0, (TWIN, 0, description(LABELS, 1) | one_size(HERE), FOLDS)),
+    (0, (MERGED, 0, merged_of(HERE) | one_size("Dataset901_Both"), of_merged(FOLDS))),
+    (None, (HERE, "all", description(LABELS, 1), None)),
+    (0, (HERE, 0, description(LABELS, 1), FOLDS)),
+]
+
+
+@pytest.mark.parametrize(("unseen", "origin"), SEEN)
+def test_cases_that_weights_have_seen_in_another_dataset_are_told(here, tmp_path, unseen, origin):
+    _, (found,) = examine(trained_on(tmp_path / "start.pth", *origin, here), STOCK)
+    dataset, fold, _, folds = origin
+    assert "it was trained on " + ("this dataset" if dataset == HERE else f"cases of {HERE}") in found.text
+    if unseen is not None:
+        assert found.remedy.startswith(f"train fold {unseen} and no other")
+    elif fold == "all" or folds:
+        assert found.level == "warning"
+        assert "and has seen validation cases of folds 0, 1 here" in found.text
+    else:
+        assert found.level == "warning"
+        assert "nobody knows which folds" in found.text
+
+
+@pytest.mark.parametrize(("unseen", "origin"), SEEN)
+def test_nothing_is_validated_on_cases_that_weights_have_seen_in_another_dataset(
+    here, tmp_path, capsys, unseen, origin
+):
+    file = trained_on(tmp_path / "start.pth", *origin, here)
+    question = ["benchmark", "-d", "101", "-tr", f"{STOCK}_Pretrained", "--pretrained", str(file), "--device", "cpu"]
+    for fold in (0, 1):
+        code = main([*question, "-f", str(fold), "--dry-run", "-o", str(tmp_path / "out")])
+        told = capsys.readouterr().err
+        assert code == (0 if fold == unseen else 2), told
+        assert (f"was trained on {origin[0]}, fold {origin[1]}, and has seen" in told) == (fold != unseen)
+        assert "-f all" not in told
+
+
+def test_other_cases_are_no_matter(here, tmp_path):
+    file = trained_on(tmp_path / "start.pth", MERGED, "all", merged_of(THERE, "Dataset102_Other"), None, here)
+    assert examine(file, STOCK)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"nnunet_plugins_fixed_size": {}}, "'nnunet_plugins_fixed_size' has no 'dataset'"),
+        ({"nnunet_plugins_sources": {"a": 1}}, "'nnunet_plugins_sources'['a'] has to be an object"),
+        (
+            {"nnunet_plugins_sources": {"a": {"dataset": "b", "labels": {"bone": []}, "cases": []}}},
+            "'bone' of 'a' in 'nnunet_plugins_sources' has the value []",
+        ),
+    ],
+)
+def test_tables_that_make_no_sense_are_told(here, tmp_path, capsys, content, text):
+    file = trained_on(tmp_path / "start.pth", MERGED, 0, description(LABELS, 1) | content, None, here)
+    _, (found,) = examine(file, STOCK)
+    assert found.text.startswith("nobody knows whether it has seen what is validated on: ")
+    assert text in found.text
+    question = ["benchmark", "-d", "101", "-tr", f"{STOCK}_Pretrained", "--pretrained", str(file), "--device", "cpu"]
+    assert main([*question, "--dry-run", "-o", str(tmp_path / "out")]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_networks_of_places_are_others_in_another_patch(here, tmp_path):
+    file = save(tmp_path / "start.pth", "nnUNetTrainerMetaSeg", plan(THERE, patch=(32, 16, 16)))
+    _, (found,) = examine(file, "nnUNetTrainerMetaSeg")
+    assert found.text == (
+        "all weights fit, but the network is another one: the network depends on the patch, 32x16x16 there and "
+        "16x16x16 here"
+    )
+
+
 def test_weights_without_plans_are_compared_as_far_as_possible(here, tmp_path):
     file = tmp_path / "start.pth"
     content = torch.load(save(file, STOCK, plan(THERE)), weights_only=False)

@@ -21,13 +21,13 @@ from matplotlib import rc_context
 from matplotlib.image import imread
 from report_records import make_record
 
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, UNCLEAR
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.drawing import drawing, named_rows, styles, to_svg
 from nnunet_plugins.report.figures import score_against_cost, training_curves
 from nnunet_plugins.report.findings import describe_difference
 from nnunet_plugins.report.panels import SIZE, choose_cases, draw_panels
 from nnunet_plugins.report.record import ReportError
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, MIXED, UNCLEAR
 from nnunet_plugins.report.words import DASH
 
 BASELINE = "nnUNetTrainer"
@@ -91,7 +91,7 @@ def report(tmp_path_factory):
 def test_all_figures_and_tables_are_there(report):
     page, folder = report
     key = "dataset001-made-3d-fullres-cross-validation"
-    kinds = {"dice", "differences", "label-1", "label-2", "ranks", "memory", "time", "curves"}
+    kinds = {"dice", "differences", "label-1", "label-2", "pairs", "ranks", "memory", "time", "curves"}
     plots = {a["id"] for a in page.all("figure") if a.get("class", "").startswith("plot")}
     assert plots == {f"{key}-{kind}" for kind in kinds}
     assert {file.stem for file in (folder / "report" / "figures").iterdir()} == plots
@@ -360,7 +360,7 @@ def test_one_algorithm(tmp_path):
 def test_one_case(tmp_path):
     page = build(tmp_path, make_record(algorithms=3, cases=1, folds=1, epochs=1))
     assert re.search(
-        rf"cannot be told apart: mean difference [+{MINUS}]0\.\d{{3}} Dice \(p = 1\.000, Holm\) on 1 case\.", page.text
+        rf"Too few cases to test \S+ against \S+: mean difference [+{MINUS}]0\.\d{{3}} Dice on 1 case\.", page.text
     )
     assert "ranks" in " ".join(page.ids())
 
@@ -370,16 +370,28 @@ def test_identical_results(tmp_path):
     first = record.results[record.results["algorithm"] == BASELINE]
     second = first.assign(trainer="Copy", algorithm="Copy", role="method")
     page = build(tmp_path, dataclasses.replace(record, results=pd.concat([first, second])))
-    assert "Copy and nnUNetTrainer cannot be told apart: mean difference 0.000" in page.text
+    assert "Copy and nnUNetTrainer are equivalent within 0.01 Dice: mean difference 0.000" in page.text
     assert not any("label" in name for name in page.ids()), "one label needs no figure of its own"
 
 
 def test_many_algorithms_and_labels(tmp_path):
-    page = build(tmp_path, make_record(algorithms=12, labels=20, missing=2, **SMALL))
+    page = build(tmp_path, make_record(algorithms=12, labels=20, missing=2, **{**SMALL, "cases": 9}))
     assert len([a for a in page.all("details")]) > 5
     assert not any("-label-" in name for name in page.ids())
-    assert "the 5 of 7 cases that all have" in page.text
+    assert "the 7 of 9 cases that all have" in page.text
     assert "Of 11 algorithms," in page.text
+
+
+def test_every_pair_has_a_cell_in_a_figure_and_a_row_in_a_table(tmp_path):
+    page = build(tmp_path, make_record(algorithms=4, cases=12, folds=2, epochs=1, labels=1))
+    figure = next((tmp_path / "report" / "figures").glob("*-pairs.svg")).read_text()
+    assert "How likely the algorithm of the row is better than that of the column" in figure
+    shares = [int(found[1]) for found in re.finditer(r">(\d+)[▲▼≈]?</text>", figure)][-12:]
+    assert len(shares) == 12
+    assert sum(shares) >= 6 * 99, "the two cells of a pair are 100% but for rounding"
+    assert "Every pair of ranked algorithms, in Dice; Holm over these pairs" in page.text
+    few = build(tmp_path / "few", make_record(algorithms=3, cases=4, folds=1, epochs=1, labels=1))
+    assert not any(name.endswith("-pairs") for name in few.ids()), "too few cases"
 
 
 def test_several_comparisons(tmp_path):

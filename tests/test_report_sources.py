@@ -28,13 +28,13 @@ def only(record: Record) -> Comparison:
 
 @pytest.fixture
 def merged() -> Record:
-    return as_merged(make_record(algorithms=2, cases=9, labels=3), OWN)
+    return as_merged(make_record(algorithms=2, cases=15, labels=3), OWN)
 
 
 def test_a_case_is_scored_in_what_its_source_annotates(merged):
     """What nobody looked for is no Dice of 0, and no reason to leave the case out."""
     comparison = only(merged)
-    assert (comparison.cases, comparison.scored, list(comparison.dropped)) == (9, 9, [])
+    assert (comparison.cases, comparison.scored, list(comparison.dropped)) == (15, 15, [])
     results = merged.results
     means = results.groupby(["algorithm", "case"])[list(METRICS)].mean()
     volume = results.assign(size=results["volume_error_ml"].abs()).groupby(["algorithm", "case"])["size"].mean()
@@ -61,7 +61,7 @@ def test_each_source_has_its_own_means_and_differences(merged):
     comparison = only(merged)
     table = comparison.by_source
     assert list(table.index.unique("source")) == ["Knee", "Hip"]
-    for source, cases in (("Knee", 5), ("Hip", 4)):
+    for source, cases in (("Knee", 8), ("Hip", 7)):
         rows = merged.results[merged.results["source"] == source]
         by_case = rows.groupby(["case", "algorithm"])["Dice"].mean().unstack()
         own = table.loc[source]
@@ -76,7 +76,7 @@ def test_each_source_has_its_own_means_and_differences(merged):
     first = shown[shown["Algorithm"] == METHOD].iloc[0]
     assert first["Dice [95% CI]"].startswith(f"{table.loc['Knee', 'Dice'][METHOD]:.3f} [")
     said = "\n".join(caveats(comparison))
-    assert "as often as it has cases (Knee 5, Hip 4)" in said
+    assert "as often as it has cases (Knee 8, Hip 7)" in said
     assert "labels alone that its dataset annotates" in said
 
 
@@ -99,7 +99,7 @@ def test_absent_labels_are_counted_among_those_that_somebody_looked_for(merged):
     absent = (results["case"] == "case_001") & (results["label"] == "3")
     results.loc[absent, ["Dice", "NSD", "ASSD_mm", "HD95_mm"]] = np.nan
     results.loc[absent, ["volume_truth_ml", "volume_error_ml"]] = 0.0
-    assert "1 of 13 labels (over the cases) are not in the truth" in "\n".join(caveats(only(merged)))
+    assert "1 of 22 labels (over the cases) are not in the truth" in "\n".join(caveats(only(merged)))
 
 
 def test_nnunets_own_mean_is_neither_shown_nor_compared(merged):

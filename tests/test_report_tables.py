@@ -261,15 +261,15 @@ def test_caveats_of_the_protocol():
     text = said(record)
     for words in ("share models", "(the seed)", "NSD at 1 mm; distances in mm by MONAI 1.6.0", "Pseudo Dice"):
         assert words in text
-    repeated = dataclasses.replace(record, runs=pd.concat([record.runs, record.runs]))
-    assert "(the seed)" not in said(repeated)
+    assert "(the seed)" not in said(make_record(repeats=2))
+    assert "share most of their training cases" in said(make_record(repeats=2))
     assert "share models" not in said(make_record(splits=("test",)))
     assert "NSD at 1, 2 mm" in said(change(record, tolerance_mm=np.where(record.results["label"] == "1", 1.0, 2.0)))
 
 
 @pytest.mark.parametrize(
     ("algorithms", "cases", "words", "smallest"),
-    [(2, 5, "5 cases and 1 test", "0.062"), (40, 7, "7 cases and 39 tests", "0.61"), (3, 1, "1 case and 2 tests", "1")],
+    [(3, 6, "6 cases and 2 tests", "0.062"), (40, 7, "7 cases and 39 tests", "0.61")],
 )
 def test_few_cases_cannot_be_significant(algorithms, cases, words, smallest):
     record = make_record(algorithms=algorithms, cases=cases, folds=1)
@@ -278,7 +278,9 @@ def test_few_cases_cannot_be_significant(algorithms, cases, words, smallest):
 
 def test_enough_cases_can_be_significant():
     assert "can lie below" not in said(make_record(algorithms=2, cases=6))
-    for cases, smallest in ((5, 0.0625), (6, 0.03125)):
+    assert "5 cases are too few to test anything" in said(make_record(algorithms=2, cases=5))
+    assert "1 case is too few to test anything" in said(make_record(algorithms=2, cases=1))
+    for cases, smallest in ((5, np.nan), (6, 0.03125)):
         record = make_record(algorithms=2, cases=cases)
         better = change(record, Dice=record.results["Dice"].where(record.results["algorithm"] == BASELINE, 1.0))
         assert_allclose(only(better).paired["Dice"]["p_holm"], smallest)
@@ -384,7 +386,7 @@ def markdown_tables(text: str) -> list[pd.DataFrame]:
     tables = []
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
-        cells = [[cell.strip().replace(r"\|", "|") for cell in row] for row in rows]
+        cells = [[cell.strip().replace(r"\|", "|").replace(r"\>", ">") for cell in row] for row in rows]
         tables.append(pd.DataFrame(cells[2:], columns=cells[0]))
     return tables
 
@@ -393,6 +395,7 @@ def latex_tables(text: str) -> list[pd.DataFrame]:
     plain = {
         **{f"\\{character}": character for character in "&%$#_{}"},
         r"\textless{}": "<",
+        r"\textgreater{}": ">",
         r"\textbar{}": "|",
         "-{}-": "--",
         "$-$": "−",  # noqa: RUF001
@@ -419,7 +422,7 @@ def test_markdown_latex_and_csv_hold_the_same_numbers(record, tmp_path):
     expected = [section.table for comparison in analyse(again).comparisons for section in sections(comparison)]
     markdown = markdown_tables((tmp_path / "report.md").read_text(encoding="utf-8"))
     latex = latex_tables((tmp_path / "report.tex").read_text(encoding="utf-8"))
-    assert len(expected) == len(latex) == 2 * 10
+    assert len(expected) == len(latex) == 2 * 11
     assert len(markdown) == len(expected) + 2, "the proof of equality is in it, too"
     for ours, *others in zip(expected, markdown, latex, strict=False):
         for other in others:

@@ -15,7 +15,9 @@ from scipy import stats
 
 from nnunet_plugins.report.scores import VOLUME, case_scores
 from nnunet_plugins.report.statistics import (
+    CASES,
     HIGHER_IS_BETTER,
+    LEVEL,
     compare,
     critical_difference,
     holm,
@@ -165,8 +167,9 @@ def test_two_algorithms_swapped(scores, higher):
     assert_allclose(there["p"], back["p"])
     assert there[["wins", "ties", "losses"]].tolist() == back[["losses", "ties", "wins"]].tolist()
     assert there[["wins", "ties", "losses"]].sum() == there["n"] == len(scores)
-    assert there["ci_low"] <= there["mean_difference"] + 1e-9
-    assert there["mean_difference"] <= there["ci_high"] + 1e-9
+    assert pd.isna(there["ci_low"]) == (len(scores) < CASES)
+    assert not there["ci_low"] > there["mean_difference"] + 1e-9
+    assert not there["mean_difference"] > there["ci_high"] + 1e-9
     assert abs(there["effect_size"]) <= 1
     assert 0 <= there["p"] <= 1
 
@@ -205,11 +208,30 @@ def test_rank_distribution_follows_the_cases():
     assert rank_distribution(table(a=[1.0], b=[1.0]), higher_is_better=True)[1].tolist() == [1, 1], "the smallest rank"
 
 
+def test_ranks_are_less_firm_where_trainings_vary():
+    scores = table(a=[0.9, 0.8, 0.85], b=[0.89, 0.79, 0.84])
+    firm, loose = (
+        rank_distribution(scores, higher_is_better=True, errors=pd.Series({"a": error, "b": error}))
+        for error in (0.0, 0.01)
+    )
+    assert firm.loc["a", 1] == 1
+    # The difference of two means varies by 0.01 * sqrt(2) around 0.01.
+    assert_allclose(loose.loc["a", 1], stats.norm.cdf(1 / np.sqrt(2)), atol=0.05)
+
+
 def test_identical_algorithms():
-    scores = table(a=[0.5, 0.7, 0.9], b=[0.5, 0.7, 0.9])
+    scores = table(a=[0.5, 0.7, 0.9] * 2, b=[0.5, 0.7, 0.9] * 2)
     row = compare(scores, "a", higher_is_better=True).loc["b"]
     assert row[["p", "p_holm", "effect_size", "mean_difference", "ci_low", "ci_high"]].tolist() == [1, 1, 0, 0, 0, 0]
-    assert row[["wins", "ties", "losses"]].tolist() == [0, 3, 0]
+    assert row[["wins", "ties", "losses"]].tolist() == [0, 6, 0]
+
+
+def test_five_cases_have_no_interval_because_five_differences_can_find_nothing():
+    """The limit: with one case more, differences of one sign have a p value below 0.05."""
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    for cases, has in ((CASES - 1, False), (CASES, True)):
+        row = compare(table(a=[0.0] * cases, b=values[:cases]), "a", higher_is_better=True).loc["b"]
+        assert (row["p"] < LEVEL, pd.notna(row["ci_low"])) == (has, has)
 
 
 def test_a_single_case_has_no_interval():

@@ -15,6 +15,7 @@ from nnunet_plugins.metrics.table import METRICS, write_table
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.build import build_report
+from nnunet_plugins.report.claims import ROPE
 from nnunet_plugins.report.panels import Picture, Row, choose_cases
 from nnunet_plugins.report.record import Record, read_record
 
@@ -75,6 +76,22 @@ def test_a_report_that_was_just_made_fits_and_nothing_is_written(benchmark, caps
     assert {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")} == before
 
 
+def test_a_report_with_another_region_of_equivalence_fits_too(benchmark, capsys):
+    assert main(["report", str(benchmark), "--rope", "0.07"]) == 0
+    assert "within 0.07 Dice" in (benchmark / "report" / "report.md").read_text()
+    code, said = verify(benchmark, capsys)
+    assert (code, "Contradiction" in said) == (0, False), said
+    assert main(["report", str(benchmark)]) == 0
+    assert f"within {ROPE:g} Dice" in (benchmark / "report" / "report.md").read_text(), "the help says what is assumed"
+
+
+@pytest.mark.parametrize("wrong", ["-0.1", "1", "nan", "much"])
+def test_what_is_no_difference_in_dice_is_refused(wrong, capsys):
+    with pytest.raises(SystemExit):
+        main(["report", ".", "--rope", wrong])
+    assert f"{wrong} is no difference in Dice: a number from 0 on, below 1" in capsys.readouterr().err
+
+
 def test_without_nnunets_folders_the_record_is_believed(benchmark, capsys, monkeypatch):
     monkeypatch.delenv("nnUNet_results")
     code, said = verify(benchmark, capsys)
@@ -98,7 +115,7 @@ def test_what_contradicts_is_named(benchmark, capsys):
     replace(figure, 'd="M', 'd="M 1 1 L')
     next((benchmark / "report" / "figures").glob("*-ranks.svg")).unlink()
     (benchmark / "report" / "figures" / "more.svg").write_text("<svg/>")
-    replace(benchmark / "report" / "index.html", "is ahead|is behind|cannot be", "is far ahead")
+    replace(benchmark / "report" / "index.html", "is ahead|is behind|cannot be|are equivalent", "is far ahead")
     replace(benchmark / "report" / "tables.tex", r"\\toprule", r"\\midrule")
     replace(benchmark / "report" / "challenger.csv", r",0\.", ",1.")
     replace(benchmark / "record" / "results.csv", r"Anterior,0\.\d", "Anterior,0.1")

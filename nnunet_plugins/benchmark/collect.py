@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nnunet_plugins import backbones
 from nnunet_plugins.benchmark import conditions, equality
 from nnunet_plugins.benchmark.engine import read_state, tasks_left
 from nnunet_plugins.benchmark.folds import held_out
 from nnunet_plugins.benchmark.kept import NOTHING_KEPT, Kept
 from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
-from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats
+from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats, split_name
 from nnunet_plugins.benchmark.results import read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
@@ -257,6 +258,9 @@ def _about(
         "sources": {dataset: found for dataset in protocol.datasets if (found := _sources(dataset, folders))},
         "beside": {
             protocol.one_for_many(run).algorithm: run.algorithm for run in protocol.runs() if protocol.beside(run)
+        },
+        "twins": {
+            row.trainer: row.twin for run in protocol.runs() if (row := backbones.find(split_name(run.trainer)[0]))
         },
         "ensembles": _best(protocol, trained, folders),
         "complete": complete,

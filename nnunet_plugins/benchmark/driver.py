@@ -25,14 +25,13 @@ from nnunet_plugins.benchmark.protocol import (
     Protocol,
     first_repeats,
     is_fitted,
-    starts_from_weights,
 )
 from nnunet_plugins.benchmark.repeats import check_repeats, find_trainers
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
+from nnunet_plugins.benchmark.start import check_start
 from nnunet_plugins.benchmark.tasks import Folders, Task, sources_of, training_tasks
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.planning.preprocessed import PLANS, existing_cases, is_preprocessed
-from nnunet_plugins.registry import PRETRAINED
 from nnunet_plugins.report.record import GONE
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems
@@ -87,7 +86,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
         _require_one_for_many(protocol)
     check_repeats(protocol)
     find_trainers(protocol)
-    _check_start(protocol)
+    check_start(protocol, folders)
     groups = whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol)
     for group in groups if protocol.with_ensembles else ():
         for pair in combinations(first_repeats(group), 2):
@@ -161,27 +160,6 @@ def _require_same_folds(merged: str, folders: Folders) -> None:
                 f"-d {dataset} --like {merged} --overwrite, or nnunet-plugins split -d {merged} --like sources "
                 "--overwrite"
             )
-
-
-def _check_start(protocol: Protocol) -> None:
-    """Check that weights to start from are there where they are asked for, and have not seen what is validated on."""
-    from nnunet_plugins.trainers.checkpoints import load_checkpoint
-
-    from_weights = [run.trainer for run in protocol.runs() if starts_from_weights(run.trainer)]
-    if not protocol.pretrained:
-        if from_weights:
-            raise BenchmarkError(f"{from_weights[0]} starts from weights; name them with --pretrained CHECKPOINT")
-        return
-    if not from_weights:
-        trainer = f"{protocol.trainers[-1]}_{PRETRAINED}"
-        raise BenchmarkError(f"--pretrained is for trainers with _{PRETRAINED}; add one, such as {trainer}")
-    arguments = load_checkpoint(Path(protocol.pretrained), weights_suffice=True).get("init_args", {})
-    dataset, fold = arguments.get("plans", {}).get("dataset_name"), arguments.get("fold")
-    if dataset in protocol.datasets and set(protocol.folds) != {fold}:
-        raise BenchmarkError(
-            f"{protocol.pretrained} was trained on {dataset}, fold {fold}, and has seen what other folds validate on; "
-            f"take weights of another dataset, or this fold alone (-f {fold})"
-        )
 
 
 def _require_room_for_atlas(dataset: str, protocol: Protocol, folder: Path) -> None:

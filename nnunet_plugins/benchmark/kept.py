@@ -180,6 +180,7 @@ class Kept:
             **about,
             "left_out": left_out,
             "hardware": list(dict.fromkeys([*about["hardware"], *before.get("hardware", ())])),
+            "twins": {**before.get("twins", {}), **about["twins"]},
             "ensembles": about["ensembles"] or before.get("ensembles", []),
         }
 

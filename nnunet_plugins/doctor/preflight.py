@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nnunet_plugins.doctor.cases import check_cases, check_channels
 from nnunet_plugins.doctor.comparison import compare_cases, duplicates
 from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
-from nnunet_plugins.doctor.findings import Check, Finding, of_facts, ok, warning
+from nnunet_plugins.doctor.findings import Check, Finding, of_cases, of_facts, ok, warning
 from nnunet_plugins.doctor.images import CaseFacts, read_cases
 from nnunet_plugins.doctor.installation import check_folders
 from nnunet_plugins.doctor.preprocessed import check_preprocessed
@@ -17,6 +17,7 @@ from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
 from nnunet_plugins.planning.dataset import PlanError, dataset_name
 from nnunet_plugins.planning.preprocessed import existing_cases
+from nnunet_plugins.planning.sources import twin_of
 
 if TYPE_CHECKING:
     from nnunet_plugins.doctor.training import Training
@@ -130,12 +131,27 @@ def _check_images(
     facts = read_cases(cases, dataset.reader, dataset.expected_labels(), processes)
     yield from of_facts(fact for case in facts.values() for fact in case.facts)
     yield from check_channels(dataset, facts)
+    yield from _check_size(dataset, facts)
     if all(case.is_whole for case in facts.values()):
         yield ok(f"all files of {len(facts)} {'test ' * bool(labels)}cases can be read")
     if training:
         from nnunet_plugins.doctor.whole import check_images
 
         yield from check_images(training, facts)
+
+
+def _check_size(dataset: RawDataset, facts: dict[str, CaseFacts]) -> Iterator[Finding]:
+    """Check that images for networks that were trained on one size have been scaled to it."""
+    if not (twin := twin_of(dataset.description, dataset.folder / "dataset.json")):
+        return
+    size = "x".join(map(str, twin[1]))
+    shapes = {name: "x".join(map(str, one.channels[0].grid.shape)) for name, one in facts.items() if one.channels}
+    yield from of_cases(
+        "problem",
+        f"{{}} of another size than the {size} of this dataset's images",
+        {name: shape for name, shape in shapes.items() if shape != size},
+        f"scale them: nnunet-plugins fixed-size --scale FOLDER --like {dataset.folder.name} -o SCALED",
+    )
 
 
 def _folder(variable: str, dataset: str) -> Path | None:

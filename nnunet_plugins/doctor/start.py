@@ -6,8 +6,9 @@ the first that is not so. Strides are in no weight, so that weights of other pla
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from torch import nn
 from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
 from nnunet_plugins.doctor.training import Training
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json
 from nnunet_plugins.planning.forecast import fake_tensors, format_size
 from nnunet_plugins.planning.names import moving_commands
+from nnunet_plugins.planning.seen import Cases, folds_that_saw, shared_origins
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, plan_setting
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError, load_checkpoint, require_known_architecture
@@ -41,6 +44,7 @@ class _Origin:
     name: str = ""  # of the configuration
     channels: int | None = None
     fold: Any = None
+    description: Mapping[str, Any] = field(default_factory=dict)  # dataset.json
 
     @property
     def dataset(self) -> str:
@@ -89,7 +93,8 @@ def _origin(checkpoint: Mapping[str, Any], path: Path) -> _Origin:
         channels = determine_num_input_channels(plans, configuration, arguments["dataset_json"])
     except Exception:  # whatever nnU-Net raises for plans that make no sense; the weights are there all the same
         return _Origin(trainer)
-    return _Origin(trainer, plans, configuration, arguments["configuration"], channels, arguments.get("fold"))
+    known = (arguments["configuration"], channels, arguments.get("fold"), arguments["dataset_json"])
+    return _Origin(trainer, plans, configuration, *known)
 
 
 def _build(trainer: type[nnUNetTrainer], setting: Setting) -> nn.Module:
@@ -169,7 +174,7 @@ def _causes(
     if origin.trainer and not _same_weights(origin.trainer, trainer, setting, network):
         text = f"it is of {origin.trainer}, and {training.trainer} has another network"
         if hasattr(network, "adopt") or not (fit.foreign or fit.other_shape):
-            start = f"nnunet-plugins warm-start {path} -tr {training.trainer} -o start.pth"
+            start = f"nnunet-plugins warm-start {shlex.quote(str(path))} -tr {training.trainer} -o start.pth"
             yield text, f"let the weights that are new be added: {start}; and start from that"
         else:
             yield text, f"use the trainer of its network, -tr {origin.trainer}"
@@ -220,8 +225,10 @@ def _is_other_network(trainer: type[nnUNetTrainer], setting: Setting, network: n
 
 
 def _topology(network: nn.Module) -> tuple[str, list[Any]]:
-    # Modules tell their strides and kernels as text, and some keep those of operations that are no modules.
-    return str(network), [getattr(module, "strides", None) for module in network.modules()]
+    # Modules tell their strides and kernels as text, and some keep those of operations that are no modules. Networks of
+    # places measure these by the patch.
+    kept = ("strides", "patch_size")
+    return str(network), [getattr(module, name, None) for module in network.modules() for name in kept]
 
 
 def _moving(training: Training, origin: _Origin, path: Path) -> str:
@@ -237,7 +244,7 @@ def _moving(training: Training, origin: _Origin, path: Path) -> str:
             before = f"put plans.json of the model's folder at {file}; "
         plans, commands = moving_commands(origin.dataset, training.dataset, plans, origin.name)
     where = f"{training.dataset} {origin.name} 0 -tr {training.trainer} -p {plans}"
-    commands.append(f"nnUNetv2_train {where} -pretrained_weights {path}")
+    commands.append(f"nnUNetv2_train {where} -pretrained_weights {shlex.quote(str(path))}")
     return f"train with the plans of the checkpoint: {before}{'; '.join(commands)}"
 
 
@@ -283,9 +290,39 @@ def _check_data(training: Training, setting: Setting, origin: _Origin) -> Iterat
                 f"images were {what} to {shown[0]}{unit} there, and are to {shown[1]}{unit} here",
                 "if that is not meant, train with the plans of the checkpoint",
             )
-    if origin.dataset == training.dataset and origin.fold != "all":
-        yield Finding(
-            "note",
-            f"it was trained on this dataset, fold {origin.fold}",
-            f"train fold {origin.fold} and no other: it has seen the validation cases of the others",
+    yield from _check_cases(training, origin)
+
+
+def _check_cases(training: Training, origin: _Origin) -> Iterator[Finding]:
+    """Say whether the weights have seen what a fold validates on, in whichever dataset it was."""
+    root = Path(os.environ.get("nnUNet_preprocessed", ""))  # noqa: SIM112 - nnU-Net's own spelling
+    weights = Cases(origin.dataset, origin.description)
+    own = Cases(training.dataset, read_json(root / training.dataset / "dataset.json", dict))
+    try:
+        shared, seen = shared_origins(weights, own), None
+        if shared:
+            seen = folds_that_saw(weights, origin.fold, own, root)
+    except InputError as error:
+        yield warning(f"nobody knows whether it has seen what is validated on: {error}", "look into both dataset.json")
+        return
+    if not shared:
+        return
+    same = origin.dataset == training.dataset
+    where = "on this dataset" if same else f"on cases of {' and '.join(shared)}, which are in this dataset, too"
+    told = f"it was trained {where}, fold {origin.fold}"
+    alone = f"train fold {origin.fold} and no other: it has seen the validation cases of the others"
+    if seen is None and same and origin.fold != "all":
+        yield Finding("note", told, alone)
+    elif seen is None:
+        yield warning(
+            f"{told}; without the splits_final.json of both nobody knows which folds validate on what it has seen",
+            "split both with the same folds first, or take weights of other cases",
+        )
+    elif seen and isinstance(origin.fold, int) and origin.fold not in seen:
+        yield Finding("note" if same else "warning", told, alone)
+    elif seen:
+        folds = ", ".join(map(str, seen))
+        yield warning(
+            f"{told}, and has seen validation cases of fold{'s' * (len(seen) > 1)} {folds} here",
+            "take weights of other cases, or train another fold: a validation on what was seen tells nothing",
         )

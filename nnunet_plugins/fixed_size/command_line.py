@@ -17,12 +17,15 @@ def add_command(commands: Any) -> None:
         description="With -d: write a raw dataset with the images of another one, which stays as it is, scaled to one "
         "size (linear; segmentations: nearest) and with voxels of 1 mm, as FIRENet-F's paper does. All of nnU-Net's "
         "commands work on it. What was interrupted goes on with the same command. With --restore: write what was "
-        "predicted there on the grids of the images as they were, to be evaluated there. For example: nnunet-plugins "
-        "fixed-size -d 300 -o 301; nnunet-plugins fixed-size --restore predicted --reference imagesTs -o restored",
+        "predicted there on the grids of the images as they were, to be evaluated there. With --scale: write images "
+        "that have come since in the size of a twin, to be predicted. For example: nnunet-plugins fixed-size -d 300 -o "
+        "301; nnunet-plugins fixed-size --restore predicted --reference imagesTs -o restored; nnunet-plugins "
+        "fixed-size --scale new --like 301 -o scaled",
     )
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset")
     what.add_argument("--restore", type=Path, metavar="DIR", help="folder of segmentations in the one size")
+    what.add_argument("--scale", type=Path, metavar="DIR", help="folder of images to predict, as they are")
     command.add_argument(
         "-o", dest="output", required=True, metavar="N|DIR", help="number of the new dataset; folder to write"
     )
@@ -33,19 +36,28 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "--reference", type=Path, metavar="DIR", help="folder of the images as they were, such as imagesTs"
     )
-    command.add_argument("--overwrite", action="store_true", help="with --restore: write into a folder with content")
+    command.add_argument(
+        "--like", metavar="N|FILE", help="with --scale: number of the twin, or the dataset.json of it or of a model"
+    )
+    command.add_argument(
+        "--overwrite", action="store_true", help="with --restore and --scale: write into a folder with content"
+    )
     command.add_argument("-np", dest="processes", type=whole, metavar="N", help="cases at a time")
     command.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if (arguments.restore or arguments.scale) and (arguments.size or arguments.name):
+        raise InputError("--size and --name go with -d")
+    if bool(arguments.restore) != bool(arguments.reference):
+        raise InputError("--restore goes with --reference and -o")
+    if bool(arguments.scale) != bool(arguments.like):
+        raise InputError("--scale goes with --like and -o")
+    if arguments.overwrite and arguments.dataset:
+        raise InputError("--overwrite goes with --restore and --scale")
     if arguments.restore:
-        if arguments.size or arguments.name or not arguments.reference:
-            raise InputError("--restore goes with --reference and -o, and without --size and --name")
         return _restore(arguments)
-    if arguments.reference or arguments.overwrite:
-        raise InputError("--reference and --overwrite go with --restore")
-    return _write(arguments)
+    return _scale(arguments) if arguments.scale else _write(arguments)
 
 
 def _write(arguments: argparse.Namespace) -> int:
@@ -80,6 +92,22 @@ def _restore(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     print(f"Wrote {len(found.cases)} cases to {arguments.output}")
+    for case, reason in found.failures.items():
+        print(f"nnunet-plugins fixed-size: {case} is not in it: {reason}", file=sys.stderr)
+    return 1 if found.failures else 0
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.fixed_size.scale import scale
+
+    found = scale(
+        arguments.scale,
+        arguments.like,
+        Path(arguments.output),
+        processes=arguments.processes or 1,
+        overwrite=arguments.overwrite,
+    )
+    print(f"Wrote {len(found.cases)} cases of {'x'.join(map(str, found.size))} voxels to {arguments.output}")
     for case, reason in found.failures.items():
         print(f"nnunet-plugins fixed-size: {case} is not in it: {reason}", file=sys.stderr)
     return 1 if found.failures else 0

@@ -9,14 +9,15 @@ from typing import Any
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
-from nnunet_plugins.fixed_size.twin import FIXED, read_fixed
+from nnunet_plugins.fixed_size.twin import read_fixed
 from nnunet_plugins.images.facts import problems
 from nnunet_plugins.images.finding import composed, find_files, none_fits
 from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.images.resizing import restore_labels
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.metrics.folders import find_dataset_json
-from nnunet_plugins.planning.dataset import label_manager
+from nnunet_plugins.planning.dataset import label_manager, require_own_folder
+from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 
@@ -49,10 +50,7 @@ def restore(predicted: Path, reference: Path, output: Path, *, processes: int = 
     for folder in (predicted, reference):
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder")
-    if output.exists() and (not output.is_dir() or output.resolve() in (predicted.resolve(), reference.resolve())):
-        raise InputError(f"{output} cannot be the folder to write; choose another one")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise InputError(f"{output} holds something already; choose another folder, or give --overwrite")
+    require_own_folder(output, predicted, reference, overwrite=overwrite)
     file = find_dataset_json(predicted, predicted)
     description = read_fixed(file)
     fixed, ending = description[FIXED], description["file_ending"]
@@ -77,6 +75,8 @@ def restore(predicted: Path, reference: Path, output: Path, *, processes: int = 
             jobs[case] = partial(work, path, image, output / f"{case}{fixed['file_ending']}")
         else:
             failures[case] = f"{reference} has no image {case}_0000{fixed['file_ending']}"
+    for case in {*jobs, *failures}:  # of an earlier run; whatever else is there stays
+        (output / f"{case}{fixed['file_ending']}").unlink(missing_ok=True)
     for case, result in finish_jobs(jobs, processes):
         if isinstance(result, FailedJobError):
             failures[case] = str(result)

@@ -34,10 +34,9 @@ from nnunet_plugins.merging.raw import (
     refuse_problems,
     stamps,
 )
+from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
-FIXED = "nnunet_plugins_fixed_size"
-"""Key of what the twin is of, in dataset.json."""
 ENDING = ".nii.gz"
 """Of the twin's files, whatever the dataset's format."""
 LARGEST = 2048, 2**30
@@ -102,7 +101,9 @@ def write_twin(
         "groups": groups.decode(errors="replace"),
         "files": stamps([*parts["Tr"].values(), *parts["Ts"].values()]),
     }
-    folders = [f"{kind}{part}" for part, cases in parts.items() if cases for kind in ("images", "labels")]
+    folders = [f"images{part}" for part, cases in parts.items() if cases]
+    # An empty labelsTs would be one whose files are missing.
+    folders += [f"labels{part}" for part, cases in parts.items() if any(case.label for case in cases.values())]
     with made_beside(place, recipe, folders) as part:
         _resize(part, found, parts, chosen, processes)
         if groups:

@@ -30,7 +30,7 @@ from nnunet_plugins.merging.raw import GROUPS, made_beside, new_place, raw_folde
 from nnunet_plugins.metrics.table import write_table
 from nnunet_plugins.planning.dataset import dataset_name
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.sources import MARK, NEITHER, SOURCES
+from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, SOURCES
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _SHOWN = 3
@@ -114,6 +114,11 @@ def _read(folder: Path) -> RawDataset:
     if SOURCES in found.description:
         own = ", ".join(row["dataset"] for row in found.description[SOURCES].values())
         raise InputError(f"{folder.name} was merged itself; name the datasets that it was made of: {own}")
+    if FIXED in found.description:
+        raise InputError(
+            f"{folder.name} has images of one size, from which no merged dataset leads back; merge "
+            f"{found.description[FIXED]['dataset']} in its place, and make a twin of what is merged"
+        )
     return found
 
 

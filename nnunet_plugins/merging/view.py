@@ -16,8 +16,8 @@ from nnunet_plugins.images.relabelling import relabel
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import own_values
 from nnunet_plugins.metrics.folders import find_dataset_json
-from nnunet_plugins.planning.dataset import DATASET, label_manager
-from nnunet_plugins.planning.sources import MARK, NEITHER, Source, read_sources
+from nnunet_plugins.planning.dataset import DATASET, label_manager, require_own_folder
+from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, Source, read_sources
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 
@@ -62,10 +62,7 @@ def write_view(
     """
     if not predicted.is_dir():
         raise InputError(f"{predicted} is no folder")
-    if output.exists() and (output.resolve() == predicted.resolve() or not output.is_dir()):
-        raise InputError(f"{output} cannot be the folder to write; choose another one")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise InputError(f"{output} holds something already; choose another folder, or give --overwrite")
+    require_own_folder(output, predicted, overwrite=overwrite)
     file = dataset_json or find_dataset_json(predicted, predicted)
     description = read_json(file, DATASET)
     manager = label_manager(description, file)
@@ -94,6 +91,9 @@ def write_view(
         if not wanted:
             raise InputError(f"{predicted} has no case of {key}: their names begin with {start}")
     jobs = {case: partial(work, files[case], output / f"{name}{ending}") for case, name in wanted.items()}
+    for case in {*jobs, *failures}:  # of an earlier run; whatever else is there stays
+        written = case.partition(MARK)[2] if own_cases else case
+        (output / f"{written}{ending}").unlink(missing_ok=True)
     for case, result in finish_jobs(jobs, processes):
         if isinstance(result, FailedJobError):
             failures[case] = str(result)
@@ -105,6 +105,8 @@ def write_view(
         "numTraining": 0,
         "file_ending": ending,
     }
+    if FIXED in description:  # they can still be brought back
+        own[FIXED] = description[FIXED]
     if source.order:
         own["regions_class_order"] = list(source.order)
     write_text(output / "dataset.json", json.dumps(own, indent=2, ensure_ascii=False))

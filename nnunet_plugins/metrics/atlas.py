@@ -7,9 +7,10 @@ metrics are written beside them. A network that does not clear it may have learn
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
-from nnunet_plugins.planning.dataset import preprocessed_folder
+from nnunet_plugins.planning.dataset import preprocessed_folder, require_own_folder
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.names import covering_command, preprocessing_command
 from nnunet_plugins.planning.preprocessed import (
@@ -36,6 +37,7 @@ from nnunet_plugins.planning.preprocessed import (
     preprocessed_shapes,
 )
 from nnunet_plugins.planning.setting import Setting, plan_setting
+from nnunet_plugins.planning.sources import SOURCES, hidden_channels, read_sources, source_of
 from nnunet_plugins.planning.splits import Split, read_splits, split_command
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
@@ -50,7 +52,7 @@ class Atlas:
 
     Attributes:
         shares: `(labels or regions, z, y, x)`, the part of the cases that have it there; of the cases that count there,
-            where some have an ignore label.
+            where some have an ignore label, or are of a merged dataset and not annotated in full.
         cases: how many.
     """
 
@@ -67,7 +69,13 @@ class Atlas:
         return self.shares[place] - np.float32(0.5 if labels.has_regions else 0)
 
 
-def build_atlas(dataset: nnUNetBaseDataset, cases: Sequence[str], patch: Sequence[int], labels: LabelManager) -> Atlas:
+def build_atlas(
+    dataset: nnUNetBaseDataset,
+    cases: Sequence[str],
+    patch: Sequence[int],
+    labels: LabelManager,
+    hidden: Mapping[str, Sequence[bool]] | None = None,
+) -> Atlas:
     """Count the labels of cases, each in the middle of the patch.
 
     Args:
@@ -75,20 +83,27 @@ def build_atlas(dataset: nnUNetBaseDataset, cases: Sequence[str], patch: Sequenc
         cases: of it, which the patch holds.
         patch: voxels `(z, y, x)`.
         labels: nnU-Net's manager of them.
+        hidden: of a merged dataset, by case, of each label or region whether nobody annotated it there: then the case
+            has no vote on it, and background is what the others leave.
     """
     found = labels.foreground_regions if labels.has_regions else labels.all_labels
+    hidden = hidden or {}
+    partial = any(any(hidden.get(case, ())) for case in cases)
     counts = np.zeros((len(found), *patch), np.uint16)
-    known = np.zeros(patch, np.uint16)
+    known = np.zeros((len(found) if partial else 1, *patch), np.uint16)
     for case in cases:
         # Outside the image, and in the black around it (-1), there is background.
         segmentation = pad_nd_image(np.maximum(dataset.load_case(case)[1][0], 0), patch)
-        if labels.has_ignore_label:
-            known += segmentation != labels.ignore_label
-        else:
-            known += np.uint16(1)
-        for count, label in zip(counts, found, strict=True):
+        votes = segmentation != labels.ignore_label if labels.has_ignore_label else np.uint16(1)
+        asked = [not one for one in hidden.get(case, [False] * len(found))]
+        for number in np.flatnonzero(asked) if partial else [0]:
+            known[number] += votes
+        for count, label in compress(zip(counts, found, strict=True), asked):
             count += np.isin(segmentation, label)
-    return Atlas(np.asarray(counts / np.maximum(known, 1), np.float32), len(cases))
+    shares = counts / np.maximum(known, 1)
+    if partial and not labels.has_regions:
+        shares[0] = 1 - shares[1:].sum(axis=0)
+    return Atlas(np.asarray(shares, np.float32), len(cases))
 
 
 def evaluate_atlas(
@@ -113,13 +128,15 @@ def evaluate_atlas(
         overwrite: replace what is in `output` of another atlas.
 
     Returns:
-        nnU-Net's summary: `foreground_mean`, `mean` by label, `metric_per_case`.
+        nnU-Net's summary: `foreground_mean`, `mean` by label, `metric_per_case`; of a merged dataset, each case only
+        with the labels that its source annotates, as the file does not have it.
 
     Raises:
         InputError: if something is missing or unknown, or a case is larger than the patch.
     """
     if output.exists() and not overwrite:
         raise AtlasError(f"{output} exists already; choose another folder, or give --overwrite")
+    require_own_folder(output, overwrite=overwrite)
     folder = preprocessed_folder(dataset)
     setting = plan_setting(dataset, configuration, plans)
     splits = _read_splits(dataset, folder, folds)
@@ -128,6 +145,7 @@ def evaluate_atlas(
     patch = require_room(dataset, plans, configuration, named)
     description = read_json(folder / "dataset.json")
     labels = setting.plans.get_label_manager(description)
+    hidden = _hidden(description, folder / "dataset.json", labels, named)
     output.mkdir(parents=True, exist_ok=True)
     # Of an atlas of other folds; whatever else is there stays.
     for name in ("summary.json", *(f"{case}{description['file_ending']}" for case in existing_cases(folder))):
@@ -137,7 +155,7 @@ def evaluate_atlas(
     processes = processes or min(default_num_processes, os.cpu_count() or 1)
     preprocessed = infer_dataset_class(str(data))(str(data), named)
     for split in splits:
-        atlas = build_atlas(preprocessed, split["train"], patch, labels)
+        atlas = build_atlas(preprocessed, split["train"], patch, labels, hidden)
         _predict(atlas, preprocessed, split["val"], setting, description, output, processes)
     summary: dict[str, Any] = compute_metrics_on_folder(
         str(folder / "gt_segmentations"),
@@ -149,7 +167,36 @@ def evaluate_atlas(
         labels.ignore_label,
         processes,
     )
-    return summary
+    if not any(map(any, hidden.values())):
+        return summary
+    found = labels.foreground_regions if labels.has_regions else labels.all_labels
+    asked = {case: list(compress(found, (not one for one in marks))) for case, marks in hidden.items()}
+    return _annotated(summary, asked, description["file_ending"])
+
+
+def _hidden(
+    description: dict[str, Any], file: Path, labels: LabelManager, cases: Sequence[str]
+) -> dict[str, list[bool]]:
+    """Return, by case of a merged dataset, of each label or region whether nobody annotated it there."""
+    if SOURCES not in description:
+        return {}
+    sources = read_sources(description, file)
+    channels = {name: hidden_channels(labels, source) for name, source in sources.items()}
+    return {case: channels[source_of(case, sources, file)] for case in cases}
+
+
+def _annotated(summary: dict[str, Any], asked: Mapping[str, Collection[Any]], ending: str) -> dict[str, Any]:
+    """Return a summary without what it says of labels that nobody annotated, where all that is found is a Dice of 0."""
+    cases = []
+    for case in summary["metric_per_case"]:
+        own = asked[Path(case["reference_file"]).name.removesuffix(ending)]
+        cases.append({**case, "metrics": {label: one for label, one in case["metrics"].items() if label in own}})
+    means = {}
+    for label in summary["mean"]:
+        if values := [case["metrics"][label] for case in cases if label in case["metrics"]]:
+            means[label] = {key: float(np.nanmean([one[key] for one in values])) for key in values[0]}
+    foreground = {"Dice": float(np.mean([mean["Dice"] for mean in means.values()]))}
+    return {"metric_per_case": cases, "mean": means, "foreground_mean": foreground}
 
 
 def _read_splits(dataset: str, folder: Path, folds: Sequence[int]) -> list[Split]:

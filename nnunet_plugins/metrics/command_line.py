@@ -128,4 +128,10 @@ def _evaluate_atlas(arguments: argparse.Namespace) -> int:
     cases, mean = len(summary["metric_per_case"]), summary["foreground_mean"]["Dice"]
     print(f"Mean Dice of the atlas, over {cases} cases: {mean:.4f}")
     print(f"Wrote {output / 'summary.json'}")
+    if len({len(case["metrics"]) for case in summary["metric_per_case"]} | {len(summary["mean"])}) > 1:
+        print(
+            "nnunet-plugins evaluate: each case counts with the labels alone that its dataset annotates; in "
+            "summary.json, which is nnU-Net's, what is found of the others is a Dice of 0",
+            file=sys.stderr,
+        )
     return 0

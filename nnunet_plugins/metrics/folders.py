@@ -129,7 +129,11 @@ def _sources(description: Mapping[str, Any], file: Path, pairs: _Pairs) -> dict[
             name = source_of(case, sources, file)
         except InputError as error:
             del pairs.files[case]
-            pairs.failures[case] = f"{error}; a dataset.json without that table (-djfile) counts all labels"
+            pairs.failures[case] = (
+                f"{error}. Against one dataset's own annotations, as of its test images, compare what nnunet-plugins "
+                "labels shows of it; where all labels of the merged dataset are annotated, with its values, a "
+                "dataset.json without that table (-djfile) counts them all"
+            )
             continue
         found[case] = name, sources[name].labels
     return found

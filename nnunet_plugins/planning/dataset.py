@@ -150,6 +150,30 @@ def label_manager(description: dict[str, Any], file: Path) -> LabelManager:
         raise PlanError(f"{file}: the labels are not as nnU-Net wants them: {error}") from error
 
 
+_OF_DATASETS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "gt_segmentations")
+
+
+def require_own_folder(output: Path, *others: Path, overwrite: bool) -> None:
+    """Check that segmentations or images can be written to a folder and replace none but their like.
+
+    Args:
+        output: the folder, which need not be there.
+        others: folders that are read.
+        overwrite: whether it may hold something.
+
+    Raises:
+        InputError: if not.
+    """
+    if output.exists() and (not output.is_dir() or output.resolve() in [other.resolve() for other in others]):
+        raise InputError(f"{output} cannot be the folder to write; choose another one")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if output.resolve().name in _OF_DATASETS:
+        raise InputError(f"{output} holds files of a dataset, which nothing replaces; choose another folder")
+    if not overwrite:
+        raise InputError(f"{output} holds something already; choose another folder, or give --overwrite")
+
+
 BYTE_WRITERS = ("SimpleITKIOWithReorient",)
 """nnU-Net's readers that write segmentations of 8 bits, whatever the labels; the others take 16 where they have to."""
 

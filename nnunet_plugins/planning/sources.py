@@ -7,13 +7,19 @@ beside predictions. A case is called SOURCE__NAME. Loads nothing heavy.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
 
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
 SOURCES = "nnunet_plugins_sources"
 """Key of the table in dataset.json."""
+
+FIXED = "nnunet_plugins_fixed_size"
+"""Key, in the dataset.json of a twin with images of one size, of what the twin is of."""
 
 MARK = "__"
 """Between a source's name and that of a case in it."""
@@ -62,8 +68,15 @@ def read_sources(description: Mapping[str, Any], file: Path | str = "dataset.jso
     table = description[SOURCES]
     if fault := find_fault(table, _SHAPE, repr(SOURCES)):
         raise InputError(f"{file}: {fault}; make the dataset anew with nnunet-plugins merge")
+    if fault := find_fault(description, {"labels": dict}):
+        raise InputError(f"{file}: {fault}")
     for name, row in table.items():
-        for label in row["labels"]:
+        for label, value in row["labels"].items():
+            if not value or (isinstance(value, list) and find_fault(value, [int])):
+                raise InputError(
+                    f"{file}: {label!r} of {name!r} in {SOURCES!r} has the value {value!r}, which is none of a "
+                    "structure; make the dataset anew with nnunet-plugins merge"
+                )
             if label not in description["labels"] or label in NEITHER:
                 raise InputError(
                     f"{file}: {name!r} in {SOURCES!r} annotates {label!r}, which is no structure in 'labels'; write "
@@ -73,6 +86,23 @@ def read_sources(description: Mapping[str, Any], file: Path | str = "dataset.jso
         name: Source(row["dataset"], row["labels"], tuple(row["cases"]), tuple(row.get("regions_class_order") or ()))
         for name, row in table.items()
     }
+
+
+def twin_of(description: Mapping[str, Any], file: Path | str = "dataset.json") -> tuple[str, tuple[int, ...]] | None:
+    """Return the dataset that a twin is of, and the size `(z, y, x)` of its images; None for what is no twin.
+
+    Args:
+        description: what a dataset.json says.
+        file: where it was read, for messages.
+
+    Raises:
+        InputError: if that cannot be used.
+    """
+    if FIXED not in description:
+        return None
+    if fault := find_fault(description[FIXED], {"dataset": str, "size": [int]}, repr(FIXED)):
+        raise InputError(f"{file}: {fault}; make the twin anew with nnunet-plugins fixed-size")
+    return description[FIXED]["dataset"], tuple(description[FIXED]["size"])
 
 
 def source_of(case: str, sources: Mapping[str, Source], file: Path | str = "dataset.json") -> str:
@@ -88,3 +118,12 @@ def source_of(case: str, sources: Mapping[str, Source], file: Path | str = "data
             f"{SOURCES!r} in {file} says"
         )
     return name
+
+
+def hidden_channels(labels: "LabelManager", source: Source) -> list[bool]:
+    """Tell of every channel of the logits whether it is of a structure that a source does not annotate."""
+    structures = {name: value for name, value in labels.label_dict.items() if name not in NEITHER}
+    if labels.has_regions:
+        return [name not in source.labels for name in structures]
+    names = {value[0] if isinstance(value, (list, tuple)) else value: name for name, value in structures.items()}
+    return [value in names and names[value] not in source.labels for value in labels.all_labels]

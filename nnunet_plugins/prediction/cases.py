@@ -8,7 +8,9 @@ from pathlib import Path
 
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.submission.cases import Case, find_cases
+from nnunet_plugins.images.reading import read_header
+from nnunet_plugins.planning.sources import twin_of
+from nnunet_plugins.submission.cases import Case, Earlier, find_cases
 from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source
 
@@ -34,7 +36,7 @@ def cases_in(source: Source, inputs: Path, outputs: Path, log: Log) -> list[Case
 def predict_each(
     source: Source, cases: Sequence[Case], outputs: Path, predict: Callable[[Case], str], log: Log, *, remedy: str
 ) -> list[str]:
-    """Predict cases; returns those of which that was not possible.
+    """Predict cases; returns those of which that was not possible, and of which nothing is left from earlier runs.
 
     Args:
         source: the trained configuration.
@@ -51,16 +53,31 @@ def predict_each(
     # As nnU-Net does: what reads the labels looks here for what they mean.
     for name in ("dataset.json", "plans.json"):
         shutil.copyfile(source.folder / name, outputs / name)
-    failed = []
+    failed, earlier = [], Earlier(cases)
     for number, case in enumerate(cases, 1):
         begun = time.monotonic()
         try:
+            _require_size(source, case)
             said = predict(case)
+            earlier.keep(case)
         except Exception as error:  # whatever it is, the other cases are not to pay for it
             failed.append(case.name)
+            earlier.remove(case)
             said = f"FAILED: {_tell(error, remedy)}"
         log(f"{number}/{len(cases)} {case.name}: {said} ({time.monotonic() - begun:.1f} s)")
     return failed
+
+
+def _require_size(source: Source, case: Case) -> None:
+    """Refuse images that have not been scaled to the one size of what a network was trained on."""
+    twin = twin_of(source.dataset_json, source.folder / "dataset.json")
+    header = read_header(case.images[0]) if twin and not case.fault else None
+    if twin and header and header.size[::-1] != twin[1]:
+        there, wanted = ("x".join(map(str, one)) for one in (header.size[::-1], twin[1]))
+        raise InputError(
+            f"it has {there} voxels, and the network was trained on images scaled to {wanted}: nnunet-plugins "
+            f"fixed-size --scale FOLDER --like {source.folder / 'dataset.json'} -o SCALED"
+        )
 
 
 def _tell(error: Exception, remedy: str) -> str:

@@ -11,28 +11,26 @@ import numpy as np
 import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
-from nnunet_plugins.report.equality import UNKNOWN, Equality, read_equality
+from nnunet_plugins.report.board import COUNTS, columns, flags, placed
+from nnunet_plugins.report.claims import ROPE
+from nnunet_plugins.report.equality import Equality, read_equality
+from nnunet_plugins.report.evidence import Measure, components, gaps, training_errors, with_trainings
+from nnunet_plugins.report.portions import beside, by_source
+from nnunet_plugins.report.ranking import Stability, stability
 from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
     DECIMALS,
-    HIGHER_IS_BETTER,
-    LEVEL,
     CriticalDifference,
-    compare,
     critical_difference,
-    holm,
     mean_with_ci,
     rank_distribution,
-    ranks,
 )
-from nnunet_plugins.report.words import count
+from nnunet_plugins.report.verdicts import against_twins, differences, every_pair
 from nnunet_plugins.rows import without_seed
 
 LABEL_FIGURES = 6
 """With more labels than these, there is no figure per label."""
-AHEAD, BEHIND, MIXED, UNCLEAR = "ahead", "behind", "mixed", "unclear"
-"""Verdicts on an algorithm against the baseline. Mixed: better case by case, yet worse on average, or the other way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +60,12 @@ class Comparison:
             `ci_low` and `ci_high`, and as nnU-Net's `summary.json` has it, `nnunet_dice`; of the comparison of Dice
             with the baseline's `p_holm`, `wins`, `ties` and `losses`; `mean_rank` of Dice over the cases; how many
             labels are `missed`, and of the `absent` ones `found`; `flags` in words.
-        paired: by metric, how every ranked algorithm differs from the baseline, as `statistics.compare` has it; for
-            Dice with a `verdict`. Without a baseline there are no rows.
+        rope: half the width of the region of practical equivalence, in Dice.
+        paired: by metric, how every ranked algorithm differs from the baseline, as `evidence.compare_pairs` has it,
+            with `p_holm` and a `verdict`. Without a baseline there are no rows.
+        twins: in Dice, how every network differs from its ablation twin, where both are ranked: as `paired`, by
+            `algorithm` and `against`, with `p_holm` over these rows.
+        pairs: the same of every pair of ranked algorithms, the better one first.
         beside: by metric, how every network for many datasets differs from the same one that was trained on this
             dataset alone, `alone`: as `paired`, with `p_holm` over these rows.
         by_source: of a merged dataset, a row per source and algorithm (levels `source`, `algorithm`), in the order of
@@ -74,6 +76,9 @@ class Comparison:
         label_dice: by label, its Dice, cases x algorithms, and the means; where there are few labels.
         dice: mean Dice and its interval, by algorithm.
         false_findings: see `scores.Scores.false_findings`.
+        components: what the Dice of algorithms that were trained several times varies by, see `evidence.components`.
+        gaps: the repeats that lack folds, see `evidence.gaps`.
+        stability: how firm the ranking by Dice is; None for less than two ranked algorithms.
         rank_shares: algorithms x ranks, as `statistics.rank_distribution` has it; no rows for less than two.
         costs: see `_costs`.
     """
@@ -95,13 +100,19 @@ class Comparison:
     scores: Scores
     by_case: Mapping[str, pd.DataFrame]
     board: pd.DataFrame
+    rope: float
     paired: Mapping[str, pd.DataFrame]
+    twins: pd.DataFrame
+    pairs: pd.DataFrame
     beside: Mapping[str, pd.DataFrame]
     by_source: pd.DataFrame
     by_label: Mapping[str, pd.DataFrame]
     label_dice: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
     dice: pd.DataFrame
     false_findings: pd.DataFrame
+    components: pd.DataFrame
+    gaps: Sequence[tuple[str, str, list[str]]]
+    stability: Stability | None
     rank_shares: pd.DataFrame
     costs: pd.DataFrame
 
@@ -139,19 +150,25 @@ class Analysis:
 
     Attributes:
         record: what it is made of.
+        rope: half the width of the region of practical equivalence, in Dice.
         comparisons: in the record's order; whether they are fair is not asked here.
         equality: what was equal, by dataset and configuration.
         across: comparisons across datasets, by configuration and split; those of fewer than five are left out.
     """
 
     record: Record
+    rope: float
     comparisons: Sequence[Comparison]
     equality: Sequence[Equality]
     across: Mapping[str, CriticalDifference]
 
 
-def analyse(record: Record) -> Analysis:
+def analyse(record: Record, rope: float = ROPE) -> Analysis:
     """Analyse a record.
+
+    Args:
+        record: of a benchmark.
+        rope: a smaller difference in Dice counts for nothing in practice.
 
     Raises:
         ReportError: if its results contradict themselves.
@@ -159,14 +176,14 @@ def analyse(record: Record) -> Analysis:
     roles = pd.concat([table[[*COMPARISON[1:], "algorithm", "role"]] for table in (record.results, record.runs)])
     equality = [read_equality(entry, roles) for entry in record.equality]
     found = [
-        _compare(record, dict(zip(COMPARISON, values, strict=True)), results, equality)
+        _compare(record, dict(zip(COMPARISON, values, strict=True)), results, equality, rope)
         for values, results in record.results.groupby(COMPARISON, sort=False)
     ]
-    return Analysis(record, found, equality, _across_datasets(found))
+    return Analysis(record, rope, found, equality, _across_datasets(found))
 
 
 def _compare(
-    record: Record, place: Mapping[str, str], results: pd.DataFrame, equality: Sequence[Equality]
+    record: Record, place: Mapping[str, str], results: pd.DataFrame, equality: Sequence[Equality], rope: float
 ) -> Comparison:
     where = {name: place[name] for name in COMPARISON[1:]}
     runs, curves = (
@@ -185,14 +202,16 @@ def _compare(
     ranked = list(algorithms.index[algorithms["is_ranked"]])
     deciding = [name in ranked for name in everything.algorithms]
     scores = everything.only(np.asarray(everything.whole[deciding].all(axis=0)))
-    by_case = {metric: scores.by_case(metric) for metric in METRICS}
-    dice = mean_with_ci(by_case["Dice"])
+    measures = {metric: Measure.of(scores, metric) for metric in METRICS}
+    ropes = {metric: rope if metric == "Dice" else None for metric in METRICS}
+    in_dice, by_case = measures["Dice"], {metric: measure.by_case for metric, measure in measures.items()}
+    dice = with_trainings(mean_with_ci(by_case["Dice"]), in_dice)
     baseline = _baseline(algorithms)
-    paired = {metric: _differences(table[ranked], baseline, metric) for metric, table in by_case.items()}
-    board = algorithms.drop(columns=["trainer", "plans", "is_ranked"]).join(_columns(scores, by_case, dice, ranked))
-    board = board.join(everything.nnunet_dice().rename("nnunet_dice")).join(paired["Dice"][_COUNTS])
-    board["flags"] = [_flags(name, algorithms.loc[name], len(cases), proof) for name in board.index]
-    board = _placed(board, ranked)
+    paired = {metric: differences(measure, ranked, baseline, ropes[metric]) for metric, measure in measures.items()}
+    board = algorithms.drop(columns=["trainer", "plans", "is_ranked"]).join(columns(scores, by_case, dice, ranked))
+    board = board.join(everything.nnunet_dice().rename("nnunet_dice")).join(paired["Dice"][COUNTS])
+    board["flags"] = [flags(name, algorithms.loc[name], len(cases), proof) for name in board.index]
+    board = placed(board, ranked)
     order = [str(name) for name in board.index if name in everything.algorithms]
     first = [name for name in order if name in ranked]
     return Comparison(
@@ -211,17 +230,28 @@ def _compare(
         scores=scores,
         by_case={metric: table[order] for metric, table in by_case.items()},
         board=board,
+        rope=rope,
         paired={metric: table.loc[[n for n in first if n in table.index]] for metric, table in paired.items()},
+        twins=against_twins(
+            in_dice,
+            algorithms.loc[first + list(algorithms.index.difference(first))],
+            record.about.get("twins", {}),
+            rope,
+        ),
+        pairs=every_pair(in_dice, first, rope),
         beside={
-            metric: _beside(table, record.about.get("beside", {}), algorithms, metric)
-            for metric, table in by_case.items()
+            metric: beside(measure, record.about.get("beside", {}), algorithms, ropes[metric])
+            for metric, measure in measures.items()
         },
-        by_source=_by_source(scores, list(sources or ()), order, first, baseline),
+        by_source=by_source(scores, list(sources or ()), order, first, baseline),
         by_label={metric: scores.by_label(metric).loc[order] for metric in METRICS},
         label_dice=_label_dice(scores, order),
         dice=dice.loc[order],
         false_findings=scores.false_findings().loc[order],
-        rank_shares=_rank_shares(by_case["Dice"][first]),
+        components=components(in_dice),
+        gaps=gaps(in_dice),
+        stability=stability(by_case["Dice"][first], higher_is_better=True, errors=training_errors(in_dice)),
+        rank_shares=_rank_shares(by_case["Dice"][first], training_errors(in_dice)),
         costs=_costs(runs),
     )
 
@@ -252,100 +282,6 @@ def _baseline(algorithms: pd.DataFrame) -> str | None:
     return str(found[0]) if len(found) else None
 
 
-def _differences(scores: pd.DataFrame, baseline: str | None, metric: str) -> pd.DataFrame:
-    """Return how every other ranked algorithm differs from the baseline, with a verdict."""
-    if baseline is None:
-        baseline, scores = "none", pd.DataFrame(columns=["none"])
-    return _with_verdicts(compare(scores, baseline, higher_is_better=HIGHER_IS_BETTER[metric]), metric)
-
-
-def _beside(scores: pd.DataFrame, alone: Mapping[str, str], algorithms: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return how networks for many datasets differ from the same ones on this dataset alone."""
-    here = algorithms.index[algorithms["role"] == "one for many"]
-    pairs = {name: alone[name] for name in scores if name in here and alone.get(name) in scores}
-    rows = [
-        compare(scores[[one, name]], one, higher_is_better=HIGHER_IS_BETTER[metric]).assign(alone=one)
-        for name, one in pairs.items()
-    ]
-    if not rows:
-        return pd.DataFrame()
-    table = pd.concat(rows)
-    return _with_verdicts(table.assign(p_holm=holm(table["p"])), metric)
-
-
-def _with_verdicts(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    higher = HIGHER_IS_BETTER[metric]
-    gain = table["mean_difference"].round(DECIMALS) * (1 if higher else -1)
-    clear = table["p_holm"] < LEVEL
-    verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear, MIXED)
-    verdict = verdict.mask(clear & (gain > 0) & (table["effect_size"] > 0), AHEAD)
-    return table.assign(verdict=verdict.mask(clear & (gain < 0) & (table["effect_size"] < 0), BEHIND))
-
-
-_COUNTS = ["p_holm", "wins", "ties", "losses"]
-
-
-def _columns(
-    scores: Scores, by_case: Mapping[str, pd.DataFrame], dice: pd.DataFrame, ranked: Sequence[str]
-) -> pd.DataFrame:
-    """Return what the ranked results hold of every algorithm with results, but for places and comparisons."""
-    table = dice[["n", "mean", "ci_low", "ci_high"]].rename(columns={"n": "cases", "mean": "Dice"})
-    for metric in METRICS[1:]:
-        table[metric] = by_case[metric].mean()
-    table["mean_rank"] = ranks(by_case["Dice"][list(ranked)], higher_is_better=True).mean()
-    table["missed"] = scores.missed_labels()
-    return table.join(scores.false_findings()[["absent", "found"]])
-
-
-def _placed(board: pd.DataFrame, ranked: Sequence[str]) -> pd.DataFrame:
-    """Return the board ranked by mean Dice: below the ranked the ensembles, and what has no results."""
-    whole, means = ["cases", "absent"], ["missed", "found"]
-    board[[*whole, *means]] = board[[*whole, *means]].fillna(0)
-    dice = board["Dice"].round(DECIMALS)
-    board.insert(0, "place", dice.where(board.index.isin(ranked)).rank(ascending=False, method="min"))
-    whole += ["place", "lacking", "wins", "ties", "losses"]
-    board[whole] = board[whole].astype("Int64")
-    order = pd.DataFrame({"place": board["place"].fillna(len(board) + 1), "Dice": -dice})
-    return board.loc[order.sort_values(["place", "Dice"], kind="stable").index]
-
-
-def _flags(name: str, algorithm: "pd.Series[Any]", cases: int, equality: Equality | None) -> str:
-    """Say in words what a reader has to know of an algorithm before comparing it with others."""
-    flags = []
-    if algorithm["role"] in UNRANKED:
-        flags.append("not ranked")
-    if equality:
-        found = [entry for entry in equality.differences if entry["algorithm"] == name and entry["value"] != UNKNOWN]
-        for allowed, words in ((False, "unequal"), (True, "differs in")):
-            # The network is what is compared.
-            what = [entry["what"].partition(".")[0] for entry in found if entry["allowed"] is allowed]
-            if settings := [setting for setting in dict.fromkeys(what) if setting != "network"]:
-                flags.append(f"{words}: {', '.join(settings)}")
-        if unknown := equality.unknown.get(name):
-            flags.append(f"unknown: {', '.join(unknown)}")
-    if lacking := algorithm["lacking"]:
-        flags.append("no results" if lacking == cases else f"lacks {count(lacking, 'case')}")
-    return "; ".join(flags)
-
-
-def _by_source(
-    scores: Scores, sources: Sequence[str], order: Sequence[str], ranked: Sequence[str], baseline: str | None
-) -> pd.DataFrame:
-    """Return what the ranked results hold, and the differences from the baseline, for the cases of each source."""
-    tables = {}
-    for source in sources:
-        own = scores.only(np.array([one == source for one in scores.sources], bool))
-        if not own.cases:
-            continue
-        by_case = {metric: own.by_case(metric) for metric in METRICS}
-        table = _columns(own, by_case, mean_with_ci(by_case["Dice"]), ranked).loc[list(order)]
-        paired = _differences(by_case["Dice"][list(ranked)], baseline, "Dice")
-        paired = paired.rename(columns={"ci_low": "difference_low", "ci_high": "difference_high"})
-        kept = ["mean_difference", "difference_low", "difference_high", *_COUNTS]
-        tables[source] = table.join(paired[kept])
-    return pd.concat(tables, names=["source", "algorithm"]) if tables else pd.DataFrame()
-
-
 def _label_names(results: pd.DataFrame) -> dict[str, str]:
     """Return what to call each label: its name if it has one of its own, else its number."""
     labels = results[["label", "name"]].drop_duplicates("label")
@@ -361,10 +297,10 @@ def _label_dice(scores: Scores, order: Sequence[str]) -> dict[str, tuple[pd.Data
     return {label: (table, mean_with_ci(table)) for label, table in tables.items() if table.count().any()}
 
 
-def _rank_shares(scores: pd.DataFrame) -> pd.DataFrame:
+def _rank_shares(scores: pd.DataFrame, errors: "pd.Series[float]") -> pd.DataFrame:
     if scores.shape[1] < 2 or scores.dropna().empty:
         return pd.DataFrame()
-    return rank_distribution(scores, higher_is_better=True)
+    return rank_distribution(scores, higher_is_better=True, errors=errors)
 
 
 def _costs(runs: pd.DataFrame) -> pd.DataFrame:

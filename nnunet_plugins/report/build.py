@@ -3,25 +3,27 @@
 from pathlib import Path
 
 from nnunet_plugins.files import write_text
-from nnunet_plugins.provenance import Ledger
+from nnunet_plugins.provenance import Ledger, read_marker
 from nnunet_plugins.report.analysis import Analysis, analyse
+from nnunet_plugins.report.claims import ROPE
 from nnunet_plugins.report.page import make_page
 from nnunet_plugins.report.record import ReportError, read_record
 from nnunet_plugins.report.writing import write_challenger, write_csv, write_latex, write_markdown
 
 
-def build_report(folder: Path) -> Path:
+def build_report(folder: Path, rope: float = ROPE) -> Path:
     """Build a benchmark's report in its folder `report`, and return the page.
 
     Args:
         folder: of the benchmark; its folder `record` holds the record. Files of `report/figures` that no longer belong
             to the report are removed.
+        rope: a smaller difference in Dice counts for nothing in practice. The report's marker has it.
 
     Raises:
         ReportError: if the record cannot be read, contradicts itself, or holds runs side by side that may not be
             compared.
     """
-    analysis = analyse(read_record(folder / "record"))
+    analysis = analyse(read_record(folder / "record"), rope)
     refuse_unequal(analysis)
     report = folder / "report"
     write_report(analysis, report)
@@ -30,8 +32,18 @@ def build_report(folder: Path) -> Path:
     made_of = sorted((folder / "record" / name).absolute() for name in names if name.endswith((".csv", ".json")))
     page, *others = [(report / name).absolute() for name in _FILES]
     others += sorted((report / "figures").absolute().glob("*.svg"))
-    ledger.write(page, ["nnunet-plugins", "report"], ledger.identities(made_of), others)
+    ledger.write(page, ["nnunet-plugins", "report", ROPE_OPTION, f"{rope:g}"], ledger.identities(made_of), others)
     return report / "index.html"
+
+
+ROPE_OPTION = "--rope"
+
+
+def rope_of(report: Path) -> float:
+    """Return the region of practical equivalence with which a report was made; older ones have had none."""
+    marker = read_marker(report / "index.html")
+    words = marker.command if marker else []
+    return float(words[words.index(ROPE_OPTION) + 1]) if ROPE_OPTION in words else ROPE
 
 
 _FILES = ("index.html", "report.md", "tables.tex", "results.csv", "challenger.csv")

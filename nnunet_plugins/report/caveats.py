@@ -4,7 +4,8 @@ from collections.abc import Collection
 
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import GONE, UNRANKED
-from nnunet_plugins.report.statistics import LEVEL
+from nnunet_plugins.report.statistics import CASES, LEVEL
+from nnunet_plugins.report.verdicts import SURE
 from nnunet_plugins.report.words import count, show_count, show_number
 
 NAMED = 10
@@ -182,21 +183,26 @@ def _limits(comparison: Comparison) -> list[str]:
     lines = []
     cases, tests = comparison.scored, len(comparison.ranked) - 1
     smallest = tests * 2.0 ** (1 - cases)  # all differences have one sign
-    if comparison.baseline is not None and cases and smallest > LEVEL:
+    if 0 < cases < CASES:
+        lines.append(
+            f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few to test anything: below {CASES} there are "
+            f"no intervals, p values or probabilities; no p value of the signed-rank test could lie below {LEVEL:g}."
+        )
+    elif comparison.components.empty and comparison.baseline is not None and cases and smallest > LEVEL:
         lines.append(
             f"With {count(cases, 'case')} and {count(tests, 'test')} no adjusted p value can lie below "
             f"{min(smallest, 1):.2g}, however large the differences are."
         )
     if comparison.split == "cross-validation":
+        all_repeated = {*comparison.ranked} <= {*comparison.components.index}
         lines.append(
-            "Cross-validated cases share models, and the models share most of their training cases: the cases are not "
-            "independent, so p values are too small and intervals too narrow."
+            "The models of the folds share most of their training cases, which p values and intervals do not cover."
+            if all_repeated
+            else "Cross-validated cases share models, and the models share most of their training cases: the cases are "
+            "not independent, so p values are too small and intervals too narrow."
         )
-    if not comparison.runs.duplicated(["algorithm", "fold"]).any():
-        lines.append(
-            "Each network was trained once per fold: how much results vary from one training to the next (the seed) is "
-            "not covered by p values and intervals."
-        )
+    lines += _trainings(comparison)
+    lines += _stability(comparison)
     if "ensemble" in set(comparison.algorithms["role"]):
         lines.append("Ensembles take no part in ranks and tests: they share the errors of their members.")
     if "choice" in set(comparison.algorithms["role"]):
@@ -222,12 +228,66 @@ def _limits(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _trainings(comparison: Comparison) -> list[str]:
+    """Say whose variance of training is covered, and which repeats are missing."""
+    repeated = comparison.components["trainings"].to_dict()
+    if not repeated and len(comparison.scores.trainings) > len(comparison.scores.algorithms):
+        lines = [
+            "No fold was trained twice, whatever the seeds: how much results vary from one training to the next is not "
+            "covered by p values, probabilities and intervals."
+        ]
+    elif not repeated:
+        lines = [
+            "Each network was trained once per fold: how much results vary from one training to the next (the seed) is "
+            "not covered by p values, probabilities and intervals."
+        ]
+    else:
+        shown = ", ".join(f"{name} ({count(int(number), 'training')} of a fold)" for name, number in repeated.items())
+        once = [name for name in comparison.ranked if name not in repeated]
+        lines = [
+            f"Intervals, p values and probabilities have the variance of training of {shown}. They hold for the "
+            "training sets of these folds: what others would give, no cross-validation of one dataset tells. Intervals "
+            "of single labels are over cases."
+        ]
+        if once:
+            lines.append(f"Trained once per fold, so that nothing is known of how trainings vary: {', '.join(once)}.")
+    if comparison.gaps:
+        lacking = [
+            f"{name} with seed {seed} lacks {count(len(folds), 'fold')} ({', '.join(folds)})"
+            for name, seed, folds in comparison.gaps
+        ]
+        lines.append(
+            f"Unequal repeats: {'; '.join(lacking)}. In each fold the mean is over the trainings there are; one that "
+            "was trained once has the variance of training of the others."
+        )
+    return lines
+
+
+def _stability(comparison: Comparison) -> list[str]:
+    found = comparison.stability
+    if found is None or len(comparison.ranked) < 3 or comparison.scored < CASES:
+        return []
+    order = "the same" if found.by_mean.equals(found.by_rank) else "another one"
+    drawn = "cases and trainings" if len(comparison.components) else "cases"
+    first = [str(name) for name in found.by_rank.index[found.by_rank == 1]]
+    other = "" if found.by_mean[first].eq(1).all() else f", with {' and '.join(first)} first"
+    return [
+        f"Ranked by mean rank over the cases instead of mean Dice, the order is {order}{other} (Kendall's tau "
+        f"{show_number(found.tau, 2)}). Over 1000 draws of {drawn}, the tau of the order with this one is "
+        f"{show_number(found.drawn, 2)} on average, and at least {show_number(found.low, 2)} in 97.5% of them."
+    ]
+
+
 def _conventions(comparison: Comparison) -> list[str]:
     tolerances = ", ".join(f"{value:g}" for value in comparison.tolerances)
     by = f" by MONAI {comparison.versions['monai']}" if "monai" in comparison.versions else ""
     return [
         "The score of a case is the mean over the labels that its truth has; means are over cases, with 95% bootstrap "
-        "intervals. P values are Wilcoxon's, paired by case with the baseline, after Holm within dataset and metric.",
+        "intervals. P values are Wilcoxon's, paired by case, after Holm within a table's metric. Where trainings were "
+        "repeated, both are those of a t test over cases and trainings.",
+        "P(better) is the probability that the true difference is a gain, given these results and a flat prior: what "
+        f"is missing to 1 is that of a false claim. Equivalent: within {comparison.rope:g} Dice with a probability of "
+        f"{SURE:g} or more.",
         *([f"NSD at {tolerances} mm; distances in mm{by}, between voxel surfaces."] if tolerances else []),
         "Pseudo Dice, in training curves, is computed from patches during the training; it is not the tables' Dice.",
     ]

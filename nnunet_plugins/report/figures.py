@@ -9,10 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from nnunet_plugins.report.drawing import INK, WIDTH, Style, drawing, named_rows, to_svg, wrapped
+from nnunet_plugins.report.drawing import COLOURS, INK, WIDTH, Style, drawing, named_rows, to_svg, wrapped
 from nnunet_plugins.report.statistics import CriticalDifference
 
 POINTS = 1600
@@ -193,6 +194,42 @@ def rank_shares(distribution: pd.DataFrame, *, key: str, title: str) -> str:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("Share of the draws in which it has the rank")
         return to_svg(figure, key, title, "How often each algorithm has which rank (number in the bar) by mean Dice")
+
+
+def pair_matrix(better: pd.DataFrame, signs: pd.DataFrame, looks: Mapping[str, Style], *, key: str, title: str) -> str:
+    """Draw a cell per pair of algorithms: how likely the one of the row is better than the one of the column.
+
+    Args:
+        better: probabilities, algorithms x algorithms, both the best first; nan where there is none.
+        signs: what stands beside the number for the verdict on the pair.
+        looks: by algorithm.
+        key: unique in the page, for the ids.
+        title: for readers who do not see the figure.
+    """
+    names = [str(name) for name in better.index]
+    size = len(names)
+    with drawing():
+        figure, axes = named_rows([f"{place}\N{NO-BREAK SPACE}{name}" for place, name in enumerate(names, start=1)])
+        axes.grid(visible=False)
+        for row, column in np.ndindex(size, size):
+            share = better.iloc[row, column]
+            if np.isnan(share):
+                continue
+            # The farther from a half the darker, and never so dark that the number cannot be read on it.
+            colour = COLOURS[0] if share > 0.5 else COLOURS[1]
+            alpha = 0.5 * abs(2 * share - 1)
+            axes.add_patch(Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, color=colour, alpha=alpha, lw=0))
+            # Neither 100 nor 0 unless it is.
+            number = np.floor(100 * share) if share > 0.5 else np.ceil(100 * share)
+            axes.text(column, row, f"{number:.0f}{signs.iloc[row, column]}", ha="center", va="center", fontsize=8.5)
+        for place, name in enumerate(names):
+            axes.plot(place, place, looks[name].marker, color=looks[name].colour, markersize=6)
+        axes.set_xlim(-0.6, size - 0.4)
+        axes.set_xticks(range(size), [str(place + 1) for place in range(size)])
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_xlabel("Row better than column, in %")
+        return to_svg(figure, key, title, "How likely the algorithm of the row is better than that of the column, in %")
 
 
 def critical_difference(found: CriticalDifference, looks: Mapping[str, Style], *, key: str, title: str) -> str:

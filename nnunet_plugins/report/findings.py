@@ -5,45 +5,107 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, MIXED, Comparison
-from nnunet_plugins.report.words import count, describe_p, show_number
+from nnunet_plugins.report.analysis import Comparison
+from nnunet_plugins.report.claims import ROPE
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR
+from nnunet_plugins.report.words import count, describe_p, show_number, show_probability
 
 
-def describe_difference(name: str, row: Mapping[str, Any], baseline: str) -> str:
-    """Say in a sentence how an algorithm differs from the baseline, and whether that may be chance.
+def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: float = ROPE) -> str:
+    """Say in a sentence or two how an algorithm differs from the baseline, and whether that may be chance.
 
     Args:
         name: of the algorithm.
         row: of `Comparison.paired`, of Dice.
         baseline: its name.
+        rope: with which the row was made.
     """
     if pd.isna(row["mean_difference"]):
         return f"{name} has no case in common with {baseline}."
     cases = count(int(row["n"]), "case")
+    difference = row["mean_difference"]
+    signed = f"{'+' if difference > 0 else ''}{show_number(difference, 3)} Dice"
+    if row["verdict"] == TOO_FEW:
+        return f"Too few cases to test {name} against {baseline}: mean difference {signed} on {cases}."
     interval = f"95% CI {show_number(row['ci_low'], 3)} to {show_number(row['ci_high'], 3)}, "
     proof = f"({'' if pd.isna(row['ci_low']) else interval}{describe_p(row['p_holm'])}, Holm) on {cases}"
-    difference = row["mean_difference"]
-    signed = ("+" if difference > 0 else "") + show_number(difference, 3)
     if row["verdict"] == MIXED:
         most = "better" if row["effect_size"] > 0 else "worse"
-        return f"Case by case {name} is {most} than {baseline}, yet its mean differs by {signed} Dice {proof}."
-    if row["verdict"] in (AHEAD, BEHIND):
+        said = f"Case by case {name} is {most} than {baseline}, yet its mean differs by {signed} {proof}."
+    elif row["verdict"] == EQUIVALENT:
+        said = f"{name} and {baseline} are equivalent within {rope:g} Dice: mean difference {signed} {proof}."
+    elif row["verdict"] in (AHEAD, BEHIND):
         where = "ahead of" if row["verdict"] == AHEAD else "behind"
         amount = show_number(abs(difference), 3) if abs(difference) >= 0.0005 else "less than 0.001"
-        return f"{name} is {where} {baseline} by {amount} Dice {proof}."
-    return f"{name} and {baseline} cannot be told apart: mean difference {signed} Dice {proof}."
+        said = f"{name} is {where} {baseline} by {amount} Dice {proof}."
+    else:
+        said = f"{name} and {baseline} cannot be told apart: mean difference {signed} {proof}."
+    if pd.isna(row.get("better")):
+        return said
+    more = (_probable(name, row, rope), _needed(row, rope), _half(name, row, baseline))
+    return " ".join([said, *filter(None, more)])
+
+
+def _probable(name: str, row: Mapping[str, Any], rope: float) -> str:
+    """Say how likely the true difference is where, for the verdict."""
+    if row["verdict"] == EQUIVALENT:
+        return f"With a probability of {show_probability(row['equivalent'])} the true difference is no larger."
+    word, better, by_more = "better", row["better"], row["ahead"]
+    if row["verdict"] == BEHIND:
+        word, better, by_more = "worse", 1 - better, row["behind"]
+    return (
+        f"{name} is {word} with a probability of {show_probability(better)}, by more than {rope:g} with "
+        f"{show_probability(by_more)}."
+    )
+
+
+def _needed(row: Mapping[str, Any], rope: float) -> str:
+    """Say what it would take to tell a difference that matters, where none could be told."""
+    cases, repeats = row["needed_cases"], row["needed_repeats"]
+    if row["verdict"] != UNCLEAR or pd.isna(cases):
+        return ""
+    told = f"a difference of {rope:g}"
+    more = f"about {count(int(cases), 'case')}" if cases < float("inf") else "no number of cases"
+    again = f"about {count(int(repeats), 'repeat')}" if repeats < float("inf") else "no number of repeats"
+    if cases <= row["n"]:
+        return f"There are enough to tell {told} in 80% of such comparisons."
+    if pd.isna(repeats):
+        return f"To tell {told} takes {more} (power 80%), more if trainings vary."
+    if cases < float("inf"):
+        return f"To tell {told} takes {more} with these repeats, or {again} with these cases (power 80%)."
+    if repeats < float("inf"):
+        return f"To tell {told}, {more} alone would do, {again} with these cases would (power 80%)."
+    factor = show_number(row["needed_factor"], 1)
+    return f"To tell {told} takes {factor} times as many cases and repeats, no number of either alone (power 80%)."
+
+
+def _half(name: str, row: Mapping[str, Any], baseline: str) -> str:
+    """Say whose variance of training is missing, if it is only one's."""
+    if row["repeated"] == row["against_repeated"]:
+        return ""
+    return f"The variance of {baseline if row['repeated'] else name}'s training is not in this."
 
 
 def describe_all(comparison: Comparison) -> list[str]:
     """Return a sentence for every algorithm that is compared with the baseline, the best first."""
     paired = comparison.paired["Dice"]
-    return [describe_difference(str(name), row, str(comparison.baseline)) for name, row in paired.iterrows()]
+    baseline, rope = str(comparison.baseline), comparison.rope
+    return [describe_difference(str(name), row, baseline, rope) for name, row in paired.iterrows()]
+
+
+def describe_twins(comparison: Comparison) -> list[str]:
+    """Return a sentence for every network against its ablation twin, but for those whose twin is the baseline."""
+    return [
+        "Against its ablation twin: " + describe_difference(str(name), row, str(twin), comparison.rope)
+        for (name, twin), row in comparison.twins.iterrows()
+        if twin != comparison.baseline
+    ]
 
 
 def describe_beside(comparison: Comparison) -> list[str]:
     """Return a sentence for every network for many datasets, against the same one on this dataset alone."""
     found = comparison.beside["Dice"]
-    return [describe_difference(str(name), row, str(row["alone"])) for name, row in found.iterrows()]
+    return [describe_difference(str(name), row, str(row["alone"]), comparison.rope) for name, row in found.iterrows()]
 
 
 def summarise(comparison: Comparison) -> str:
@@ -66,11 +128,15 @@ def _summary(comparison: Comparison) -> str:
     if paired.empty:
         mean = show_number(comparison.board.loc[ranked[0], "Dice"], 3)
         return f"{ranked[0]} has a mean Dice of {mean}; there is nothing to compare it with."
-    first = describe_difference(str(paired.index[0]), paired.iloc[0], comparison.baseline)
+    first = describe_difference(str(paired.index[0]), paired.iloc[0], comparison.baseline, comparison.rope)
     if len(paired) == 1:
         return first
-    ahead, behind = ((paired["verdict"] == verdict).sum() for verdict in (AHEAD, BEHIND))
+    ahead, behind, equivalent = ((paired["verdict"] == verdict).sum() for verdict in (AHEAD, BEHIND, EQUIVALENT))
+    if (paired["verdict"] == TOO_FEW).all():
+        return first
     return (
         f"{first} Of {len(paired)} algorithms, {ahead} {'is' if ahead == 1 else 'are'} ahead of {comparison.baseline}, "
-        f"{behind} behind it, {len(paired) - ahead - behind} not clearly either."
+        f"{behind} behind it, "
+        + f"{equivalent} equivalent within {comparison.rope:g}, " * bool(equivalent)
+        + f"{len(paired) - ahead - behind - equivalent} not clearly either."
     )

@@ -11,7 +11,14 @@ from nnunet_plugins.report import figures
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import Style, styles
 from nnunet_plugins.report.statistics import CriticalDifference
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT
 from nnunet_plugins.report.words import describe_p
+
+MATRIX = 14
+"""With more algorithms than these, there is no figure of all pairs, only their table."""
+
+_SIGNS = {AHEAD: "▲", BEHIND: "▼", EQUIVALENT: "≈"}
+_MIRROR = {"▲": "▼", "▼": "▲"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def illustrate(comparison: Comparison, looks: Mapping[str, Style], key: str, *, 
         )
         caption = (
             "Dice per case, as mean over the labels that its truth has. Small points are cases, the shaded shape is "
-            f"their distribution, the large marker their mean with its 95% bootstrap interval.{some}"
+            f"their distribution, the large marker their mean with its 95% interval.{some}"
         )
         found.append(Figure(f"{key}-dice", svg, caption))
     if len(paired) and paired["n"].any():
@@ -76,12 +83,13 @@ def illustrate(comparison: Comparison, looks: Mapping[str, Style], key: str, *, 
         )
         caption = (
             f"Difference in Dice from {comparison.baseline}, case by case: right of zero the algorithm is better. The "
-            f"large marker is the mean difference with its 95% bootstrap interval.{some}"
+            f"large marker is the mean difference with its 95% interval.{some}"
         )
         found.append(Figure(f"{key}-differences", svg, caption))
     found += _label_figures(comparison, looks, key)
     if with_curves and len(comparison.curves):
         found.append(_training_curves(comparison, looks, key))
+    found += _pair_figures(comparison, looks, key)
     found += _rank_figures(comparison, key)
     return found + _cost_figures(comparison, looks, key)
 
@@ -109,11 +117,37 @@ def _rank_figures(comparison: Comparison, key: str) -> list[Figure]:
     if comparison.rank_shares.empty:
         return []
     svg = figures.rank_shares(comparison.rank_shares, **_named(comparison, key, "ranks", "How firm the ranks are"))
+    drawn = "cases, and the chance in trainings as far as it is known," if len(comparison.components) else "cases"
     caption = (
-        "How firm the ranks are: cases are drawn anew 1000 times, and the bars show how often each algorithm then "
+        f"How firm the ranks are: {drawn} are drawn anew 1000 times, and the bars show how often each algorithm then "
         "has which rank by mean Dice. A bar of one colour is a firm rank."
     )
     return [Figure(f"{key}-ranks", svg, caption)]
+
+
+def _pair_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) -> list[Figure]:
+    """Return how likely each algorithm is better than each other one, if there are a few, and cases enough."""
+    pairs, ranked = comparison.pairs, list(comparison.ranked)
+    if not 2 < len(ranked) <= MATRIX or not pairs["better"].notna().any():
+        return []
+
+    def square(values: "pd.Series[Any]") -> pd.DataFrame:
+        return values.unstack().reindex(index=ranked, columns=ranked)
+
+    better, signs = square(pairs["better"].astype(float)), pairs["verdict"].map(_SIGNS).fillna("")
+    mirrored = square(signs.replace(_MIRROR)).T
+    svg = figures.pair_matrix(
+        better.fillna(1 - better.T),
+        square(signs).fillna(mirrored).fillna(""),
+        looks,
+        **_named(comparison, key, "pairs", "Every pair"),
+    )
+    caption = (
+        "Every pair: the number is the probability, in %, that the algorithm of the row has the higher mean Dice, "
+        "given these results. ▲ ahead and ▼ behind after Holm over all pairs, ≈ equivalent within "
+        f"{comparison.rope:g}; without a sign they cannot be told apart. A table has the same in words."
+    )
+    return [Figure(f"{key}-pairs", svg, caption)]
 
 
 def _cost_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) -> list[Figure]:

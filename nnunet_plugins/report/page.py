@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nnunet_plugins.report.analysis import AHEAD, BEHIND, Analysis, Comparison
+from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.drawing import COLOURS, INK, MARKERS, Style, split_name
 from nnunet_plugins.report.equality import ABSENT, SEED, UNKNOWN, UNTRAINED, Equality
-from nnunet_plugins.report.findings import describe_all, describe_beside, summarise
+from nnunet_plugins.report.findings import describe_all, describe_beside, describe_twins, summarise
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
 from nnunet_plugins.report.panels import Panels, draw_panels
 from nnunet_plugins.report.record import Record, describe_role
 from nnunet_plugins.report.statistics import LEVEL
 from nnunet_plugins.report.tables import Section, sections, show_inequalities
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT
 from nnunet_plugins.report.words import DASH, METRIC_NAMES, show_number
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ OPEN_ROWS = 15
 
 _UNSAID = {"title": "Benchmark", "budget": "", "created": "", "hardware": [], "ensembles": [], "complete": True}
 _TOLD = ("baseline", "twin", "own plan", "one pass", "one for many", "atlas")  # roles that a name does not tell
-_NUMBER = re.compile(r"(?:<|[▲▼] )?(-?[\d.]+)(?: \[.*\]|/\d+/\d+)?")
+_NUMBER = re.compile(r"(?:[<>]|[▲▼≈] )?(-?[\d.]+)(?: \[.*\]|/\d+/\d+)?")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def make_page(analysis: Analysis, panels: Path) -> tuple[str, list[Figure]]:
         chapters=chapters,
         unequal=_unequal(analysis),
         failures=record.failures,
-        matrix=_matrix(found, looks) if len(found) > 1 else None,
+        matrix=_matrix(found, looks, analysis.rope) if len(found) > 1 else None,
         overview=overview,
         environment=_environment(record),
         generator=generator(),
@@ -175,7 +176,7 @@ def _chapter(
         key=key,
         title=comparison.title,
         finding=summarise(comparison),
-        findings=[*describe_all(comparison)[1:], *describe_beside(comparison)],
+        findings=[*describe_all(comparison)[1:], *describe_twins(comparison), *describe_beside(comparison)],
         tables=shown,
         figures=illustrate(comparison, looks, key, with_curves=with_curves),
         panels=_panels(comparison, about, panels / f"{key}.json"),
@@ -186,7 +187,14 @@ def _chapter(
 
 
 def _is_folded(section: Section) -> bool:
-    first = ("Results", "One network for many", "Labels that the truth", f"{METRIC_NAMES['Dice']} by label", "Costs")
+    first = (
+        "Results",
+        "Each network against",
+        "One network for many",
+        "Labels that the truth",
+        f"{METRIC_NAMES['Dice']} by label",
+        "Costs",
+    )
     return not section.caption.startswith("Results") and (
         not section.caption.startswith(first) or len(section.table) > OPEN_ROWS
     )
@@ -300,17 +308,20 @@ def _unequal(analysis: Analysis) -> list[str]:
     return [f"{line} ({'; '.join(places)})" for line, places in lines.items()]
 
 
-def _matrix(found: Iterable[Comparison], looks: Mapping[str, Style]) -> Table:
+def _matrix(found: Iterable[Comparison], looks: Mapping[str, Style], rope: float) -> Table:
     """Return the mean Dice of all algorithms in all comparisons, with a mark where it differs from the baseline's."""
     columns: dict[str, dict[str, str]] = {}
     for comparison in found:
         verdicts = comparison.paired["Dice"]["verdict"]
         cells = columns.setdefault(comparison.title, {})
         for name, mean in comparison.board["Dice"].items():
-            sign = {AHEAD: "▲", BEHIND: "▼"}.get(verdicts.get(name, ""), "")
+            sign = {AHEAD: "▲", BEHIND: "▼", EQUIVALENT: "≈"}.get(verdicts.get(name, ""), "")
             cells[str(name)] = f"{sign} {show_number(mean, 3)}".strip()
     table = pd.DataFrame(columns).fillna(DASH).rename_axis(index="Algorithm").reset_index()
-    caption = f"Mean Dice; ▲ ahead of and ▼ behind the baseline, on average and case by case (p < {LEVEL:g}, Holm)"
+    caption = (
+        f"Mean Dice; ▲ ahead of and ▼ behind the baseline, on average and case by case (p < {LEVEL:g}, Holm), "
+        f"≈ equivalent within {rope:g}"
+    )
     return _table(Section(caption, table), looks, folded=False)
 
 

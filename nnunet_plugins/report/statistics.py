@@ -23,6 +23,10 @@ LEVEL = 0.05
 INTERVAL = (0.025, 0.975)
 DECIMALS = 9
 """Scores that differ beyond this decimal only are equal: files and sums round."""
+CASES = 6
+"""With fewer cases than these nothing is tested and no mean has an interval. Five differences of one sign have a p
+value of 2 / 2^5 = 0.0625 in the signed-rank test, so nothing could be found; and the percentiles of five drawn cases
+hold the true mean four times in five, not nineteen times in twenty."""
 DATASETS = 5
 """Below so many datasets no critical difference is drawn."""
 _CHUNK = 4_000_000  # numbers in memory at a time while cases are drawn
@@ -52,10 +56,23 @@ def _draws(cases: int, rows: int, seed: int, start: int) -> NDArray[np.uint32]:
     return np.bincount(drawn.ravel(), minlength=rows * cases).reshape(rows, cases).astype(np.uint32)
 
 
+def draw_means(scores: Array, errors: Array, resamples: int, seed: int) -> Array:
+    """Return the algorithms' means of cases drawn anew, with chance of the trainings added: resamples x algorithms.
+
+    Args:
+        scores: cases x algorithms, none missing.
+        errors: of the algorithms, the standard error that their trainings add to their means; 0 if it is not known.
+        resamples: how often.
+        seed: of the draws.
+    """
+    chance = np.random.default_rng([seed, resamples]).standard_normal((resamples, scores.shape[1]))
+    return _drawn_means(scores, resamples, seed) + errors * chance
+
+
 def _intervals(columns: dict[str, Array], resamples: int, seed: int) -> pd.DataFrame:
-    """Return the confidence interval of each column's mean; one or no case has none."""
+    """Return the confidence interval of each column's mean; too few cases have none."""
     intervals = pd.DataFrame(np.nan, index=list(columns), columns=["ci_low", "ci_high"])
-    for cases in {len(column) for column in columns.values()} - {0, 1}:
+    for cases in {len(column) for column in columns.values() if resamples and len(column) >= CASES}:
         names = [name for name, column in columns.items() if len(column) == cases]
         means = _drawn_means(np.stack([columns[name] for name in names], axis=1), resamples, seed)
         intervals.loc[names] = np.quantile(means, INTERVAL, axis=0).T
@@ -96,6 +113,13 @@ def compare(
     scores: pd.DataFrame, baseline: str, *, higher_is_better: bool, resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
     """Compare every other algorithm with the baseline, on the cases that both have.
+
+    Args:
+        scores: cases x algorithms.
+        baseline: the column to compare with.
+        higher_is_better: whether it is.
+        resamples: of the intervals; without any, there are none.
+        seed: of the resamples.
 
     Returns:
         A row per algorithm: `n` cases, `mean_difference` from the baseline (algorithm - baseline) with its 95% interval
@@ -138,9 +162,21 @@ def ranks(scores: pd.DataFrame, *, higher_is_better: bool) -> pd.DataFrame:
 
 
 def rank_distribution(
-    scores: pd.DataFrame, *, higher_is_better: bool, resamples: int = 1000, seed: int = 0
+    scores: pd.DataFrame,
+    *,
+    higher_is_better: bool,
+    errors: pd.Series | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Return how firm the ranks by mean score are: the share of draws of cases that give each algorithm each rank.
+    """Return how firm the ranks by mean score are: the share of draws that give each algorithm each rank.
+
+    Args:
+        scores: cases x algorithms.
+        higher_is_better: whether it is.
+        errors: by algorithm, what the trainings add to the standard error of its mean; None: cases alone are drawn.
+        resamples: how many draws.
+        seed: of the draws.
 
     Returns:
         Algorithms x ranks from 1 on; on the cases where no score is missing, nan if there are none. Equal means share
@@ -150,7 +186,8 @@ def rank_distribution(
     table = pd.DataFrame(np.nan, index=scores.columns.rename("algorithm"), columns=list(places))
     complete = scores.dropna().to_numpy(float)
     if complete.size:
-        means = _drawn_means(-complete if higher_is_better else complete, resamples, seed).round(DECIMALS)
+        added = np.zeros(complete.shape[1]) if errors is None else errors[list(scores)].to_numpy(float)
+        means = draw_means(-complete if higher_is_better else complete, added, resamples, seed).round(DECIMALS)
         found = stats.rankdata(means, method="min", axis=1)
         for place in places:
             table[place] = (found == place).mean(axis=0)

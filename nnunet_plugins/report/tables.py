@@ -14,7 +14,19 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.equality import UNKNOWN, Equality
 from nnunet_plugins.report.record import describe_role
 from nnunet_plugins.report.statistics import LEVEL, CriticalDifference
-from nnunet_plugins.report.words import DASH, DECIMALS, METRIC_NAMES, show_count, show_number, show_p, show_volume
+from nnunet_plugins.report.verdicts import TOO_FEW
+from nnunet_plugins.report.words import (
+    DASH,
+    DECIMALS,
+    METRIC_NAMES,
+    VERDICTS,
+    show_count,
+    show_needed,
+    show_number,
+    show_p,
+    show_probability,
+    show_volume,
+)
 
 TEXTS = (
     "Algorithm",
@@ -30,6 +42,7 @@ TEXTS = (
     "Value",
     "Baseline",
     "Compared with",
+    "Verdict",
 )
 """Headings of columns that hold texts."""
 
@@ -56,6 +69,9 @@ def sections(comparison: Comparison) -> Sequence[Section]:
         Section("Cases and flags", _show_cases(comparison)),
     ]
     beside = [_show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
+    if _is_tested(comparison.twins):
+        caption = "Each network against its ablation twin, in Dice; Holm over these pairs"
+        found.append(Section(caption, _show_pairs(comparison.twins, comparison.rope)))
     if any(map(len, beside)):
         caption = "One network for many datasets, against the same one on this dataset alone"
         found.append(Section(caption, pd.concat(beside, ignore_index=True)))
@@ -67,6 +83,11 @@ def sections(comparison: Comparison) -> Sequence[Section]:
     if any(map(len, paired)):
         caption = f"Paired differences from {comparison.baseline}; wins, ties and losses count cases"
         found.append(Section(caption, pd.concat(paired, ignore_index=True)))
+    if _is_tested(comparison.pairs):
+        caption = "Every pair of ranked algorithms, in Dice; Holm over these pairs"
+        found.append(Section(caption, _show_pairs(comparison.pairs, comparison.rope)))
+    if len(comparison.components):
+        found.append(Section("What the Dice varies by, as standard deviations", _show_components(comparison)))
     if len(comparison.labels) > 1:
         for metric, table in comparison.by_label.items():
             named = table.rename(columns=comparison.labels)
@@ -172,9 +193,54 @@ def _show_differences(table: pd.DataFrame, metric: str, *, alone: bool = False) 
             "Cases": _show(table["n"], show_number, 0),
             "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS[metric]),
             "Effect size": _show(table["effect_size"], show_number, 2),
+            "P(better)": _show(table["better"], show_probability),
             "p": _show(table["p"], show_p),
             "p (Holm)": _show(table["p_holm"], show_p),
             "Wins/ties/losses": _show_counts(table),
+        }
+    )
+
+
+def _is_tested(table: pd.DataFrame) -> bool:
+    """Return whether there are pairs with cases enough to say anything; the sentences tell of others."""
+    return bool(table["better"].notna().any())
+
+
+def _show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
+    """Write comparisons in Dice with the probabilities of the true difference, and what it would take to be sure."""
+    tested = table["verdict"] != TOO_FEW
+    repeats = table["needed_repeats"].where(tested)
+    return pd.DataFrame(
+        {
+            "Algorithm": table.index.get_level_values("algorithm"),
+            "Compared with": table.index.get_level_values("against"),
+            "Verdict": [VERDICTS[verdict].format(rope=rope) for verdict in table["verdict"]],
+            "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS["Dice"]),
+            "p (Holm)": _show(table["p_holm"], show_p),
+            "P(better)": _show(table["better"], show_probability),
+            f"P(better by over {rope:g})": _show(table["ahead"], show_probability),
+            f"P(within {rope:g})": _show(table["equivalent"], show_probability),
+            f"P(worse by over {rope:g})": _show(table["behind"], show_probability),
+            f"Cases to tell {rope:g}": _show(table["needed_cases"].where(tested), show_needed),
+            **({f"Repeats to tell {rope:g}": _show(repeats, show_needed)} if repeats.notna().any() else {}),
+        }
+    )
+
+
+def _show_components(comparison: Comparison) -> pd.DataFrame:
+    table = comparison.components
+    headings = {
+        "case": "Cases",
+        "fold": "Folds",
+        "training": "Trainings",
+        "rest": "A case from training to training",
+        "error": "Standard error of the mean",
+    }
+    return pd.DataFrame(
+        {
+            "Algorithm": table.index,
+            "Trainings of a fold": _show(table["trainings"], show_number, 0),
+            **{heading: _show(table[name], show_number, 4) for name, heading in headings.items()},
         }
     )
 

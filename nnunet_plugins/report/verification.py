@@ -17,7 +17,7 @@ from nnunet_plugins.files import read_json
 from nnunet_plugins.metrics.table import METRICS, map_texts, read_table
 from nnunet_plugins.provenance import MISSING, SHAPE, Ledger, Marker, read_marker
 from nnunet_plugins.report.analysis import Analysis, Comparison, analyse
-from nnunet_plugins.report.build import refuse_unequal, write_report
+from nnunet_plugins.report.build import refuse_unequal, rope_of, write_report
 from nnunet_plugins.report.page import generator
 from nnunet_plugins.report.record import GONE, SOURCE, Record, ReportError, printable, read_record, rows_of_gone
 from nnunet_plugins.report.words import count
@@ -69,7 +69,7 @@ def verify_report(folder: Path, variables: Mapping[str, str] = os.environ) -> Ve
     roots = {name: root.absolute() for name, root in names.items() if root.is_dir()}
     ledger = Ledger({**roots, "output": folder.absolute()})
     try:
-        analysis = analyse(record)
+        analysis = analyse(record, rope_of(folder / "report"))
         refuse_unequal(analysis)
     except ReportError as error:
         found.contradictions.append(str(error))

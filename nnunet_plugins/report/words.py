@@ -12,6 +12,15 @@ METRIC_NAMES = {
     "volume_error_ml": "Absolute volume error (ml)",
 }
 DECIMALS = {"Dice": 3, "ASSD_mm": 2, "HD95_mm": 2, "NSD": 3, "volume_error_ml": 2}
+VERDICTS = {
+    "ahead": "ahead",
+    "behind": "behind",
+    "equivalent": "equivalent within {rope:g}",
+    "mixed": "better or worse case by case, not on average",
+    "unclear": "cannot be told apart",
+    "too few": "too few cases to test",
+}
+"""What is written for the verdicts of `verdicts.py`."""
 DASH = "–"  # noqa: RUF001 - a dash
 """Stands for what is missing."""
 
@@ -29,6 +38,11 @@ def show_count(value: float) -> str:
     return show_number(value, 0 if pd.isna(value) or float(value).is_integer() else 1)
 
 
+def show_needed(value: float) -> str:
+    """Write how many cases or repeats are needed; infinitely many are no number."""
+    return "no number" if value == float("inf") else show_number(value, 0)
+
+
 def show_volume(value: float) -> str:
     """Write a volume that is not 0 with two decimals; a smaller one is just that."""
     return "<0.01" if value < 0.005 else show_number(value, 2)
@@ -40,6 +54,13 @@ def show_p(value: float) -> str:
         return "<0.001"
     decimals = next((n for n in range(3, 16) if value >= LEVEL or round(value, n) < LEVEL), 16)
     return show_number(value, decimals)
+
+
+def show_probability(value: float) -> str:
+    """Write a probability with three decimals; none is 0 or 1 unless it is."""
+    if 0 < value < 0.001:
+        return "<0.001"
+    return ">0.999" if 0.999 < value < 1 else show_number(value, 3)
 
 
 def describe_p(value: float) -> str:

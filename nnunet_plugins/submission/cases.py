@@ -4,7 +4,7 @@ A case with something missing is returned all the same, with what is wrong, so t
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +34,26 @@ class Case:
     images: tuple[Path, ...]
     output: Path
     fault: str = ""
+
+
+class Earlier:
+    """Segmentations of an earlier run, which are not to stand for those of this one.
+
+    Args:
+        cases: of this run.
+    """
+
+    def __init__(self, cases: Iterable[Case]) -> None:
+        self._files = {case.output for case in cases if case.output.is_file()}
+
+    def keep(self, case: Case) -> None:
+        """Leave what is there of a case that is done."""
+        self._files.discard(case.output)
+
+    def remove(self, case: Case) -> None:
+        """Remove what an earlier run has left of a case that failed; never an image, or what this run has made."""
+        if case.output in self._files and case.output.resolve() not in [image.resolve() for image in case.images]:
+            case.output.unlink(missing_ok=True)
 
 
 def find_cases(

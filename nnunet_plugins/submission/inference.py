@@ -19,7 +19,7 @@ from nnunet_plugins import memory
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.arguments import positive
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.submission.cases import Case, find_cases
+from nnunet_plugins.submission.cases import Case, Earlier, find_cases
 from nnunet_plugins.submission.settings import FILE, TRAINERS, Settings, read_settings
 
 if TYPE_CHECKING:
@@ -78,7 +78,13 @@ def main(argv: Sequence[str] | None = None, *, models: Path | None = None) -> in
     except Exception as error:  # the log has to have a last word, whatever it is
         log(f"Nothing could be begun: {_tell(error)}")
         return NOTHING_DONE
-    failed = [case for number, case in enumerate(cases, 1) if not _segment(case, f"{number}/{len(cases)}", ensemble)]
+    failed, earlier = [], Earlier(cases)
+    for number, case in enumerate(cases, 1):
+        if _segment(case, f"{number}/{len(cases)}", ensemble):
+            earlier.keep(case)
+        else:
+            earlier.remove(case)
+            failed.append(case)
     peak = memory.peak_bytes()
     used = f", with {peak / 2**30:.1f} GiB of memory at the most" if peak else ""
     log(f"{len(cases) - len(failed)} of {len(cases)} cases segmented{used}")

@@ -177,4 +177,5 @@ def _interval(scores: "pd.Series[float]", metric: str) -> dict[str, Any]:
     found = mean_with_ci(scores.to_frame(metric)).iloc[0]
     decimals = 2 if metric.endswith("_mm") else 3
     mean, low, high = (f"{found[name]:.{decimals}f}" for name in ("mean", "ci_low", "ci_high"))
-    return {"cases": int(found["n"]), metric: f"{mean}{_METRICS[metric]} ({low} to {high})"}
+    interval = "too few cases for an interval" if pd.isna(found["ci_low"]) else f"{low} to {high}"
+    return {"cases": int(found["n"]), metric: f"{mean}{_METRICS[metric]} ({interval})"}

@@ -22,6 +22,7 @@ from nnunet_plugins.files import find_fault, read_json
 from nnunet_plugins.planning.dataset import DATASET, dataset_name
 from nnunet_plugins.planning.preprocessed import PLANS
 from nnunet_plugins.planning.setting import find_trainer
+from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError, load_checkpoint, require_known_architecture
 
 _CONFIGURATION = {
@@ -162,6 +163,11 @@ def find_source(
     """
     source = find_model(dataset, choice, folds, checkpoint, trusted=trusted)
     require_released(source.trainer)
+    if FIXED in source.dataset_json:
+        raise SubmissionError(
+            f"{source.folder} was trained on images of one size, to which a container scales none; predict with "
+            "nnunet-plugins fixed-size --scale, nnUNetv2_predict and fixed-size --restore"
+        )
     stage = source.configuration.previous_stage_name
     if stage is None:
         return source

@@ -20,25 +20,15 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.sources import NEITHER, SOURCES, Source, read_sources, source_of
+from nnunet_plugins.planning.sources import SOURCES, hidden_channels, read_sources, source_of
 
 ABSENT = -1e4
 """Logit of what is not annotated: its probability is 0 in single precision, and half precision has the number."""
 
 _PRECISION = 100
 """Cases of one source are drawn equally often but for a part in so many, where the exact numbers would be too large."""
-
-
-def hidden_channels(labels: LabelManager, source: Source) -> list[bool]:
-    """Tell of every channel of the logits whether it is of a structure that a source does not annotate."""
-    structures = {name: value for name, value in labels.label_dict.items() if name not in NEITHER}
-    if labels.has_regions:
-        return [name not in source.labels for name in structures]
-    names = {int(np.ravel(value)[0]): name for name, value in structures.items()}
-    return [value in names and names[value] not in source.labels for value in labels.all_labels]
 
 
 def marginalise(logits: torch.Tensor, hidden: torch.Tensor, *, regions: bool) -> torch.Tensor:

@@ -1,0 +1,76 @@
+"""`nnunet-plugins fixed-size --scale`: images that have come since, in the one size of a twin, to be predicted."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nnunet_plugins.doctor.dataset import Case, RawDataset, check_images_to_predict
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.fixed_size.twin import ENDING, read_fixed
+from nnunet_plugins.images.resizing import write_resized
+from nnunet_plugins.merging.raw import refuse_problems
+from nnunet_plugins.planning.dataset import dataset_name, require_own_folder
+from nnunet_plugins.planning.sources import FIXED
+from nnunet_plugins.workers import FailedJobError, finish_jobs
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """What `scale` wrote.
+
+    Attributes:
+        cases: those that are there now.
+        failures: by case, why it is not.
+        size: `(z, y, x)`.
+    """
+
+    cases: list[str]
+    failures: dict[str, str]
+    size: tuple[int, ...]
+
+
+def scale(images: Path, like: str, output: Path, *, processes: int = 1, overwrite: bool = False) -> Scaled:
+    """Write images as a twin has them, so that its networks can predict them.
+
+    Args:
+        images: folder of images as they are, in the layout and format of the dataset that the twin is of.
+        like: number or name of the twin, or the file dataset.json of it, or of a model.
+        output: folder to write.
+        processes: cases at a time.
+        overwrite: replace what is in `output`.
+
+    Raises:
+        InputError: if a folder or the dataset.json is missing, or the images are not like those of the dataset.
+    """
+    if not images.is_dir():
+        raise InputError(f"{images} is no folder")
+    require_own_folder(output, images, overwrite=overwrite)
+    description = read_fixed(_description(like))
+    fixed = description[FIXED]
+    own = {"file_ending": fixed["file_ending"], "overwrite_image_reader_writer": fixed["reader"]}
+    found = RawDataset(images, {**description, **own})
+    cases: dict[str, Case] = {}
+    refuse_problems(check_images_to_predict(found, images, None, cases), images, "scaled")
+    assert found.reader is not None
+    output.mkdir(parents=True, exist_ok=True)
+    work = partial(write_resized, reader=found.reader(), size=fixed["size"])
+    jobs = {}
+    for name, case in cases.items():
+        places = [output / f"{name}_{number:04d}{ENDING}" for number in range(len(found.channels))]
+        for place in places:  # of an earlier run; whatever else is there stays
+            place.unlink(missing_ok=True)
+        jobs[name] = partial(work, [Path(file) for file in case.images], None, places, None)
+    failures = {}
+    for name, result in finish_jobs(jobs, processes):
+        if isinstance(result, FailedJobError) or result:
+            failures[name] = str(result) if isinstance(result, FailedJobError) else "; ".join(result)
+    return Scaled([name for name in jobs if name not in failures], failures, tuple(fixed["size"]))
+
+
+def _description(like: str) -> Path:
+    if Path(like).is_file():
+        return Path(like)
+    name = dataset_name(like)
+    files = [Path(os.environ.get(f"nnUNet_{part}", ""), name, "dataset.json") for part in ("raw", "preprocessed")]
+    return next((file for file in files if file.is_file()), files[0])

@@ -1,0 +1,74 @@
+"""How firm a ranking is: two ways to make one, and cases and trainings drawn anew."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from nnunet_plugins.report.statistics import DECIMALS, INTERVAL, draw_means, ranks
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """What `stability` finds.
+
+    Attributes:
+        by_mean: the algorithms' ranks by their mean scores ("mean, then rank").
+        by_rank: their ranks by their mean ranks over the cases ("rank, then mean").
+        tau: Kendall's, of the two.
+        drawn: Kendall's tau of the ranking by mean and those of draws, on average.
+        low: the smallest tau but for 2.5% of the draws.
+    """
+
+    by_mean: pd.Series
+    by_rank: pd.Series
+    tau: float
+    drawn: float
+    low: float
+
+
+def stability(
+    scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series, resamples: int = 1000, seed: int = 0
+) -> Stability | None:
+    """Return how firm the ranking is, on the cases where no score is missing; None for fewer than two algorithms.
+
+    Args:
+        scores: cases x algorithms.
+        higher_is_better: whether it is.
+        errors: by algorithm, the standard error that its trainings add to its mean, see `statistics.draw_means`.
+        resamples: how often cases and trainings are drawn.
+        seed: of the draws.
+    """
+    complete = scores.dropna()
+    if scores.shape[1] < 2 or complete.empty:
+        return None
+    sign = -1 if higher_is_better else 1
+    by_mean = (sign * complete.mean()).round(DECIMALS).rank(method="min")
+    by_rank = ranks(complete, higher_is_better=higher_is_better).mean().round(DECIMALS).rank(method="min")
+    drawn = sign * draw_means(complete.to_numpy(float), errors[list(scores)].to_numpy(float), resamples, seed)
+    taus = _taus(drawn.round(DECIMALS), by_mean.to_numpy(float))
+    return Stability(
+        by_mean, by_rank, _tau(by_mean, by_rank), float(taus.mean()), float(np.quantile(taus, INTERVAL[0]))
+    )
+
+
+def _tau(one: pd.Series, other: pd.Series) -> float:
+    """Return Kendall's tau-b; of a ranking in which all are equal, which has none, 1 with its like and else 0."""
+    if one.nunique() == 1 or other.nunique() == 1:
+        return float(one.nunique() == other.nunique())
+    return float(stats.kendalltau(one, other).statistic)
+
+
+def _taus(drawn: Array, ranking: Array) -> Array:
+    """Return Kendall's tau-b of each row with a ranking; as `_tau`, for a thousand rows at a time."""
+    first, second = np.triu_indices(len(ranking), 1)
+    rows = np.sign(drawn[:, first] - drawn[:, second])
+    signs = np.sign(ranking[first] - ranking[second])
+    untied, known = np.abs(rows).sum(axis=1), np.abs(signs).sum()
+    if not known:
+        return (untied == 0).astype(float)
+    return np.where(untied > 0, rows @ signs / np.sqrt(np.where(untied > 0, untied, 1) * known), 0.0)

@@ -1,0 +1,182 @@
+"""How sure a mean is over cases and trainings, where networks were trained several times with different seeds.
+
+The model of a score, or of the difference of two algorithms' scores, of case i in fold f and training r of it:
+
+    score = mean + fold_f + case_i + training_fr + rest_ir
+
+All networks of a fold learn from the same cases, so the effect of the fold is the same in all its trainings; that of a
+training is shared by all cases that its network predicts. Intervals are for the training sets that there are: the
+effects of the folds are part of what is estimated, the others are chance. What other training sets would give, no
+cross-validation of one dataset tells (Bengio and Grandvalet 2004, JMLR 5), and without repeats the effect of a fold
+cannot be told from that of its one training.
+
+The variance of the mean over n cases, of which n_f are in fold f with S_f trainings, is
+
+    (case + rest / S) / n + sum over f of (n_f / n)^2 training / S_f
+
+The first part is what the means over the trainings vary by from case to case within a fold, over n. In the second,
+`training` is what the fold's means vary by from one training to the next, less the share `rest / n_f` of it that the
+first part has already (the method of moments; 0 if less would be left). The difference of two algorithms has the second
+part of each. Degrees of freedom are Satterthwaite's (1946), intervals those of the t distribution.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from nnunet_plugins.report.statistics import CASES, INTERVAL
+
+Array = NDArray[np.float64]
+Folds = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What repeated trainings of one algorithm tell of the chance in them.
+
+    Attributes:
+        between: mean square of the means of a fold's trainings, pooled over the folds.
+        degrees: of freedom of `between`; 0 if no fold was trained twice, and nothing is known.
+        rest: mean square of case by training within the folds.
+        rest_degrees: of freedom of `rest`.
+        shared: how much of `rest` is in `between`, the mean of 1 / n_f.
+        weight: of `training` in the variance of the mean over all cases, the sum of (n_f / n)^2 / S_f.
+        per_case: how much of `rest` a case's mean over its trainings has, the mean of 1 / S_f.
+    """
+
+    between: float = np.nan
+    degrees: int = 0
+    rest: float = 0.0
+    rest_degrees: int = 0
+    shared: float = 0.0
+    weight: float = 1.0
+    per_case: float = 1.0
+
+    @property
+    def known(self) -> bool:
+        """Whether any fold was trained more than once."""
+        return self.degrees > 0
+
+    @property
+    def training(self) -> float:
+        """The variance from one training to the next, of the mean over many cases; nan if not known."""
+        return float(np.maximum(self.between - self.rest * self.shared, 0)) if self.known else np.nan
+
+    @property
+    def parts(self) -> list[tuple[float, int]]:
+        """The mean squares that make up the variance of the mean over all cases, with their degrees of freedom."""
+        if not self.known or self.training == 0:
+            return []
+        return [
+            (self.weight * self.between, self.degrees),
+            (-self.weight * self.rest * self.shared, self.rest_degrees),
+        ]
+
+
+def learn_repeats(scores: Array, folds: Folds) -> Repeats:
+    """Return what the repeats of an algorithm tell.
+
+    Args:
+        scores: cases x trainings (seeds), nan where a training has no score. Of a fold count the trainings that have
+            any, on the cases that all of these have.
+        folds: of the cases.
+    """
+    cases = ~np.isnan(scores).all(axis=1)
+    scores, folds = scores[cases], folds[cases]
+    squares = rests = shared = weight = per_case = 0.0
+    degrees = rest_degrees = 0
+    for fold in np.unique(folds):
+        part = scores[folds == fold]
+        share = len(part) / len(scores)
+        part = part[:, ~np.isnan(part).all(axis=0)]
+        trainings = part.shape[1]
+        weight += share**2 / trainings
+        per_case += share / trainings
+        part = part[~np.isnan(part).any(axis=1)]
+        if trainings < 2 or not len(part):
+            continue
+        means = part.mean(axis=0)
+        apart = part - part.mean(axis=1, keepdims=True) - means + means.mean()
+        squares += float(((means - means.mean()) ** 2).sum())
+        rests += float((apart**2).sum())
+        degrees += trainings - 1
+        rest_degrees += (len(part) - 1) * (trainings - 1)
+        shared += (trainings - 1) / len(part)
+    if not degrees:
+        return Repeats()
+    rest = rests / rest_degrees if rest_degrees else 0.0
+    return Repeats(squares / degrees, degrees, rest, rest_degrees, shared / degrees, weight, per_case)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over cases and trainings, and how sure it is.
+
+    Attributes:
+        mean: over the cases.
+        cases: how many.
+        case: the variance of one case, the rest of its trainings included.
+        rest: what of `case` is due to the trainings of the case, which further ones make less; 0 without repeats.
+        training: what the trainings add to the variance of the mean; 0 without repeats.
+        error: the standard error.
+        degrees: of freedom, Satterthwaite's.
+    """
+
+    mean: float
+    cases: int
+    case: float
+    rest: float
+    training: float
+    error: float
+    degrees: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval of the mean; nan for too few cases."""
+        if self.cases < CASES:
+            return np.nan, np.nan
+        low, high = special.stdtrit(self.degrees, np.array(INTERVAL))
+        return float(self.mean + low * self.error), float(self.mean + high * self.error)
+
+    @property
+    def p(self) -> float:
+        """The two-sided p value of a mean of 0; nan for too few cases."""
+        if self.cases < CASES:
+            return np.nan
+        if self.error == 0:
+            return 1.0 if self.mean == 0 else 0.0
+        return float(2 * special.stdtr(self.degrees, -abs(self.mean) / self.error))
+
+
+def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = ()) -> Estimate:
+    """Return how sure the mean of scores is, or of differences.
+
+    Without repeats the variance is that over all cases, as if each had a network of its own, and with them that within
+    the folds; also with them it is that over all cases if a fold has a single case.
+
+    Args:
+        scores: a mean over the trainings for each case, none missing.
+        folds: of the cases.
+        repeats: of the algorithm, or of both; what is not known of one is left out.
+    """
+    known = [one for one in repeats if one.known]
+    cases = len(scores)
+    mean = float(scores.mean()) if cases else np.nan
+    if cases < 2:
+        return Estimate(mean, cases, np.nan, 0.0, 0.0, np.nan, np.nan)
+    centre, degrees = np.full(cases, mean), cases - 1
+    _, places, sizes = np.unique(folds, return_inverse=True, return_counts=True)
+    if known and sizes.min() > 1:
+        centre, degrees = (np.bincount(places, scores) / sizes)[places], cases - len(sizes)
+    case = float(((scores - centre) ** 2).sum() / degrees)
+    training = sum(one.weight * one.training for one in known)
+    rest = min(case, sum(one.rest * one.per_case for one in known))
+    variance = case / cases + training
+    parts = [(case / cases, degrees), *(part for one in known for part in one.parts)]
+    spread = sum(part**2 / freedom for part, freedom in parts if freedom)
+    return Estimate(
+        mean, cases, case, rest, training, float(np.sqrt(variance)), variance**2 / spread if spread else float(degrees)
+    )

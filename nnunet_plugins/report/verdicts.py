@@ -1,0 +1,75 @@
+"""Verdicts on an algorithm against another one: which word follows from the numbers of a comparison."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.report.evidence import Measure, compare_pairs
+from nnunet_plugins.report.statistics import CASES, DECIMALS, HIGHER_IS_BETTER, LEVEL, holm
+
+AHEAD, BEHIND, EQUIVALENT, MIXED, UNCLEAR, TOO_FEW = "ahead", "behind", "equivalent", "mixed", "unclear", "too few"
+"""Ahead and behind: p below 0.05 after Holm, better or worse on average and case by case. Mixed: better case by case,
+yet worse on average, or the other way. Equivalent comes before these: it is a matter of the size of the difference,
+which with many cases is clear long before it matters."""
+
+SURE = 0.95
+"""From this probability on that a difference is within the region of practical equivalence, two are equivalent."""
+
+
+def differences(measure: Measure, ranked: Sequence[str], baseline: str | None, rope: float | None) -> pd.DataFrame:
+    """Return how every other ranked algorithm differs from the baseline, with a verdict."""
+    pairs = [(name, baseline) for name in ranked if name != baseline] if baseline is not None else []
+    return judge(compare_pairs(measure, pairs, rope=rope), measure.metric).droplevel("against")
+
+
+def every_pair(measure: Measure, ranked: Sequence[str], rope: float | None) -> pd.DataFrame:
+    """Return how each ranked algorithm differs from each that stands below it, with a verdict; Holm over all pairs."""
+    pairs = [(one, other) for place, one in enumerate(ranked) for other in ranked[place + 1 :]]
+    return judge(compare_pairs(measure, pairs, rope=rope), measure.metric)
+
+
+def against_twins(
+    measure: Measure, algorithms: pd.DataFrame, twins: Mapping[str, str], rope: float | None
+) -> pd.DataFrame:
+    """Return how each network differs from its ablation twin, where both are ranked; Holm over these pairs.
+
+    Args:
+        measure: the scores.
+        algorithms: by name, `trainer` (without a seed), `role` and `is_ranked`.
+        twins: by trainer, both without modifiers; those of our own networks need not be told.
+        rope: see `evidence.compare_pairs`.
+    """
+    return judge(compare_pairs(measure, _twins(algorithms, twins), rope=rope), measure.metric)
+
+
+def _twins(algorithms: pd.DataFrame, told: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the pairs of a network and its ablation twin, which has the same modifiers."""
+    twins = {row.trainer: row.twin for row in BACKBONES} | dict(told)
+    # A trainer on plans of its own is another network.
+    ranked = algorithms[algorithms["is_ranked"] & (algorithms["role"] != "own plan")]
+    named = {trainer: str(name) for name, trainer in ranked["trainer"].items()}
+    pairs = []
+    for trainer, name in named.items():
+        network, underscore, modifiers = trainer.partition("_")
+        twin = named.get(f"{twins[network]}{underscore}{modifiers}") if network in twins else None
+        if twin is not None:
+            pairs.append((name, twin))
+    return pairs
+
+
+def judge(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return a family of comparisons with `p_holm` over its rows and the `verdict` on each.
+
+    Args:
+        table: as `evidence.compare_pairs` has it.
+        metric: of the scores.
+    """
+    table = table.assign(p_holm=holm(table["p"].astype(float)))
+    gain = table["mean_difference"].round(DECIMALS) * (1 if HIGHER_IS_BETTER[metric] else -1)
+    clear = table["p_holm"] < LEVEL
+    verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear, MIXED)
+    verdict = verdict.mask(clear & (gain > 0) & (table["effect_size"] > 0), AHEAD)
+    verdict = verdict.mask(clear & (gain < 0) & (table["effect_size"] < 0), BEHIND)
+    verdict = verdict.mask(table["equivalent"] >= SURE, EQUIVALENT)
+    return table.assign(verdict=verdict.mask((table["n"] > 0) & (table["n"] < CASES), TOO_FEW))
