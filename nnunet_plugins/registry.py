@@ -205,14 +205,15 @@ def _implicit() -> list[Backbone]:
     pixels: dict[str, object] = {"inner_loss": "image", "outer_loss": "image"}
     small: dict[str, object] = {"width": 8, "hidden_layers": 1, "voxels": 64, "fit_voxels": 64}
     small |= {"fit_steps": 2, "inner_steps": 2}
-    idea, only = "MetaSeg: fitted to each image from learned weights", "which learn from images alone (ablation)"
+    fit = "MetaSeg: fitted to each image from"
+    idea, only = f"{fit} learned weights", "which learn from images alone (ablation)"
     recipe, far = "; the paper's recipe", {**ours, "fit_steps": 100}
     rows: list[tuple[str, str, str, str, Mapping[str, object]]] = [
         ("MetaSeg", "metaseg.MetaSegTrainer", "MetaSegImageOnly", idea, ours),
         ("MetaSegPaper", "metaseg.MetaSegPaperTrainer", "MetaSegImageOnlyPaper", idea + recipe, paper),
         ("MetaSegImageOnly", "metaseg.MetaSegTrainer", "", f"{idea} {only}", {**ours, **pixels}),
         ("MetaSegImageOnlyPaper", "metaseg.MetaSegPaperTrainer", "", f"{idea} {only}{recipe}", {**paper, **pixels}),
-        ("MetaSegRandomStart", "metaseg.MetaSegRandomStartTrainer", "", f"{idea} at random (ablation)", far),
+        ("MetaSegRandomStart", "metaseg.MetaSegRandomStartTrainer", "", f"{fit} random weights (ablation)", far),
     ]
     metaseg = [
         Backbone(

@@ -345,7 +345,7 @@ def test_a_fold_that_is_trained_again_takes_the_place_of_the_kept_one(finished):
     question, folders = finished
     before = rows(folders, "results")
     folders = elsewhere(folders)
-    first = question.runs()[0]
+    first = question.runs()[1]
     train(folders, first, 0)
     report(question, folders)
     record = read_record(folders.output / "record")
@@ -353,6 +353,8 @@ def test_a_fold_that_is_trained_again_takes_the_place_of_the_kept_one(finished):
     assert runs[first.trainer, 0] == ""
     assert (runs.drop([(first.trainer, 0)]) == GONE).all()
     assert len(record.results) == len(before)
+    assert record.runs["trainer"].unique().tolist() == [run.trainer for run in question.runs()]
+    assert record.results["trainer"].unique().tolist()[:3] == [run.trainer for run in question.runs()]
     own = record.results[(record.results["trainer"] == first.trainer) & (record.results["split"] == "cross-validation")]
     assert own.groupby("fold").size().to_dict() == {0: 1, 1: 1}
     assert verify_report(folders.output, folders.variables).contradictions == []

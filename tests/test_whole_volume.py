@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -575,15 +576,17 @@ def test_nnunets_own_prediction_is_what_it_was(root, images, expected, tmp_path)
 def test_the_benchmark_tells_what_tiles_and_a_pass_cost(root, images, tmp_path):
     """A case of 11 x 33 x 25 voxels takes 3 x 2 x 2 tiles of 6 x 32 x 24; a pass takes as much as its voxels."""
     model = root / "nnUNet_results" / DATASET / "nnUNetTrainerSmall__plans__flat"
-    plans = root / "nnUNet_preprocessed" / DATASET
-    plans.mkdir(parents=True)
+    plans, alone = tmp_path / "preprocessed" / DATASET, tmp_path / "images"
+    for folder in (plans, alone):
+        folder.mkdir(parents=True)
     for name in ("plans.json", "dataset.json"):
         shutil.copy(model / name, plans)
     for file in images.glob("odd_*"):
-        shutil.copy(file, tmp_path)
+        shutil.copy(file, alone)
     script = Path(__file__).parents[1] / "benchmarks" / "whole_volume.py"
-    options = ("-i", tmp_path, "-d", 1, "-c", "flat", "-p", "plans", "-tr", "nnUNetTrainerSmall")
-    result = subprocess.run([sys.executable, script, *map(str, options)], check=True, capture_output=True, text=True)
+    command = (sys.executable, script, "-i", alone, "-d", 1, "-c", "flat", "-p", "plans", "-tr", "nnUNetTrainerSmall")
+    environment = {**os.environ, "nnUNet_preprocessed": str(plans.parent)}
+    result = subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True, text=True)
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in result.stdout.splitlines()[2:] if line]
     assert [row[1] for row in rows] == [
         "`nnUNetv2_predict`, 12 tiles",

@@ -67,9 +67,9 @@ def collect(
         proofs.append(equality.prove(group, protocol.folds, folders, accepted=accept_unequal, kept=kept))
     found = _joined(RESULTS, *results)
     return Record(
-        results=_joined(RESULTS, found, kept.results(found)),
-        runs=_joined(RUNS, pd.DataFrame(costs, columns=RUNS), kept.runs("runs").assign(model=GONE)),
-        curves=_joined(CURVES, pd.DataFrame(curves, columns=CURVES), kept.runs("curves")),
+        results=_in_order(_joined(RESULTS, found, kept.results(found)), runs),
+        runs=_in_order(_joined(RUNS, pd.DataFrame(costs, columns=RUNS), kept.runs("runs").assign(model=GONE)), runs),
+        curves=_in_order(_joined(CURVES, pd.DataFrame(curves, columns=CURVES), kept.runs("curves")), runs),
         equality=proofs,
         failures=_failures(unfinished, folders),
         about=kept.about(
@@ -85,6 +85,15 @@ def _joined(columns: Sequence[str], *tables: pd.DataFrame) -> pd.DataFrame:
     """Return tables as one, without those that are empty, of which pandas would take the types."""
     found = [table for table in tables if len(table)]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+
+
+def _in_order(table: pd.DataFrame, runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a table with its algorithms in the order of the runs; those that are none of theirs stay behind them."""
+    pairs = list(zip(table["algorithm"], table["seed"], strict=True))
+    names = dict.fromkeys([*((run.algorithm, run.seed) for run in runs), *pairs])
+    place_of = {pair: number for number, pair in enumerate(names)}
+    places = [place_of[pair] for pair in pairs]
+    return table.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
 
 
 def collected_files(protocol: Protocol, folders: Folders) -> list[Path]:
