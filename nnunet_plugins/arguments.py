@@ -1,7 +1,8 @@
-"""What the commands' options and tables have in common."""
+"""What the commands have in common: options, tables, and what they say of cases that failed."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 
 WHOLE_VOLUME = ("always", "auto")
 """How cases go through a network in one pass: whenever it can take them, or where memory allows it."""
@@ -41,3 +42,10 @@ def lay_out(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]) for row in rows
     )
+
+
+def tell_failures(command: str, failures: Mapping[str, str]) -> int:
+    """Say which cases are not in what a command has written, and why; return its exit code."""
+    for case, reason in failures.items():
+        print(f"nnunet-plugins {command}: {case} is not in it: {reason}", file=sys.stderr)
+    return 1 if failures else 0

@@ -1,11 +1,10 @@
 """The command `fixed-size`. Loads nothing heavy before it runs."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import whole
+from nnunet_plugins.arguments import tell_failures, whole
 from nnunet_plugins.errors import InputError
 
 
@@ -92,9 +91,7 @@ def _restore(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     print(f"Wrote {len(found.cases)} cases to {arguments.output}")
-    for case, reason in found.failures.items():
-        print(f"nnunet-plugins fixed-size: {case} is not in it: {reason}", file=sys.stderr)
-    return 1 if found.failures else 0
+    return tell_failures("fixed-size", found.failures)
 
 
 def _scale(arguments: argparse.Namespace) -> int:
@@ -108,6 +105,4 @@ def _scale(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     print(f"Wrote {len(found.cases)} cases of {'x'.join(map(str, found.size))} voxels to {arguments.output}")
-    for case, reason in found.failures.items():
-        print(f"nnunet-plugins fixed-size: {case} is not in it: {reason}", file=sys.stderr)
-    return 1 if found.failures else 0
+    return tell_failures("fixed-size", found.failures)

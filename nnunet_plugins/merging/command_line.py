@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import lay_out, whole
+from nnunet_plugins.arguments import lay_out, tell_failures, whole
 from nnunet_plugins.rows import STOCK_TRAINER
 
 
@@ -117,6 +117,4 @@ def _labels(arguments: argparse.Namespace) -> int:
     )
     print(", ".join(f"{name} {value}" for name, value in view.values.items()))
     print(f"Wrote {len(view.cases)} cases to {arguments.output}")
-    for case, reason in view.failures.items():
-        print(f"nnunet-plugins labels: {case} is not in it: {reason}", file=sys.stderr)
-    return 1 if view.failures else 0
+    return tell_failures("labels", view.failures)

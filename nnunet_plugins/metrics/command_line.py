@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import natural, positive, whole
+from nnunet_plugins.arguments import natural, positive, tell_failures, whole
 from nnunet_plugins.errors import InputError
 
 
@@ -99,9 +99,7 @@ def _evaluate_folders(arguments: argparse.Namespace) -> int:
     print(f"Wrote {output}")
     for line in summarise(found.facts):
         print(f"nnunet-plugins evaluate: {line}", file=sys.stderr)
-    for case, reason in found.failures.items():
-        print(f"nnunet-plugins evaluate: {case} is not in it: {reason}", file=sys.stderr)
-    return 1 if found.failures else 0
+    return tell_failures("evaluate", found.failures)
 
 
 def _evaluate_atlas(arguments: argparse.Namespace) -> int:
