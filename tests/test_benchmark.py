@@ -701,6 +701,7 @@ def test_after_a_fold_is_trained_again_no_old_figure_is_left(folders, fold):
     assert all(task.is_done(folders.ledger) for task in tasks())
     record = collect(question, folders, tasks(), accept_unequal=True, command="")
     assert set(record.results["algorithm"]) == {"U-Net", "FIRENet", "U-Net + FIRENet", "FIRENet, post-processed"}
+    assert record.about["twins"] == {"nnUNetTrainerFIRENet": "nnUNetTrainerFIRENetNoFabric"}
     record.write(folders.output / "record")
     assert len(provenance(tasks(), folders, {})["outputs"]) == 1 + len(tasks())
 
