@@ -35,6 +35,7 @@ from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.planning.splits import read_splits
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
+from nnunet_plugins.prediction.export import find_labels, make_quick
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
 from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
@@ -101,6 +102,7 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
             source.choice.trainer,
             checkpoints[0].get("inference_allowed_mirroring_axes"),
         )
+    make_quick(predictor)
     return predictor
 
 
@@ -214,11 +216,16 @@ def _predict(
         patch = predictor.configuration_manager.patch_size
         for larger in larger_cases({"": size}, patch).values():
             log(f"  WARNING: the image has {larger} voxels, more than the {format_size(patch)} that are seen whole")
-    logits = predictor.predict_logits_from_preprocessed_data(data).numpy()
+    logits = predictor.predict_logits_from_preprocessed_data(data)
     with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=label_map.parent) as temporary:
-        export_prediction_from_logits(
-            logits, properties, plan[1], plan[0], plan[2], str(Path(temporary, truncated)), request.probabilities
-        )
+        if request.probabilities:
+            export_prediction_from_logits(
+                logits.numpy(), properties, plan[1], plan[0], plan[2], str(Path(temporary, truncated)), True
+            )
+        else:
+            reader.write_seg(
+                find_labels(predictor, logits, properties), str(Path(temporary, label_map.name)), properties
+            )
         # The label map last: where it is, all is.
         for file in (*others, label_map):
             with whole_file(file) as part:
