@@ -100,6 +100,11 @@ def _to_shape(
     return resample_image(data, axes)
 
 
+def _is_finite(logits: torch.Tensor) -> bool:
+    # Without a copy, however small its numbers: what is not finite is the smallest or the largest of all.
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(logits))
+
+
 def make_quick(predictor: nnUNetPredictor) -> None:
     """Let a predictor's images and logits be resampled in the quick way."""
     previous = predictor.configuration_manager.previous_stage_name is not None
@@ -120,7 +125,7 @@ def find_labels(predictor: nnUNetPredictor, logits: torch.Tensor, properties: di
     # 2D configurations leave the distance of slices as it is.
     spacing = [*own[: len(size) - len(configuration.spacing)], *configuration.spacing]
     axes = None
-    if isinstance(configuration, Configuration) and bool(torch.isfinite(logits).all()):
+    if isinstance(configuration, Configuration) and _is_finite(logits):
         axes = configuration.axes_of_logits(logits.shape[1:], size, spacing, own)
     if axes is None:
         found: NDArray[Any] = convert_predicted_logits_to_segmentation_with_correct_shape(

@@ -10,7 +10,7 @@ import io
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.planning.splits import read_splits
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
 from nnunet_plugins.prediction.export import find_labels, make_quick
+from nnunet_plugins.prediction.request import Request
+from nnunet_plugins.prediction.verification import compare_with_nnunet
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
 from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
@@ -43,29 +45,6 @@ from nnunet_plugins.submission.sources import Source
 
 _OF_THE_NETWORK = ("patch_size", "architecture")
 """Parts of a plan that make another network; resampling, say, may be another one than in the training."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """How to predict.
-
-    Attributes:
-        whole_volume: one of `arguments.WHOLE_VOLUME`; None for tiles.
-        most_bytes: that a pass may take, for "auto".
-        mirroring: average over mirrored images, along the axes that the training allows.
-        step: of the tiles, as a fraction of the patch.
-        probabilities: save them, as nnU-Net does.
-        previous: folder with the predictions of a cascade's first stage.
-        keep_finished: leave out cases whose prediction is there.
-    """
-
-    whole_volume: str | None = None
-    most_bytes: int | None = None
-    mirroring: bool = True
-    step: float = 0.5
-    probabilities: bool = False
-    previous: Path | None = None
-    keep_finished: bool = False
 
 
 def load_predictor(source: Source, request: Request, device: torch.device) -> nnUNetPredictor:
@@ -109,7 +88,7 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
 def predict_volumes(
     source: Source, request: Request, device: torch.device, inputs: Path, outputs: Path, log: Log
 ) -> list[str]:
-    """Predict all images in a folder; returns the cases of which that was not possible.
+    """Predict all images in a folder; returns the cases of which that was not possible, or not as nnU-Net does it.
 
     Args:
         source: the trained configuration.
@@ -134,7 +113,9 @@ def predict_volumes(
         raise InputError(f"-prev_stage_predictions: {wrong}")
     predictor = load_predictor(source, request, device)
     cases = cases_in(source, inputs, outputs, log)
-    return _predict_cases(source, request, predictor, cases, outputs, log)
+    failed = _predict_cases(source, request, predictor, cases, outputs, log)
+    sample = [case for case in cases if case.name not in failed][: request.verified]
+    return [*failed, *(compare_with_nnunet(source, request, device, sample, log) if sample else [])]
 
 
 def cross_validate(source: Source, request: Request, device: torch.device, outputs: Path, log: Log) -> list[str]:
