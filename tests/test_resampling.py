@@ -1,6 +1,6 @@
 """Resampling by matrices, beside nnU-Net's own: the same numbers, and the same label in every voxel."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -129,6 +129,16 @@ def test_logits_may_lie_in_memory_in_any_order():
     np.testing.assert_array_equal(found, labels_of_logits(torch.from_numpy(logits.copy()), axes, manager))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """So that all is done where it can be counted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_memory_does_not_grow_with_the_labels():
     """Some copies of a slab, whatever there is around it."""
     area, slices = 40 * 40, 4
@@ -138,4 +148,4 @@ def test_memory_does_not_grow_with_the_labels():
         with LiveBytes() as live:
             labels_of_logits(logits, axes, label_manager(heads, regions=False), at_a_time=slices * area)
         peak = live.peak - logits.untyped_storage().nbytes()  # of which it takes views
-        assert peak < 8 * slices * area * torch.float32.itemsize
+        assert 3 * slices * area * torch.float32.itemsize < peak < 8 * slices * area * torch.float32.itemsize

@@ -8,7 +8,8 @@ vectors. Around them stand the clamp to the range of the input, and `map_coordin
 apart from the others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -27,6 +28,9 @@ AT_A_TIME = 2**20
 """Voxels in a slab: what is done to them one thing after the other should stay in the caches."""
 
 _DOUBTFUL_AT_A_TIME = 2**16
+
+_MOST_THREADS = 16
+"""Each holds some copies of a slab."""
 
 _ROUNDING = 2.0**-20
 """More than what three steps in single precision make of the largest number that takes part."""
@@ -211,14 +215,31 @@ def labels_of_logits(
     labels = np.zeros(size, np.uint8 if len(label_manager.foreground_labels) < 255 else np.uint16)
     height = max(1, at_a_time // (size[1] * size[2]))
     slabs = _Slabs(logits, axes, label_manager)
-    for begin in range(0, size[0], height):
-        rows = slice(begin, begin + height)
-        found, doubtful = slabs.labels(rows)
-        labels[rows] = found.numpy()
+
+    def fill(begin: int) -> None:
+        found, doubtful = slabs.labels(slice(begin, begin + height))
+        labels[begin : begin + height] = found.numpy()
         for start in range(0, len(doubtful), _DOUBTFUL_AT_A_TIME):
             places = doubtful[start : start + _DOUBTFUL_AT_A_TIME] + np.array([begin, 0, 0])
             labels[tuple(places.T)] = slabs.as_nnunet(places)
+
+    _side_by_side(fill, range(0, size[0], height))
     return labels
+
+
+def _side_by_side(fill: Callable[[int], None], begins: Sequence[int]) -> None:
+    """Fill slabs, each in one thread: all that is done to one is too small to be shared among threads."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for begin in begins:
+            fill(begin)
+        return
+    try:
+        with ThreadPoolExecutor(min(threads, _MOST_THREADS), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(fill, begins):
+                pass
+    finally:
+        torch.set_num_threads(threads)  # for threads that are still to come
 
 
 class _Slabs:
