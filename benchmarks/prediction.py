@@ -166,9 +166,7 @@ def compare_folders(arguments: argparse.Namespace, options: Sequence[str]) -> No
         files = sorted(file for file in Path(temporary, "stock").iterdir() if file.name.endswith(arguments.ending))
         different = 0
         for file in files:
-            pair = [
-                sitk.GetArrayViewFromImage(sitk.ReadImage(one)) for one in (file, Path(temporary, "ours", file.name))
-            ]
+            pair = [sitk.GetArrayFromImage(sitk.ReadImage(one)) for one in (file, Path(temporary, "ours", file.name))]
             different += int((pair[0] != pair[1]).sum())
     print(f"{len(files)} cases, {inside:.1f} s inside the network; {_machine()}")
     print("| command | seconds | less the network's |\n|---|---:|---:|")
