@@ -59,6 +59,8 @@ ORDER = [
     "merging",
     "fixed_size",
     "prediction.whole_volume",
+    "prediction.resampling",
+    "prediction.export",
     "submission",
     "prediction",
     "testing",
