@@ -1,13 +1,16 @@
 """The losses by name: their formulas, what they make of labels, regions, ignored voxels and outputs, and resumed runs."""
 
+import copy
 import json
 import math
-import os
+import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
-from conftest import Sandbox, write_dataset
+from conftest import Sandbox
 from nnunetv2.training.loss.compound_losses import DC_and_topk_loss
 from nnunetv2.training.loss.robust_ce_loss import TopKLoss as TopKLossOfNnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -18,11 +21,9 @@ from torch.testing import assert_close
 from nnunet_plugins.benchmark import recipe
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.trainers.class_weights import MOST, WeightedCELoss, balance
-from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.losses import FocalLoss, TopKLoss
 
 IGNORED = 3
-ALONE = ["CELoss", "FocalLoss", "WeightedCELoss", "TopKLoss"]
 EVERY = ["FocalLoss", "WeightedCELoss", "30percentCELoss", "TopKLoss", "DiceTopKLoss"]
 
 
@@ -122,6 +123,7 @@ def test_weighted_loss_of_a_class_without_weight_is_0():
     assert WeightedCELoss([0.0, 1, 1])(logits, torch.zeros_like(target)) == 0
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args:UserWarning")
 def test_top_k_has_a_voxel_where_there_are_few():
     """Outputs at a coarse scale may have fewer than ten, of which nnU-Net takes a mean of none."""
     logits, target = torch.randn(2, 3, 1, 2, 1), torch.tensor([[0, 1], [2, 0]]).view(2, 1, 1, 2, 1)
@@ -137,7 +139,7 @@ def test_weights_are_the_median_frequency_over_the_classes_own():
     cases = [[90, 10, 0], [150, 30, 20]]
     frequencies = [240 / 300, 40 / 300, 20 / 200]
     assert balance(cases) == pytest.approx([(40 / 300) / frequency for frequency in frequencies])
-    assert balance([[99, 1, 0], [100, 0, 0]]) == pytest.approx([0.505 / 0.995, 0.505 / 0.01, 0])
+    assert balance([[99, 1, 0], [100, 0, 0]]) == pytest.approx([0.5025 / 0.995, 0.5025 / 0.01, 0])
     assert balance([[10**6, 10**6, 1]])[-1] == MOST
     assert balance([[0, 0]]) == [0, 0]
 
@@ -154,14 +156,14 @@ def variant(dataset, modifier, base="nnUNetTrainer", **options):
     """A trainer of one's own, with options."""
     made = dataset.trainer(f"{base}_{modifier}")
     kind = type("nnUNetTrainerMine", (type(made),), options)
-    return kind(dataset.plans, "3d_fullres", 0, dataset.dataset, torch.device("cpu"))
+    return kind(copy.deepcopy(dataset.plans), "3d_fullres", 0, dataset.dataset, torch.device("cpu"))
 
 
 GIVEN = {"WeightedCELoss": {"class_weights": (1, 9, 3)}}
 """Of what would be counted otherwise."""
 
 
-def outputs(scales: int = 3, classes: int = 3, ignored: bool = False) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def outputs(scales: int = 2, classes: int = 3, ignored: bool = False) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     sizes = [(2, 24 >> scale, 24 >> scale, 24 >> scale) for scale in range(scales)]
     labels = [torch.randint(0, classes, (n, 1, *size)) for n, *size in sizes]
     if ignored:
@@ -178,7 +180,7 @@ def test_outputs_are_weighed_as_in_nnunets_own_loss(dataset, loss):
         built, own = trainer._build_loss(), nnUNetTrainer._build_loss(trainer)
         assert built.weight_factors == own.weight_factors
         # Parameters without a gradient would stop several processes.
-        assert (built.weight_factors[-1] > 0) is trainer.is_ddp
+        assert (built.weight_factors[-1] > 0) == trainer.is_ddp
         if not trainer.is_ddp:
             parts = [weight * built.loss(*one) for weight, *one in zip(built.weight_factors, logits, target, strict=True)]
             assert_close(built(logits, target), sum(parts))
@@ -197,7 +199,7 @@ def test_50_percent_is_nnunets_own_loss(tmp_path, monkeypatch, regions, ignored)
         target = [(torch.rand(2, 2 + ignored, *one.shape[2:]) < 0.3).float() for one in target]
     losses = [trainer._build_loss(), nnUNetTrainer._build_loss(trainer)]
     values = [loss(logits, target) for loss in losses]
-    gradients = [torch.autograd.grad(value, logits[:2]) for value in values]
+    gradients = [torch.autograd.grad(value, logits[0]) for value in values]
     assert_close(*values, rtol=0, atol=1e-6)
     assert_close(*gradients, rtol=0, atol=1e-6)
 
@@ -215,6 +217,7 @@ def test_percent_is_the_share_of_the_cross_entropy(dataset, percent):
     assert_close(loss(logits, target), 2 * (share * entropy - (1 - share) * dice[:, 1:].mean()), check_dtype=False)
 
 
+@pytest.mark.filterwarnings("ignore:size_average and reduce args:UserWarning")
 @pytest.mark.parametrize("ignored", [False, True])
 def test_top_k_losses_are_nnunets(tmp_path, monkeypatch, ignored):
     labels = {"background": 0, "a": 1, "b": 2, **({"ignore": IGNORED} if ignored else {})}
@@ -232,3 +235,131 @@ def test_top_k_losses_are_nnunets(tmp_path, monkeypatch, ignored):
         assert_close(loss(logits, target), expected(logits, target))
         everything = torch.full_like(target, IGNORED)
         assert not ignored or loss(logits, everything).isfinite()
+
+
+OPTIONS = [
+    ("FocalLoss", {"gamma": -1}, "gamma is -1, and has to be a number from 0 on"),
+    ("FocalLoss", {"gamma": "2"}, "gamma is '2', and has to be a number"),
+    ("FocalLoss", {"gamma": math.nan}, "gamma is nan"),
+    ("FocalLoss", {"alpha": 1.5}, "alpha is 1.5, and has to be a number from 0 to 1, or one weight for each class"),
+    ("FocalLoss", {"alpha": True}, "alpha is True"),
+    ("FocalLoss", {"alpha": (0.1, 0.9)}, r"alpha is \(0.1, 0.9\), and has to be 3 numbers from 0 on"),
+    ("TopKLoss", {"k": 0}, "k is 0, and has to be a number over 0 and up to 100"),
+    ("DiceTopKLoss", {"k": 101}, "k is 101"),
+    ("TopKLoss", {"k": None}, "k is None"),
+    ("30percentCELoss", {"cross_entropy_percent": property(lambda self: 100, lambda self, _: None)}, "is 100, .*_CELoss"),
+    ("WeightedCELoss", {"class_weights": (1, 9)}, "class_weights is .*has to be 3 numbers from 0 on, one for each class"),
+    ("WeightedCELoss", {"class_weights": 9}, "class_weights is 9"),
+    ("WeightedCELoss", {"class_weights": "129"}, "class_weights is '129'"),
+    ("WeightedCELoss", {"class_weights": (1, 2, math.inf)}, "class_weights is"),
+    ("WeightedCELoss", {"class_weights": (1, -1, 1)}, "class_weights is"),
+    ("WeightedCELoss", {"class_weights": (0, 0, 0)}, "not all of them 0"),
+]
+
+
+@pytest.mark.parametrize(("loss", "options", "problem"), OPTIONS)
+def test_options_of_the_wrong_kind_are_named(dataset, loss, options, problem):
+    with pytest.raises(InputError, match=f"nnunet_plugins: nnUNetTrainerMine: .*{problem}"):
+        variant(dataset, loss, **options)._build_loss()
+
+
+def test_options_of_a_variant_reach_its_loss(dataset):
+    logits, target = example(dtype=torch.float32)
+    for loss, options, expected in (
+        ("FocalLoss", {"gamma": 1, "alpha": 0.25}, FocalLoss(1, alpha=0.25)),
+        ("FocalLoss", {"alpha": (1, 2, 3)}, FocalLoss(2, alpha=[1, 2, 3])),
+        ("TopKLoss", {"k": 50}, TopKLoss(50)),
+        ("WeightedCELoss", {"class_weights": (1, 9, 3)}, WeightedCELoss([1, 9, 3])),
+    ):
+        built = variant(dataset, loss, base="nnUNetTrainerFIRENet", **options)._build_loss()
+        target = target.where(target != IGNORED, 1)
+        assert_close(built(logits, target), expected(logits, target))
+
+
+def test_alpha_of_regions_is_one_number(tmp_path, monkeypatch):
+    regions = FakeDataset(tmp_path, monkeypatch, {"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
+    assert variant(regions, "FocalLoss", alpha=0.3)._build_loss().loss.alpha == 0.3
+    with pytest.raises(InputError, match="has to be a number from 0 to 1$"):
+        variant(regions, "FocalLoss", alpha=(0.3, 0.7))._build_loss()
+
+
+# Weights that are counted
+
+
+@pytest.fixture
+def counted(dataset, tmp_path):
+    """Three cases, of which the last one is for validation, and labels of which the last one is in none of the others."""
+    dataset.dataset["labels"] = {"background": 0, "a": 1, "b": 2, "rare": 3, "ignore": 4}
+    dataset.plans["image_reader_writer"] = "SimpleITKIO"
+    folder = tmp_path / "Dataset001_X"
+    for name in ("gt_segmentations", "x"):
+        (folder / name).mkdir(parents=True)
+    for number, (case, kind) in enumerate({"one": np.float32, "two": np.uint8, "three": np.uint8}.items()):
+        labels = np.zeros((4, 5, 6), dtype=kind)
+        labels[0], labels[3, :, 3:] = 4, 1
+        labels[2, 0, : 3 * number] = 2  # in the second case alone
+        labels[2, 1, : 3 * (number == 2)] = 3
+        sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / "gt_segmentations" / f"{case}.nii.gz"))
+        for ending in ("b2nd", "pkl"):
+            (folder / "x" / f"{case}.{ending}").touch()
+    (folder / "dataset.json").write_text(json.dumps(dataset.dataset))
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ["one", "two"], "val": ["three"]}]))
+    return dataset
+
+
+TRAINER = "nnUNetTrainerFIRENet_WeightedCELoss"
+EXPECTED = [(30 / 180) / (147 / 180), 1, (30 / 180) / (3 / 90), 0]
+
+
+def test_voxels_are_counted_in_the_cases_to_train_on(counted, capsys):
+    trainer = counted.trainer(TRAINER)
+    loss = trainer._build_loss()
+    assert_close(loss.numbers, torch.tensor(EXPECTED))
+    output = capsys.readouterr().out
+    assert "Class weights of the cross-entropy: background 0.2041, a 1, b 5, rare 0" in output
+    assert "WARNING: nnunet_plugins: no training case has a voxel of rare (label 3); its weight is 0" in output
+    assert not Path(trainer.output_folder, "class_weights.json").exists(), "an earlier training's may be there"
+    assert recipe.flatten(loss, "loss")["loss.class_weights"] == "median frequency balancing, 100 at most"
+
+
+def test_a_segmentation_that_cannot_be_read_or_is_missing_is_named(counted, tmp_path):
+    file = tmp_path / "Dataset001_X" / "gt_segmentations" / "two.nii.gz"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(InputError, match="the voxels of two could not be counted: .*two.nii.gz"):
+        counted.trainer(TRAINER)._build_loss()
+    file.unlink()
+    with pytest.raises(InputError, match="gt_segmentations has no segmentation of two; preprocess the dataset again"):
+        counted.trainer(TRAINER)._build_loss()
+
+
+def test_a_damaged_or_foreign_file_of_weights_is_named(counted, capsys):
+    trainer = counted.trainer(TRAINER)
+    trainer._loaded = True
+    file = Path(trainer.output_folder, "class_weights.json")
+    for content, problem in (
+        ("{", "is no JSON that can be read"),
+        ('{"labels": [0, 1]}', "has no 'voxels'"),
+        ('{"labels": [0, 1], "voxels": [5, 5], "weights": [1, 1]}', r"of the labels \[0, 1\], and the dataset has \[0, 1, 2"),
+        ('{"labels": [0, 1, 2, 3], "voxels": [5, 5, 5, 5], "weights": [1, "1", 1, 1]}', "has to be a whole number or"),
+    ):
+        file.write_text(content)
+        with pytest.raises(InputError, match=f"class_weights.json.*{problem}"):
+            trainer._build_loss()
+    file.unlink()
+    assert_close(trainer._build_loss().numbers, torch.tensor(EXPECTED))
+    assert "class_weights.json is missing, and the voxels are counted anew" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_weights_lie_beside_the_checkpoints_and_go_on_with_them(small: Sandbox):
+    trainer = "nnUNetTrainer_WeightedCELoss_1epochs_2iterations"
+    command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu")
+    small.run(*command)
+    fold = small.results / "Dataset001_Small" / f"{trainer}__small__3d_fullres" / "fold_0"
+    kept = json.loads((fold / "class_weights.json").read_text())
+    assert (len(kept["weights"]), statistics.median(kept["weights"])) == (3, 1)
+    (fold / "class_weights.json").write_text(json.dumps({**kept, "weights": [1, 2, 7]}))
+    assert "Class weights of the cross-entropy: background 1, outer 2, inner 7" in small.run(*command, "--c")
+    small.run(*command)
+    assert json.loads((fold / "class_weights.json").read_text()) == kept
+    assert json.loads((fold / "earlier_1" / "class_weights.json").read_text())["weights"] == [1, 2, 7]

@@ -27,6 +27,8 @@ from nnunet_plugins.workers import FailedJobError, finish_jobs
 MOST = 100.0
 """No class weighs more: a handful of voxels would drown the others."""
 
+_FEW = 300  # cases, which are counted before other processes have started, or within minutes if they are large
+
 _KEPT = {"labels": [int], "voxels": [int], "weights": [(int, float)]}
 
 
@@ -163,7 +165,7 @@ class WeightedCELossTrainer(ReliableTrainer):
         reader = self.plans_manager.image_reader_writer_class
         jobs = {case: partial(count_voxels, truths[case], reader, labels) for case in cases}
         counts = []
-        for case, found in finish_jobs(jobs, default_num_processes):
+        for case, found in finish_jobs(jobs, default_num_processes if len(jobs) > _FEW else 1):
             if isinstance(found, FailedJobError):
                 raise InputError(f"nnunet_plugins: the voxels of {case} could not be counted: {found}")
             counts.append(found)
