@@ -204,6 +204,21 @@ def test_50_percent_is_nnunets_own_loss(tmp_path, monkeypatch, regions, ignored)
     assert_close(*gradients, rtol=0, atol=1e-6)
 
 
+def test_descriptions_tell_the_losses_apart(dataset):
+    """The benchmark compares trainings by them."""
+
+    def told(trainer):
+        return {name: str(value) for name, value in recipe.flatten(trainer._build_loss().loss, "loss").items()}
+
+    own = told(dataset.trainer("nnUNetTrainer_2epochs"))
+    assert told(dataset.trainer("nnUNetTrainer_50percentCELoss")) == own
+    others = [told(variant(dataset, loss, **GIVEN.get(loss, {}))) for loss in EVERY]
+    others += [told(variant(dataset, "FocalLoss", alpha=0.3)), told(variant(dataset, "TopKLoss", k=5))]
+    others += [told(variant(dataset, "WeightedCELoss", class_weights=(1, 9, 4)))]
+    for number, one in enumerate(others):
+        assert one not in [own, *others[:number]]
+
+
 @pytest.mark.parametrize("percent", [1, 30, 99])
 def test_percent_is_the_share_of_the_cross_entropy(dataset, percent):
     loss = dataset.trainer(f"nnUNetTrainer_{percent}percentCELoss")._build_loss().loss

@@ -216,7 +216,8 @@ class PercentCELossTrainer(nnUNetTrainer):
         words = "a number over 0 and under 100; _CELoss and _DiceLoss are one of the two alone"
         percent = read_option(self, "cross_entropy_percent", lambda number: 0 < number < 100, words)
         loss, part = own_loss(self)
-        part.weight_ce, part.weight_dice = percent / 50, 2 - percent / 50
+        if percent != 50:  # descriptions then tell of no other numbers
+            part.weight_ce, part.weight_dice = percent / 50, 2 - percent / 50
         return loss
 
 
