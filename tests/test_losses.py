@@ -1,4 +1,4 @@
-"""The losses by name: their formulas, what they make of labels, regions, ignored voxels and outputs, and resumed runs."""
+"""The losses by name: their formulas, labels, regions, ignored voxels, outputs of several scales, resumed trainings."""
 
 import copy
 import json
@@ -64,8 +64,14 @@ def hardest(logits, target, percent):
 
 FORMULAS = {
     "focal": (FocalLoss(2, ignore_label=IGNORED), lambda *a: focal(*a, 2, [1.0, 1.0, 1.0])),
-    "focal, one alpha": (FocalLoss(1.5, alpha=0.75, ignore_label=IGNORED), lambda *a: focal(*a, 1.5, [0.25, 0.75, 0.75])),
-    "focal, an alpha each": (FocalLoss(3, alpha=[0.1, 2, 0], ignore_label=IGNORED), lambda *a: focal(*a, 3, [0.1, 2, 0])),
+    "focal, one alpha": (
+        FocalLoss(1.5, alpha=0.75, ignore_label=IGNORED),
+        lambda *a: focal(*a, 1.5, [0.25, 0.75, 0.75]),
+    ),
+    "focal, an alpha each": (
+        FocalLoss(3, alpha=[0.1, 2, 0], ignore_label=IGNORED),
+        lambda *a: focal(*a, 3, [0.1, 2, 0]),
+    ),
     "weighted": (WeightedCELoss([0.5, 1, 9], ignore_label=IGNORED), lambda *a: weighted(*a, [0.5, 1, 9])),
     "top k": (TopKLoss(25, ignore_label=IGNORED), lambda *a: hardest(*a, 25)),
 }
@@ -182,7 +188,9 @@ def test_outputs_are_weighed_as_in_nnunets_own_loss(dataset, loss):
         # Parameters without a gradient would stop several processes.
         assert (built.weight_factors[-1] > 0) == trainer.is_ddp
         if not trainer.is_ddp:
-            parts = [weight * built.loss(*one) for weight, *one in zip(built.weight_factors, logits, target, strict=True)]
+            parts = [
+                weight * built.loss(*one) for weight, *one in zip(built.weight_factors, logits, target, strict=True)
+            ]
             assert_close(built(logits, target), sum(parts))
     trainer.is_ddp, trainer.enable_deep_supervision = False, False
     assert_close(trainer._build_loss()(logits[0], target[0]), built.loss(logits[0], target[0]))
@@ -262,8 +270,16 @@ OPTIONS = [
     ("TopKLoss", {"k": 0}, "k is 0, and has to be a number over 0 and up to 100"),
     ("DiceTopKLoss", {"k": 101}, "k is 101"),
     ("TopKLoss", {"k": None}, "k is None"),
-    ("30percentCELoss", {"cross_entropy_percent": property(lambda self: 100, lambda self, _: None)}, "is 100, .*_CELoss"),
-    ("WeightedCELoss", {"class_weights": (1, 9)}, "class_weights is .*has to be 3 numbers from 0 on, one for each class"),
+    (
+        "30percentCELoss",
+        {"cross_entropy_percent": property(lambda self: 100, lambda self, _: None)},
+        "is 100, .*_CELoss",
+    ),
+    (
+        "WeightedCELoss",
+        {"class_weights": (1, 9)},
+        "class_weights is .*has to be 3 numbers from 0 on, one for each class",
+    ),
     ("WeightedCELoss", {"class_weights": 9}, "class_weights is 9"),
     ("WeightedCELoss", {"class_weights": "129"}, "class_weights is '129'"),
     ("WeightedCELoss", {"class_weights": (1, 2, math.inf)}, "class_weights is"),
@@ -292,9 +308,11 @@ def test_options_of_a_variant_reach_its_loss(dataset):
 
 
 def test_alpha_of_regions_is_one_number(tmp_path, monkeypatch):
-    regions = FakeDataset(tmp_path, monkeypatch, {"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
+    regions = FakeDataset(
+        tmp_path, monkeypatch, {"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2]
+    )
     assert variant(regions, "FocalLoss", alpha=0.3)._build_loss().loss.alpha == 0.3
-    with pytest.raises(InputError, match="has to be a number from 0 to 1$"):
+    with pytest.raises(InputError, match=r"has to be a number from 0 to 1$"):
         variant(regions, "FocalLoss", alpha=(0.3, 0.7))._build_loss()
 
 
@@ -303,7 +321,7 @@ def test_alpha_of_regions_is_one_number(tmp_path, monkeypatch):
 
 @pytest.fixture
 def counted(dataset, tmp_path):
-    """Three cases, of which the last one is for validation, and labels of which the last one is in none of the others."""
+    """Three cases, the last one for validation; what is rare is in that one alone."""
     dataset.dataset["labels"] = {"background": 0, "a": 1, "b": 2, "rare": 3, "ignore": 4}
     dataset.plans["image_reader_writer"] = "SimpleITKIO"
     folder = tmp_path / "Dataset001_X"
@@ -340,7 +358,7 @@ def test_voxels_are_counted_in_the_cases_to_train_on(counted, capsys):
 def test_a_segmentation_that_cannot_be_read_or_is_missing_is_named(counted, tmp_path):
     file = tmp_path / "Dataset001_X" / "gt_segmentations" / "two.nii.gz"
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(InputError, match="the voxels of two could not be counted: .*two.nii.gz"):
+    with pytest.raises(InputError, match=r"the voxels of two could not be counted: .*two\.nii\.gz"):
         counted.trainer(TRAINER)._build_loss()
     file.unlink()
     with pytest.raises(InputError, match="gt_segmentations has no segmentation of two; preprocess the dataset again"):
@@ -354,7 +372,10 @@ def test_a_damaged_or_foreign_file_of_weights_is_named(counted, capsys):
     for content, problem in (
         ("{", "is no JSON that can be read"),
         ('{"labels": [0, 1]}', "has no 'voxels'"),
-        ('{"labels": [0, 1], "voxels": [5, 5], "weights": [1, 1]}', r"of the labels \[0, 1\], and the dataset has \[0, 1, 2"),
+        (
+            '{"labels": [0, 1], "voxels": [5, 5], "weights": [1, 1]}',
+            r"of the labels \[0, 1\], and the dataset has \[0, 1, 2",
+        ),
         ('{"labels": [0, 1, 2, 3], "voxels": [5, 5, 5, 5], "weights": [1, "1", 1, 1]}', "has to be a whole number or"),
     ):
         file.write_text(content)

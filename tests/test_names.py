@@ -42,7 +42,11 @@ def test_valid_names(name, found):
     [
         ("nnUNetTrainerFIRNet", "no backbone is called 'nnUNetTrainerFIRNet'", "nnUNetTrainerFIRENet"),
         ("nnUNetTrainerFIRENet_20epoch", "no modifier is called '_20epoch'", "nnUNetTrainerFIRENet_20epochs"),
-        ("nnUNetTrainerFIRENet_0epochs", "the number in '_0epochs' has to be 1 or more", "nnUNetTrainerFIRENet_1epochs"),
+        (
+            "nnUNetTrainerFIRENet_0epochs",
+            "the number in '_0epochs' has to be 1 or more",
+            "nnUNetTrainerFIRENet_1epochs",
+        ),
         ("nnUNetTrainer_0percentCELoss", "has to be from 1 to 99", "nnUNetTrainer_1percentCELoss"),
         ("nnUNetTrainer_100percentCELoss", "has to be from 1 to 99", "nnUNetTrainer_99percentCELoss"),
         ("nnUNetTrainer_030percentCELoss", "no modifier is called", "nnUNetTrainer_30percentCELoss"),

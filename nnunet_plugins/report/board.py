@@ -1,7 +1,6 @@
 """The board of a comparison: a row per algorithm, with what is found of it, in the order of the places."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 

@@ -68,8 +68,8 @@ def read_weights(trainer: nnUNetTrainer, name: str) -> list[float]:
     numbers = isinstance(value, (list, tuple)) and all(isinstance(n, Real) and not isinstance(n, bool) for n in value)
     if not (numbers and len(value) == len(labels) and all(0 <= n < math.inf for n in value) and any(value)):
         raise InputError(
-            f"nnunet_plugins: {type(trainer).__name__}: {name} is {value!r}, and has to be {len(labels)} numbers from 0 "
-            "on, one for each class, background first, and not all of them 0"
+            f"nnunet_plugins: {type(trainer).__name__}: {name} is {value!r}, and has to be {len(labels)} numbers from "
+            "0 on, one for each class, background first, and not all of them 0"
         )
     return [float(number) for number in value]
 
