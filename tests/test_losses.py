@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nnunetv2.training.loss.compound_losses import DC_and_topk_loss
 from nnunetv2.training.loss.robust_ce_loss import TopKLoss as TopKLossOfNnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_names import FakeDataset
+from torch import distributed
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
@@ -271,11 +273,6 @@ OPTIONS = [
     ("DiceTopKLoss", {"k": 101}, "k is 101"),
     ("TopKLoss", {"k": None}, "k is None"),
     (
-        "30percentCELoss",
-        {"cross_entropy_percent": property(lambda self: 100, lambda self, _: None)},
-        "is 100, .*_CELoss",
-    ),
-    (
         "WeightedCELoss",
         {"class_weights": (1, 9)},
         "class_weights is .*has to be 3 numbers from 0 on, one for each class",
@@ -353,6 +350,17 @@ def test_voxels_are_counted_in_the_cases_to_train_on(counted, capsys):
     assert "WARNING: nnunet_plugins: no training case has a voxel of rare (label 3); its weight is 0" in output
     assert not Path(trainer.output_folder, "class_weights.json").exists(), "an earlier training's may be there"
     assert recipe.flatten(loss, "loss")["loss.class_weights"] == "median frequency balancing, 100 at most"
+
+
+def test_of_several_processes_one_counts(counted, monkeypatch, tmp_path):
+    first, other = counted.trainer(TRAINER), counted.trainer(TRAINER)
+    first.is_ddp = other.is_ddp = True
+    other.local_rank, sent = 1, []
+    monkeypatch.setattr(distributed, "broadcast_object_list", sent.extend)
+    first._build_loss()
+    shutil.rmtree(tmp_path / "Dataset001_X" / "gt_segmentations")
+    monkeypatch.setattr(distributed, "broadcast_object_list", lambda found: found.__setitem__(0, sent[0]))
+    assert_close(other._build_loss().numbers, torch.tensor(EXPECTED))
 
 
 def test_a_segmentation_that_cannot_be_read_or_is_missing_is_named(counted, tmp_path):

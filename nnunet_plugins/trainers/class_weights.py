@@ -145,7 +145,7 @@ class WeightedCELossTrainer(ReliableTrainer):
         if self._loaded:
             self.print_to_log_file(f"WARNING: nnunet_plugins: {file} is missing, and the voxels are counted anew")
         cases, _ = self.do_split()
-        counts = self._count(cases, labels)
+        counts = self._count_voxels(cases, labels)
         if not any(map(any, counts)):
             raise InputError("nnunet_plugins: no training case has a voxel with a label; there is nothing to train on")
         return {
@@ -154,7 +154,7 @@ class WeightedCELossTrainer(ReliableTrainer):
             "weights": balance(counts),
         }
 
-    def _count(self, cases: Sequence[str], labels: Sequence[int]) -> list[list[int]]:
+    def _count_voxels(self, cases: Sequence[str], labels: Sequence[int]) -> list[list[int]]:
         folder = Path(self.preprocessed_dataset_folder_base)
         truths = truth_files(folder)
         if missing := [case for case in cases if case not in truths]:

@@ -209,15 +209,14 @@ class DiceTopKLossTrainer(TopKLossTrainer):
 class PercentCELossTrainer(nnUNetTrainer):
     """nnU-Net's trainer and loss with other weights: 2 (lambda cross-entropy + (1 - lambda) Dice)."""
 
-    cross_entropy_percent: float = 50
-    """lambda; nnU-Net's own loss is that of 50 %."""
+    cross_entropy_percent: int
+    """100 lambda; at 50 it is nnU-Net's own loss."""
 
     def _build_loss(self) -> nn.Module:
-        words = "a number over 0 and under 100; _CELoss and _DiceLoss are one of the two alone"
-        percent = read_option(self, "cross_entropy_percent", lambda number: 0 < number < 100, words)
         loss, part = own_loss(self)
-        if percent != 50:  # descriptions then tell of no other numbers
-            part.weight_ce, part.weight_dice = percent / 50, 2 - percent / 50
+        if self.cross_entropy_percent != 50:  # descriptions then tell of no other numbers
+            part.weight_ce = self.cross_entropy_percent / 50
+            part.weight_dice = 2 - part.weight_ce
         return loss
 
 
