@@ -15,6 +15,8 @@ from nnunet_plugins.doctor.installation import check_folders
 from nnunet_plugins.doctor.preprocessed import check_preprocessed
 from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.recipe import read_recipe, require_prepared
 from nnunet_plugins.planning.dataset import PlanError, dataset_name
 from nnunet_plugins.planning.preprocessed import existing_cases
 from nnunet_plugins.planning.sources import twin_of
@@ -132,6 +134,7 @@ def _check_images(
     yield from of_facts(fact for case in facts.values() for fact in case.facts)
     yield from check_channels(dataset, facts)
     yield from _check_size(dataset, facts)
+    yield from _check_preparation(dataset, images)
     if all(case.is_whole for case in facts.values()):
         yield ok(f"all files of {len(facts)} {'test ' * bool(labels)}cases can be read")
     if training:
@@ -152,6 +155,19 @@ def _check_size(dataset: RawDataset, facts: dict[str, CaseFacts]) -> Iterator[Fi
         {name: shape for name, shape in shapes.items() if shape != size},
         f"scale them: nnunet-plugins fixed-size --scale FOLDER --like {dataset.folder.name} -o SCALED",
     )
+
+
+def _check_preparation(dataset: RawDataset, images: Path) -> Iterator[Finding]:
+    """Check that images are prepared as those of the dataset, as far as their folder tells."""
+    file = dataset.folder / "dataset.json"
+    recipe = read_recipe(dataset.description, file)
+    try:
+        require_prepared(dataset.description, file, images)
+    except InputError as error:
+        yield warning(str(error), "networks that see other intensities than in training give poor results, unsaid")
+        return
+    if recipe:
+        yield ok(f"the images are prepared as those of the dataset: {recipe}")
 
 
 def _folder(variable: str, dataset: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""`nnunet-plugins plan --normalisation`: a copy of existing plans that normalises images by another scheme of nnU-Net's.
+"""`nnunet-plugins plan --normalisation`: a copy of existing plans with another scheme of nnU-Net's for its images.
 
 nnU-Net looks schemes up in its own package, in training and in prediction, so there are its five and no others. Which
 one a channel gets follows from its name in dataset.json; here it is chosen, with preprocessed data of its own.
