@@ -13,10 +13,13 @@ from skimage.exposure import equalize_adapthist, equalize_hist, rescale_intensit
 from test_fixed_size import DIRECTION, NAME, SIZES, make, raw, read, snapshot, write
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.preparing import prepare
 from nnunet_plugins.images.recipe import Recipe, prepared_with
 from nnunet_plugins.planning.seen import Cases
+from nnunet_plugins.prediction.cases import cases_in
 from nnunet_plugins.preparation import twin
+from nnunet_plugins.submission.sources import Choice, Source, find_model
 
 __all__ = ["raw"]
 TWIN = "Dataset400_BonesCLAHE"
@@ -296,6 +299,68 @@ def test_nothing_else_is_written_over(raw, tmp_path, capsys):
     assert prepare_folder(source / "imagesTs", 400, source / "imagesTs", "--overwrite") == 2
     assert prepare_folder(source / "imagesTs", 400, output, "--overwrite") == 0
     assert np.array_equal(read(output / "new_0000.nii.gz"), read(raw / TWIN / "imagesTs" / "new_0000.nii.gz"))
+
+
+def trained(raw: Path) -> Source:
+    """A model of the twin, without weights."""
+    choice = Choice("nnUNetTrainer", "3d_fullres", "nnUNetPlans")
+    folder = raw.parent / "nnUNet_results" / TWIN / str(choice)
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "fold_0" / "checkpoint_final.pth").touch()
+    (folder / "plans.json").write_text(json.dumps({"configurations": {"3d_fullres": {}}}))
+    shutil.copy(raw / TWIN / "dataset.json", folder)
+    return find_model(TWIN, choice, ["0"], "checkpoint_final.pth")
+
+
+def test_images_that_were_not_prepared_are_told_and_not_predicted(raw, tmp_path, capsys):
+    source = make(raw)
+    assert run() == 0
+    other, prepared = tmp_path / "other", tmp_path / "prepared"
+    assert run("--name", "Other", number=401, scheme="iqr") == 0
+    assert prepare_folder(source / "imagesTs", 401, other) == 0
+    assert prepare_folder(source / "imagesTs", 400, prepared) == 0
+    model, cases = trained(raw), {}
+    capsys.readouterr()
+    for images, number, wrong in (
+        (source / "imagesTs", 400, "holds images that were not prepared, as far as the folder tells"),
+        (other, 400, "holds images prepared in another way"),
+        (prepared, 400, ""),
+        (raw / TWIN / "imagesTs", 400, ""),
+        (prepared, 300, "holds prepared images (clahe), and the network was trained on images as they are"),
+    ):
+        main(["doctor", "-d", str(number), "-i", str(images), "--json"])
+        told = json.loads(capsys.readouterr().out)["findings"]
+        told = [one for one in told if one["section"] == "Images to predict" and "prepare" in one["text"]]
+        assert [one["level"] for one in told] == ["warning" if wrong else "ok"]
+        assert wrong in told[0]["text"]
+        if number == 300:
+            continue
+        if wrong:
+            assert f"prepare-images -i {images} -o PREPARED --like {raw / TWIN / 'dataset.json'}" in told[0]["text"]
+            with pytest.raises(InputError, match=re.escape(wrong)):
+                cases_in(model, images, tmp_path / "out", print)
+        else:
+            cases = cases_in(model, images, tmp_path / "out", lambda line: pytest.fail(line))
+            assert [case.name for case in cases] == ["new"]
+
+
+def test_a_recipe_that_was_edited_is_named(raw, tmp_path, capsys):
+    source = make(raw)
+    assert run() == 0
+    file = raw / TWIN / "dataset.json"
+    content = json.loads(file.read_text())
+    for key, value, message in (
+        ("scheme", "magic", "'magic' in 'nnunet_plugins_preparation' is none of clahe, equalize"),
+        ("tile", [1, 2], "'tile' in 'nnunet_plugins_preparation' is [1, 2], and not 3 numbers"),
+        ("channels", None, "'nnunet_plugins_preparation'['channels'] has to be a list, not None"),
+    ):
+        recipe = {**content["nnunet_plugins_preparation"], key: value}
+        file.write_text(json.dumps({**content, "nnunet_plugins_preparation": recipe}))
+        capsys.readouterr()
+        assert prepare_folder(source / "imagesTs", 400, tmp_path / "prepared") == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert str(file) in told
 
 
 # What is refused

@@ -173,6 +173,11 @@ def spoil_nan(path: Path) -> None:
     sitk.WriteImage(changed, str(path))
 
 
+def spoil_constant(path: Path) -> None:
+    image = sitk.ReadImage(str(path)) * 0 + 3
+    sitk.WriteImage(image, str(path))
+
+
 def spoil_grid(path: Path) -> None:
     image = sitk.ReadImage(str(path))
     image.SetSpacing((1, 1, 3))
@@ -547,6 +552,63 @@ def test_folds_of_other_plans_are_refused(trained, tmp_path):
     finally:
         description.write_text(before)
     assert "cannot be one ensemble: labels is" in message
+
+
+@pytest.fixture(scope="module")
+def of_twin(trained: Sandbox) -> Path:
+    """One fold of the U-Net, as if it had been trained on a twin whose first channel is prepared."""
+    clahe = ("--scheme", "clahe", "--tile", 6, 6, 6, "--clip-limit", 0.2, "--channel", 0)
+    trained.run("nnunet-plugins", "prepare-images", "-d", 1, "-o", 401, *clahe)
+    model = f"{STOCK}__small__3d_fullres"
+    shutil.copytree(trained.results / DATASET / model, trained.results / "Dataset401_PairsCLAHE" / model)
+    shutil.copy(
+        trained.raw / "Dataset401_PairsCLAHE" / "dataset.json", trained.results / "Dataset401_PairsCLAHE" / model
+    )
+    output = trained.root / "of twin"
+    export(trained, output, "-d", 401, "-tr", STOCK, "-f", 0, "--fast")
+    return output
+
+
+def test_a_twins_network_gets_images_that_are_prepared_as_it_knows_them(of_twin, images, trained, tmp_path, capsys):
+    """It takes images of the dataset that the twin is of, and compares with what nnU-Net makes of prepared ones."""
+    text = trained.run("nnunet-plugins", "export-submission", "--check", of_twin, "--cases", 1)
+    assert "case_5: the same labels as nnU-Net's, in every voxel" in text
+    assert "0 problems" in text
+    assert "T1: clahe (scikit-image " in (of_twin / "MODEL_CARD.md").read_text()
+    # That is not what comes of the images as they are.
+    model = shutil.copytree(of_twin / "model", tmp_path / "model")
+    assert predict(["-i", str(images), "-o", str(tmp_path / "one"), "--model", str(model)]) == 0
+    assert "Images are prepared as for the training: clahe" in capsys.readouterr().out
+    (description,) = model.glob("*/dataset.json")
+    content = json.loads(description.read_text())
+    del content["nnunet_plugins_preparation"]
+    description.write_text(json.dumps(content))
+    assert predict(["-i", str(images), "-o", str(tmp_path / "other"), "--model", str(model)]) == 0
+    assert not np.array_equal(*(read(tmp_path / name / "case_5.nii.gz") for name in ("one", "other")))
+
+
+@pytest.mark.parametrize("spoil", [spoil_nan, spoil_constant])
+def test_an_image_that_cannot_be_prepared_costs_no_other(spoil, of_twin, images, tmp_path, capsys):
+    inputs = shutil.copytree(images, tmp_path / "in")
+    spoil(inputs / "case_5_0000.nii.gz")
+    code = predict(["-i", str(inputs), "-o", str(tmp_path / "out")], models=of_twin / "model")
+    told = capsys.readouterr().out
+    if spoil is spoil_nan:
+        assert code == 1
+        assert "1/2 case_5 FAILED" in told
+        assert "case_5_0000.nii.gz holds NaN or infinite intensities" in told
+    else:
+        assert code == 0
+        assert "case_5_0000.nii.gz is left as it is: it is constant" in told
+    assert (tmp_path / "out" / "case_6.nii.gz").is_file()
+
+
+def test_what_is_prepared_already_is_not_prepared_again(of_twin, trained, tmp_path, capsys):
+    prepared = trained.raw / "Dataset401_PairsCLAHE" / "imagesTs"
+    assert predict(["-i", str(prepared), "-o", str(tmp_path)], models=of_twin / "model") == 2
+    assert "holds images that are prepared already (clahe), which is done here" in capsys.readouterr().out
+    text = trained.run("nnunet-plugins", "export-submission", "--check", of_twin, "-i", prepared, ok=False)
+    assert "give those as they were with -i" in text
 
 
 def test_nothing_is_overwritten(folder, trained):

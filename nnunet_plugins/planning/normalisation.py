@@ -16,8 +16,10 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_plugins.files import read_json
+from nnunet_plugins.files import is_json, read_json
 from nnunet_plugins.planning.dataset import DATASET, PlanError, load_plans, preprocessed_folder, save_plans
+from nnunet_plugins.planning.names import find_normalisation, normalised_plans_name
+from nnunet_plugins.planning.preprocessed import PLANS
 
 SCHEMES = {scheme.__name__: scheme for scheme in channel_name_to_normalization_mapping.values()}
 """nnU-Net's schemes by the names that plans have."""
@@ -25,8 +27,8 @@ SCHEMES = {scheme.__name__: scheme for scheme in channel_name_to_normalization_m
 _CLIPPING, _COLOURS = "CTNormalization", "RGBTo01Normalization"
 _STATISTICS = ("mean", "std", "percentile_00_5", "percentile_99_5")  # that clipping takes of the fingerprint
 _LARGEST_COLOUR = 255
+_NORMALISED = ("normalization_schemes", "use_mask_for_norm", "data_identifier")  # what is changed in plans
 _CROPPED = 3 / 4  # of the images' size; where nnU-Net's planner leaves more, statistics are those of the whole image
-_SUFFIX = "Normalization"
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,7 @@ def find_scheme(name: str) -> str:
     Raises:
         PlanError: if nnU-Net has none of that name.
     """
-    full = {one.casefold(): one for one in SCHEMES}
-    found = full.get(name.casefold()) or full.get(f"{name}{_SUFFIX}".casefold())
+    found = find_normalisation(name)
     if found is None:
         raise PlanError(f"{name!r} is no normalisation of nnU-Net's, which has {', '.join(SCHEMES)}")
     return found
@@ -118,12 +119,11 @@ def normalised_plans(
     scheme = find_scheme(scheme)
     names = channel_names(read_json(folder / "dataset.json", DATASET))
     chosen = choose_channels(channels, names)
-    tag = scheme.removesuffix(_SUFFIX)
-    tag += "".join(f"_channel{channel}" for channel in chosen) if len(chosen) < len(names) else ""
+    some = chosen if len(chosen) < len(names) else []
     _require_fitting(scheme, chosen, names, old, like)
     uses_mask = _uses_mask(scheme, folder)
     new = deepcopy(old)
-    new["plans_name"] = name = name or f"{like}_{tag}"
+    new["plans_name"] = name = name or normalised_plans_name(like, scheme, some)
     before: list[str] = []
     is_changed = False
     for one, part in new["configurations"].items():
@@ -136,13 +136,34 @@ def normalised_plans(
                 is_changed |= own[channel] != scheme
                 own[channel], part["use_mask_for_norm"][channel] = scheme, uses_mask
         if "data_identifier" in part or "inherits_from" not in part:
-            part["data_identifier"] = f"{part.get('data_identifier') or f'{like}_{one}'}_{tag}"
+            before_it = part.get("data_identifier") or f"{like}_{one}"
+            part["data_identifier"] = normalised_plans_name(before_it, scheme, some)
     if not is_changed:
         raise PlanError(f"{like} has {scheme} for {'this channel' if len(chosen) == 1 else 'these channels'} already")
     file = save_plans(folder, new, like, overwrite=overwrite)
     now = [scheme if number in chosen else one for number, one in enumerate(before)]
     known = PlansManager(new).available_configurations
     return NormalisedPlans(folder.name, name, file, known, list(zip(names, before, now, strict=True)))
+
+
+def is_normalised(made: Path, like: Path, scheme: str) -> bool:
+    """Tell whether plans normalise all channels by a scheme, and are others in nothing else but their names.
+
+    Args:
+        made: file of the plans.
+        like: file of those that they were made from.
+        scheme: its full name.
+    """
+    if not is_json(made) or not is_json(like):
+        return False
+    plans = [read_json(file, PLANS) for file in (made, like)]
+    own = [part["normalization_schemes"] for part in plans[0]["configurations"].values() if _NORMALISED[0] in part]
+    for one in plans:
+        one["plans_name"] = ""
+        for part in one["configurations"].values():
+            for key in _NORMALISED:
+                part.pop(key, None)
+    return plans[0] == plans[1] and all(name == scheme for names in own for name in names)
 
 
 def _require_fitting(
