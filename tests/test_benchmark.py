@@ -202,7 +202,7 @@ def test_every_need_stands_before_its_task(folders):
 def test_plans_with_another_normalisation_are_made_and_preprocessed_after_those_they_are_made_of(folders):
     """Also where nnU-Net's own have to be planned first; what is made is known by what it says."""
     question = protocol(normalisations=("CTNormalization",))
-    first, make, preprocess, *others = training_tasks(question, folders)
+    first, make, preprocess, *_ = training_tasks(question, folders)
     assert first.command[0] == "nnUNetv2_plan_and_preprocess"
     wanted = ("plan", "-d", DATASET, "--normalisation", "CTNormalization", "--like", "nnUNetPlans")
     assert make.command == ("nnunet-plugins", *wanted, "--name", "nnUNetPlans_CT")

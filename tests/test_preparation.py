@@ -323,7 +323,7 @@ def test_images_that_were_not_prepared_are_told_and_not_predicted(raw, tmp_path,
     capsys.readouterr()
     for images, number, wrong in (
         (source / "imagesTs", 400, "holds images that were not prepared, as far as the folder tells"),
-        (other, 400, "holds images prepared in another way"),
+        (other, 400, "holds images that were prepared in another way (iqr)"),
         (prepared, 400, ""),
         (raw / TWIN / "imagesTs", 400, ""),
         (prepared, 300, "holds prepared images (clahe), and the network was trained on images as they are"),
@@ -336,7 +336,7 @@ def test_images_that_were_not_prepared_are_told_and_not_predicted(raw, tmp_path,
         if number == 300:
             continue
         if wrong:
-            assert f"prepare-images -i {images} -o PREPARED --like {raw / TWIN / 'dataset.json'}" in told[0]["text"]
+            assert f"prepare-images -i {images} -o PREPARED --like {raw / TWIN / 'dataset.json'}" in told[0]["remedy"]
             with pytest.raises(InputError, match=re.escape(wrong)):
                 cases_in(model, images, tmp_path / "out", print)
         else:

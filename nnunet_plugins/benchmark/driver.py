@@ -87,8 +87,8 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
     check_repeats(protocol)
     if protocol.normalisations and protocol.gpu_memory:
         raise BenchmarkError(
-            "--normalisation changes nothing but that on plans that all share, and --gpu-memory gives each its own; leave "
-            "out one of them"
+            "--normalisation changes nothing but that on plans that all share, and --gpu-memory gives each its own; "
+            "leave out one of them"
         )
     find_trainers(protocol)
     check_start(protocol, folders)

@@ -15,8 +15,7 @@ from nnunet_plugins.doctor.installation import check_folders
 from nnunet_plugins.doctor.preprocessed import check_preprocessed
 from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
-from nnunet_plugins.errors import InputError
-from nnunet_plugins.images.recipe import read_recipe, require_prepared
+from nnunet_plugins.images.recipe import find_difference, read_recipe
 from nnunet_plugins.planning.dataset import PlanError, dataset_name
 from nnunet_plugins.planning.preprocessed import existing_cases
 from nnunet_plugins.planning.sources import twin_of
@@ -160,13 +159,9 @@ def _check_size(dataset: RawDataset, facts: dict[str, CaseFacts]) -> Iterator[Fi
 def _check_preparation(dataset: RawDataset, images: Path) -> Iterator[Finding]:
     """Check that images are prepared as those of the dataset, as far as their folder tells."""
     file = dataset.folder / "dataset.json"
-    recipe = read_recipe(dataset.description, file)
-    try:
-        require_prepared(dataset.description, file, images)
-    except InputError as error:
-        yield warning(str(error), "networks that see other intensities than in training give poor results, unsaid")
-        return
-    if recipe:
+    if difference := find_difference(dataset.description, file, images):
+        yield warning(*difference)
+    elif recipe := read_recipe(dataset.description, file):
         yield ok(f"the images are prepared as those of the dataset: {recipe}")
 
 

@@ -90,8 +90,9 @@ def read_recipe(description: Mapping[str, Any], file: Path | str = "dataset.json
     for name, shape, number in (("percentiles", [(int, float)], 2), ("tile", [int], 3)):
         if (value := found[name]) is not None and (find_fault(value, shape) or len(value) != number):
             raise InputError(f"{file}: {name!r} in {PREPARED!r} is {value}, and not {number} numbers")
-    parts = {name: found[name] for name in _SHAPE}
-    return Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()})
+    known: dict[str, Any] = {name: found[name] for name in _SHAPE}
+    known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    return Recipe(**known)
 
 
 def prepared_with(folder: Path) -> Recipe | None:
@@ -121,6 +122,30 @@ def preparing_command(images: Path | str, like: Path | str) -> str:
     return f"nnunet-plugins prepare-images -i {images} -o PREPARED --like {like}"
 
 
+def find_difference(description: Mapping[str, Any], file: Path, images: Path) -> tuple[str, str] | None:
+    """Return how images differ from those that a network was trained on, and what to do; None if they do not.
+
+    Args:
+        description: what the dataset.json of the network says.
+        file: where it was read.
+        images: their folder, as far as it tells.
+
+    Raises:
+        InputError: if one of the two recipes cannot be used.
+    """
+    wanted, found = read_recipe(description, file), prepared_with(images)
+    if wanted == found:
+        return None
+    if wanted is None:
+        what = f"prepared images ({found}), and the network was trained on images as they are"
+        return f"{images} holds {what}", "give the images as they were"
+    what = f"images that were prepared in another way ({found})" if found else "images that were not prepared"
+    return (
+        f"{images} holds {what}, as far as the folder tells, and the network was trained on prepared ones ({wanted})",
+        f"prepare the images: {preparing_command(images, file)}",
+    )
+
+
 def require_prepared(description: Mapping[str, Any], file: Path, images: Path) -> None:
     """Check that images are prepared as those were that a network was trained on.
 
@@ -132,13 +157,5 @@ def require_prepared(description: Mapping[str, Any], file: Path, images: Path) -
     Raises:
         InputError: if they are not, or nothing tells so.
     """
-    wanted, found = read_recipe(description, file), prepared_with(images)
-    if wanted == found:
-        return
-    if wanted is None:
-        raise InputError(f"{images} holds prepared images ({found}), and the network was trained on images as they are")
-    what = f"images prepared in another way ({found.as_json()})" if found else "images that were not prepared"
-    raise InputError(
-        f"{images} holds {what}, as far as the folder tells, and the network was trained on prepared ones ({wanted}): "
-        f"{preparing_command(images, file)}"
-    )
+    if difference := find_difference(description, file, images):
+        raise InputError("; ".join(difference))

@@ -125,7 +125,7 @@ def _write(arguments: argparse.Namespace) -> int:
         f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres",
         *([split] if twin.has_splits else []),
         f"nnUNetv2_train {number} 3d_fullres 0 -tr {STOCK_TRAINER}",
-        preparing_command("IMAGES", number),
+        preparing_command("IMAGES", str(number)),
         f"nnUNetv2_predict -i PREPARED -o PREDICTED {model}",
     ):
         print(f"  {line}")

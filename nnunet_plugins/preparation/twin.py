@@ -116,7 +116,8 @@ def write_twin(
                 file.write_bytes(groups)
         write_text(part / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False))
     splits = Path(os.environ.get("nnUNet_preprocessed", ""), own, "splits_final.json")  # noqa: SIM112 - nnU-Net's own
-    return Twin(place, own, recipe, *(len(cases) for cases in parts.values()), left, splits.is_file())
+    cases, tests = (len(one) for one in parts.values())
+    return Twin(place, own, recipe, cases, tests, left, splits.is_file())
 
 
 def _require_ending(found: RawDataset, cases: Sequence[Case]) -> None:
