@@ -13,6 +13,7 @@ import torch
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.reading import read_header
+from nnunet_plugins.images.recipe import require_prepared
 from nnunet_plugins.planning.sources import twin_of
 from nnunet_plugins.submission.cases import Case, Earlier, find_cases
 from nnunet_plugins.submission.settings import Settings
@@ -32,8 +33,11 @@ def cases_in(source: Source, inputs: Path, outputs: Path, log: Log) -> list[Case
         log: takes lines.
 
     Raises:
-        InputError: if there is no such folder, or no image in it.
+        InputError: if there is no such folder, no image in it, or the network was trained on prepared images and these
+            are not.
     """
+    if inputs.is_dir():
+        require_prepared(source.dataset_json, source.folder / "dataset.json", inputs)
     settings = Settings("predict", (), source.channels, ending=str(source.dataset_json["file_ending"]))
     return find_cases(settings, inputs, outputs, log)
 
