@@ -238,9 +238,7 @@ def _implicit() -> list[Backbone]:
         paper=NISF_PAPER,
         dimensions=(2, 3),
         twin="nnUNetTrainerMetaSeg",
-        options=MappingProxyType(
-            {"layers": 4, "frequency": 4.0, "scale": 4.0, "fit_learning_rate": 0.03, "voxels": 1024}
-        ),
+        options=MappingProxyType({"layers": 4, "frequency": 4.0, "scale": 4.0, "voxels": 1024}),
         narrow=MappingProxyType({"width": 8, "layers": 2, "voxels": 64, "fit_steps": 2}),
         fitted=True,
     )

@@ -70,6 +70,21 @@ class Truth:
     fits: MutableMapping[int, Fitted] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Search:
+    """Where a fit looks.
+
+    Attributes:
+        start: of what it moves.
+        fitted: makes weights or codes of what was moved.
+        penalty: of the same, summed over the images.
+    """
+
+    start: Fitted
+    fitted: Callable[[Fitted], Fitted] = lambda moved: moved
+    penalty: Callable[[Fitted], torch.Tensor | float] = lambda moved: 0.0
+
+
 class ImplicitNetwork(nn.Module):
     """Abstract: a network that is fitted to every image.
 
@@ -150,6 +165,10 @@ class ImplicitNetwork(nn.Module):
         """Return what is fitted, as it is before the first step, for some images; without gradient."""
         raise NotImplementedError
 
+    def search(self, images: int, generator: torch.Generator | None = None) -> Search:
+        """Return how a fit at inference looks for the weights or codes of some images: freely, from the start."""
+        return Search(self.start(images, generator))
+
     def reconstruction_loss(self, fitted: Fitted, draw: Draw) -> torch.Tensor:
         """Return how far the images are from what the network makes of them, summed over the images."""
         raise NotImplementedError
@@ -223,13 +242,15 @@ class ImplicitNetwork(nn.Module):
             RuntimeError: if the numbers of a step are not finite.
         """
         generator = torch.Generator().manual_seed(SEED)
-        start = self.start(len(voxels), generator)
+        search = self.search(len(voxels), generator)
         number = self.voxels if self.fit_voxels is None else self.fit_voxels
 
-        def loss(fitted: Fitted) -> torch.Tensor:
-            return self.reconstruction_loss(fitted, voxels.draw(number, generator))
+        def loss(moved: Fitted) -> torch.Tensor:
+            draw = voxels.draw(number, generator)
+            return self.reconstruction_loss(search.fitted(moved), draw) + search.penalty(moved)
 
-        fitted, losses = descend(loss, start, self.fit_steps, self.fit_learning_rate, epsilon=self.fit_epsilon)
+        moved, losses = descend(loss, search.start, self.fit_steps, self.fit_learning_rate, epsilon=self.fit_epsilon)
+        fitted = search.fitted(moved)
         if isinstance(losses, FakeTensor):
             return fitted  # without numbers
         finite = losses.isfinite()
