@@ -99,7 +99,7 @@ def test_all_figures_and_tables_are_there(report):
     assert {
         "Results, ranked by mean Dice",
         "Cases and flags",
-        "Dice by label",
+        "Dice by label, higher is better",
         "Costs, as means over the trainings",
     } <= regions
     assert {
@@ -124,7 +124,7 @@ def test_the_budget_stands_beside_every_figure(report):
 def test_other_files_of_the_same_numbers(report):
     page, folder = report
     names = {file.name for file in (folder / "report").iterdir()}
-    files = {"index.html", "report.md", "tables.tex", "results.csv", "challenger.csv"}
+    files = {"index.html", "report.md", "tables.tex", "paper.tex", "results.csv", "challenger.csv"}
     assert names == {*files, "figures", "index.html.made-of.json"}
     interval = re.search(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", page.text).group()
     assert interval in (folder / "report" / "report.md").read_text()
@@ -295,7 +295,7 @@ def test_accepted_unequal_runs_are_shown_as_such(tmp_path):
         "with plans ffff0000 instead of ab12cd34, epochs 10 instead of 20 (Dataset001_Made, 3d_fullres)"
     )
     assert banner in page.text
-    assert page.text.index("Not a fair comparison") < page.text.index("Overview")
+    assert page.text.index("Not a fair comparison") < page.text.index("Leader")
     assert "unequal: plans, epochs; differs in: optimizer" in page.text, "beside the name in the table"
 
 
@@ -398,11 +398,12 @@ def test_several_comparisons(tmp_path):
     page = build(tmp_path, make_record(algorithms=3, datasets=5, labels=1, cases=3, folds=1, epochs=2))
     names = [a["id"] for a in page.all("figure") if "plot" in a.get("class", "")]
     assert "all-3d-fullres-cross-validation" in names, "critical differences across five datasets"
-    matrix = [a for a in page.all("div") if a.get("aria-label", "").startswith("Mean Dice; ▲ ahead of and ▼ behind")]
+    matrix = [a for a in page.all("div") if a.get("aria-label", "").startswith("Mean Dice ↑, 3d_fullres")]
     assert len(matrix) == 1
-    assert [a["href"] for a in page.all("a")] == [
-        f"#{a['id']}" for a in page.all("h2") if a["id"].startswith("dataset")
-    ]
+    assert "▲ ahead of and ▼ behind the baseline" in page.text
+    links = [a["href"] for a in page.all("a") if a["href"].startswith("#dataset")]
+    chapters = [f"#{a['id']}" for a in page.all("h2") if a["id"].startswith("dataset")]
+    assert links == chapters * 2, "in the navigation, and in the rows of the matrix"
 
 
 def test_training_curves_stand_there_once_for_two_splits(tmp_path):
@@ -722,7 +723,7 @@ def column(page, number):
 
 
 def values(texts):
-    return [float(text.replace(MINUS, "-")) for text in texts if text != DASH]
+    return [float(text.split()[0].replace(MINUS, "-")) for text in texts if text != DASH]
 
 
 def test_browser_sorts_by_number(opened):

@@ -18,8 +18,9 @@ from nnunet_plugins.benchmark.protocol import BenchmarkError
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.spacing import spacing_elsewhere
 from nnunet_plugins.report.analysis import analyse
+from nnunet_plugins.report.latex import write_latex
 from nnunet_plugins.report.record import Record, read_record
-from nnunet_plugins.report.writing import write_challenger, write_csv, write_latex, write_markdown
+from nnunet_plugins.report.writing import write_challenger, write_csv, write_markdown
 
 PACKAGE = ROOT / "nnunet_plugins"
 
