@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import hashlib
-import html.parser
 import io
 import itertools
 import re
@@ -19,6 +18,7 @@ import pytest
 import SimpleITK as sitk
 from matplotlib import rc_context
 from matplotlib.image import imread
+from report_pages import Page, build
 from report_records import make_record
 
 from nnunet_plugins.report.build import build_report
@@ -32,52 +32,8 @@ from nnunet_plugins.report.words import DASH
 
 BASELINE = "nnUNetTrainer"
 MINUS = "\N{MINUS SIGN}"
-VOID = {"meta", "br", "wbr", "img", "link", "input", "hr"}
 SVG = "{http://www.w3.org/2000/svg}"
 SMALL = {"cases": 7, "folds": 2, "epochs": 3}
-
-
-class Page(html.parser.HTMLParser):
-    """What a page holds; fails on tags that do not fit each other."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"script", "style"} & set(self.open):
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join("".join(self.texts).split())
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def ids(self):
-        return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
-
-
-def build(folder, record):
-    record.write(folder / "record")
-    file = build_report(folder)
-    assert file == folder / "report" / "index.html"
-    return Page(file.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -660,22 +616,6 @@ def test_pictures_in_the_page(tmp_path):
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as engine:
-        candidates = [
-            engine.chromium.executable_path,
-            *map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
-        ]
-        found = next((path for path in candidates if path and Path(path).exists()), None)
-        if found is None:
-            pytest.skip("no Chromium is installed")
-        chromium = engine.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -75,5 +75,5 @@ def _splits(comparison: Comparison) -> str:
     if len(numbers) == 1:
         return f"fold {held_out.index[0]} alone, {count(held_out.iloc[0], 'case')} held out"
     same = len(set(numbers)) == 1
-    each = f"{numbers[0]} cases held out in each" if same else f"{', '.join(numbers)} cases held out"
+    each = f"{count(held_out.iloc[0], 'case')} held out in each" if same else f"{', '.join(numbers)} cases held out"
     return f"{count(len(numbers), 'fold')}, {each}"

@@ -54,8 +54,8 @@ class Lead:
     @property
     def interval(self) -> list[str]:
         """The bounds of the difference; none, if it has no interval."""
-        bounds = [self.row.get("ci_low"), self.row.get("ci_high")]
-        return [] if pd.isna(bounds).any() else [show_number(bound, 3) for bound in bounds]
+        low, high = (self.row.get(name, float("nan")) for name in ("ci_low", "ci_high"))
+        return [] if pd.isna(low) else [show_number(low, 3), show_number(high, 3)]
 
     @property
     def probability(self) -> str:
@@ -166,7 +166,7 @@ def make_matrix(analysis: Analysis, keys: Sequence[str], looks: Mapping[str, Sty
     )
     means = pd.DataFrame({n: comparison.board["Dice"] for n, comparison in enumerate(found)}).reindex(list(names))
     ranked = pd.DataFrame({n: means.index.isin(comparison.ranked) for n, comparison in enumerate(found)}, means.index)
-    best = {name: [] for name in names}
+    best: dict[str, list[int]] = {name: [] for name in names}
     rows = []
     for number, comparison in enumerate(found):
         for place in find_best(means[number].where(ranked[number]), "Dice"):

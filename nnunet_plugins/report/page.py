@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,7 +32,7 @@ OPEN_ROWS = 15
 """Longer tables are folded up at first."""
 OPEN_CHAPTERS = 3
 """With more comparisons than these, they are folded up, and made by the browser when they are opened."""
-PROMPT = 4000
+PROMPT = 3000
 """With more marks than these in all figures together, a figure is drawn when the reader comes near it."""
 
 _UNSAID = {"title": "Benchmark", "budget": "", "created": "", "hardware": [], "ensembles": [], "complete": True}
@@ -98,7 +99,7 @@ def make_page(analysis: Analysis, panels: Path) -> tuple[str, list[Figure]]:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "moment": _moment}
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     page = environment.get_template("page.html.j2").render(
         about={**_UNSAID, **record.about},
@@ -132,6 +133,11 @@ def _breakable(name: str) -> "Markup":
     from markupsafe import Markup
 
     return Markup("<wbr>").join(split_name(name))
+
+
+def _moment(text: str) -> str:
+    """Return a time as it is read well; anything else as it is."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)[\d:.]*\+00:00$", r"\1, \2 UTC", text)
 
 
 def _chapter(
