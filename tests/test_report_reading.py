@@ -250,7 +250,7 @@ def test_a_dataset_is_described_from_what_preprocessing_has_left(tmp_path):
 
 
 def test_methods_name_test_adjustment_resamples_and_seed():
-    record = make_record(algorithms=3, cases=12, folds=2, epochs=4)
+    record = make_record(algorithms=2, cases=7, folds=2, epochs=4)
     text = " ".join(describe_methods(analyse(record)))
     for words in ("Wilcoxon signed-rank test", "after Holm", "10000 resamples of the cases, seed 0", "4 epochs x 50"):
         assert words in text
@@ -259,7 +259,7 @@ def test_methods_name_test_adjustment_resamples_and_seed():
     assert cited[0].startswith("Isensee et al. 2021")
     assert any("Fabric Image Representation" in line for line in cited)
     assert not any("Demšar" in line for line in cited)
-    repeated = " ".join(describe_methods(analyse(make_record(algorithms=2, cases=12, folds=2, epochs=1, repeats=2))))
+    repeated = " ".join(describe_methods(analyse(make_record(algorithms=2, cases=7, folds=2, epochs=1, repeats=2))))
     assert "t test" in repeated
     assert "Wilcoxon" not in repeated
     few = make_record(algorithms=2, cases=3, folds=1, epochs=1)
@@ -326,9 +326,9 @@ def test_a_packed_table_is_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "PACKED", 100)
     build(tmp_path, make_record(algorithms=2, cases=3, labels=1, folds=1, epochs=1))
     file = tmp_path / "report" / "challenger.csv.gz"
-    assert not any("challenger" in line for line in verify_report(tmp_path, {}).contradictions)
     file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()).replace(b"case_000", b"case_00x"), mtime=0))
-    assert any("challenger.csv.gz, line 2" in line for line in verify_report(tmp_path, {}).contradictions)
+    found = [line for line in verify_report(tmp_path, {}).contradictions if line.startswith("report/chall")]
+    assert found[-1] == "report/challenger.csv.gz, line 2, is not what the record makes"
 
 
 # Odd records
@@ -337,14 +337,14 @@ def test_a_packed_table_is_verified(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        {"algorithms": 3, "cases": 6, "labels": 120},
-        {"algorithms": 2, "cases": 5000, "labels": 1},
+        {"algorithms": 1, "cases": 2, "labels": 1, "datasets": 20},
+        {"algorithms": 2, "cases": 3, "labels": 120},
         {"algorithms": 2, "cases": 3, "labels": 1, "both_empty": 3},
         {"algorithms": 1, "cases": 1},
     ],
-    ids=["120 labels", "5000 cases", "nothing in the truth", "one of each"],
+    ids=["20 datasets", "120 labels", "nothing in the truth", "one of each"],
 )
 def test_odd_records_make_pages_of_a_size_that_browsers_bear(tmp_path, options):
     page = build(tmp_path, without_costs(make_record(**options, folds=1, epochs=1)))
     assert "How to cite and describe" in page.text
-    assert page.nodes < 15_000
+    assert page.nodes < 6000

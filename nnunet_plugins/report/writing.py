@@ -13,6 +13,7 @@ from nnunet_plugins.files import whole_file, write_text
 from nnunet_plugins.metrics.table import METRICS, to_csv, write_table
 from nnunet_plugins.report.analysis import Analysis
 from nnunet_plugins.report.caveats import caveats
+from nnunet_plugins.report.describing import describe_methods, list_references
 from nnunet_plugins.report.findings import summarise
 from nnunet_plugins.report.record import Record
 from nnunet_plugins.report.tables import (
@@ -89,6 +90,8 @@ def write_markdown(analysis: Analysis, path: Path) -> None:
     for title, result in analysis.across.items():
         section = show_across(result)
         parts += [f"## All datasets, {markdown(title)}", markdown(section.caption), markdown_table(section.table)]
+    if methods := describe_methods(analysis):
+        parts += ["## How to cite and describe", *map(markdown, methods), _bullets(list_references(analysis))]
     for equality in analysis.equality:
         parts += [f"## {markdown(f'Equality: {equality.place}')}", markdown(describe_equality(equality))]
         if equality.differences:
