@@ -167,3 +167,12 @@ def test_partial_datasets(tmp_path, monkeypatch):
     images = tmp_path / "Dataset115_SmallFLAIR" / "imagesTr"
     assert (images / "case_2_0000.nii.gz").resolve() == folder / "imagesTr" / "case_2_0001.nii.gz"
     assert len(list(images.iterdir())) == 5
+
+
+def test_an_export_is_compared_with_nnunets():
+    script = ROOT / "benchmarks" / "prediction.py"
+    options = ["export", "--labels", "3", "--shape", "9", "20", "18"]
+    said = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True).stdout
+    ours = next(line for line in said.splitlines() if line.startswith("| ours"))
+    assert ours.endswith("| 0 |")
+    assert re.search(r"seconds, stock / ours: [\d.]+\npeak memory, ours / stock: [\d.]+\n", said)

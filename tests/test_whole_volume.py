@@ -21,7 +21,9 @@ from torch.nn import functional
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.cli import main
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
-from nnunet_plugins.prediction.volumes import Request, load_predictor
+from nnunet_plugins.prediction import volumes
+from nnunet_plugins.prediction.request import Request
+from nnunet_plugins.prediction.volumes import load_predictor
 from nnunet_plugins.submission.sources import Choice, find_model
 from nnunet_plugins.testing import training
 
@@ -368,6 +370,50 @@ def test_without_options_it_is_nnunets_prediction(root, images, expected, tmp_pa
         assert json.loads((tmp_path / name).read_text()) == json.loads((expected / name).read_text())
 
 
+def test_labels_without_probabilities_are_nnunets(root, images, expected, tmp_path, capsys):
+    """They are found in slabs, and no probabilities of the whole image are made; nnU-Net's command is asked as well."""
+    assert predict(images, tmp_path, "-f", "0", "1", "--verify", "2") == 0
+    for case in ("patch", "odd", "small"):
+        assert (tmp_path / f"{case}.nii.gz").read_bytes() == (expected / f"{case}.nii.gz").read_bytes()
+    said = capsys.readouterr().out
+    assert said.count("the same labels as nnU-Net's, in every voxel") == 2
+
+
+def test_labels_that_are_not_nnunets_are_told(root, images, tmp_path, capsys, monkeypatch):
+    found = volumes.find_labels
+
+    def wrong(*arguments):
+        labels = found(*arguments)
+        labels[0, 0, :3] += 1
+        return labels
+
+    monkeypatch.setattr(volumes, "find_labels", wrong)
+    assert predict(images, tmp_path, "-f", "0", "--verify", "1") == 1
+    said = capsys.readouterr()
+    assert "odd: DIFFERENT from nnU-Net's in 3 of 9075 voxels" in said.out
+    assert "failed, see above: odd" in said.err
+
+
+def test_other_resampling_is_left_to_nnunet(root, images, tmp_path):
+    """A plan whose logits are resampled by another function of nnU-Net's, with finer images than the plan's."""
+    models = root / "nnUNet_results" / DATASET
+    folder = models / "nnUNetTrainerSmall__other__cube"
+    shutil.copytree(models / "nnUNetTrainerSmall__plans__cube", folder)
+    plans = json.loads((folder / "plans.json").read_text())
+    (chosen,) = plans["configurations"].values()
+    chosen |= {"resampling_fn_probabilities": "resample_torch_fornnunet", "spacing": [1.4, 1.4, 1.4]}
+    chosen["resampling_fn_probabilities_kwargs"] = {"is_seg": False, "force_separate_z": False, "num_threads": 1}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    stock = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    stock.initialize_from_trained_model_folder(str(folder), (0,))
+    (tmp_path / "stock").mkdir()
+    stock.predict_from_files_sequential(str(images), str(tmp_path / "stock"))
+    assert predict(images, tmp_path / "ours", "-f", "0", "-p", "other", trainer="nnUNetTrainerSmall", kind="cube") == 0
+    for case in ("patch", "odd", "small"):
+        names = [tmp_path / way / f"{case}.nii.gz" for way in ("ours", "stock")]
+        assert names[0].read_bytes() == names[1].read_bytes()
+
+
 def test_whole_volume(root, images, expected, tmp_path, capsys):
     """The files are nnU-Net's; where one window holds the image, so are the numbers, but for half precision."""
     assert predict(images, tmp_path, *ALL, "--whole-volume") == 0
@@ -504,6 +550,11 @@ def test_plans_that_are_not_those_of_the_training_are_refused(root, images, tmp_
     [
         (("--memory", 1), "--memory is for --whole-volume auto"),
         (("-step_size", 1.5), "-step_size 1.5 leaves gaps"),
+        (
+            ("--verify", 1, "--whole-volume"),
+            "--verify compares with nnU-Net's own command, which cannot do what --whole",
+        ),
+        (("--verify", 1, "--spacing-factor", 1), "--verify cannot be used with --spacing-factor"),
         (("--spacing-factor", 1, "--disable_tta"), "--disable_tta cannot be used with --spacing-factor"),
         (("-f", 0, 3), "has no checkpoint_final.pth in fold 3; folds that have one: 0, 1"),
     ],

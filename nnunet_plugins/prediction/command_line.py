@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import WHOLE_VOLUME, positive
+from nnunet_plugins.arguments import WHOLE_VOLUME, positive, whole
 from nnunet_plugins.errors import InputError
 
 DESCRIPTION = (
@@ -102,6 +102,13 @@ def add_command(commands: Any) -> None:
         help="predictions of the first stage, for the second one of a cascade",
     )
     command.add_argument(
+        "--verify",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="predict the first N cases with nnU-Net's own command as well, and compare all voxels; in tiles alone",
+    )
+    command.add_argument(
         "--run-code-in-checkpoint",
         action="store_true",
         help="read checkpoints that hold more than tensors, numbers and text, and plans with foreign networks; only "
@@ -133,6 +140,9 @@ def _require_fitting_options(arguments: argparse.Namespace) -> None:
         raise InputError("--memory is for --whole-volume auto")
     if arguments.step and arguments.step > 1:
         raise InputError(f"-step_size {arguments.step:g} leaves gaps between tiles; it is 1 at the most")
+    others = ("--whole-volume", arguments.whole_volume), ("--cross-validation", arguments.cross_validation)
+    if arguments.verify and (other := next((name for name, value in others if value), None)):
+        raise InputError(f"--verify compares with nnU-Net's own command, which cannot do what {other} does")
     if arguments.spacing_factor:
         options = {
             "-step_size": arguments.step,
@@ -140,6 +150,7 @@ def _require_fitting_options(arguments: argparse.Namespace) -> None:
             "--save_probabilities": arguments.save_probabilities,
             "-prev_stage_predictions": arguments.previous,
             "--cross-validation": arguments.cross_validation,
+            "--verify": arguments.verify,
         }
         if given := [name for name, value in options.items() if value]:
             raise InputError(f"{given[0]} cannot be used with --spacing-factor, which decodes labels place by place")
@@ -162,7 +173,8 @@ def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
 
 
 def _predict_volumes(arguments: argparse.Namespace, device: Any) -> list[str]:
-    from nnunet_plugins.prediction.volumes import Request, cross_validate, predict_volumes
+    from nnunet_plugins.prediction.request import Request
+    from nnunet_plugins.prediction.volumes import cross_validate, predict_volumes
     from nnunet_plugins.submission.sources import Choice, find_model
 
     source = find_model(
@@ -180,6 +192,7 @@ def _predict_volumes(arguments: argparse.Namespace, device: Any) -> list[str]:
         probabilities=arguments.save_probabilities,
         previous=arguments.previous,
         keep_finished=arguments.continue_prediction,
+        verified=arguments.verify,
     )
     if arguments.cross_validation:
         return cross_validate(source, request, device, arguments.output, _log)

@@ -10,7 +10,7 @@ import io
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.planning.splits import read_splits
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
+from nnunet_plugins.prediction.export import find_labels, make_quick
+from nnunet_plugins.prediction.request import Request
+from nnunet_plugins.prediction.verification import compare_with_nnunet
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
 from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
@@ -42,29 +45,6 @@ from nnunet_plugins.submission.sources import Source
 
 _OF_THE_NETWORK = ("patch_size", "architecture")
 """Parts of a plan that make another network; resampling, say, may be another one than in the training."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """How to predict.
-
-    Attributes:
-        whole_volume: one of `arguments.WHOLE_VOLUME`; None for tiles.
-        most_bytes: that a pass may take, for "auto".
-        mirroring: average over mirrored images, along the axes that the training allows.
-        step: of the tiles, as a fraction of the patch.
-        probabilities: save them, as nnU-Net does.
-        previous: folder with the predictions of a cascade's first stage.
-        keep_finished: leave out cases whose prediction is there.
-    """
-
-    whole_volume: str | None = None
-    most_bytes: int | None = None
-    mirroring: bool = True
-    step: float = 0.5
-    probabilities: bool = False
-    previous: Path | None = None
-    keep_finished: bool = False
 
 
 def load_predictor(source: Source, request: Request, device: torch.device) -> nnUNetPredictor:
@@ -101,13 +81,14 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
             source.choice.trainer,
             checkpoints[0].get("inference_allowed_mirroring_axes"),
         )
+    make_quick(predictor)
     return predictor
 
 
 def predict_volumes(
     source: Source, request: Request, device: torch.device, inputs: Path, outputs: Path, log: Log
 ) -> list[str]:
-    """Predict all images in a folder; returns the cases of which that was not possible.
+    """Predict all images in a folder; returns the cases of which that was not possible, or not as nnU-Net does it.
 
     Args:
         source: the trained configuration.
@@ -132,7 +113,9 @@ def predict_volumes(
         raise InputError(f"-prev_stage_predictions: {wrong}")
     predictor = load_predictor(source, request, device)
     cases = cases_in(source, inputs, outputs, log)
-    return _predict_cases(source, request, predictor, cases, outputs, log)
+    failed = _predict_cases(source, request, predictor, cases, outputs, log)
+    sample = [case for case in cases if case.name not in failed][: request.verified]
+    return [*failed, *(compare_with_nnunet(source, request, device, sample, log) if sample else [])]
 
 
 def cross_validate(source: Source, request: Request, device: torch.device, outputs: Path, log: Log) -> list[str]:
@@ -214,11 +197,16 @@ def _predict(
         patch = predictor.configuration_manager.patch_size
         for larger in larger_cases({"": size}, patch).values():
             log(f"  WARNING: the image has {larger} voxels, more than the {format_size(patch)} that are seen whole")
-    logits = predictor.predict_logits_from_preprocessed_data(data).numpy()
+    logits = predictor.predict_logits_from_preprocessed_data(data)
     with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=label_map.parent) as temporary:
-        export_prediction_from_logits(
-            logits, properties, plan[1], plan[0], plan[2], str(Path(temporary, truncated)), request.probabilities
-        )
+        if request.probabilities:
+            export_prediction_from_logits(
+                logits.numpy(), properties, plan[1], plan[0], plan[2], str(Path(temporary, truncated)), True
+            )
+        else:
+            reader.write_seg(
+                find_labels(predictor, logits, properties), str(Path(temporary, label_map.name)), properties
+            )
         # The label map last: where it is, all is.
         for file in (*others, label_map):
             with whole_file(file) as part:

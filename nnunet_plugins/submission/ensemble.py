@@ -31,6 +31,7 @@ from nnunet_plugins.planning.dataset import largest_label
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import find_trainer, needs_whole_images
+from nnunet_plugins.prediction.export import find_labels, make_quick
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
 from nnunet_plugins.submission.settings import FILE, OUTPUT_TYPES, Member, Settings, fitting_type
@@ -58,6 +59,7 @@ class Network:
             self.predictor.initialize_from_trained_model_folder(
                 str(models / member.folder), member.folds, member.checkpoint
             )
+        make_quick(self.predictor)
         self.weights = self.predictor.list_of_parameters
         self.needs_whole_images = needs_whole_images(find_trainer(self.predictor.trainer_name))
         self.previous = Network(member.previous, models, device, whole_volume) if member.previous else None
@@ -88,10 +90,11 @@ class Network:
             log(f"  {self.predictor.describe(data.shape[1:])}")
         del data
         p = self.predictor
-        result = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits.numpy(), p.plans_manager, p.configuration_manager, p.label_manager, properties, probabilities
-        )
-        return result[1] if probabilities else result
+        if not probabilities:
+            return find_labels(p, logits, properties)
+        plan = (p.plans_manager, p.configuration_manager, p.label_manager)
+        _, found = convert_predicted_logits_to_segmentation_with_correct_shape(logits.numpy(), *plan, properties, True)
+        return found
 
     def _preprocess(
         self, image: NDArray[Any], properties: dict[str, Any], before: NDArray[Any] | None

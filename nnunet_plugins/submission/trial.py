@@ -24,6 +24,7 @@ from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.reading import keeps_geometry, read_header
 from nnunet_plugins.images.writing import convert_image, read_labels
+from nnunet_plugins.program import run_quietly, tail
 from nnunet_plugins.submission.cases import Case, find_cases
 from nnunet_plugins.submission.settings import TRAINERS, Member, Settings
 from nnunet_plugins.submission.wheels import OWN, REQUIREMENTS
@@ -70,19 +71,19 @@ class Trial:
         """Install what is shipped, and nothing else, into an environment of its own."""
         wanted = ".".join(self.manifest["python"].split(".")[:2])
         interpreter = _interpreter(wanted)
-        _run([interpreter, "-m", "venv", str(self.python.parents[1])], "no environment could be made")
+        run_quietly([interpreter, "-m", "venv", str(self.python.parents[1])], "no environment could be made")
         install = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         install += ["--no-index", "--find-links", str(self.folder / "wheels")]
         if self.manifest["with_wheels"]:
             requirements = self.folder / REQUIREMENTS
-            _run([*install, "--require-hashes", "-r", str(requirements)], "the wheels do not install")
-            _run([str(self.python), "-m", "pip", "check"], "a package is missing")
+            run_quietly([*install, "--require-hashes", "-r", str(requirements)], "the wheels do not install")
+            run_quietly([str(self.python), "-m", "pip", "check"], "a package is missing")
             number = len(requirements.read_text().splitlines())
             yield ok(f"Python {wanted} and the {number} shipped wheels, nothing missing")
             return
         shipped = sorted((self.folder / "wheels").glob("*.whl"))  # our own, and those that networks come from
         names = [OWN, *sorted({parse_wheel_filename(wheel.name)[0] for wheel in shipped} - {OWN})]
-        _run([*install, *map(str, shipped)], "the shipped wheels do not install")
+        run_quietly([*install, *map(str, shipped)], "the shipped wheels do not install")
         site = next((self.python.parents[1] / "lib").glob("python*/site-packages"))
         # A line that is a path only adds it to the end of the search: the startup files there are not read. Packages of
         # this environment may lie in others' folders, those of the system or of the user.
@@ -150,7 +151,7 @@ class Trial:
         command += ["--model", str(self.folder / "model"), "--device", "cpu", *unhurried]
         isolated = _isolation(self.python, self.folder)
         print(f"Segmenting {len(list(inputs.iterdir()))} inputs ...", file=sys.stderr, flush=True)
-        output = _run(
+        output = run_quietly(
             [*isolated.prefix, *command],
             "it failed",
             env=environment,
@@ -159,7 +160,7 @@ class Trial:
             group=isolated.user,
             extra_groups=[] if isolated.user else None,
         )
-        yield ok(f"it ran {isolated.what}, without nnU-Net's variables; its log ends:\n{_tail(output, 3)}")
+        yield ok(f"it ran {isolated.what}, without nnU-Net's variables; its log ends:\n{tail(output, 3)}")
 
     def _expect(self, given: Path) -> Path:
         """Segment the same cases with nnU-Net's own commands; returns the folder."""
@@ -217,28 +218,8 @@ class Trial:
     def _nnunet(self, command: str, *options: object, **variables: str) -> None:
         own = [str(path) for path in (self.folder / "model" / TRAINERS).glob("*")]
         variables = {**os.environ, "nnUNet_compile": "0", VARIABLE: os.pathsep.join([*own, with_ours()]), **variables}
-        _run([str(Path(sys.executable).parent / command), *map(str, options)], f"{command} failed", env=variables)
-
-
-def _run(command: Sequence[str], what: str, **options: Any) -> str:
-    """Run a command and return its output.
-
-    Raises:
-        InputError: with `what` and the end of the output, if it fails.
-    """
-    result = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-        **options,
-    )
-    if result.returncode:
-        raise InputError(f"{what} (exit code {result.returncode}):\n{_tail(result.stdout)}")
-    return result.stdout
+        run = [str(Path(sys.executable).parent / command), *map(str, options)]
+        run_quietly(run, f"{command} failed", env=variables)
 
 
 @dataclass(frozen=True)
@@ -338,7 +319,3 @@ def _compare(case: Case, expected: Path, settings: Settings) -> Iterator[Finding
             yield problem(f"{case.name}: {what} {found} instead of the image's {wanted}", "report this bug")
     if ours.dtype.name != output_type:
         yield problem(f"{case.name}: its voxels are {ours.dtype.name}, not {output_type}", "report this bug")
-
-
-def _tail(text: str, lines: int = 20) -> str:
-    return "\n".join(f"       {line}" for line in text.strip().splitlines()[-lines:])
