@@ -11,10 +11,8 @@ from nnunet_plugins.report.cells import Table, make_table
 from nnunet_plugins.report.drawing import Style
 from nnunet_plugins.report.statistics import CASES, LEVEL, CriticalDifference
 from nnunet_plugins.report.tables import TOGETHER, Section, find_best
-from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT
-from nnunet_plugins.report.words import DASH, count, describe_p, show_number, show_probability, show_signed
-
-_SIGNS = {AHEAD: "▲", BEHIND: "▼", EQUIVALENT: "≈"}
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND
+from nnunet_plugins.report.words import DASH, SIGNS, count, describe_p, show_number, show_probability, show_signed
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ def make_matrix(analysis: Analysis, keys: Sequence[str], looks: Mapping[str, Sty
             best[means.index[place]].append(number)
         verdicts = comparison.paired["Dice"]["verdict"]
         lead = find_lead(comparison) if comparison.ranked else Lead(DASH, "", {})
-        signs = {name: _SIGNS.get(verdicts.get(name, ""), "") for name in names}
+        signs = {name: SIGNS.get(verdicts.get(name, ""), "") for name in names}
         rows.append(
             {
                 "Dataset": comparison.dataset if alike else comparison.title,

@@ -11,13 +11,11 @@ from nnunet_plugins.report import figures
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import Style, styles
 from nnunet_plugins.report.statistics import DRAWS, CriticalDifference
-from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT
-from nnunet_plugins.report.words import describe_p
+from nnunet_plugins.report.words import SIGNS, describe_p
 
 MATRIX = 14
 """With more algorithms than these, there is no figure of all pairs, only their table."""
 
-_SIGNS = {AHEAD: "▲", BEHIND: "▼", EQUIVALENT: "≈"}
 _MIRROR = {"▲": "▼", "▼": "▲"}
 
 
@@ -140,7 +138,7 @@ def _pair_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) 
     def square(values: "pd.Series[Any]") -> pd.DataFrame:
         return values.unstack().reindex(index=ranked, columns=ranked)
 
-    better, signs = square(pairs["better"].astype(float)), pairs["verdict"].map(_SIGNS).fillna("")
+    better, signs = square(pairs["better"].astype(float)), pairs["verdict"].map(SIGNS).fillna("")
     mirrored = square(signs.replace(_MIRROR)).T
     svg = figures.pair_matrix(
         better.fillna(1 - better.T),

@@ -21,6 +21,8 @@ VERDICTS = {
     "too few": "too few cases to test",
 }
 """What is written for the verdicts of `verdicts.py`."""
+SIGNS = {"ahead": "▲", "behind": "▼", "equivalent": "≈"}
+"""What stands for those that are clear."""
 DASH = "–"  # noqa: RUF001 - a dash
 """Stands for what is missing."""
 NOWHERE = "not in the truth"
