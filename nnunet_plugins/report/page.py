@@ -137,7 +137,7 @@ def _breakable(name: str) -> "Markup":
 
 def _moment(text: str) -> str:
     """Return a time as it is read well; anything else as it is."""
-    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)[\d:.]*\+00:00$", r"\1, \2 UTC", text)
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)[\d:.]*\+00:?00$", r"\1, \2 UTC", text)
 
 
 def _chapter(
