@@ -20,6 +20,7 @@ from nnunet_plugins.merging import command_line as merging
 from nnunet_plugins.metrics import command_line as metrics
 from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.prediction import command_line as prediction
+from nnunet_plugins.preparation import command_line as preparation
 from nnunet_plugins.registry import BACKBONES, MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, path_of
 from nnunet_plugins.submission import command_line as submission
@@ -177,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
     planning.add_commands(commands)
     merging.add_commands(commands)
     fixed_size.add_command(commands)
+    preparation.add_command(commands)
 
     command = commands.add_parser(
         "warm-start",

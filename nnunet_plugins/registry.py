@@ -381,6 +381,28 @@ MODIFIERS: tuple[Modifier, ...] = (
     ),
     Modifier("FocalLoss", "loss", "focal loss (gamma 2) alone", f"{_TRAINERS}.losses.FocalLossTrainer"),
     Modifier(
+        "WeightedCELoss",
+        "loss",
+        "cross-entropy alone, each class weighted inversely to its frequency in the training cases",
+        f"{_TRAINERS}.class_weights.WeightedCELossTrainer",
+        unsupported=("regions",),
+    ),
+    Modifier(
+        "<N>percentCELoss",
+        "loss",
+        "N % cross-entropy and the rest soft Dice, N from 1 to 99; 50 is nnU-Net's own loss",
+        f"{_TRAINERS}.losses.PercentCELossTrainer",
+        scales=MappingProxyType({"cross_entropy_percent": 1}),
+        most=99,
+    ),
+    *(
+        Modifier(name, "loss", summary, f"{_TRAINERS}.losses.{name}Trainer", unsupported=("regions",))
+        for name, summary in (
+            ("TopKLoss", "cross-entropy of the 10 % of the voxels where it is largest, alone"),
+            ("DiceTopKLoss", "soft Dice, and cross-entropy of the 10 % of the voxels where it is largest"),
+        )
+    ),
+    Modifier(
         "Adam",
         "optimizer",
         "nnU-Net's AdamW in place of SGD",

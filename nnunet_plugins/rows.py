@@ -89,6 +89,7 @@ class Modifier:
         scales: for numbers, trainer attribute to factor: the attribute becomes max(1, round(factor * N)).
         unsupported: what it cannot handle, among "regions" and "an ignore label", of labels, and "networks that are
             fitted to every image".
+        most: the largest number, if there is one.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Modifier:
     piece: str | None = None
     scales: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     unsupported: tuple[str, ...] = ()
+    most: int | None = None
 
 
 def locate(path: str | Callable[..., Any]) -> Any:

@@ -148,6 +148,20 @@ def test_for_the_same_memory_each_network_has_plans_of_its_own():
     assert protocol().runs()[0].plans == "nnUNetPlans"
 
 
+def test_another_normalisation_is_the_baseline_on_plans_of_its_own():
+    question = protocol(
+        trainers=("nnUNetTrainer_5epochs", "nnUNetTrainerFIRENet_5epochs"), normalisations=("CTNormalization",)
+    )
+    runs = question.runs()
+    assert [(run.trainer, run.plans, run.role) for run in runs[:2]] == [
+        ("nnUNetTrainer_5epochs", "nnUNetPlans", "baseline"),
+        ("nnUNetTrainerFIRENet_5epochs", "nnUNetPlans", "method"),
+    ]
+    (other,) = runs[2:]
+    assert (other.trainer, other.plans) == ("nnUNetTrainer_5epochs", "nnUNetPlans_CT")
+    assert (other.role, other.algorithm) == ("own plan", "U-Net (CT)")
+
+
 def test_names_show_modifiers_only_where_they_differ():
     assert short_names(["nnUNetTrainer_9epochs", "nnUNetTrainerFIRENet_9epochs"]) == {
         "nnUNetTrainer_9epochs": "U-Net",
@@ -183,6 +197,29 @@ def test_every_need_stands_before_its_task(folders):
     trainings = [task for task in tasks if task.training]
     assert len(trainings) == 3 * 2
     assert all(task.slot == "train" and {"--npz", "--c"} <= set(task.command) for task in trainings)
+
+
+def test_plans_with_another_normalisation_are_made_and_preprocessed_after_those_they_are_made_of(folders):
+    """Also where nnU-Net's own have to be planned first; what is made is known by what it says."""
+    question = protocol(normalisations=("CTNormalization",))
+    first, make, preprocess, *_ = training_tasks(question, folders)
+    assert first.command[0] == "nnUNetv2_plan_and_preprocess"
+    wanted = ("plan", "-d", DATASET, "--normalisation", "CTNormalization", "--like", "nnUNetPlans")
+    assert make.command == ("nnunet-plugins", *wanted, "--name", "nnUNetPlans_CT")
+    assert preprocess.command[:5] == ("nnUNetv2_preprocess", "-d", "1", "-plans_name", "nnUNetPlans_CT")
+    assert (make.needs, preprocess.needs) == ((first.name,), (first.name, make.name))
+    folder = folders.preprocessed / DATASET
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {"normalization_schemes": ["ZScoreNormalization"], "data_identifier": "a", "use_mask_for_norm": [False]}
+    for name, changes, is_done in (
+        ("nnUNetPlans", {}, False),
+        ("nnUNetPlans_CT", {"data_identifier": "b"}, False),
+        ("nnUNetPlans_CT", {"data_identifier": "b", "normalization_schemes": ["CTNormalization"]}, True),
+        ("nnUNetPlans_CT", {"batch_size": 3, "normalization_schemes": ["CTNormalization"]}, False),
+    ):
+        content = {"plans_name": name, "configurations": {"3d_fullres": {**own, **changes}}}
+        (folder / f"{name}.json").write_text(json.dumps(content))
+        assert make.is_done(folders.ledger) is is_done
 
 
 def test_the_atlas_stands_beside_the_networks_and_needs_none(folders):
@@ -494,6 +531,15 @@ def test_a_baseline_on_its_own_plan_may_have_that_plan(folders):
     changed = {"hashes": {"plans": "own", "data": "own"}, "recipe": {"batch size": 4}}
     proof = prove(folders, protocol(presets=("resenc-m",)), {"U-Net (ResEnc M)": changed})
     assert {one["what"] for one in proof["differences"]} == {"plans", "data", "batch size"}
+    assert equality.refused(proof) == []
+
+
+def test_another_normalisation_is_flagged_and_may_stand_beside(folders):
+    changed = {"hashes": {"plans": "own", "data": "own"}, "recipe": {"normalisation": "['CTNormalization']"}}
+    proof = prove(folders, protocol(normalisations=("CTNormalization",)), {"U-Net (CT)": changed})
+    assert {one["what"] for one in proof["differences"]} == {"plans", "data", "normalisation"}
+    (found,) = [one for one in proof["differences"] if one["what"] == "normalisation"]
+    assert (found["algorithm"], found["value"], found["baseline"]) == ("U-Net (CT)", "['CTNormalization']", "none")
     assert equality.refused(proof) == []
 
 
@@ -859,6 +905,8 @@ def test_both_starts_are_in_one_figure(folders):
         (["-tr", "nnUNetTrainerNoSuch"], "nnUNetTrainerNoSuch"),
         (["-p", "myPlans"], "myPlans.json is missing"),
         (["-f", "7"], "fold 7 does not exist"),
+        (["--normalisation", "clahe"], "--normalisation clahe: nnU-Net has CTNormalization, NoNormalization"),
+        (["--normalisation", "CT", "--gpu-memory", "8"], "leave out one of them"),
         (["--device", "cuda", "--gpus", "64"], "64 GPUs are asked for"),
         (
             ["-tr", "nnUNetTrainer_Pretrained"],

@@ -43,7 +43,7 @@ def shorten(code: str) -> str:
         if command == "nnUNetv2_plan_and_preprocess":
             copy = "cp $SMALL_PLANS $nnUNet_preprocessed/Dataset004_Hippocampus"
             # Of others, whose cases are as those.
-            for other in ("Dataset900_Bones", "Dataset101_Knee", "Dataset301_KneeFixed"):
+            for other in ("Dataset900_Bones", "Dataset101_Knee", "Dataset301_KneeFixed", "Dataset104_HippocampusCLAHE"):
                 if f"-d {other[7:10]}" in line:
                     folder = f"$nnUNet_preprocessed/{other}"
                     fingerprint = "$nnUNet_preprocessed/Dataset004_Hippocampus/dataset_fingerprint.json"

@@ -493,6 +493,7 @@ FULL = """
 import resource
 import sys
 
+sys.dont_write_bytecode = True  # or what Python compiles is cut off as well, and stays so
 from nnunet_plugins.cli import main
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # as a full disk

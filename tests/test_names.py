@@ -42,7 +42,16 @@ def test_valid_names(name, found):
     [
         ("nnUNetTrainerFIRNet", "no backbone is called 'nnUNetTrainerFIRNet'", "nnUNetTrainerFIRENet"),
         ("nnUNetTrainerFIRENet_20epoch", "no modifier is called '_20epoch'", "nnUNetTrainerFIRENet_20epochs"),
-        ("nnUNetTrainerFIRENet_0epochs", "no modifier is called '_0epochs'", "nnUNetTrainerFIRENet"),
+        (
+            "nnUNetTrainerFIRENet_0epochs",
+            "the number in '_0epochs' has to be 1 or more",
+            "nnUNetTrainerFIRENet_1epochs",
+        ),
+        ("nnUNetTrainer_0percentCELoss", "has to be from 1 to 99", "nnUNetTrainer_1percentCELoss"),
+        ("nnUNetTrainer_100percentCELoss", "has to be from 1 to 99", "nnUNetTrainer_99percentCELoss"),
+        ("nnUNetTrainer_030percentCELoss", "no modifier is called", "nnUNetTrainer_30percentCELoss"),
+        ("nnUNetTrainer_percentCELoss", "no modifier is called '_percentCELoss'", "nnUNetTrainer_CELoss"),
+        ("nnUNetTrainer_30percentCELoss_TopKLoss", "sets the loss a second time", "nnUNetTrainer_30percentCELoss"),
         ("nnUNetTrainerFIRENet_007epochs", "no modifier is called '_007epochs'", "nnUNetTrainerFIRENet_7epochs"),
         ("nnUNetTrainer_5epochs_7epochs", "'_7epochs' sets the epochs a second time", "nnUNetTrainer_5epochs"),
         ("nnUNetTrainer_CELoss_DiceLoss", "'_DiceLoss' sets the loss a second time", "nnUNetTrainer_CELoss"),
@@ -197,7 +206,8 @@ def test_losses(dataset):
 
 def test_losses_that_cannot_handle_the_labels_say_so(tmp_path, monkeypatch):
     ignoring = FakeDataset(tmp_path, monkeypatch, labels={"background": 0, "a": 1, "ignore": 2})
-    no_dice = "soft Dice alone, does not support datasets with an ignore label; use _CELoss or _FocalLoss, or"
+    able = "_CELoss or _FocalLoss or _WeightedCELoss or _<N>percentCELoss or _TopKLoss or _DiceTopKLoss"
+    no_dice = f"soft Dice alone, does not support datasets with an ignore label; use {able}, or"
     for name in ("nnUNetTrainer_DiceLoss", "nnUNetTrainerFIRENetPaper_DiceLoss", "nnUNetTrainerAFN4Paper_20epochs"):
         with pytest.raises(NotImplementedError, match=f"^{name}: its loss, {no_dice}"):
             ignoring.trainer(name)
@@ -206,9 +216,11 @@ def test_losses_that_cannot_handle_the_labels_say_so(tmp_path, monkeypatch):
     regions = FakeDataset(
         tmp_path, monkeypatch, labels={"background": 0, "all": [1, 2], "core": 2}, regions_class_order=[1, 2]
     )
-    no_cross_entropy = "cross-entropy alone, does not support datasets with regions; use _DiceLoss or _FocalLoss, or"
-    for name in ("nnUNetTrainer_CELoss", "nnUNetTrainerFIRENet_CELoss", "nnUNetTrainerFIRENetPaper"):
-        with pytest.raises(NotImplementedError, match=f"^{name}: its loss, {no_cross_entropy}"):
+    able = "_DiceLoss or _FocalLoss or _<N>percentCELoss"
+    no_cross_entropy = f"cross-entropy.*, does not support datasets with regions; use {able}, or"
+    others = [f"nnUNetTrainerFIRENetPaper_{loss}" for loss in ("WeightedCELoss", "TopKLoss", "DiceTopKLoss")]
+    for name in ("nnUNetTrainer_CELoss", "nnUNetTrainerFIRENet_CELoss", "nnUNetTrainerFIRENetPaper", *others):
+        with pytest.raises(NotImplementedError, match=f"^{name}: its loss, .*{no_cross_entropy}"):
             regions.trainer(name)
     assert isinstance(regions.trainer("nnUNetTrainerFIRENetPaper_FocalLoss")._build_loss(), FocalLoss)
     assert type(regions.trainer("nnUNetTrainerFIRENet")._build_loss()).__name__ == "DC_and_BCE_loss"

@@ -92,7 +92,13 @@ def test_nothing_that_may_be_good_is_trained_over(found, run):
 @pytest.fixture
 def fold(tmp_path: Path) -> Path:
     """The folder of a training that is done."""
-    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "validation/summary.json", "progress.png"):
+    for name in (
+        "checkpoint_final.pth",
+        "checkpoint_best.pth",
+        "class_weights.json",
+        "validation/summary.json",
+        "progress.png",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / fold_folder.RUN_FILE).write_text(json.dumps({"run": "first"}))

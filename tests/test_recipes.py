@@ -124,6 +124,20 @@ def test_a_loss_without_parts_is_described(describe):
     assert found["recipe"]["own method _build_loss"].startswith("LossTrainer ")
 
 
+def test_a_normalisation_is_told_where_it_is_not_the_planned_one(describe, tmp_path):
+    """So that recipes of trainings of before stay what they were."""
+    folder = tmp_path / "preprocessed" / DATASET
+    assert not {"normalisation", "preparation"} & describe("PlainTrainer")["recipe"].keys()
+    other = {**CONFIGURATION, "normalization_schemes": ["CTNormalization"]}
+    (folder / "tiny.json").write_text(json.dumps({**PLANS, "configurations": {"2d": other}}))
+    clahe = {"dataset": "Dataset001_A", "scheme": "clahe", "channels": [0], "percentiles": [1, 99], "tile": None}
+    recipe = {**clahe, "clip_limit": 0.01, "scikit_image": "0.26.0"}
+    (folder / "dataset.json").write_text(json.dumps({**LABELS, "nnunet_plugins_preparation": recipe}))
+    found = describe("PlainTrainer")["recipe"]
+    assert found["normalisation"] == ["CTNormalization"]
+    assert found["preparation"] == "clipped to the percentiles 1 and 99, then clahe"
+
+
 def test_own_steps_loaders_and_weights_are_no_longer_the_same_recipe(describe):
     plain, step, more = (describe(name)["recipe"] for name in ("PlainTrainer", "StepTrainer", "StepTrainerOnceMore"))
     own = ["own method get_dataloaders", "own method on_train_start", "own method train_step"]

@@ -225,6 +225,17 @@ def test_flags_name_what_an_algorithm_has_of_its_own():
     assert flags[BASELINE] == ""
 
 
+def test_the_baselines_network_under_another_loss_is_flagged_as_such():
+    names = [BASELINE, f"{BASELINE}_TopKLoss", f"{BASELINE}_30percentCELoss", "nnUNetTrainerFIRENet_TopKLoss"]
+    record = make_record(algorithms=names)
+    for name, recipe in record.equality[0]["recipes"].items():
+        recipe["loss"] = "TopKLoss" if name.endswith("TopKLoss") else "DC_and_CE_loss"
+        recipe |= {"loss.weight_ce": 0.6 if "30" in name else 1}
+    flags = only(record).board["flags"]
+    other = "same network, other loss"
+    assert flags.to_dict() == dict(zip(names, ("", other, other, "differs in: loss"), strict=True))
+
+
 def test_what_could_not_be_described_of_a_trainer_is_a_flag():
     record = make_record(algorithms=3, folds=2)
     name = record.results["algorithm"].unique()[1]

@@ -38,7 +38,7 @@ from nnunet_plugins.trainers.compose import trainer_class
 
 pytestmark = pytest.mark.slow
 
-DATASET = "Dataset001_Pairs"
+DATASET, TWIN = "Dataset001_Pairs", "Dataset401_PairsCLAHE"
 CHANNELS = ("T1", "FLAIR")
 STOCK, FIRENET = "nnUNetTrainer_1epochs_2iterations", "nnUNetTrainerFIRENet_1epochs_2iterations"
 ENSEMBLE = ("-tr", FIRENET, "--ensemble-with", STOCK)
@@ -171,6 +171,11 @@ def spoil_nan(path: Path) -> None:
     changed = sitk.GetImageFromArray(array)
     changed.CopyInformation(image)
     sitk.WriteImage(changed, str(path))
+
+
+def spoil_constant(path: Path) -> None:
+    image = sitk.ReadImage(str(path)) * 0 + 3
+    sitk.WriteImage(image, str(path))
 
 
 def spoil_grid(path: Path) -> None:
@@ -549,6 +554,65 @@ def test_folds_of_other_plans_are_refused(trained, tmp_path):
     assert "cannot be one ensemble: labels is" in message
 
 
+@pytest.fixture(scope="module")
+def twin(trained: Sandbox) -> Path:
+    """Images of a twin whose first channel is prepared, and a U-Net as if it had been trained on that."""
+    clahe = ("--scheme", "clahe", "--tile", 6, 6, 6, "--clip-limit", 0.2, "--channel", 0)
+    trained.run("nnunet-plugins", "prepare-images", "-d", 1, "-o", 401, *clahe)
+    model = f"{STOCK}__small__3d_fullres"
+    shutil.copytree(trained.results / DATASET / model, trained.results / TWIN / model)
+    shutil.copy(trained.raw / TWIN / "dataset.json", trained.results / TWIN / model)
+    return trained.raw / TWIN / "imagesTs"
+
+
+@pytest.fixture(scope="module")
+def of_twin(trained: Sandbox, twin: Path) -> Path:
+    """One fold of the twin's network."""
+    output = trained.root / "of twin"
+    export(trained, output, "-d", 401, "-tr", STOCK, "-f", 0, "--fast")
+    return output
+
+
+def test_a_twins_network_gets_images_that_are_prepared_as_it_knows_them(of_twin, images, trained, tmp_path, capsys):
+    """What it makes of images as they are is what nnU-Net's command makes of prepared ones."""
+    prepared, model = tmp_path / "prepared", of_twin / "model" / f"{STOCK}__small__3d_fullres"
+    trained.run("nnunet-plugins", "prepare-images", "-i", images, "-o", prepared, "--like", model / "dataset.json")
+    options = ("-f", 0, "-step_size", 0.75, "--disable_tta", "-device", "cpu", "-npp", 1, "-nps", 1)
+    for given in (prepared, images):
+        output = tmp_path / f"{given.name} by nnU-Net"
+        trained.run("nnUNetv2_predict_from_modelfolder", "-i", given, "-o", output, "-m", model, *options)
+    assert predict(["-i", str(images), "-o", str(tmp_path / "out")], models=of_twin / "model") == 0
+    assert "Images are prepared as for the training: clahe" in capsys.readouterr().out
+    for name in ("case_5.nii.gz", "case_6.nii.gz"):
+        found = read(tmp_path / "out" / name)
+        assert np.array_equal(found, read(tmp_path / "prepared by nnU-Net" / name))
+        assert not np.array_equal(found, read(tmp_path / "imagesTs by nnU-Net" / name)), "so that it is a proof"
+    assert "T1: clahe (scikit-image " in (of_twin / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("spoil", [spoil_nan, spoil_constant])
+def test_an_image_that_cannot_be_prepared_costs_no_other(spoil, of_twin, images, tmp_path, capsys):
+    inputs = shutil.copytree(images, tmp_path / "in")
+    spoil(inputs / "case_5_0000.nii.gz")
+    code = predict(["-i", str(inputs), "-o", str(tmp_path / "out")], models=of_twin / "model")
+    told = capsys.readouterr().out
+    if spoil is spoil_nan:
+        assert code == 1
+        assert "1/2 case_5 FAILED" in told
+        assert "case_5_0000.nii.gz holds NaN or infinite intensities" in told
+    else:
+        assert code == 0
+        assert "case_5_0000.nii.gz is left as it is: it is constant" in told
+    assert (tmp_path / "out" / "case_6.nii.gz").is_file()
+
+
+def test_what_is_prepared_already_is_not_prepared_again(of_twin, twin, trained, tmp_path, capsys):
+    assert predict(["-i", str(twin), "-o", str(tmp_path)], models=of_twin / "model") == 2
+    assert "holds images that are prepared already (clahe), which is done here" in capsys.readouterr().out
+    text = trained.run("nnunet-plugins", "export-submission", "--check", of_twin, "-i", twin, ok=False)
+    assert "give those as they were with -i" in text
+
+
 def test_nothing_is_overwritten(folder, trained):
     assert "exists already" in export(trained, folder, *ENSEMBLE, ok=False)
 
@@ -629,13 +693,18 @@ def test_a_build_of_torch_for_cpus_is_asked_for_as_such(tmp_path, monkeypatch):
     ("platform", "options"),
     [
         ("grand-challenge", (*ENSEMBLE, *SOCKETS, "--separate-model", "--output-type", "int16")),
-        ("mlcube", ("-tr", STOCK, "--fast", "--whole-volume", "--input-suffix", "t1n", "t2f")),
+        (
+            "mlcube",
+            ("-d", 401, "-f", 0, "-tr", STOCK, "--fast", "--whole-volume", "--input-suffix", "t1n", "t2f"),
+        ),
     ],
 )
-def test_check_proves_a_submission(platform, options, trained, images, tmp_path):
+def test_check_proves_a_submission(platform, options, trained, twin, images, tmp_path):
+    """Of a twin's network it takes images of the dataset that the twin is of."""
     output = tmp_path / platform
     export(trained, output, "--platform", platform, *options)
-    text = trained.run("nnunet-plugins", "export-submission", "--check", output, "--cases", 1, "-i", images)
+    given = () if 401 in options else ("-i", images)
+    text = trained.run("nnunet-plugins", "export-submission", "--check", output, "--cases", 1, *given)
     whose = "nnunet-plugins predict" if "--whole-volume" in options else "nnU-Net"
     assert f"case_5: the same labels as {whose}'s, in every voxel" in text
     assert "its base image is pinned: python:3." in text

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -392,6 +393,37 @@ def test_labels_that_are_not_nnunets_are_told(root, images, tmp_path, capsys, mo
     said = capsys.readouterr()
     assert "odd: DIFFERENT from nnU-Net's in 3 of 9075 voxels" in said.out
     assert "failed, see above: odd" in said.err
+
+
+def test_two_cases_are_in_the_works(root, images, tmp_path, capsys, monkeypatch):
+    """The network waits for none but the first; where two take too much memory, each is tried alone."""
+    tiles, reading, alone = nnUNetPredictor.predict_logits_from_preprocessed_data, volumes.read_image, []
+    both = threading.Barrier(2, timeout=60)
+
+    def in_turn(self, data):
+        assert network.acquire(blocking=False)
+        try:
+            return tiles(self, data)
+        finally:
+            network.release()
+
+    def meet(case, *arguments):
+        """The first two cases are read at the same time; the third and those that come again are alone."""
+        if case.name in alone:
+            return reading(case, *arguments)
+        alone.append(case.name)
+        if len(alone) <= 2:
+            both.wait()
+            raise MemoryError("too much for two")
+        return reading(case, *arguments)
+
+    network = threading.Lock()
+    monkeypatch.setattr(nnUNetPredictor, "predict_logits_from_preprocessed_data", in_turn)
+    monkeypatch.setattr(volumes, "read_image", meet)
+    assert predict(images, tmp_path, "-f", "0") == 0
+    said = [line.split()[2] for line in capsys.readouterr().out.splitlines() if " voxels" in line]
+    assert said == ["small:", "odd:", "patch:"]
+    assert {path.name for path in tmp_path.glob("*.nii.gz")} == {"odd.nii.gz", "patch.nii.gz", "small.nii.gz"}
 
 
 def test_other_resampling_is_left_to_nnunet(root, images, tmp_path):

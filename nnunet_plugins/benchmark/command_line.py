@@ -8,6 +8,7 @@ from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import ALL, DEFAULT_PLANS, PRESETS, Protocol, split_name
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.planning.names import NORMALISATIONS, find_normalisation
 from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
@@ -118,6 +119,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="further baselines: nnU-Net's presets with a residual encoder, on plans of their own, marked as such",
     )
     question.add_argument(
+        "--normalisation",
+        dest="normalisations",
+        nargs="+",
+        default=[],
+        metavar="SCHEME",
+        help="the baseline once more for each of these normalisations of nnU-Net's, on plans that nnunet-plugins plan "
+        "--normalisation makes, marked as such: CTNormalization, ...",
+    )
+    question.add_argument(
         "--pretrained",
         type=Path,
         metavar="CHECKPOINT",
@@ -161,6 +171,13 @@ def _repeats(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: {error}; write TRAINER:N, or N for all. Without --repeats networks are trained without a seed"
         ) from None
+
+
+def _normalisation(name: str) -> str:
+    found = find_normalisation(name)
+    if found is None:
+        raise InputError(f"--normalisation {name}: nnU-Net has {', '.join(NORMALISATIONS)}")
+    return found
 
 
 def _by_trainer(repeats: Sequence[tuple[str, int]]) -> dict[str, int]:
@@ -220,6 +237,7 @@ def _run(arguments: argparse.Namespace) -> int:
         with_atlas=arguments.with_atlas,
         merged=merged,
         presets=tuple(dict.fromkeys(arguments.presets)),
+        normalisations=tuple(dict.fromkeys(map(_normalisation, arguments.normalisations))),
         pretrained=str(arguments.pretrained.absolute()) if arguments.pretrained else None,
         test=arguments.test,
         repeats=_by_trainer(arguments.repeats),

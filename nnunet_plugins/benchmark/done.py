@@ -121,6 +121,12 @@ def splits_are_made(file: str, groups: str | None, number: int) -> bool:
     return len(splits) == number and not any(torn)
 
 
+def _is_normalised(made: str, like: str, scheme: str) -> bool:
+    from nnunet_plugins.planning.normalisation import is_normalised  # which loads much
+
+    return is_normalised(Path(made), Path(like), scheme)
+
+
 def _is_preprocessed(folder: str, plans: str, configurations: Sequence[str]) -> bool:
     return is_preprocessed(Path(folder), plans, configurations)
 
@@ -128,6 +134,7 @@ def _is_preprocessed(folder: str, plans: str, configurations: Sequence[str]) -> 
 CHECKS: Mapping[str, Callable[..., bool]] = {
     "preprocessed": _is_preprocessed,
     "plans": is_made_from,
+    "normalised": _is_normalised,
     "splits": splits_are_made,
     "trained": is_trained,
     "post-processing": has_post_processing,

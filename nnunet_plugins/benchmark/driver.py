@@ -85,6 +85,11 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
     if protocol.merged:
         _require_one_for_many(protocol)
     check_repeats(protocol)
+    if protocol.normalisations and protocol.gpu_memory:
+        raise BenchmarkError(
+            "--normalisation changes nothing but that on plans that all share, and --gpu-memory gives each its own; "
+            "leave out one of them"
+        )
     find_trainers(protocol)
     check_start(protocol, folders)
     groups = whole_groups(dict.fromkeys(protocol.runs(), protocol.folds), protocol)
@@ -107,6 +112,9 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
             known = read_json(plans, PLANS)["configurations"]
             if missing := [name for name in protocol.configurations if name not in known]:
                 raise BenchmarkError(f"{plans} has no configuration {missing[0]}; it has {', '.join(known)}")
+            schemes = {one for part in known.values() for one in part.get("normalization_schemes", ())}
+            if len(schemes) == 1 and (same := schemes & set(protocol.normalisations)):
+                raise BenchmarkError(f"--normalisation {same.pop()}: {plans} has it already, so the baseline has it")
             if protocol.with_atlas:
                 _require_room_for_atlas(dataset, protocol, folder)
         splits = folder / "splits_final.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
-from nnunet_plugins.planning.names import fitted_plans_name
+from nnunet_plugins.planning.names import fitted_plans_name, normalised_plans_name, short_normalisation
 from nnunet_plugins.registry import PRETRAINED, RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER, seed_of, without_seed
 
@@ -120,6 +120,7 @@ class Protocol:
         with_ensembles: let nnU-Net make the ensembles of all pairs of networks, and choose among them.
         with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
+        normalisations: of nnU-Net's, each a further baseline, on plans like `plans` that normalise images by it.
         repeats: by trainer, how often it is trained, with the seeds 1, 2 and so on in its name, after all else; under
             `ALL`, how often all others are. Those without a number are trained once, as they are named.
         pretrained: checkpoint from which trainers with `_Pretrained` start.
@@ -143,6 +144,7 @@ class Protocol:
     with_atlas: bool = False
     merged: str | None = None
     presets: tuple[str, ...] = ()
+    normalisations: tuple[str, ...] = ()
     pretrained: str | None = None
     test: bool = False
     repeats: Mapping[str, int] = field(default_factory=dict)
@@ -247,7 +249,13 @@ class Protocol:
         for preset in self.presets:
             name = f"{names[baseline]} ({preset.replace('resenc-', 'ResEnc ').upper().replace('RESENC', 'ResEnc')})"
             runs += repeat(baseline, PRESETS[preset][1], name, "own plan")
+        for plans, scheme in self.normalised_plans().items():
+            runs += repeat(baseline, plans, f"{names[baseline]} ({short_normalisation(scheme)})", "own plan")
         return runs
+
+    def normalised_plans(self) -> dict[str, str]:
+        """Return the normalisations by the names of their plans."""
+        return {normalised_plans_name(self.plans, scheme): scheme for scheme in self.normalisations}
 
     def repeats_of(self, trainer: str) -> int:
         """Return how often a trainer is repeated; 0 if it is trained as it is named.

@@ -178,6 +178,7 @@ def _recipe(trainer: Any, sizes: Mapping[str, Any], parts: _Parts) -> dict[str, 
             **flatten({k: v for k, v in vars(trainer.lr_scheduler).items() if k != "optimizer"}, "schedule"),
         },
         "loss": lambda: flatten(_loss(trainer), "loss"),
+        "normalisation": lambda: _normalisation(trainer),
         "augmentation": lambda: _augmentation(trainer),
     }
     settings = {name: UNKNOWN if value is None else value for name, value in sizes.items()}
@@ -201,6 +202,16 @@ def _sampling(trainer: Any) -> dict[str, Any]:
         "foreground oversampling": trainer.oversample_foreground_percent,
         "deep supervision": trainer.enable_deep_supervision,
     }
+
+
+def _normalisation(trainer: Any) -> dict[str, Any]:
+    """Return what is done to intensities, where that is not what nnU-Net plans for the channels' names."""
+    from nnunet_plugins.images.recipe import read_recipe
+    from nnunet_plugins.planning.normalisation import planned_schemes
+
+    schemes, prepared = list(trainer.configuration_manager.normalization_schemes), read_recipe(trainer.dataset_json)
+    found: dict[str, Any] = {"normalisation": schemes} if schemes != planned_schemes(trainer.dataset_json) else {}
+    return {**found, "preparation": str(prepared)} if prepared else found
 
 
 def _loss(trainer: Any) -> Any:

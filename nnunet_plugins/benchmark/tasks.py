@@ -147,7 +147,11 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
         of_dataset = [run for run in runs if run.dataset == dataset]
         made_to_fit = {run.plans: run for run in of_dataset if protocol.is_made_to_fit(run)}
         planned: list[str] = []
+        normalised = protocol.normalised_plans()
         for plans in dict.fromkeys(protocol.plans if run.plans in made_to_fit else run.plans for run in of_dataset):
+            if plans in normalised:
+                tasks.append(_normalise(dataset, plans, normalised[plans], protocol, folders, needs=planned))
+                planned.append(tasks[-1].name)
             tasks.append(_preprocess(dataset, plans, protocol, folders, before=planned))
             planned.append(tasks[-1].name)
         fitted = [_fit(run, protocol, folders, needs=planned) for run in made_to_fit.values()]
@@ -184,7 +188,7 @@ def _preprocess(dataset: str, plans: str, protocol: Protocol, folders: Folders, 
     planners = {DEFAULT_PLANS: "ExperimentPlanner", **{name: planner for planner, name in PRESETS.values()}}
     configurations = protocol.configurations
     number = str(int(dataset.removeprefix("Dataset")[:3]))  # these two commands take no name
-    if (folder / f"{plans}.json").exists():
+    if (folder / f"{plans}.json").exists() or plans in protocol.normalised_plans():
         command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", plans, "-c", *configurations]
     else:
         # Plans of another name are the user's own; `check` has seen to it that they exist.
@@ -213,6 +217,21 @@ def _fit(run: Run, protocol: Protocol, folders: Folders, needs: Sequence[str]) -
         title=f"{run.dataset}: plans that fit {protocol.gpu_memory:g} GB with {run.algorithm}",
         command=(*command, *([] if protocol.device == "cuda" else ["--cpu"])),
         there=("plans", str(folder / f"{run.plans}.json"), str(folder / f"{protocol.plans}.json")),
+        lock=folder / LOCK,
+        needs=tuple(needs),
+    )
+
+
+def _normalise(
+    dataset: str, plans: str, scheme: str, protocol: Protocol, folders: Folders, needs: Sequence[str]
+) -> Task:
+    folder = folders.preprocessed / dataset
+    command = ["nnunet-plugins", "plan", "-d", dataset, "--normalisation", scheme, "--like", protocol.plans]
+    return Task(
+        name=task_name("plan", dataset, plans),
+        title=f"{dataset}: plans with {scheme}",
+        command=(*command, "--name", plans),
+        there=("normalised", str(folder / f"{plans}.json"), str(folder / f"{protocol.plans}.json"), scheme),
         lock=folder / LOCK,
         needs=tuple(needs),
     )

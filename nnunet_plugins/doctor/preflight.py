@@ -15,6 +15,7 @@ from nnunet_plugins.doctor.installation import check_folders
 from nnunet_plugins.doctor.preprocessed import check_preprocessed
 from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
+from nnunet_plugins.images.recipe import find_difference, read_recipe
 from nnunet_plugins.planning.dataset import PlanError, dataset_name
 from nnunet_plugins.planning.preprocessed import existing_cases
 from nnunet_plugins.planning.sources import twin_of
@@ -132,6 +133,7 @@ def _check_images(
     yield from of_facts(fact for case in facts.values() for fact in case.facts)
     yield from check_channels(dataset, facts)
     yield from _check_size(dataset, facts)
+    yield from _check_preparation(dataset, images)
     if all(case.is_whole for case in facts.values()):
         yield ok(f"all files of {len(facts)} {'test ' * bool(labels)}cases can be read")
     if training:
@@ -152,6 +154,15 @@ def _check_size(dataset: RawDataset, facts: dict[str, CaseFacts]) -> Iterator[Fi
         {name: shape for name, shape in shapes.items() if shape != size},
         f"scale them: nnunet-plugins fixed-size --scale FOLDER --like {dataset.folder.name} -o SCALED",
     )
+
+
+def _check_preparation(dataset: RawDataset, images: Path) -> Iterator[Finding]:
+    """Check that images are prepared as those of the dataset, as far as their folder tells."""
+    file = dataset.folder / "dataset.json"
+    if difference := find_difference(dataset.description, file, images):
+        yield warning(*difference)
+    elif recipe := read_recipe(dataset.description, file):
+        yield ok(f"the images are prepared as those of the dataset: {recipe}")
 
 
 def _folder(variable: str, dataset: str) -> Path | None:

@@ -1,6 +1,5 @@
 """`nnunet-plugins fixed-size --scale`: images that have come since, in the one size of a twin, to be predicted."""
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,8 @@ from nnunet_plugins.doctor.dataset import Case, RawDataset, check_images_to_pred
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.fixed_size.twin import ENDING, read_fixed
 from nnunet_plugins.images.resizing import write_resized
-from nnunet_plugins.merging.raw import refuse_problems
-from nnunet_plugins.planning.dataset import dataset_name, require_own_folder
+from nnunet_plugins.merging.raw import description_file, refuse_problems
+from nnunet_plugins.planning.dataset import require_own_folder
 from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
@@ -46,7 +45,7 @@ def scale(images: Path, like: str, output: Path, *, processes: int = 1, overwrit
     if not images.is_dir():
         raise InputError(f"{images} is no folder")
     require_own_folder(output, images, overwrite=overwrite)
-    description = read_fixed(_description(like))
+    description = read_fixed(description_file(like))
     fixed = description[FIXED]
     own = {"file_ending": fixed["file_ending"], "overwrite_image_reader_writer": fixed["reader"]}
     found = RawDataset(images, {**description, **own})
@@ -66,11 +65,3 @@ def scale(images: Path, like: str, output: Path, *, processes: int = 1, overwrit
         if isinstance(result, FailedJobError) or result:
             failures[name] = str(result) if isinstance(result, FailedJobError) else "; ".join(result)
     return Scaled([name for name in jobs if name not in failures], failures, tuple(fixed["size"]))
-
-
-def _description(like: str) -> Path:
-    if Path(like).is_file():
-        return Path(like)
-    name = dataset_name(like)
-    files = [Path(os.environ.get(f"nnUNet_{part}", ""), name, "dataset.json") for part in ("raw", "preprocessed")]
-    return next((file for file in files if file.is_file()), files[0])

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
-from tqdm import tqdm
 
 from nnunet_plugins.doctor.cases import check_channels
-from nnunet_plugins.doctor.dataset import Case, RawDataset, check_images_to_predict
+from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.doctor.images import CaseFacts, read_cases
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, whole_file, write_text
@@ -26,23 +25,26 @@ from nnunet_plugins.images.facts import problems, summarise
 from nnunet_plugins.images.resizing import write_resized
 from nnunet_plugins.merging.raw import (
     GROUPS,
+    first_of,
     made_beside,
     new_place,
     raw_folder,
     raw_name,
     read_raw,
+    read_test_cases,
+    refuse_failures,
     refuse_problems,
+    refuse_twin,
     stamps,
 )
 from nnunet_plugins.planning.sources import FIXED
-from nnunet_plugins.workers import FailedJobError, finish_jobs
+from nnunet_plugins.workers import finish_jobs
 
 ENDING = ".nii.gz"
 """Of the twin's files, whatever the dataset's format."""
 LARGEST = 2048, 2**30
 """Voxels along an axis, and of an image, that a twin may have."""
 _LOST = ("dataset", "overwrite_image_reader_writer")  # of dataset.json: about files of the source
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,8 @@ def write_twin(
     own = raw_name(dataset)
     place = new_place(number, name or f"{own[11:]}Fixed", {own: "the dataset itself"})
     found = read_raw(raw_folder() / own, "resized")
-    if FIXED in found.description:
-        source = found.description[FIXED]["dataset"]
-        raise InputError(f"{own} has images of one size already; make another twin of {source}")
-    parts = {"Tr": found.cases, "Ts": _test_cases(found)}
+    refuse_twin(found)
+    parts = {"Tr": found.cases, "Ts": read_test_cases(found, "resized")}
     facts = {part: _read(found, cases, processes) for part, cases in parts.items()}
     chosen = tuple(size or _mean_size(facts["Tr"]))
     _require_size(chosen)
@@ -123,21 +123,12 @@ def _require_size(size: Sequence[int]) -> None:
         )
 
 
-def _test_cases(found: RawDataset) -> dict[str, Case]:
-    cases: dict[str, Case] = {}
-    folder = found.folder / "imagesTs"
-    if folder.is_dir():
-        told = check_images_to_predict(found, folder, found.folder / "labelsTs", cases)
-        refuse_problems(told, found.folder, "resized")
-    return cases
-
-
 def _read(found: RawDataset, cases: Mapping[str, Case], processes: int | None) -> dict[str, CaseFacts]:
     """Read all files once, as doctor does, and refuse what it finds problems with."""
     assert found.reader is not None
     facts = read_cases(cases, found.reader, found.expected_labels(), processes)
     if wrong := problems([fact for case in facts.values() for fact in case.facts], "doctor"):
-        raise InputError(f"{found.folder.name} cannot be resized: {_list(summarise(wrong))}")
+        raise InputError(f"{found.folder.name} cannot be resized: {first_of(summarise(wrong))}")
     refuse_problems(check_channels(found, facts), found.folder, "resized")
     return facts
 
@@ -177,16 +168,7 @@ def _resize(
                 own = Path(case.label) if case.label else None
                 jobs[f"{kind}/{name}"] = partial(work, [Path(file) for file in case.images], own, images, label)
     processes = processes or min(default_num_processes, os.cpu_count() or 1)
-    wrong: list[str] = []
-    for name, result in tqdm(finish_jobs(jobs, processes), total=len(jobs), unit="case", disable=None):
-        wrong += [f"{name}: {result}"] if isinstance(result, FailedJobError) else result
-    if wrong:
-        raise InputError(f"{len(wrong)} cases cannot be resized; nothing is lost of the others: {_list(wrong)}")
-
-
-def _list(lines: Sequence[str]) -> str:
-    more = f" (and {len(lines) - _SHOWN} more)" if lines[_SHOWN:] else ""
-    return "; ".join(lines[:_SHOWN]) + more
+    refuse_failures(finish_jobs(jobs, processes), len(jobs), "resized")
 
 
 def _tell(case: CaseFacts) -> dict[str, Any]:

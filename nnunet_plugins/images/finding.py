@@ -16,7 +16,8 @@ ENDINGS = (
 _LEFTOVERS = ("thumbs.db", "desktop.ini", "__macosx")
 # What nnU-Net puts beside images and segmentations, and the second files of formats.
 _COMPANIONS = re.compile(
-    r"(dataset|plans|summary|predict_from_raw_data_args|postprocessing|inputs)\.json|.+\.(npz|pkl|z?raw(\.gz)?)"
+    r"(dataset|plans|summary|predict_from_raw_data_args|postprocessing|inputs|nnunet_plugins_preparation)\.json|"
+    r".+\.(npz|pkl|z?raw(\.gz)?)"
 )
 _MORE = 3
 

@@ -8,7 +8,6 @@ values. What each case's dataset annotates stands in dataset.json (`planning.sou
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +19,17 @@ from tqdm import tqdm
 
 from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import whole_file, write_text
+from nnunet_plugins.files import write_text
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.images.relabelling import relabel
 from nnunet_plugins.images.spacing import spacing_file
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import Joint, LabelSet, join_channels, join_labels
-from nnunet_plugins.merging.raw import GROUPS, made_beside, new_place, raw_folder, raw_name, read_raw, stamps
+from nnunet_plugins.merging.raw import GROUPS, give_file, made_beside, new_place, raw_folder, raw_name, read_raw, stamps
 from nnunet_plugins.metrics.table import write_table
 from nnunet_plugins.planning.dataset import dataset_name
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, SOURCES
+from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, PREPARED, SOURCES
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _SHOWN = 3
@@ -114,11 +113,12 @@ def _read(folder: Path) -> RawDataset:
     if SOURCES in found.description:
         own = ", ".join(row["dataset"] for row in found.description[SOURCES].values())
         raise InputError(f"{folder.name} was merged itself; name the datasets that it was made of: {own}")
-    if FIXED in found.description:
-        raise InputError(
-            f"{folder.name} has images of one size, from which no merged dataset leads back; merge "
-            f"{found.description[FIXED]['dataset']} in its place, and make a twin of what is merged"
-        )
+    for key, what in ((FIXED, "of one size, from which no"), (PREPARED, "that are prepared, of which no")):
+        if key in found.description:
+            raise InputError(
+                f"{folder.name} has images {what} merged dataset leads back; merge "
+                f"{found.description[key]['dataset']} in its place, and make a twin of what is merged"
+            )
     return found
 
 
@@ -275,25 +275,7 @@ def _give_images(folder: Path, name: str, files: Case, order: Sequence[int], dat
     ending = dataset.description["file_ending"]
     # One file may hold all channels.
     for channel, own in enumerate(order if len(files.images) > 1 else [0]):
-        _give(Path(files.images[own]), folder / f"{name}_{channel:04d}{ending}", copy)
+        give_file(Path(files.images[own]), folder / f"{name}_{channel:04d}{ending}", copy=copy)
     beside = spacing_file(Path(files.images[0]), is_image=True)
     if ending.lower().startswith(".tif") and beside.is_file():
-        _give(beside, folder / f"{name}.json", copy)
-
-
-def _give(file: Path, place: Path, copy: bool) -> None:
-    """Link to a file, relative to nnUNet_raw where it is in there, or copy it."""
-    if place.exists() or place.is_symlink():
-        return
-    target = os.path.realpath(file)
-    root = os.path.realpath(place.parent.parent.parent)
-    if os.path.commonpath([target, root]) == root:
-        target = os.path.relpath(target, os.path.realpath(place.parent))
-    if not copy:
-        try:
-            place.symlink_to(target)
-            return
-        except (OSError, NotImplementedError):  # of file systems without links, and of Windows without the right
-            pass
-    with whole_file(place) as unfinished:
-        shutil.copyfile(file, unfinished)
+        give_file(beside, folder / f"{name}.json", copy=copy)

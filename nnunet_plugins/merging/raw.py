@@ -7,20 +7,24 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files
+from tqdm import tqdm
+
+from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
 from nnunet_plugins.doctor.findings import Finding
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import hold_lock, lock_holder, read_json, write_text
+from nnunet_plugins.files import hold_lock, lock_holder, read_json, whole_file, write_text
 from nnunet_plugins.planning.dataset import dataset_name
-from nnunet_plugins.planning.sources import MARK
+from nnunet_plugins.planning.sources import FIXED, MARK, PREPARED
+from nnunet_plugins.workers import FailedJobError
 
 GROUPS = "groups.csv"
 _RECIPE, _LOCK = "recipe.json", "lock"
+_SHOWN = 3
 
 
 def raw_folder() -> Path:
@@ -86,6 +90,14 @@ def read_raw(folder: Path, done: str) -> RawDataset:
     return found
 
 
+def refuse_twin(found: RawDataset) -> None:
+    """Raise an InputError if a source is a twin itself: a prediction would have two ways to go back."""
+    name = found.folder.name
+    for key, has in ((FIXED, "images of one size already"), (PREPARED, "images that are prepared already")):
+        if key in found.description:
+            raise InputError(f"{name} has {has}; make another twin of {found.description[key]['dataset']}")
+
+
 def refuse_problems(told: Iterable[Finding], folder: Path, done: str) -> None:
     """Raise an InputError that names the first problem, if doctor has found some.
 
@@ -98,6 +110,85 @@ def refuse_problems(told: Iterable[Finding], folder: Path, done: str) -> None:
     if wrong:
         more = f" (and {len(wrong) - 1} more: nnunet-plugins doctor -d {folder.name})" if wrong[1:] else ""
         raise InputError(f"{folder.name} cannot be {done}: {wrong[0].text}; {wrong[0].remedy}{more}")
+
+
+def read_test_cases(found: RawDataset, done: str) -> dict[str, Case]:
+    """Return the cases of a source's imagesTs, with their segmentations where there are such; none without the folder.
+
+    Args:
+        found: the source, as `read_raw` has read it.
+        done: what cannot be done if doctor finds a problem with them, as in "merged".
+
+    Raises:
+        InputError: with the first problem.
+    """
+    cases: dict[str, Case] = {}
+    folder = found.folder / "imagesTs"
+    if folder.is_dir():
+        told = check_images_to_predict(found, folder, found.folder / "labelsTs", cases)
+        refuse_problems(told, found.folder, done)
+    return cases
+
+
+def refuse_failures(jobs: Iterable[tuple[str, list[str] | FailedJobError]], number: int, done: str) -> None:
+    """Wait for jobs, and raise an InputError that names the first ones that were not possible, if there are some.
+
+    Args:
+        jobs: by case, as they are finished: what is wrong with it.
+        number: of the jobs, for the bar.
+        done: what was not possible, as in "resized".
+    """
+    wrong: list[str] = []
+    for name, result in tqdm(jobs, total=number, unit="case", disable=None):
+        wrong += [f"{name}: {result}"] if isinstance(result, FailedJobError) else result
+    if wrong:
+        raise InputError(f"{len(wrong)} cases cannot be {done}; nothing is lost of the others: {first_of(wrong)}")
+
+
+def first_of(lines: Sequence[str]) -> str:
+    """Return the first lines as one."""
+    more = f" (and {len(lines) - _SHOWN} more)" if lines[_SHOWN:] else ""
+    return "; ".join(lines[:_SHOWN]) + more
+
+
+def description_file(like: str) -> Path:
+    """Return the dataset.json of a dataset, given by its number or name, or of whatever else.
+
+    Args:
+        like: number, name, or the file itself.
+
+    Raises:
+        InputError: if there is no such dataset.
+    """
+    if Path(like).is_file():
+        return Path(like)
+    name = dataset_name(like)
+    files = [Path(os.environ.get(f"nnUNet_{part}", ""), name, "dataset.json") for part in ("raw", "preprocessed")]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def give_file(file: Path, place: Path, *, copy: bool = False) -> None:
+    """Link to a file of a raw dataset from a new one, relative to nnUNet_raw where it is in there, or copy it.
+
+    Args:
+        file: that is there.
+        place: in a folder of the new dataset; what is there stays.
+        copy: never link.
+    """
+    if place.exists() or place.is_symlink():
+        return
+    target = os.path.realpath(file)
+    root = os.path.realpath(place.parent.parent.parent)
+    if os.path.commonpath([target, root]) == root:
+        target = os.path.relpath(target, os.path.realpath(place.parent))
+    if not copy:
+        try:
+            place.symlink_to(target)
+            return
+        except (OSError, NotImplementedError):  # of file systems without links, and of Windows without the right
+            pass
+    with whole_file(place) as unfinished:
+        shutil.copyfile(file, unfinished)
 
 
 def stamps(cases: Iterable[Case]) -> list[list[Any]]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import at_least_two, lay_out, positive, whole
+from nnunet_plugins.arguments import at_least_two, lay_out, natural, positive, whole
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.rows import STOCK_TRAINER
 
@@ -32,7 +32,9 @@ def _add_plan(commands: Any) -> None:
         "With --cover: add a configuration, such as 3d_cover, whose patch holds every training image, for networks "
         "that take a patch for the whole; every other trains on it as well. For example: nnunet-plugins plan -d 4 "
         "--cover. With --native-resolution: train on images in their own voxels, none of which is resampled, as "
-        "FIRENet's paper does. For example: nnunet-plugins plan -d 900 --native-resolution",
+        "FIRENet's paper does. For example: nnunet-plugins plan -d 900 --native-resolution. With --normalisation: "
+        "normalise images by another scheme of nnU-Net's than the one that a channel's name stands for. For example: "
+        "nnunet-plugins plan -d 4 --normalisation CTNormalization",
     )
     command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
     task = command.add_argument_group("exactly one task").add_mutually_exclusive_group(required=True)
@@ -54,6 +56,22 @@ def _add_plan(commands: Any) -> None:
         action="store_true",
         help="no resampling, in training and in prediction; the data are preprocessed anew, beside those of before",
     )
+    task.add_argument(
+        "--normalisation",
+        metavar="SCHEME",
+        help="ZScoreNormalization, CTNormalization (clips to the 0.5th and 99.5th percentile of the dataset's "
+        "foreground, whatever the modality), RescaleTo01Normalization, RGBTo01Normalization or NoNormalization, with "
+        "or without the ending; the data are preprocessed anew, beside those of before",
+    )
+    command.add_argument(
+        "--channel",
+        dest="channels",
+        nargs="+",
+        type=natural,
+        default=[],
+        metavar="N",
+        help="with --normalisation: the channels that it is for; default: all",
+    )
     command.add_argument("-tr", dest="trainer", metavar="TRAINER", help="with --gpu-memory: as for nnUNetv2_train")
     command.add_argument(
         "-c",
@@ -62,7 +80,7 @@ def _add_plan(commands: Any) -> None:
         default=[],
         metavar="CONFIGURATION",
         help="configurations to adapt, for example 3d_fullres; default: all of the plans', and with --cover "
-        "3d_fullres, or 2d where there is no 3D; with --native-resolution 3d_fullres and 2d",
+        "3d_fullres, or 2d where there is no 3D; with --native-resolution 3d_fullres and 2d; not with --normalisation",
     )
     command.add_argument(
         "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from, default: %(default)s"
@@ -71,7 +89,7 @@ def _add_plan(commands: Any) -> None:
         "--name",
         metavar="PLANS",
         help="write plans of this name, even if nothing has to change; default like nnUNetPlans_AFN6_24GB, "
-        "nnUNetPlans_cover or nnUNetPlans_native",
+        "nnUNetPlans_cover, nnUNetPlans_native or nnUNetPlans_CT",
     )
     command.add_argument(
         "--cpu",
@@ -83,10 +101,14 @@ def _add_plan(commands: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.channels and not arguments.normalisation:
+        raise InputError("--channel goes with --normalisation")
     if arguments.gpu_memory:
         return _fit(arguments)
     if arguments.trainer or arguments.cpu:
         raise InputError("these plans are the same for every trainer and device: leave out -tr and --cpu")
+    if arguments.normalisation:
+        return _normalise(arguments)
     return _cover(arguments) if arguments.cover else _keep_resolution(arguments)
 
 
@@ -167,6 +189,32 @@ def _keep_resolution(arguments: argparse.Namespace) -> int:
     print("Train with any trainer, for example:")
     for name in plans.configurations:
         print(f"  nnUNetv2_train {arguments.dataset} {name} 0 -tr {STOCK_TRAINER} -p {plans.name}")
+    return 0
+
+
+def _normalise(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.planning.names import preprocessing_command
+    from nnunet_plugins.planning.normalisation import normalised_plans
+
+    if arguments.configurations:
+        raise InputError("--normalisation is for all configurations of the plans: leave out -c")
+    plans = normalised_plans(
+        arguments.dataset,
+        arguments.normalisation,
+        channels=arguments.channels,
+        like=arguments.like,
+        name=arguments.name,
+        overwrite=arguments.overwrite,
+    )
+    rows = [("channel", "name", "in the plans", "now")]
+    rows += [(str(number), *channel) for number, channel in enumerate(plans.schemes)]
+    print(lay_out(rows))
+    print(f"Wrote {plans.file}")
+    # The second stage of a cascade takes the data of a configuration that it inherits from.
+    first = next((one for one in ("3d_fullres", "2d") if one in plans.configurations), plans.configurations[0])
+    print(f"Preprocess, for example:\n  {preprocessing_command(plans.dataset, plans.name, [first])}")
+    print("Train with any trainer, for example:")
+    print(f"  nnUNetv2_train {arguments.dataset} {first} 0 -tr {STOCK_TRAINER} -p {plans.name}")
     return 0
 
 
@@ -286,8 +334,9 @@ def _add_split(commands: Any) -> None:
     command.add_argument(
         "--like",
         metavar="DATASET",
-        help="take the folds of a merged dataset that was made of this one; or, with the word 'sources', of a merged "
-        "dataset those of the datasets that it was made of: no case changes its fold between them",
+        help="take the folds of the dataset that this one is a twin of, or of a merged dataset that was made of this "
+        "one; or, with the word 'sources', of a merged dataset those of the datasets that it was made of: no case "
+        "changes its fold between them",
     )
     command.add_argument("--folds", type=at_least_two, default=5, metavar="N", help="default: %(default)s")
     command.add_argument(

@@ -1,4 +1,7 @@
-"""Folds that a merged dataset has in common with those that it was made of: no case changes its fold between them."""
+"""Folds that a dataset has in common with those that it was made of: no case changes its fold between them.
+
+It was merged of them, or is a twin of one, whose cases have the same names.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +10,7 @@ from nnunet_plugins.files import read_json
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
 from nnunet_plugins.planning.preprocessed import existing_cases
-from nnunet_plugins.planning.sources import MARK, SOURCES, Source, read_sources
+from nnunet_plugins.planning.sources import MARK, SOURCES, Source, original_of, read_sources
 from nnunet_plugins.planning.splits import Split, read_splits
 
 FROM_SOURCES = "sources"
@@ -19,8 +22,8 @@ def splits_like(folder: Path, like: str) -> list[Split]:
 
     Args:
         folder: of the dataset, in nnUNet_preprocessed.
-        like: number or name of the merged dataset that was made of it and others; or `FROM_SOURCES`, if it was merged
-            itself.
+        like: number or name of the merged dataset that was made of it and others, or of the one that it is a twin of;
+            or `FROM_SOURCES`, if it was merged itself.
 
     Raises:
         InputError: if the datasets do not belong together, their cases are not the same, or one has no splits.
@@ -28,10 +31,23 @@ def splits_like(folder: Path, like: str) -> list[Split]:
     if like == FROM_SOURCES:
         return _joined(folder)
     merged = preprocessed_folder(like)
+    if original_of(read_json(folder / "dataset.json", dict), folder / "dataset.json") == merged.name:
+        return _of_original(folder, merged)
     for name, source in _sources(merged).items():
         if source.dataset == folder.name:
             return _part(merged, name, source, folder)
     raise PlanError(f"{merged.name} was not merged of {folder.name}; it was merged of {_told(_sources(merged))}")
+
+
+def _of_original(twin: Path, original: Path) -> list[Split]:
+    splits = _existing_splits(original)
+    odd = {case for fold in splits for part in fold.values() for case in part} ^ set(existing_cases(twin))
+    if odd:
+        raise PlanError(
+            f"{twin.name} and {original.name} do not have the same cases, see {min(odd)} ({len(odd)} such); make the "
+            "twin anew"
+        )
+    return splits
 
 
 def same_folds(some: list[Split], others: list[Split]) -> bool:

@@ -50,6 +50,40 @@ def preprocessing_command(dataset: str, plans: str, configurations: Iterable[str
     return f"nnUNetv2_preprocess -d {number} -plans_name {plans} -c {' '.join(configurations)}"
 
 
+NORMALISATIONS = (
+    "CTNormalization",
+    "NoNormalization",
+    "ZScoreNormalization",
+    "RescaleTo01Normalization",
+    "RGBTo01Normalization",
+)
+"""nnU-Net's normalisations, by the names that plans have."""
+
+_NORMALISATION = "Normalization"
+
+
+def find_normalisation(name: str) -> str | None:
+    """Return the full name of a normalisation given in any case, with or without its ending; None if there is none."""
+    full = {one.casefold(): one for one in NORMALISATIONS}
+    return full.get(name.casefold()) or full.get(f"{name}{_NORMALISATION}".casefold())
+
+
+def normalised_plans_name(like: str, scheme: str, channels: Iterable[int] = ()) -> str:
+    """Return the name of plans that normalise otherwise: nnUNetPlans_RescaleTo01, nnUNetPlans_CT_channel2.
+
+    Args:
+        like: the plans they were made from.
+        scheme: one of `NORMALISATIONS`.
+        channels: those that it is for; none for all.
+    """
+    return "_".join([like, short_normalisation(scheme), *(f"channel{channel}" for channel in channels)])
+
+
+def short_normalisation(scheme: str) -> str:
+    """Return the name of a normalisation without its ending."""
+    return scheme.removesuffix(_NORMALISATION)
+
+
 COVERING = "cover"
 """What the names of covering plans and configurations end with."""
 

@@ -1,6 +1,7 @@
 """Which folds of a dataset validate on cases that weights to start from were trained on.
 
-A case is in several datasets: in its own, in those that `merge` has made of it, and in twins with images of one size.
+A case is in several datasets: in its own, in those that `merge` has made of it, and in twins with images of one size or
+prepared ones.
 """
 
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.planning.sources import MARK, SOURCES, read_sources, twin_of
+from nnunet_plugins.planning.sources import MARK, SOURCES, original_of, read_sources
 from nnunet_plugins.planning.splits import Split, read_splits
 
 _Case = tuple[str, str]
@@ -43,8 +44,7 @@ class Cases:
 
     @property
     def _own(self) -> str:
-        twin = twin_of(self.description)
-        return twin[0] if twin else self.name
+        return original_of(self.description) or self.name
 
 
 def shared_origins(one: Cases, other: Cases) -> list[str]:

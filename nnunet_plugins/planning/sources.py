@@ -21,6 +21,9 @@ SOURCES = "nnunet_plugins_sources"
 FIXED = "nnunet_plugins_fixed_size"
 """Key, in the dataset.json of a twin with images of one size, of what the twin is of."""
 
+PREPARED = "nnunet_plugins_preparation"
+"""Key, in the dataset.json of a twin with prepared images, of how they were prepared (`images.recipe`)."""
+
 MARK = "__"
 """Between a source's name and that of a case in it."""
 
@@ -103,6 +106,25 @@ def twin_of(description: Mapping[str, Any], file: Path | str = "dataset.json") -
     if fault := find_fault(description[FIXED], {"dataset": str, "size": [int]}, repr(FIXED)):
         raise InputError(f"{file}: {fault}; make the twin anew with nnunet-plugins fixed-size")
     return description[FIXED]["dataset"], tuple(description[FIXED]["size"])
+
+
+def original_of(description: Mapping[str, Any], file: Path | str = "dataset.json") -> str | None:
+    """Return the dataset that a twin of either kind is of; None for what is no twin.
+
+    Args:
+        description: what a dataset.json says.
+        file: where it was read, for messages.
+
+    Raises:
+        InputError: if that cannot be used.
+    """
+    if found := twin_of(description, file):
+        return found[0]
+    if PREPARED not in description:
+        return None
+    if fault := find_fault(description[PREPARED], {"dataset": str}, repr(PREPARED)):
+        raise InputError(f"{file}: {fault}; make the twin anew with nnunet-plugins prepare-images")
+    return str(description[PREPARED]["dataset"])
 
 
 def source_of(case: str, sources: Mapping[str, Source], file: Path | str = "dataset.json") -> str:

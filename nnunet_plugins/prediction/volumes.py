@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -169,17 +170,23 @@ def _predict_cases(
     source: Source, request: Request, predictor: nnUNetPredictor, cases: Sequence[Case], outputs: Path, log: Log
 ) -> list[str]:
     tiled: list[str] = []
-    predict = partial(_predict, source, request, predictor, tiled, log)
-    failed = predict_each(source, cases, outputs, predict, log, remedy="Use a machine with more, or a GPU")
+    predict = partial(_predict, source, request, predictor, tiled, log, Lock())
+    # While the network has one case, another is read, resampled or written. A pass may need all the memory there is.
+    at_a_time = 1 if request.whole_volume else 2
+    remedy = "Use a machine with more, or a GPU"
+    failed = predict_each(source, cases, outputs, predict, log, remedy=remedy, at_a_time=at_a_time)
     if tiled:
         log(f"In tiles, for the reasons above: {', '.join(tiled)}")
     return failed
 
 
 def _predict(
-    source: Source, request: Request, predictor: nnUNetPredictor, tiled: list[str], log: Log, case: Case
+    source: Source, request: Request, predictor: nnUNetPredictor, tiled: list[str], log: Log, network: Lock, case: Case
 ) -> str:
-    """Predict a case and write what is asked for; returns what there is to say."""
+    """Predict a case and write what is asked for; returns what there is to say.
+
+    Cases may be in several threads; the network has one at a time.
+    """
     label_map = case.output
     truncated = label_map.name.removesuffix(str(source.dataset_json["file_ending"]))
     others = [label_map.with_name(f"{truncated}{ending}") for ending in (".npz", ".pkl") if request.probabilities]
@@ -197,7 +204,8 @@ def _predict(
         patch = predictor.configuration_manager.patch_size
         for larger in larger_cases({"": size}, patch).values():
             log(f"  WARNING: the image has {larger} voxels, more than the {format_size(patch)} that are seen whole")
-    logits = predictor.predict_logits_from_preprocessed_data(data)
+    with network:
+        logits = predictor.predict_logits_from_preprocessed_data(data)
     with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=label_map.parent) as temporary:
         if request.probabilities:
             export_prediction_from_logits(

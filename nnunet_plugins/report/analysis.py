@@ -217,7 +217,7 @@ def _compare(
     paired = {metric: differences(measure, ranked, baseline, ropes[metric]) for metric, measure in measures.items()}
     board = algorithms.drop(columns=["trainer", "plans", "is_ranked"]).join(columns(scores, by_case, dice, ranked))
     board = board.join(everything.nnunet_dice().rename("nnunet_dice")).join(paired["Dice"][COUNTS])
-    board["flags"] = [flags(name, algorithms.loc[name], len(cases), proof) for name in board.index]
+    board["flags"] = [flags(name, algorithms, len(cases), proof) for name in board.index]
     board = placed(board, ranked)
     order = [str(name) for name in board.index if name in everything.algorithms]
     first = [name for name in order if name in ranked]

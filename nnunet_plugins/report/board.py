@@ -1,7 +1,6 @@
 """The board of a comparison: a row per algorithm, with what is found of it, in the order of the places."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -40,20 +39,38 @@ def placed(board: pd.DataFrame, ranked: Sequence[str]) -> pd.DataFrame:
     return board.loc[order.sort_values(["place", "Dice"], kind="stable").index]
 
 
-def flags(name: str, algorithm: "pd.Series[Any]", cases: int, equality: Equality | None) -> str:
-    """Say in words what a reader has to know of an algorithm before comparing it with others."""
-    found = []
+def flags(name: str, algorithms: pd.DataFrame, cases: int, equality: Equality | None) -> str:
+    """Say in words what a reader has to know of an algorithm before comparing it with others.
+
+    Args:
+        name: the algorithm's.
+        algorithms: all, with `trainer`, `plans`, `role` and `lacking` cases.
+        cases: how many there are.
+        equality: of the trainings.
+    """
+    found, algorithm = [], algorithms.loc[name]
     if algorithm["role"] in UNRANKED:
         found.append("not ranked")
     if equality:
         others = [entry for entry in equality.differences if entry["algorithm"] == name and entry["value"] != UNKNOWN]
-        for allowed, words in ((False, "unequal"), (True, "differs in")):
+        same = _has_network_of(equality.baseline, name, algorithms)
+        for allowed, words in ((False, "unequal:"), (True, "same network, other" if same else "differs in:")):
             # The network is what is compared.
             what = [entry["what"].partition(".")[0] for entry in others if entry["allowed"] is allowed]
             if settings := [setting for setting in dict.fromkeys(what) if setting != "network"]:
-                found.append(f"{words}: {', '.join(settings)}")
+                found.append(f"{words} {', '.join(settings)}")
         if unknown := equality.unknown.get(name):
             found.append(f"unknown: {', '.join(unknown)}")
     if lacking := algorithm["lacking"]:
         found.append("no results" if lacking == cases else f"lacks {count(lacking, 'case')}")
     return "; ".join(found)
+
+
+def _has_network_of(baseline: str, name: str, algorithms: pd.DataFrame) -> bool:
+    """Tell whether an algorithm is the baseline's network on its plans under another recipe."""
+    if name == baseline or baseline not in algorithms.index:
+        return False
+    (network, plans), (own, own_plans) = (
+        (algorithms.at[one, "trainer"].partition("_")[0], algorithms.at[one, "plans"]) for one in (baseline, name)
+    )
+    return bool(network == own and plans == own_plans)

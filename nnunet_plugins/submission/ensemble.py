@@ -27,6 +27,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from numpy.typing import NDArray
 
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.recipe import read_recipe
 from nnunet_plugins.planning.dataset import largest_label
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.preprocessed import larger_cases
@@ -186,7 +187,7 @@ def require_fitting_type(settings: Settings, description: dict[str, Any], models
 
 
 class Ensemble:
-    """All networks of a submission, loaded."""
+    """All networks of a submission, loaded, and how the images are prepared that they take."""
 
     def __init__(self, settings: Settings, models: Path, device: torch.device) -> None:
         self.settings = settings
@@ -194,6 +195,7 @@ class Ensemble:
         first = self.networks[0].predictor
         self.labels = first.plans_manager.get_label_manager(first.dataset_json)
         self.ending = str(first.dataset_json["file_ending"])
+        self.recipe = read_recipe(first.dataset_json, models / settings.members[0].folder / "dataset.json")
         require_fitting_type(settings, first.dataset_json, models)
 
     @cached_property

@@ -16,6 +16,7 @@ from nnunet_plugins.images.contents import check_contents
 from nnunet_plugins.images.facts import Fact, problems, remarks, summarise
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import keeps_geometry, read_channels, read_header
+from nnunet_plugins.images.recipe import Recipe
 from nnunet_plugins.images.writing import convert_image, convert_segmentation
 from nnunet_plugins.submission.cases import Case
 
@@ -34,6 +35,7 @@ def read_image(
     ending: str,
     channels: Sequence[str],
     log: Callable[[str], object] = _say_nothing,
+    recipe: Recipe | None = None,
 ) -> tuple[NDArray[Any], dict[str, Any]]:
     """Read a case's channels with the reader that the model was trained with.
 
@@ -44,6 +46,7 @@ def read_image(
             them.
         channels: names of the channels that the model knows.
         log: takes what is worth a word, and no reason to leave the case out.
+        recipe: how the images were prepared that the model was trained on, if they were: it is done to this one, too.
 
     Returns:
         the image `(channels, z, y, x)`, and its properties for nnU-Net.
@@ -65,6 +68,8 @@ def read_image(
                 originals[str(file)] = str(path)
             files.append(file)
         _refuse(facts)
+        if recipe:
+            files = _prepared(files, recipe, Path(temporary), ending, originals, log)
         image, properties, found = read_channels(files, reader)
     facts += [replace(fact, file=originals.get(fact.file, fact.file)) for fact in found]
     _refuse(facts)
@@ -76,6 +81,38 @@ def read_image(
     for line in summarise(remarks(facts, "inference")):
         log(line)
     return image, properties
+
+
+def _prepared(
+    files: Sequence[Path],
+    recipe: Recipe,
+    folder: Path,
+    ending: str,
+    originals: dict[str, str],
+    log: Callable[[str], object],
+) -> list[Path]:
+    """Return files of prepared channels, written as `prepare-images` writes them, so that the same is read."""
+    from nnunet_plugins.images.preparing import write_prepared  # which loads scikit-image
+
+    result = []
+    for number, file in enumerate(files):
+        place = folder / f"prepared_{number}{ending}"
+        if number in recipe.channels:
+            done = write_prepared([file], [place], recipe)
+            if done.wrong:
+                raise ImageError("; ".join(_named(done.wrong, originals)))
+            for line in _named([f"{one} is left as it is: {reason}" for one, reason in done.left.items()], originals):
+                log(line)
+            originals[str(place)] = originals.get(str(file), str(file))
+        result.append(place if number in recipe.channels else file)
+    return result
+
+
+def _named(lines: Sequence[str], originals: Mapping[str, str]) -> list[str]:
+    """Return lines with the names of files as they were given."""
+    for file, original in originals.items():
+        lines = [line.replace(file, original) for line in lines]
+    return list(lines)
 
 
 def _refuse(facts: Sequence[Fact]) -> None:

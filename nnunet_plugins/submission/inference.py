@@ -19,6 +19,7 @@ from nnunet_plugins import memory
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.arguments import positive
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.recipe import prepared_with
 from nnunet_plugins.submission.cases import Case, Earlier, find_cases
 from nnunet_plugins.submission.settings import FILE, TRAINERS, Settings, read_settings
 
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None, *, models: Path | None = None) -> in
             cases = _without_finished(cases)
         log(f"{settings.name}: {len(cases)} cases")
         ensemble = _load(settings, folder, arguments.device)
+        if ensemble.recipe and (before := prepared_with(arguments.input)):
+            raise InputError(f"{arguments.input} holds images that are prepared already ({before}), which is done here")
     except Exception as error:  # the log has to have a last word, whatever it is
         log(f"Nothing could be begun: {_tell(error)}")
         return NOTHING_DONE
@@ -146,6 +149,8 @@ def _load(settings: Settings, folder: Path, device: str | None) -> "Ensemble":
     begun = time.monotonic()
     ensemble = Ensemble(settings, folder, chosen)
     networks = sum(len(network.weights) for network in ensemble.networks)
+    if ensemble.recipe:
+        log(f"Images are prepared as for the training: {ensemble.recipe}")
     log(f"Loaded {networks} networks in {time.monotonic() - begun:.1f} s; they run on {chosen}")
     return ensemble
 
@@ -159,7 +164,12 @@ def _segment(case: Case, number: str, ensemble: "Ensemble") -> bool:
         from nnunet_plugins.submission.images import read_image, write_segmentation
 
         image, properties = read_image(
-            case, ensemble.reader, ensemble.ending, settings.channels, lambda line: log(f"{number} {case.name}: {line}")
+            case,
+            ensemble.reader,
+            ensemble.ending,
+            settings.channels,
+            lambda line: log(f"{number} {case.name}: {line}"),
+            ensemble.recipe,
         )
         log(f"{number} {case.name}: {_size(image.shape[1:])} voxels of {_size(properties['spacing'])} mm")
         segmentation = ensemble.predict(image, properties, clock, log)

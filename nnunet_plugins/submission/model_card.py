@@ -10,6 +10,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_plugins.files import read_json, write_text
+from nnunet_plugins.images.recipe import read_recipe
 from nnunet_plugins.planning.forecast import GIB, format_size
 from nnunet_plugins.planning.profile import profile_inference
 from nnunet_plugins.planning.setting import Setting
@@ -100,6 +101,16 @@ def _describe_data(source: Source) -> pd.DataFrame:
     return pd.DataFrame({"": list(rows), "training data": list(rows.values())})
 
 
+def _normalization(source: Source) -> str:
+    """Return what is done to intensities: before nnU-Net sees them, if that is so, and by it."""
+    schemes = ", ".join(source.configuration.normalization_schemes)
+    recipe = read_recipe(source.dataset_json, source.folder / "dataset.json")
+    if recipe is None:
+        return schemes
+    names = ", ".join(source.channels[channel] for channel in recipe.channels)
+    return f"{names}: {recipe} (scikit-image {recipe.scikit_image}); then {schemes}"
+
+
 def _describe(source: Source) -> tuple[str, list[str]]:
     """Return a network's name and what stands in `_ROWS`."""
     plans, configuration = PlansManager(source.plans), source.configuration
@@ -114,7 +125,7 @@ def _describe(source: Source) -> tuple[str, list[str]]:
         "patch": format_size(configuration.patch_size),
         "spacing": " x ".join(f"{size:g}" for size in configuration.spacing),
         "batch": configuration.batch_size,
-        "normalization": ", ".join(configuration.normalization_schemes),
+        "normalization": _normalization(source),
         "parameters": f"{cost.parameters / 1e6:.1f} million",
         "flops": f"{cost.forward_flops / configuration.batch_size / 1e9:.0f}",
         "memory": f"{cost.peak_bytes[0] / GIB:.2f}",

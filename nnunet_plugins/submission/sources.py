@@ -19,10 +19,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, read_json
+from nnunet_plugins.images.recipe import read_recipe
 from nnunet_plugins.planning.dataset import DATASET, dataset_name
 from nnunet_plugins.planning.preprocessed import PLANS
 from nnunet_plugins.planning.setting import find_trainer
-from nnunet_plugins.planning.sources import FIXED
+from nnunet_plugins.planning.sources import FIXED, PREPARED
 from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError, load_checkpoint, require_known_architecture
 
 _CONFIGURATION = {
@@ -168,6 +169,7 @@ def find_source(
             f"{source.folder} was trained on images of one size, to which a container scales none; predict with "
             "nnunet-plugins fixed-size --scale, nnUNetv2_predict and fixed-size --restore"
         )
+    read_recipe(source.dataset_json, source.folder / "dataset.json")  # which inference reads
     stage = source.configuration.previous_stage_name
     if stage is None:
         return source
@@ -253,7 +255,7 @@ def require_one_task(sources: Sequence[Source]) -> None:
     """
     first, *others = sources
     for source in others:
-        for key in ("labels", "regions_class_order", "channel_names", "file_ending"):
+        for key in ("labels", "regions_class_order", "channel_names", "file_ending", PREPARED):
             ours, theirs = (part.dataset_json.get(key) for part in (first, source))
             if ours != theirs:
                 raise SubmissionError(

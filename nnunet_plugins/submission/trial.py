@@ -22,7 +22,9 @@ from packaging.utils import parse_wheel_filename
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json
 from nnunet_plugins.images.reading import keeps_geometry, read_header
+from nnunet_plugins.images.recipe import Recipe, prepared_with, read_recipe
 from nnunet_plugins.images.writing import convert_image, read_labels
 from nnunet_plugins.program import run_quietly, tail
 from nnunet_plugins.submission.cases import Case, find_cases
@@ -111,9 +113,20 @@ class Trial:
         for case in find_cases(self.settings, inputs, outputs):
             yield from _compare(case, expected / f"{case.name}{self.settings.ending}", self.settings)
 
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """How the images are prepared that the networks take."""
+        return read_recipe(read_json(self._description, dict), self._description)
+
+    @property
+    def _description(self) -> Path:
+        return self.folder / "model" / self.settings.members[0].folder / "dataset.json"
+
     def _sample(self) -> Path:
-        """Return a folder with the cases to try, in nnU-Net's format."""
-        source = self.images or _dataset_images(self.manifest["dataset"])
+        """Return a folder with the cases to try, in nnU-Net's format, and as they were before they were prepared."""
+        source = self.images or _dataset_images(self.recipe.dataset if self.recipe else self.manifest["dataset"])
+        if self.recipe and (before := prepared_with(source)):
+            raise InputError(f"{source} holds prepared images ({before}); give those as they were with -i")
         as_files = Settings("", (), self.settings.channels, ending=self.settings.ending)
         cases = [case for case in find_cases(as_files, source, self.scratch) if not case.fault][: self.number]
         if not cases:
@@ -165,6 +178,10 @@ class Trial:
     def _expect(self, given: Path) -> Path:
         """Segment the same cases with nnU-Net's own commands; returns the folder."""
         print("Segmenting them with nnU-Net's own commands ...", file=sys.stderr, flush=True)
+        if self.recipe:
+            prepared = self.scratch / "prepared"
+            self._nnunet("nnunet-plugins", "prepare-images", "-i", given, "-o", prepared, "--like", self._description)
+            given = prepared
         joint = len(self.settings.members) > 1
         folders = [self._expect_member(member, given, probabilities=joint) for member in self.settings.members]
         result = folders[0]

@@ -32,9 +32,14 @@ def _match(part: str) -> tuple[Modifier, int | None] | None:
         if "<N>" not in modifier.name:
             if part == modifier.name:
                 return modifier, None
-        elif found := re.fullmatch(modifier.name.replace("<N>", "([1-9][0-9]*)"), part):
+        elif found := re.fullmatch(modifier.name.replace("<N>", "(0|[1-9][0-9]*)"), part):
             return modifier, int(found[1])
     return None
+
+
+def _within(number: int, modifier: Modifier) -> int:
+    """Return the number that a modifier may have which is nearest to another one."""
+    return max(1, min(number, modifier.most or number))
 
 
 def parse(name: str) -> TrainerName:
@@ -55,6 +60,9 @@ def parse(name: str) -> TrainerName:
             problem = problem or f"no modifier is called {'_' + part!r}"
         elif match[0].slot in taken:
             problem = problem or f"'_{part}' sets the {match[0].slot} a second time"
+        elif match[1] is not None and match[1] != _within(match[1], match[0]):
+            words = f"from 1 to {match[0].most}" if match[0].most else "1 or more"
+            problem = problem or f"the number in {'_' + part!r} has to be {words}"
         else:
             modifiers.append(match)
     if problem:
@@ -77,12 +85,12 @@ def nearest(name: str) -> str:
     result = get_close_matches(base, [STOCK_TRAINER, *backbones.every()], n=1, cutoff=0)[0]
     slots: set[str] = set()
     for part in parts:
-        number = re.match("0*([1-9][0-9]*)", part)
-        words = {m.name.replace("<N>", ""): m for m in MODIFIERS if ("<N>" in m.name) == bool(number)}
-        word = part[number.end() :] if number else part
+        word = part.lstrip("0123456789")
+        digits = part.removesuffix(word)
+        words = {m.name.replace("<N>", ""): m for m in MODIFIERS if ("<N>" in m.name) == bool(digits)}
         for match in get_close_matches(word.lower(), [w.lower() for w in words], n=1):
             spelling = next(w for w in words if w.lower() == match)
             if words[spelling].slot not in slots:
                 slots.add(words[spelling].slot)
-                result += f"_{number[1] if number else ''}{spelling}"
+                result += f"_{_within(int(digits), words[spelling]) if digits else ''}{spelling}"
     return result

@@ -152,8 +152,8 @@ class ReliableTrainer(FiniteTrainer):
             FolderError: with `--c`, if another training is running.
         """
         if not isinstance(filename_or_checkpoint, str):
-            super().load_checkpoint(filename_or_checkpoint)
             self._loaded = True
+            super().load_checkpoint(filename_or_checkpoint)
             return
         path = Path(filename_or_checkpoint)
         if self._continues:
@@ -169,8 +169,8 @@ class ReliableTrainer(FiniteTrainer):
                 raise CheckpointError(
                     f"nnunet_plugins: {error}. Train with --c to go on from another checkpoint of {path.parent}"
                 ) from error
+        self._loaded = True  # before all parts are made, which may be those of the checkpoint
         super().load_checkpoint(str(path))
-        self._loaded = True
         # What was logged of an epoch that had begun is logged again.
         for values in self.logger.get_checkpoint().values():
             del values[self.current_epoch :]

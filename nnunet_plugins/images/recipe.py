@@ -1,0 +1,161 @@
+"""What was done to the intensities of a dataset's images before nnU-Net saw them, and to which images it was done.
+
+`nnunet-plugins prepare-images` writes it into the dataset.json of a twin, which nnU-Net copies into models and beside
+predictions, and beside images that it has prepared to be predicted. Loads nothing heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import find_fault, read_json
+from nnunet_plugins.planning.sources import PREPARED
+
+SCHEMES = {
+    "clahe": "contrast-limited adaptive histogram equalisation",
+    "equalize": "histogram equalisation",
+    "percentile": "clipping to the image's own percentiles",
+    "iqr": "median and interquartile range, with outliers clipped",
+    "per-slice": "mean 0 and standard deviation 1 in each slice",
+}
+"""What can be done, in words."""
+
+BESIDE = f"{PREPARED}.json"
+"""The file beside images that were prepared to be predicted."""
+
+_SHAPE = {
+    "dataset": str,
+    "scheme": str,
+    "channels": [int],
+    "percentiles": (list, type(None)),
+    "tile": (list, type(None)),
+    "clip_limit": (int, float, type(None)),
+    "scikit_image": str,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images are prepared.
+
+    Attributes:
+        dataset: full name of the dataset whose images are as they were.
+        scheme: one of `SCHEMES`.
+        channels: numbers of those that it is done to; the others stay as they are.
+        percentiles: of the image, to which it is clipped first; None for no clipping.
+        tile: of CLAHE, voxels `(z, y, x)`; None for an eighth of the image along each axis.
+        clip_limit: of CLAHE, as scikit-image has it.
+        scikit_image: the version that has done it.
+    """
+
+    dataset: str
+    scheme: str
+    channels: tuple[int, ...]
+    percentiles: tuple[float, float] | None = None
+    tile: tuple[int, ...] | None = None
+    clip_limit: float | None = None
+    scikit_image: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as what `read_recipe` reads."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        if not self.percentiles:
+            return self.scheme
+        low, high = self.percentiles
+        first = f"clipped to the percentiles {low:g} and {high:g}"
+        return first if self.scheme == "percentile" else f"{first}, then {self.scheme}"
+
+
+def read_recipe(description: Mapping[str, Any], file: Path | str = "dataset.json") -> Recipe | None:
+    """Return how the images of a dataset were prepared; None if they are as they are.
+
+    Args:
+        description: what its dataset.json says.
+        file: where it was read, for messages.
+
+    Raises:
+        InputError: if that cannot be used.
+    """
+    if PREPARED not in description:
+        return None
+    found = description[PREPARED]
+    if fault := find_fault(found, _SHAPE, repr(PREPARED)):
+        raise InputError(f"{file}: {fault}; make the twin anew with nnunet-plugins prepare-images")
+    if found["scheme"] not in SCHEMES:
+        raise InputError(f"{file}: {found['scheme']!r} in {PREPARED!r} is none of {', '.join(SCHEMES)}")
+    for name, shape, number in (("percentiles", [(int, float)], 2), ("tile", [int], 3)):
+        if (value := found[name]) is not None and (find_fault(value, shape) or len(value) != number):
+            raise InputError(f"{file}: {name!r} in {PREPARED!r} is {value}, and not {number} numbers")
+    known: dict[str, Any] = {name: found[name] for name in _SHAPE}
+    known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    return Recipe(**known)
+
+
+def prepared_with(folder: Path) -> Recipe | None:
+    """Return how the images in a folder were prepared, as far as the folder tells; None if nothing tells that.
+
+    Args:
+        folder: one that `prepare-images` has written, or imagesTr or imagesTs of a twin.
+
+    Raises:
+        InputError: if that cannot be used.
+    """
+    folder = folder.resolve()
+    places = [folder / BESIDE, *([folder.parent / "dataset.json"] if folder.name in ("imagesTr", "imagesTs") else [])]
+    for file in places:
+        if file.is_file():
+            return read_recipe(read_json(file, dict), file)
+    return None
+
+
+def preparing_command(images: Path | str, like: Path | str) -> str:
+    """Return the command that prepares images.
+
+    Args:
+        images: folder of those as they are.
+        like: number or name of the twin, or a dataset.json.
+    """
+    return f"nnunet-plugins prepare-images -i {images} -o PREPARED --like {like}"
+
+
+def find_difference(description: Mapping[str, Any], file: Path, images: Path) -> tuple[str, str] | None:
+    """Return how images differ from those that a network was trained on, and what to do; None if they do not.
+
+    Args:
+        description: what the dataset.json of the network says.
+        file: where it was read.
+        images: their folder, as far as it tells.
+
+    Raises:
+        InputError: if one of the two recipes cannot be used.
+    """
+    wanted, found = read_recipe(description, file), prepared_with(images)
+    if wanted == found:
+        return None
+    if wanted is None:
+        what = f"prepared images ({found}), and the network was trained on images as they are"
+        return f"{images} holds {what}", "give the images as they were"
+    what = f"images that were prepared in another way ({found})" if found else "images that were not prepared"
+    return (
+        f"{images} holds {what}, as far as the folder tells, and the network was trained on prepared ones ({wanted})",
+        f"prepare the images: {preparing_command(images, file)}",
+    )
+
+
+def require_prepared(description: Mapping[str, Any], file: Path, images: Path) -> None:
+    """Check that images are prepared as those were that a network was trained on.
+
+    Args:
+        description: what the dataset.json of the network says.
+        file: where it was read.
+        images: their folder.
+
+    Raises:
+        InputError: if they are not, or nothing tells so.
+    """
+    if difference := find_difference(description, file, images):
+        raise InputError("; ".join(difference))

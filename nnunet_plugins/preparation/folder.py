@@ -1,0 +1,129 @@
+"""`nnunet-plugins prepare-images -i`: images to predict, prepared as those of a twin."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnunet_plugins.doctor.dataset import Case, RawDataset, check_images_to_predict
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json, whole_file, write_text
+from nnunet_plugins.images.preparing import require_format, scikit_image_version, write_prepared
+from nnunet_plugins.images.recipe import BESIDE, Recipe, prepared_with, read_recipe
+from nnunet_plugins.merging.raw import description_file, refuse_problems
+from nnunet_plugins.planning.dataset import DATASET, require_own_folder
+from nnunet_plugins.planning.sources import PREPARED
+from nnunet_plugins.workers import FailedJobError, finish_jobs
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """What `prepare_folder` wrote.
+
+    Attributes:
+        recipe: how the images were prepared.
+        cases: those that are there now.
+        failures: by case, why it is not.
+        left: by file, why an image was left as it is.
+        version: of scikit-image here, if it is not that of the recipe.
+    """
+
+    recipe: Recipe
+    cases: list[str]
+    failures: dict[str, str]
+    left: dict[str, str]
+    version: str | None
+
+
+def prepare_folder(
+    images: Path, like: str, output: Path, *, processes: int = 1, overwrite: bool = False
+) -> PreparedFolder:
+    """Write images as a twin has them, so that its networks can predict them.
+
+    What an earlier run with the same recipe has written is kept, where its image has not changed since.
+
+    Args:
+        images: folder of images as they are, in the layout and format of the dataset that the twin is of.
+        like: number or name of the twin, or the file dataset.json of it, or of a model.
+        output: folder to write.
+        processes: cases at a time.
+        overwrite: replace what is in `output`.
+
+    Raises:
+        InputError: if a folder or the dataset.json is missing, the images are prepared already, or are not like those
+            of the dataset.
+    """
+    if not images.is_dir():
+        raise InputError(f"{images} is no folder")
+    file = description_file(like)
+    description = read_json(file, DATASET)
+    recipe = read_recipe(description, file)
+    if recipe is None:
+        raise InputError(f"{file} has no {PREPARED!r}: it is of no dataset that prepare-images has made")
+    if before := prepared_with(images):
+        raise InputError(f"{images} holds images that are prepared already ({before}); give those as they were")
+    goes_on = _made_with(output) == recipe
+    require_own_folder(output, images, overwrite=overwrite or goes_on)
+    require_format(description["file_ending"], str(file))
+    found, cases = RawDataset(images, description), dict[str, Case]()
+    refuse_problems(check_images_to_predict(found, images, None, cases), images, "prepared")
+    output.mkdir(parents=True, exist_ok=True)
+    left, failures = _write(cases, recipe, output, found.description["file_ending"], goes_on, processes)
+    version = scikit_image_version()
+    return PreparedFolder(
+        recipe,
+        [name for name in cases if name not in failures],
+        failures,
+        left,
+        version if version != recipe.scikit_image else None,
+    )
+
+
+def _made_with(output: Path) -> Recipe | None:
+    return read_recipe(read_json(output / BESIDE, dict), output / BESIDE) if (output / BESIDE).is_file() else None
+
+
+def _write(
+    cases: Mapping[str, Case], recipe: Recipe, output: Path, ending: str, goes_on: bool, processes: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write the cases; returns what was left as it is, and what failed."""
+    places = {
+        name: {output / f"{name}_{channel:04d}{ending}": Path(image) for channel, image in enumerate(case.images)}
+        for name, case in cases.items()
+    }
+    now = {place.name: _stamp(image) for case in places.values() for place, image in case.items()}
+    before: dict[str, Any] = read_json(output / BESIDE, dict).get("files", {}) if goes_on else {}
+    for case in places.values():
+        for place in case:  # of an earlier run; whatever else is there stays
+            if before.get(place.name) != now[place.name]:
+                place.unlink(missing_ok=True)
+    write_text(output / BESIDE, json.dumps({PREPARED: recipe.as_json(), "files": now}, indent=1, ensure_ascii=False))
+    jobs = {}
+    for name, case in places.items():
+        missing = {place: image for place, image in case.items() if not place.exists()}
+        own = {place for number, place in enumerate(case) if number in recipe.channels}
+        for place, image in missing.items():
+            if place not in own:
+                with whole_file(place) as unfinished:
+                    shutil.copyfile(image, unfinished)
+        if todo := {place: image for place, image in missing.items() if place in own}:
+            jobs[name] = partial(write_prepared, list(todo.values()), list(todo), recipe)
+    left, failures = {}, {}
+    for name, result in finish_jobs(jobs, processes):
+        if isinstance(result, FailedJobError):
+            failures[name] = str(result)
+            continue
+        left.update(result.left)
+        if result.wrong:
+            failures[name] = "; ".join(result.wrong)
+    for name in failures:  # nnU-Net would predict a case with the channels that are there
+        for place in places[name]:
+            place.unlink(missing_ok=True)
+    return left, failures
+
+
+def _stamp(file: Path) -> list[Any]:
+    return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
