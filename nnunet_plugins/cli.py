@@ -229,9 +229,9 @@ def parser() -> argparse.ArgumentParser:
         "report",
         help="make the report of a benchmark again",
         description="Make the page and the tables of a benchmark again from its record: index.html, report.md, "
-        "tables.tex, results.csv, challenger.csv and the figures. Needs neither nnU-Net's folders nor torch. With "
-        "--verify nothing is written: everything is made again and compared, down to the files that it was made of, as "
-        "far as they are here; the exit code is 1 if something contradicts.",
+        "tables.tex, paper.tex, results.csv, challenger.csv and the figures. Needs neither nnU-Net's folders nor "
+        "torch. With --verify nothing is written: everything is made again and compared, down to the files that it was "
+        "made of, as far as they are here; the exit code is 1 if something contradicts.",
     )
     command.add_argument("benchmark", metavar="DIR", help="folder that was given to benchmark with -o")
     command.add_argument(

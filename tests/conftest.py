@@ -300,3 +300,20 @@ def small(sandbox: Sandbox, prepared: Sandbox) -> Sandbox:
     """A sandbox with the small dataset 1, planned and preprocessed in 2D and 3D, batch size 2."""
     shutil.copytree(prepared.root, sandbox.root, dirs_exist_ok=True)
     return sandbox
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser, where there is one."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as engine:
+        candidates = [
+            engine.chromium.executable_path,
+            *map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+        ]
+        found = next((path for path in candidates if path and Path(path).exists()), None)
+        if found is None:
+            pytest.skip("no Chromium is installed")
+        chromium = engine.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

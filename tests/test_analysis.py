@@ -18,7 +18,7 @@ from nnunet_plugins.report.findings import describe_all, summarise
 from nnunet_plugins.report.record import RESULTS, Record, ReportError, read_record
 from nnunet_plugins.report.scores import case_scores
 from nnunet_plugins.report.statistics import LEVEL
-from nnunet_plugins.report.tables import sections
+from nnunet_plugins.report.tables import DICE, SUMMARY, sections
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND, MIXED
 from nnunet_plugins.report.writing import write_challenger, write_csv
 
@@ -121,11 +121,11 @@ def test_the_mean_of_nnunet_stands_beside_ours_where_it_is_another_one(hallucina
     expected = {METHOD: 0.435 if len(comparison.labels) == 1 else (0.87 + 0.435) / 2, BASELINE: 0.82}
     assert_allclose(comparison.board["nnunet_dice"], [expected[name] for name in comparison.board.index])
     table = sections(comparison)[0].table.set_index("Algorithm")
-    assert table["Dice in summary.json"].to_dict() == {name: f"{mean:.3f}" for name, mean in expected.items()}
+    assert table[SUMMARY].to_dict() == {name: f"{mean:.3f}" for name, mean in expected.items()}
     assert "foreground_mean of summary.json" in "\n".join(caveats(comparison))
     same = only(make_record(algorithms=2))
     assert_allclose(same.board["nnunet_dice"], same.board["Dice"].astype(float))
-    assert "Dice in summary.json" not in sections(same)[0].table
+    assert SUMMARY not in sections(same)[0].table
 
 
 def test_a_case_counts_if_every_algorithm_has_all_its_labels():
@@ -234,7 +234,7 @@ def test_no_headline_contradicts_its_table(record):
         assert paired["verdict"].get(first) != BEHIND, "the first in the table is behind nobody"
         if ranked and first == baseline:
             assert AHEAD not in set(paired["verdict"])
-        shown = sections(comparison)[0].table.set_index("Algorithm")["Dice [95% CI]"]
+        shown = sections(comparison)[0].table.set_index("Algorithm")[DICE]
         for name in ranked:
             assert shown[name].startswith(f"{board.loc[name, 'Dice']:.3f}" if comparison.scored else "")
 

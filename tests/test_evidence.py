@@ -16,7 +16,7 @@ from nnunet_plugins.report.evidence import Measure, compare_pairs, components, g
 from nnunet_plugins.report.findings import describe_all, describe_difference, describe_twins, summarise
 from nnunet_plugins.report.ranking import stability
 from nnunet_plugins.report.statistics import compare, holm, mean_with_ci
-from nnunet_plugins.report.tables import sections
+from nnunet_plugins.report.tables import DICE, sections
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR, every_pair
 
 ROPE = 0.01
@@ -177,7 +177,7 @@ def test_too_few_cases_are_said_everywhere():
     assert any("3 cases are too few to test anything" in line for line in caveats(comparison))
     shown = {part.caption.partition(",")[0]: part.table for part in sections(comparison)}
     assert "Every pair of ranked algorithms" not in shown
-    assert "[" not in "".join(shown["Results"]["Dice [95% CI]"])
+    assert "[" not in "".join(shown["Results"][DICE])
 
 
 def test_whose_variance_of_training_is_covered_is_said():

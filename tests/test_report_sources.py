@@ -13,7 +13,7 @@ from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.record import Record, ReportError, read_record
 from nnunet_plugins.report.statistics import compare
-from nnunet_plugins.report.tables import sections
+from nnunet_plugins.report.tables import DICE, sections
 from nnunet_plugins.report.verification import Verification, _verify_summaries
 
 BASELINE, METHOD = "nnUNetTrainer", "nnUNetTrainerFIRENet"
@@ -74,7 +74,7 @@ def test_each_source_has_its_own_means_and_differences(merged):
     (shown,) = (part.table for part in sections(comparison) if part.caption.startswith("Results by source"))
     assert shown["Source"].tolist() == ["Knee", "Knee", "Hip", "Hip"]
     first = shown[shown["Algorithm"] == METHOD].iloc[0]
-    assert first["Dice [95% CI]"].startswith(f"{table.loc['Knee', 'Dice'][METHOD]:.3f} [")
+    assert first[DICE].startswith(f"{table.loc['Knee', 'Dice'][METHOD]:.3f} [")
     said = "\n".join(caveats(comparison))
     assert "as often as it has cases (Knee 8, Hip 7)" in said
     assert "labels alone that its dataset annotates" in said

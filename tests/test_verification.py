@@ -71,7 +71,7 @@ def test_a_report_that_was_just_made_fits_and_nothing_is_written(benchmark, caps
     before = {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")}
     code, said = verify(benchmark, capsys)
     assert (code, "Contradiction" in said, "not here" in said) == (0, False, False), said
-    assert "Made again from the record: 4 files of tables and statistics, 3 figures and the page, the same as" in said
+    assert "Made again from the record: 5 files of tables and statistics, 3 figures and the page, the same as" in said
     assert "4 files and folders, inputs and outputs of 2 steps, fit." in said
     assert {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")} == before
 

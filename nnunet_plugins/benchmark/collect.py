@@ -15,6 +15,7 @@ import pandas as pd
 
 from nnunet_plugins import backbones
 from nnunet_plugins.benchmark import conditions, equality
+from nnunet_plugins.benchmark.dataset import describe_dataset
 from nnunet_plugins.benchmark.engine import read_state, tasks_left
 from nnunet_plugins.benchmark.folds import held_out
 from nnunet_plugins.benchmark.kept import NOTHING_KEPT, Kept
@@ -254,6 +255,9 @@ def _about(
         "images": {
             f"{dataset}/{configuration}": _images(dataset, configuration, trained, folders)
             for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in trained)
+        },
+        "datasets": {
+            dataset: describe_dataset(folders.preprocessed / dataset, protocol.groups) for dataset in protocol.datasets
         },
         "sources": {dataset: found for dataset in protocol.datasets if (found := _sources(dataset, folders))},
         "beside": {

@@ -73,6 +73,10 @@ class Comparison:
             comparison of Dice with the baseline's there `mean_difference`, `difference_low`, `difference_high`,
             `p_holm`, `wins`, `ties` and `losses`. No rows for others.
         by_label: by metric, the means over the cases, algorithms x labels.
+        missed_by_label: in how many cases a label that is there is missed, algorithms x labels; means over trainings.
+        present: by label, in how many of the cases the truth has it.
+        by_fold: a row per algorithm and fold (levels `algorithm`, `fold`): the `mean` Dice of the fold's cases and its
+            deviation over them, `sd`. No rows where there are not two folds.
         label_dice: by label, its Dice, cases x algorithms, and the means; where there are few labels.
         dice: mean Dice and its interval, by algorithm.
         false_findings: see `scores.Scores.false_findings`.
@@ -107,6 +111,9 @@ class Comparison:
     beside: Mapping[str, pd.DataFrame]
     by_source: pd.DataFrame
     by_label: Mapping[str, pd.DataFrame]
+    missed_by_label: pd.DataFrame
+    present: "pd.Series[int]"
+    by_fold: pd.DataFrame
     label_dice: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
     dice: pd.DataFrame
     false_findings: pd.DataFrame
@@ -245,6 +252,9 @@ def _compare(
         },
         by_source=by_source(scores, list(sources or ()), order, first, baseline),
         by_label={metric: scores.by_label(metric).loc[order] for metric in METRICS},
+        missed_by_label=scores.missed_by_label().loc[order],
+        present=pd.Series(scores.truth.sum(axis=0), pd.Index(scores.labels, name="label"), dtype=int),
+        by_fold=_by_fold(by_case["Dice"][order], scores.folds),
         label_dice=_label_dice(scores, order),
         dice=dice.loc[order],
         false_findings=scores.false_findings().loc[order],
@@ -295,6 +305,15 @@ def _label_dice(scores: Scores, order: Sequence[str]) -> dict[str, tuple[pd.Data
         return {}
     tables = {label: scores.of_label("Dice", number)[order] for number, label in enumerate(scores.labels)}
     return {label: (table, mean_with_ci(table)) for label, table in tables.items() if table.count().any()}
+
+
+def _by_fold(dice: pd.DataFrame, folds: "pd.Series[int]") -> pd.DataFrame:
+    """Return what is found in the cases that each fold holds out, where there are several folds."""
+    if folds.nunique() < 2:
+        return pd.DataFrame()
+    groups = dice.groupby(folds.reindex(dice.index))
+    found = {"mean": groups.mean(), "sd": groups.std()}
+    return pd.DataFrame({name: table.rename_axis("fold").T.stack(future_stack=True) for name, table in found.items()})
 
 
 def _rank_shares(scores: pd.DataFrame, errors: "pd.Series[float]") -> pd.DataFrame:

@@ -6,9 +6,10 @@ from nnunet_plugins.files import write_text
 from nnunet_plugins.provenance import Ledger, read_marker
 from nnunet_plugins.report.analysis import Analysis, analyse
 from nnunet_plugins.report.claims import ROPE
+from nnunet_plugins.report.latex import write_latex, write_paper
 from nnunet_plugins.report.page import make_page
 from nnunet_plugins.report.record import ReportError, read_record
-from nnunet_plugins.report.writing import write_challenger, write_csv, write_latex, write_markdown
+from nnunet_plugins.report.writing import write_challenger, write_csv, write_markdown
 
 
 def build_report(folder: Path, rope: float = ROPE) -> Path:
@@ -25,15 +26,12 @@ def build_report(folder: Path, rope: float = ROPE) -> Path:
     """
     analysis = analyse(read_record(folder / "record"), rope)
     refuse_unequal(analysis)
-    report = folder / "report"
-    write_report(analysis, report)
+    page, *others = (file.absolute() for file in write_report(analysis, folder / "report"))
     ledger = Ledger({"output": folder.absolute()})
     names = {file.name.removesuffix(".gz") for file in (folder / "record").iterdir()}
     made_of = sorted((folder / "record" / name).absolute() for name in names if name.endswith((".csv", ".json")))
-    page, *others = [(report / name).absolute() for name in _FILES]
-    others += sorted((report / "figures").absolute().glob("*.svg"))
     ledger.write(page, ["nnunet-plugins", "report", ROPE_OPTION, f"{rope:g}"], ledger.identities(made_of), others)
-    return report / "index.html"
+    return folder / "report" / "index.html"
 
 
 ROPE_OPTION = "--rope"
@@ -46,22 +44,22 @@ def rope_of(report: Path) -> float:
     return float(words[words.index(ROPE_OPTION) + 1]) if ROPE_OPTION in words else ROPE
 
 
-_FILES = ("index.html", "report.md", "tables.tex", "results.csv", "challenger.csv")
-
-
-def write_report(analysis: Analysis, report: Path) -> None:
-    """Write all files of a report into its folder."""
+def write_report(analysis: Analysis, report: Path) -> list[Path]:
+    """Write all files of a report into its folder, and return them: the page, tables, figures."""
     page, figures = make_page(analysis, report / "panels")
-    write_markdown(analysis, report / "report.md")
-    write_latex(analysis, report / "tables.tex")
-    write_csv(analysis.record, report / "results.csv")
-    write_challenger(analysis, report / "challenger.csv")
+    tables = [report / name for name in ("report.md", "tables.tex", "paper.tex", "results.csv")]
+    write_markdown(analysis, tables[0])
+    write_latex(analysis, tables[1])
+    write_paper(analysis, tables[2])
+    write_csv(analysis.record, tables[3])
+    tables.append(write_challenger(analysis, report / "challenger.csv"))
     for figure in figures:
         write_text(report / "figures" / f"{figure.name}.svg", figure.svg)
     for file in (report / "figures").glob("*.svg"):
         if file.stem not in {figure.name for figure in figures}:
             file.unlink()
     write_text(report / "index.html", page)
+    return [report / "index.html", *tables, *sorted((report / "figures").glob("*.svg"))]
 
 
 def refuse_unequal(analysis: Analysis) -> None:

@@ -1,17 +1,17 @@
 """What has to stand beside the numbers of a comparison, so that nobody reads more into them than there is."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import GONE, UNRANKED
-from nnunet_plugins.report.statistics import CASES, LEVEL
+from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL
 from nnunet_plugins.report.verdicts import SURE
 from nnunet_plugins.report.words import count, show_count, show_number
 
 FEW = 20
 """With fewer cases than these, 95% bootstrap intervals of normal scores hold the true mean in 87% to 91%."""
 NAMED = 10
-"""Cases that a line names."""
+"""Cases or labels that a line names."""
 
 
 def caveats(comparison: Comparison) -> list[str]:
@@ -104,8 +104,7 @@ def _incomplete(comparison: Comparison) -> list[str]:
     if some:
         shared = len(comparison.scores.cases)
         lines.append(f"Only the {shared} of {count(comparison.cases, 'case')} that all have count: {', '.join(some)}.")
-        more = f" and {len(comparison.dropped) - NAMED} more" if len(comparison.dropped) > NAMED else ""
-        lines.append(f"Left out for all algorithms alike: {', '.join(comparison.dropped[:NAMED])}{more}.")
+        lines.append(f"Left out for all algorithms alike: {_named(comparison.dropped)}.")
     return lines
 
 
@@ -156,8 +155,26 @@ def _partial_labels(comparison: Comparison) -> list[str]:
     return lines
 
 
+def describe_labels(comparison: Comparison) -> list[str]:
+    """Say which labels no truth has, and which ones an algorithm never finds."""
+    lines, present, called = [], comparison.present, comparison.labels
+    if nowhere := [called[label] for label in present.index[present == 0]]:
+        lines.append(f"In the truth of no case: {_named(nowhere)}. Nothing but false findings is known of it there.")
+    missed = comparison.missed_by_label
+    never = missed.eq(present[missed.columns], axis="columns") & present[missed.columns].gt(0)
+    for name in missed.index[never.any(axis=1)]:
+        labels = [f"{called[label]} (in {count(present[label], 'case')})" for label in never.columns[never.loc[name]]]
+        lines.append(f"Never found by {name}: {_named(labels)}.")
+    return lines
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
+
+
 def _absent_labels(comparison: Comparison) -> list[str]:
-    lines = []
+    lines = describe_labels(comparison)
     annotated = comparison.scores.annotated
     of_all = f"of {count(int(annotated.sum()), 'label')} (over the cases)"
     if missed := comparison.board["missed"].sum():
@@ -290,7 +307,7 @@ def _stability(comparison: Comparison) -> list[str]:
     other = "" if found.by_mean[first].eq(1).all() else f", with {' and '.join(first)} first"
     return [
         f"Ranked by mean rank over the cases instead of mean Dice, the order is {order}{other} (Kendall's tau "
-        f"{show_number(found.tau, 2)}). Over 1000 draws of {drawn}, the tau of the order with this one is "
+        f"{show_number(found.tau, 2)}). Over {DRAWS} draws of {drawn}, the tau of the order with this one is "
         f"{show_number(found.drawn, 2)} on average, and at least {show_number(found.low, 2)} in 97.5% of them."
     ]
 

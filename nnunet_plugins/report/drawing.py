@@ -21,8 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7")
-"""Okabe and Ito's colours, which colour-blind readers can tell apart, without yellow, which is too pale on white."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A87900", "#2E96D0", "#CC79A7")
+"""Okabe and Ito's colours, which colour-blind readers can tell apart, without yellow, orange and sky darkened: all have
+a contrast of 3 and more with a white page and with a dark one."""
 INK = "#24292f"
 """Stands for currentColor until the SVG is written; the colour of the baseline."""
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}

@@ -185,7 +185,7 @@ def rank_shares(distribution: pd.DataFrame, *, key: str, title: str) -> str:
             left = 0.0
             for rank, (share, colour) in enumerate(zip(shares, colours, strict=False), start=1):
                 if share > 0:
-                    axes.barh(row, share, left=left, height=0.7, color=colour, edgecolor="white", linewidth=0.5)
+                    axes.barh(row, share, left=left, height=0.7, color=colour, edgecolor=INK, linewidth=0.7)
                 if share > 0.07:
                     ink = "black" if colour[:3] @ (0.299, 0.587, 0.114) > 0.5 else "white"
                     axes.text(left + share / 2, row, f"{rank}", color=ink, ha="center", va="center", fontsize=9)
@@ -278,7 +278,7 @@ def _violin(axes: Axes, row: int, values: NDArray[Any], colour: str, points: int
         values, widths = values[kept], widths[kept]
     # Multiples of the golden ratio, modulo 1, spread points evenly without chance.
     offsets = (np.arange(len(values)) * 0.618034 % 1 - 0.5) * 1.5 * widths
-    axes.plot(values, row + offsets, "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0)
+    axes.plot(values, row + offsets, "o", color=colour, markersize=2.4, markeredgewidth=0)
 
 
 def _density(values: NDArray[Any], grid: NDArray[Any]) -> NDArray[Any]:
@@ -324,7 +324,6 @@ def _name_points(
             arrowprops={
                 "arrowstyle": "-",
                 "color": looks[index].colour,
-                "alpha": 0.7,
                 "lw": 0.8,
                 "relpos": (0, 0.5),
                 "shrinkB": 5,
@@ -360,7 +359,7 @@ def _curve(axes: Axes, table: pd.DataFrame, look: Style, *, folds: bool) -> None
     width = -(-len(table) // _BINS)
     table = table.groupby((np.arange(len(table)) // width) * width + table.index[0]).mean()
     if folds and table.shape[1] > 1:
-        axes.plot(table.index, table.to_numpy(), color=look.colour, linewidth=0.6, alpha=0.35)
+        axes.plot(table.index, table.to_numpy(), color=look.colour, linewidth=0.45)
     # The mean stops where the first fold does: beyond, it would jump to that of the others.
     mean = table.mean(axis=1).where(table.notna().all(axis=1))
     single = len(mean) == 1

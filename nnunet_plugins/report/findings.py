@@ -9,7 +9,7 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.claims import ROPE
 from nnunet_plugins.report.statistics import LEVEL
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR, is_clear
-from nnunet_plugins.report.words import count, describe_p, show_number, show_probability
+from nnunet_plugins.report.words import count, describe_p, show_number, show_probability, show_signed
 
 
 def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: float = ROPE) -> str:
@@ -25,7 +25,7 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
         return f"{name} has no case in common with {baseline}."
     cases = count(int(row["n"]), "case")
     difference = row["mean_difference"]
-    signed = f"{'+' if difference > 0 else ''}{show_number(difference, 3)} Dice"
+    signed = f"{show_signed(difference)} Dice"
     if row["verdict"] == TOO_FEW:
         return f"Too few cases to test {name} against {baseline}: mean difference {signed} on {cases}."
     interval = f"95% CI {show_number(row['ci_low'], 3)} to {show_number(row['ci_high'], 3)}, "

@@ -10,14 +10,12 @@ import pandas as pd
 from nnunet_plugins.report import figures
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import Style, styles
-from nnunet_plugins.report.statistics import CriticalDifference
-from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT
-from nnunet_plugins.report.words import describe_p
+from nnunet_plugins.report.statistics import DRAWS, CriticalDifference
+from nnunet_plugins.report.words import SIGNS, describe_p
 
 MATRIX = 14
 """With more algorithms than these, there is no figure of all pairs, only their table."""
 
-_SIGNS = {AHEAD: "▲", BEHIND: "▼", EQUIVALENT: "≈"}
 _MIRROR = {"▲": "▼", "▼": "▲"}
 
 
@@ -34,6 +32,12 @@ class Figure:
     name: str
     svg: str
     caption: str
+
+    @property
+    def shape(self) -> str:
+        """Width and height, as CSS writes an aspect ratio."""
+        found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', self.svg)
+        return f"{found[1]} / {found[2]}" if found else "auto"
 
 
 def make_looks(found: Sequence[Comparison]) -> dict[str, Style]:
@@ -119,8 +123,8 @@ def _rank_figures(comparison: Comparison, key: str) -> list[Figure]:
     svg = figures.rank_shares(comparison.rank_shares, **_named(comparison, key, "ranks", "How firm the ranks are"))
     drawn = "cases, and the chance in trainings as far as it is known," if len(comparison.components) else "cases"
     caption = (
-        f"How firm the ranks are: {drawn} are drawn anew 1000 times, and the bars show how often each algorithm then "
-        "has which rank by mean Dice. A bar of one colour is a firm rank."
+        f"How firm the ranks are: {drawn} are drawn anew {DRAWS} times, and the bars show how often each algorithm "
+        "then has which rank by mean Dice. A bar of one colour is a firm rank."
     )
     return [Figure(f"{key}-ranks", svg, caption)]
 
@@ -134,7 +138,7 @@ def _pair_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) 
     def square(values: "pd.Series[Any]") -> pd.DataFrame:
         return values.unstack().reindex(index=ranked, columns=ranked)
 
-    better, signs = square(pairs["better"].astype(float)), pairs["verdict"].map(_SIGNS).fillna("")
+    better, signs = square(pairs["better"].astype(float)), pairs["verdict"].map(SIGNS).fillna("")
     mirrored = square(signs.replace(_MIRROR)).T
     svg = figures.pair_matrix(
         better.fillna(1 - better.T),

@@ -1,6 +1,6 @@
 "use strict";
 // Headers become buttons that sort their table; what is missing stays last in either direction.
-for (const table of document.querySelectorAll("table[data-sortable]")) {
+const makeSortable = (table) => {
   const headers = [...table.tHead.rows[0].cells];
   headers.forEach((header, column) => {
     const button = document.createElement("button");
@@ -22,8 +22,43 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
       table.tBodies[0].append(...rows);
     });
   });
-}
+};
+// What is in a template is no part of the page yet: a chapter until it is opened, a figure until it is near.
+const near = new IntersectionObserver(
+  (entries) => entries.forEach((entry) => entry.isIntersecting && fill(entry.target)),
+  { rootMargin: "800px" },
+);
+const prepare = (part) => {
+  part.querySelectorAll("table[data-sortable]").forEach(makeSortable);
+  part.querySelectorAll("div[data-waiting]").forEach((place) => near.observe(place));
+  part.querySelectorAll("details[data-waiting]").forEach((chapter) =>
+    chapter.addEventListener("toggle", () => chapter.open && fill(chapter)),
+  );
+};
+const fill = (place) => {
+  near.unobserve(place);
+  const template = place.querySelector(":scope > template");
+  if (!template) return;
+  const parts = [...template.content.children];
+  template.replaceWith(template.content);
+  parts.forEach(prepare);
+};
+const waiting = () => [...document.querySelectorAll("template")];
+prepare(document);
+// A link may lead into what is folded up.
+const reveal = () => {
+  const id = decodeURIComponent(location.hash.slice(1));
+  if (!id) return;
+  const holder = waiting().find((template) => template.content.getElementById(id));
+  if (holder) fill(holder.parentElement);
+  const target = document.getElementById(id);
+  for (let part = target; part; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
+  target?.scrollIntoView();
+};
+window.addEventListener("hashchange", reveal);
+reveal();
 // What is folded up is printed too.
 window.addEventListener("beforeprint", () => {
+  while (waiting().length) waiting().forEach((template) => fill(template.parentElement));
   for (const part of document.querySelectorAll("details")) part.open = true;
 });

@@ -3,8 +3,8 @@
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,67 +12,30 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nnunet_plugins.report.analysis import Analysis, Comparison
-from nnunet_plugins.report.caveats import caveats
-from nnunet_plugins.report.drawing import COLOURS, INK, MARKERS, Style, split_name
+from nnunet_plugins.report.card import make_card
+from nnunet_plugins.report.caveats import caveats, describe_labels
+from nnunet_plugins.report.cells import Table, make_table, with_notes
+from nnunet_plugins.report.describing import describe_methods, list_references
+from nnunet_plugins.report.drawing import COLOURS, Style, split_name
 from nnunet_plugins.report.equality import ABSENT, SEED, UNKNOWN, UNTRAINED, Equality
 from nnunet_plugins.report.findings import describe_all, describe_beside, describe_twins, summarise
+from nnunet_plugins.report.headline import make_matrix, tell_first
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
 from nnunet_plugins.report.panels import Panels, draw_panels
-from nnunet_plugins.report.record import Record, describe_role
-from nnunet_plugins.report.statistics import LEVEL
-from nnunet_plugins.report.tables import Section, sections, show_inequalities
-from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT
-from nnunet_plugins.report.words import DASH, METRIC_NAMES, show_number
+from nnunet_plugins.report.record import Record
+from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, Section, sections, show_inequalities
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 OPEN_ROWS = 15
 """Longer tables are folded up at first."""
+OPEN_CHAPTERS = 3
+"""With more comparisons than these, they are folded up, and made by the browser when they are opened."""
+PROMPT = 3000
+"""With more marks than these in all figures together, a figure is drawn when the reader comes near it."""
 
 _UNSAID = {"title": "Benchmark", "budget": "", "created": "", "hardware": [], "ensembles": [], "complete": True}
-_TOLD = ("baseline", "twin", "own plan", "one pass", "one for many", "atlas")  # roles that a name does not tell
-_NUMBER = re.compile(r"(?:[<>]|[▲▼≈] )?(-?[\d.]+)(?: \[.*\]|/\d+/\d+)?")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of a table.
-
-    Attributes:
-        text: to show.
-        value: to sort by; None for what is missing.
-        note: below the text, smaller.
-        mark: the marker of an algorithm in the figures.
-        colour: of the marker.
-    """
-
-    text: str
-    value: float | str | None
-    note: str = ""
-    mark: str = ""
-    colour: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page.
-
-    Attributes:
-        caption: what it shows.
-        headings: of the columns.
-        numeric: which columns hold numbers.
-        rows: of cells; the first one, or the one under "Algorithm", is the row's heading.
-        heading: number of that column.
-        folded: shown when asked for.
-    """
-
-    caption: str
-    headings: list[str]
-    numeric: list[bool]
-    rows: list[list[Cell]]
-    heading: int
-    folded: bool
 
 
 @dataclass(frozen=True)
@@ -84,7 +47,10 @@ class Chapter:
         title: of the comparison.
         finding: the most important sentence.
         findings: a sentence for every other algorithm.
-        tables: the ranked results first.
+        card: names and values of what is known of the dataset.
+        results: ranked; below them those of ensembles, if there are any.
+        tables: all others.
+        notes: what has to be read with the results.
         figures: in the order of the page.
         panels: pictures of single cases; None for test images.
         proof: tables of what was equal and what was not; none, if that is not known.
@@ -96,7 +62,10 @@ class Chapter:
     title: str
     finding: str
     findings: list[str]
+    card: list[tuple[str, str]]
+    results: list[Table]
     tables: list[Table]
+    notes: list[str]
     figures: list[Figure]
     panels: Panels | None
     proof: list[Table]
@@ -130,15 +99,20 @@ def make_page(analysis: Analysis, panels: Path) -> tuple[str, list[Figure]]:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "moment": _moment}
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     page = environment.get_template("page.html.j2").render(
         about={**_UNSAID, **record.about},
+        facts=tell_first(analysis),
         chapters=chapters,
+        folded=len(chapters) > OPEN_CHAPTERS,
+        prompt=sum(figure.svg.count("<use ") for chapter in chapters for figure in chapter.figures) <= PROMPT,
         unequal=_unequal(analysis),
         failures=record.failures,
-        matrix=_matrix(found, looks, analysis.rope) if len(found) > 1 else None,
+        matrix=make_matrix(analysis, [chapter.key for chapter in chapters], looks) if len(found) > 1 else None,
         overview=overview,
+        methods=describe_methods(analysis),
+        references=list_references(analysis),
         environment=_environment(record),
         generator=generator(),
         colours=len(COLOURS),
@@ -161,6 +135,11 @@ def _breakable(name: str) -> "Markup":
     return Markup("<wbr>").join(split_name(name))
 
 
+def _moment(text: str) -> str:
+    """Return a time as it is read well; anything else as it is."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)[\d:.]*\+00:?00$", r"\1, \2 UTC", text)
+
+
 def _chapter(
     comparison: Comparison,
     key: str,
@@ -170,83 +149,36 @@ def _chapter(
     *,
     with_curves: bool,
 ) -> Chapter:
-    shown = [_table(section, looks, folded=_is_folded(section)) for section in sections(comparison)]
-    shown[0] = _with_notes(shown[0], comparison)
+    shown = [make_table(section, looks, folded=_is_folded(section)) for section in sections(comparison)]
+    results = [with_notes(table, comparison) for table in shown if table.caption in (RESULTS, ENSEMBLES)]
+    notes = describe_labels(comparison)
     return Chapter(
         key=key,
         title=comparison.title,
         finding=summarise(comparison),
         findings=[*describe_all(comparison)[1:], *describe_twins(comparison), *describe_beside(comparison)],
-        tables=shown,
+        card=make_card(comparison, about),
+        results=results,
+        tables=shown[len(results) :],
+        notes=notes,
         figures=illustrate(comparison, looks, key, with_curves=with_curves),
         panels=_panels(comparison, about, panels / f"{key}.json"),
         proof=_proof(comparison.equality, looks),
         same=list(comparison.equality.same.items()) if comparison.equality else [],
-        caveats=caveats(comparison),
+        caveats=[line for line in caveats(comparison) if line not in notes],
     )
 
 
 def _is_folded(section: Section) -> bool:
     first = (
-        "Results",
         "Each network against",
         "One network for many",
         "Labels that the truth",
-        f"{METRIC_NAMES['Dice']} by label",
+        "Dice by label",
+        "Dice by fold",
         "Costs",
     )
-    return not section.caption.startswith("Results") and (
-        not section.caption.startswith(first) or len(section.table) > OPEN_ROWS
-    )
-
-
-def _table(section: Section, looks: Mapping[str, Style], *, folded: bool) -> Table:
-    """Return a table of texts as one of cells, which know how to be sorted."""
-    headings = [str(name) for name in section.table.columns]
-    columns = [[str(text) for text in section.table[name]] for name in section.table.columns]
-    values = [[_number(text) for text in column] for column in columns]
-    numeric = [
-        any(value is not None for value in column)
-        and all(value is not None or text in (DASH, "") for value, text in zip(column, texts, strict=True))
-        for column, texts in zip(values, columns, strict=True)
-    ]
-    rows = []
-    for texts, numbers in zip(zip(*columns, strict=True), zip(*values, strict=True), strict=True):
-        keys = [number if is_number else text for text, number, is_number in zip(texts, numbers, numeric, strict=True)]
-        cells = zip(headings, texts, keys, strict=True)
-        rows.append([_cell(text, key, looks.get(text) if name == "Algorithm" else None) for name, text, key in cells])
-    row_heading = headings.index("Algorithm") if "Algorithm" in headings else 0
-    return Table(section.caption, headings, numeric, rows, row_heading, folded)
-
-
-def _cell(text: str, key: float | str | None, look: Style | None) -> Cell:
-    if look is None:
-        return Cell(text, key)
-    return Cell(text, key, mark=MARKERS[look.marker], colour="inherit" if look.colour == INK else look.colour)
-
-
-def _number(text: str) -> float | None:
-    """Return the number that a cell begins with, if it is a cell with a number."""
-    match = _NUMBER.fullmatch(text.replace("−", "-"))  # noqa: RUF001 - a minus sign
-    try:
-        return float(match.group(1)) if match else None
-    except ValueError:  # such as 1.2.3
-        return None
-
-
-def _with_notes(table: Table, comparison: Comparison) -> Table:
-    """Return the ranked results with role and flags below the names, where there is something to say."""
-    rows = []
-    for row in table.rows:
-        name = row[table.heading]
-        role, trainer = comparison.algorithms.loc[name.text, ["role", "trainer"]]
-        flags = comparison.board.loc[name.text, "flags"]
-        words = [describe_role(role, trainer)] if role in _TOLD else []
-        note = "; ".join([*words, *([flags] if flags else [])])
-        cells = list(row)
-        cells[table.heading] = replace(name, note=note)
-        rows.append(cells)
-    return replace(table, rows=rows)
+    return section.caption != RESULTS and (not section.caption.startswith(first) or len(section.table) > OPEN_ROWS)
 
 
 def _panels(comparison: Comparison, about: Mapping[str, Any], cache: Path) -> Panels | None:
@@ -270,7 +202,7 @@ def _proof(equality: Equality | None, looks: Mapping[str, Style]) -> list[Table]
     if equality.differences:
         table = show_inequalities(equality)
         caption = "What differs, or is not known"
-        tables.append(_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS))
+        tables.append(make_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS))
     trained = equality.table[equality.table.index.get_level_values("fold") != UNTRAINED].fillna(ABSENT)
     captions = {"hashes": "Hashes of every training", "environment": "Environment", "recipe": "Settings"}
     for kind, caption in captions.items():
@@ -279,7 +211,7 @@ def _proof(equality: Equality | None, looks: Mapping[str, Style]) -> list[Table]
         if kind != "hashes" and len(table):
             table, caption = _merged(table), f"{caption} of the {len(trained)} trainings"
         if len(table):
-            tables.append(_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS or kind == "recipe"))
+            tables.append(make_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS or kind == "recipe"))
     return tables
 
 
@@ -306,23 +238,6 @@ def _unequal(analysis: Analysis) -> list[str]:
         for algorithm, texts in settings.items():
             lines.setdefault(f"{algorithm} was trained with {', '.join(texts)}", []).append(equality.place)
     return [f"{line} ({'; '.join(places)})" for line, places in lines.items()]
-
-
-def _matrix(found: Iterable[Comparison], looks: Mapping[str, Style], rope: float) -> Table:
-    """Return the mean Dice of all algorithms in all comparisons, with a mark where it differs from the baseline's."""
-    columns: dict[str, dict[str, str]] = {}
-    for comparison in found:
-        verdicts = comparison.paired["Dice"]["verdict"]
-        cells = columns.setdefault(comparison.title, {})
-        for name, mean in comparison.board["Dice"].items():
-            sign = {AHEAD: "▲", BEHIND: "▼", EQUIVALENT: "≈"}.get(verdicts.get(name, ""), "")
-            cells[str(name)] = f"{sign} {show_number(mean, 3)}".strip()
-    table = pd.DataFrame(columns).fillna(DASH).rename_axis(index="Algorithm").reset_index()
-    caption = (
-        f"Mean Dice; ▲ ahead of and ▼ behind the baseline, on average and case by case (p < {LEVEL:g}, Holm), "
-        f"≈ equivalent within {rope:g}"
-    )
-    return _table(Section(caption, table), looks, folded=False)
 
 
 def _environment(record: Record) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from nnunet_plugins.report.statistics import DECIMALS, INTERVAL, draw_means, ranks
+from nnunet_plugins.report.statistics import DECIMALS, DRAWS, INTERVAL, SEED, draw_means, ranks
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class Stability:
 
 
 def stability(
-    scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series, resamples: int = 1000, seed: int = 0
+    scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series, resamples: int = DRAWS, seed: int = SEED
 ) -> Stability | None:
     """Return how firm the ranking is, on the cases where no score is missing; None for fewer than two algorithms.
 

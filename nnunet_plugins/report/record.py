@@ -138,7 +138,8 @@ class Record:
         curves: columns `CURVES`.
         equality: one dictionary per dataset and configuration; see `report/equality.py`.
         failures: dictionaries with `task`, `command`, `exit_code`, `log` (its path) and `tail` (its last lines).
-        about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`; of merged datasets `sources`,
+        about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`; `datasets`, what is known of
+            each (see `benchmark/dataset.py`), which earlier versions do not have; of merged datasets `sources`,
             which have the `labels` that each one annotates, by name; `beside`, by the name of a network for many
             datasets, that of the same one that was trained on the comparison's own.
     """
@@ -213,6 +214,15 @@ _SHAPES: dict[str, Any] = {
                 "labels": {str: str},
                 "predictions": {str: str},
                 "repeats?": {str: {str: str}},  # of algorithms with seeds: by seed, as predictions of the first one
+            }
+        },
+        "datasets?": {
+            str: {
+                "cases?": int,
+                "channels?": [str],
+                "spacing_mm?": [(int, float)],
+                "shape?": [(int, float)],
+                "groups?": int,
             }
         },
         "left_out?": {str: {str: [str]}},

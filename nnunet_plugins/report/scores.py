@@ -131,8 +131,12 @@ class Scores:
 
     def missed_labels(self) -> "pd.Series[float]":
         """Return how many labels of the truth an algorithm misses: the mean over its trainings."""
+        return self.missed_by_label().sum(axis=1)
+
+    def missed_by_label(self) -> pd.DataFrame:
+        """Return in how many cases an algorithm misses a label that is there, the mean over its trainings."""
         missed = self.means(np.where(self.there, self.missed, np.nan))
-        return pd.Series(np.nansum(missed, axis=(1, 2)), pd.Index(self.algorithms, name="algorithm"))
+        return self._frame(np.nansum(missed, axis=1), self.algorithms, "algorithm", self.labels)
 
     def false_findings(self) -> pd.DataFrame:
         """Return a row per algorithm on the labels that the truth of a case does not have.

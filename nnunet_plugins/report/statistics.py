@@ -20,6 +20,12 @@ from scipy import stats
 HIGHER_IS_BETTER = {"Dice": True, "ASSD_mm": False, "HD95_mm": False, "NSD": True, "volume_error_ml": False}
 
 LEVEL = 0.05
+RESAMPLES = 10_000
+"""How often cases are drawn anew for an interval."""
+DRAWS = 1000
+"""How often cases are drawn anew for ranks."""
+SEED = 0
+"""Of all draws."""
 INTERVAL = (0.025, 0.975)
 DECIMALS = 9
 """Scores that differ beyond this decimal only are equal: files and sums round."""
@@ -79,7 +85,7 @@ def _intervals(columns: dict[str, Array], resamples: int, seed: int) -> pd.DataF
     return intervals
 
 
-def mean_with_ci(scores: pd.DataFrame, *, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
+def mean_with_ci(scores: pd.DataFrame, *, resamples: int = RESAMPLES, seed: int = SEED) -> pd.DataFrame:
     """Return for every algorithm `n`, `mean`, its 95% interval `ci_low` and `ci_high`, `median` and `sd`.
 
     Missing scores are left out; `n` counts the others.
@@ -110,7 +116,7 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def compare(
-    scores: pd.DataFrame, baseline: str, *, higher_is_better: bool, resamples: int = 10_000, seed: int = 0
+    scores: pd.DataFrame, baseline: str, *, higher_is_better: bool, resamples: int = RESAMPLES, seed: int = SEED
 ) -> pd.DataFrame:
     """Compare every other algorithm with the baseline, on the cases that both have.
 
@@ -166,8 +172,8 @@ def rank_distribution(
     *,
     higher_is_better: bool,
     errors: pd.Series | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    resamples: int = DRAWS,
+    seed: int = SEED,
 ) -> pd.DataFrame:
     """Return how firm the ranks by mean score are: the share of draws that give each algorithm each rank.
 

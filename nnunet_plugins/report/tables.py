@@ -3,27 +3,32 @@
 Numbers are rounded here, once for all kinds of files: Dice and NSD to three decimals, distances and volumes to two.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
+import numpy as np
 import pandas as pd
 
-from nnunet_plugins.metrics.table import METRICS
+from nnunet_plugins.metrics.table import DISTANCES, METRICS
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.equality import UNKNOWN, Equality
 from nnunet_plugins.report.record import describe_role
-from nnunet_plugins.report.statistics import LEVEL, CriticalDifference
+from nnunet_plugins.report.scores import VOLUME
+from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, LEVEL, CriticalDifference
 from nnunet_plugins.report.verdicts import TOO_FEW
 from nnunet_plugins.report.words import (
     DASH,
     DECIMALS,
     METRIC_NAMES,
+    NOWHERE,
     VERDICTS,
+    heading,
     show_count,
     show_needed,
     show_number,
     show_p,
+    show_penalised,
     show_probability,
     show_volume,
 )
@@ -46,6 +51,13 @@ TEXTS = (
     "Trainings vary",
 )
 """Headings of columns that hold texts."""
+DICE = f"{heading('Dice')} [95% CI]"
+SUMMARY = f"{heading('Dice')} in summary.json"
+RANK = "Mean rank\N{NO-BREAK SPACE}↓"
+RESULTS = "Results, ranked by mean Dice"
+ENSEMBLES = "Ensembles and nnU-Net's choice, which are not ranked"
+TOGETHER = ("ensemble", "choice")
+"""Roles of what several networks, or a network and its post-processing, have made together."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +67,22 @@ class Section:
     Attributes:
         caption: what it shows.
         table: texts, under the headings to show.
+        best: by heading, the rows of the best numbers, which are shown in bold.
     """
 
     caption: str
     table: pd.DataFrame
+    best: Mapping[str, Collection[int]] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=128)
 def sections(comparison: Comparison) -> Sequence[Section]:
     """Return all tables of a comparison, rounded; page, Markdown and LaTeX have the same ones."""
-    board = comparison.board
-    found = [
-        Section("Results, ranked by mean Dice", _show_results(comparison)),
-        Section("Cases and flags", _show_cases(comparison)),
-    ]
+    together = comparison.board["role"].isin(TOGETHER)
+    found = [_show_results(comparison, RESULTS, comparison.board[~together])]
+    if together.any():
+        found.append(_show_results(comparison, ENSEMBLES, comparison.board[together]))
+    found.append(Section("Cases and flags", _show_cases(comparison)))
     beside = [_show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
     if _is_tested(comparison.twins):
         caption = "Each network against its ablation twin, in Dice; Holm over these pairs"
@@ -78,7 +92,7 @@ def sections(comparison: Comparison) -> Sequence[Section]:
         found.append(Section(caption, pd.concat(beside, ignore_index=True)))
     if len(comparison.by_source):
         found.append(Section("Results by source dataset, each on its own cases", _show_sources(comparison)))
-    if board["absent"].any():
+    if comparison.board["absent"].any():
         found.append(Section("Labels that the truth does not have", _show_false_findings(comparison.false_findings)))
     paired = [_show_differences(table, metric) for metric, table in comparison.paired.items()]
     if any(map(len, paired)):
@@ -94,10 +108,12 @@ def sections(comparison: Comparison) -> Sequence[Section]:
                 _show_components(comparison),
             )
         )
+    if len(comparison.by_fold):
+        found.append(Section("Dice by fold, mean ± standard deviation over its cases", _show_folds(comparison)))
     if len(comparison.labels) > 1:
-        for metric, table in comparison.by_label.items():
-            named = table.rename(columns=comparison.labels)
-            found.append(Section(f"{METRIC_NAMES[metric]} by label", _show_labels(named, metric)))
+        for metric in comparison.by_label:
+            better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
+            found.append(_show_labels(comparison, metric, f"{METRIC_NAMES[metric]} by label, {better} is better"))
     if len(comparison.runs):
         found.append(Section("Costs, as means over the trainings", _show_costs(comparison.costs)))
     return found
@@ -122,21 +138,41 @@ def _show(values: pd.Series, write: Callable[..., str], *options: int) -> list[s
     return [write(value, *options) for value in values]
 
 
-def _show_results(comparison: Comparison) -> pd.DataFrame:
-    board = comparison.board
-    own = {"Dice in summary.json": _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
-    return pd.DataFrame(
+def _show_results(comparison: Comparison, caption: str, board: pd.DataFrame) -> Section:
+    """Write some of the board's rows, the best of those that are ranked in bold."""
+    own = {SUMMARY: _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
+    table = pd.DataFrame(
         {
             "Place": _show(board["place"], show_number, 0),
             "Algorithm": board.index,
-            "Dice [95% CI]": _show_intervals(board["Dice"], board, DECIMALS["Dice"]),
+            DICE: _show_intervals(board["Dice"], board, DECIMALS["Dice"]),
             **own,
-            **{METRIC_NAMES[name]: _show(board[name], show_number, DECIMALS[name]) for name in METRICS[1:]},
-            "Mean rank": _show(board["mean_rank"], show_number, 2),
+            **_show_means(board),
+            RANK: _show(board["mean_rank"], show_number, 2),
             "p (Holm)": _show(board["p_holm"], show_p),
             "Wins/ties/losses": _show_counts(board),
         }
     )
+    ranked = board["place"].notna().to_numpy()
+    best = {heading(metric): find_best(board[metric].where(ranked), metric) for metric in METRICS[1:]}
+    return Section(caption, table, {DICE: find_best(board["Dice"].where(ranked), "Dice"), **best})
+
+
+def _show_means(board: pd.DataFrame) -> dict[str, list[str]]:
+    """Write the means of all metrics but Dice; of distances also how many of the values are penalties."""
+    shown = {}
+    for metric in METRICS[1:]:
+        penalties = board["missed"] if metric in DISTANCES else np.zeros(len(board))
+        pairs = zip(board[metric], penalties, strict=True)
+        shown[heading(metric)] = [show_penalised(mean, DECIMALS[metric], number) for mean, number in pairs]
+    return shown
+
+
+def find_best(means: "pd.Series[float]", metric: str) -> list[int]:
+    """Return the places of the best values, as they are rounded; none of a single value."""
+    rounded = means.astype(float).round(DECIMALS[metric])
+    best = rounded.max() if HIGHER_IS_BETTER[metric] else rounded.min()
+    return list(np.flatnonzero(rounded == best)) if rounded.count() > 1 else []
 
 
 def _show_cases(comparison: Comparison) -> pd.DataFrame:
@@ -148,9 +184,7 @@ def _show_cases(comparison: Comparison) -> pd.DataFrame:
             "Algorithm": board.index,
             "Role": [describe_role(role, trainer) for role, trainer in zip(board["role"], trainers, strict=True)],
             **{heading: _show(board[name], show_count) for name, heading in counts.items()},
-            **(
-                {"Dice in summary.json": _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
-            ),
+            **({SUMMARY: _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}),
             "Flags": list(board["flags"]),
         }
     )
@@ -169,8 +203,8 @@ def _show_sources(comparison: Comparison) -> pd.DataFrame:
             "Source": table.index.get_level_values("source"),
             "Algorithm": table.index.get_level_values("algorithm"),
             "Cases": _show(table["cases"], show_number, 0),
-            "Dice [95% CI]": _show_intervals(table["Dice"], table, DECIMALS["Dice"]),
-            **{METRIC_NAMES[name]: _show(table[name], show_number, DECIMALS[name]) for name in METRICS[1:]},
+            DICE: _show_intervals(table["Dice"], table, DECIMALS["Dice"]),
+            **_show_means(table),
             **(compared if table["mean_difference"].notna().any() else {}),
         }
     )
@@ -193,7 +227,7 @@ def _show_differences(table: pd.DataFrame, metric: str, *, alone: bool = False) 
         return pd.DataFrame()
     return pd.DataFrame(
         {
-            "Metric": METRIC_NAMES[metric],
+            "Metric": heading(metric),
             "Algorithm": table.index,
             **({"Compared with": table["alone"].to_numpy()} if alone else {}),
             "Cases": _show(table["n"], show_number, 0),
@@ -264,12 +298,57 @@ def _show_components(comparison: Comparison) -> pd.DataFrame:
     )
 
 
-def _show_labels(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Write the means by label; whatever is more of, algorithms or labels, goes down the page."""
-    shown = table.map(partial(show_number, decimals=DECIMALS[metric]))
-    down, heading = (shown, "Algorithm") if len(shown) >= shown.shape[1] else (shown.T, "Label")
-    names = down.index.to_series(name=heading)
-    return pd.concat([names, down], axis=1).reset_index(drop=True)
+def _show_labels(comparison: Comparison, metric: str, caption: str) -> Section:
+    """Write the means by label, whatever is more of, algorithms or labels, down the page.
+
+    What is in no truth, and what an algorithm never finds, is said in words.
+    """
+    means = comparison.by_label[metric]
+    shown = pd.DataFrame(
+        {label: _show_label(means[label], comparison, metric) for label in means}, index=means.index, dtype=object
+    )
+    bold = pd.DataFrame(False, means.index, means.columns)
+    for label in means:
+        ranked = means[label].where(means.index.isin(comparison.ranked))
+        bold.iloc[find_best(ranked, metric), means.columns.get_loc(label)] = True
+    first = "Algorithm"
+    if len(shown) < shown.shape[1]:
+        shown, bold, first = shown.T.rename(index=comparison.labels), bold.T, "Label"
+    else:
+        shown = shown.rename(columns=comparison.labels)
+    best = {str(name): np.flatnonzero(bold.iloc[:, n]).tolist() for n, name in enumerate(shown.columns)}
+    names = shown.index.to_series(name=first)
+    return Section(caption, pd.concat([names, shown], axis=1).reset_index(drop=True), best)
+
+
+def _show_label(means: "pd.Series[float]", comparison: Comparison, metric: str) -> list[str]:
+    label, decimals = str(means.name), DECIMALS[metric]
+    present = comparison.present[label]
+    if not present and metric != VOLUME:
+        return [NOWHERE] * len(means)
+    shown = []
+    for mean, missed in zip(means, comparison.missed_by_label[label], strict=True):
+        if present and missed == present and metric != VOLUME:
+            shown.append(f"{show_number(mean, decimals)} (never found)")
+        else:
+            shown.append(show_penalised(mean, decimals, missed if metric in DISTANCES else 0))
+    return shown
+
+
+def _show_folds(comparison: Comparison) -> pd.DataFrame:
+    """Write what is found in each fold, and the mean and deviation of the folds' means."""
+    means, deviations = (comparison.by_fold[name].unstack() for name in ("mean", "sd"))
+    order = [name for name in comparison.board.index if name in means.index]
+    columns = {f"Fold {fold}": (means[fold], deviations[fold]) for fold in means}
+    columns["Means of the folds"] = means.mean(axis=1), means.std(axis=1)
+    shown = {
+        name: [
+            f"{show_number(mean[row], 3)} ± {show_number(deviation[row], 3)}" if mean[row] == mean[row] else DASH
+            for row in order
+        ]
+        for name, (mean, deviation) in columns.items()
+    }
+    return pd.DataFrame({"Algorithm": order, **shown})
 
 
 def _show_costs(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Whether a report is what its record says, and the record what its files say: all is made again and compared."""
 
+import gzip
 import os
 import re
 import shutil
@@ -101,14 +102,14 @@ def _verify_files(analysis: Analysis, report: Path, found: Verification) -> None
         again = Path(place)
         if (report / "panels").is_dir():
             shutil.copytree(report / "panels", again / "panels")
-        write_report(_without_images(analysis), again)
+        made = write_report(_without_images(analysis), again)
         drawn = {Path("figures", file.name) for part in (report, again) for file in (part / "figures").glob("*.svg")}
         by = _GENERATOR.search((report / "index.html").read_text(encoding="utf-8"))
         here = generator()
         package = by[1].partition(",")[0] if by else "an earlier version"
         tables = [Path("results.csv")]
         if package == here.partition(",")[0]:
-            tables += [Path(name) for name in ("challenger.csv", "report.md", "tables.tex")]
+            tables = [Path(file.name) for file in made if file.suffix in (".md", ".tex", ".csv", ".gz")]
         else:
             found.notes.append(
                 f"The report is of {package}, here is {here.partition(',')[0]}, which may write other tables and "
@@ -141,7 +142,8 @@ def _different(file: Path, report: Path, again: Path) -> str:
     for folder in (report, again):
         if not (folder / file).is_file():
             return f"report/{file} is {'missing' if folder == report else 'nothing that the record makes'}"
-        texts.append(_PICTURES.sub("", (folder / file).read_text(encoding="utf-8")).splitlines())
+        with (gzip.open if file.suffix == ".gz" else open)(folder / file, "rt", encoding="utf-8") as content:
+            texts.append(_PICTURES.sub("", content.read()).splitlines())
     if texts[0] == texts[1]:
         return ""
     number = next((n for n, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), min(map(len, texts)))

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from nnunet_plugins.report.statistics import LEVEL
+from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, LEVEL
 
 METRIC_NAMES = {
     "Dice": "Dice",
@@ -21,8 +21,17 @@ VERDICTS = {
     "too few": "too few cases to test",
 }
 """What is written for the verdicts of `verdicts.py`."""
+SIGNS = {"ahead": "▲", "behind": "▼", "equivalent": "≈"}
+"""What stands for those that are clear."""
 DASH = "–"  # noqa: RUF001 - a dash
 """Stands for what is missing."""
+NOWHERE = "not in the truth"
+"""Stands for the scores of a label that no case has."""
+
+
+def heading(metric: str) -> str:
+    """Write a metric's name with an arrow to where it is better."""
+    return f"{METRIC_NAMES[metric]}\N{NO-BREAK SPACE}{'↑' if HIGHER_IS_BETTER[metric] else '↓'}"
 
 
 def show_number(value: float, decimals: int) -> str:
@@ -31,6 +40,11 @@ def show_number(value: float, decimals: int) -> str:
         return DASH
     rounded = round(float(value), decimals) + 0.0  # no minus before a zero
     return f"{rounded:.{decimals}f}".replace("-", "−")  # noqa: RUF001 - a minus sign
+
+
+def show_signed(value: float) -> str:
+    """Write a difference with three decimals and its sign."""
+    return f"{'+' if round(value, 3) > 0 else ''}{show_number(value, 3)}"
 
 
 def show_count(value: float) -> str:
@@ -61,6 +75,12 @@ def show_probability(value: float) -> str:
     if 0 < value < 0.001:
         return "<0.001"
     return ">0.999" if 0.999 < value < 1 else show_number(value, 3)
+
+
+def show_penalised(value: float, decimals: int, penalties: float) -> str:
+    """Write a mean distance, and how many of the distances in it are the image's diagonal, as nothing was found."""
+    shown = show_number(value, decimals)
+    return f"{shown} ({show_count(penalties)} penalised)" if penalties > 0 else shown
 
 
 def describe_p(value: float) -> str:

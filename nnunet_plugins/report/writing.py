@@ -1,29 +1,31 @@
-"""The files of a report besides the page: Markdown, LaTeX and CSV, all of one analysis."""
+"""The files of a report besides the page and LaTeX: Markdown and CSV, all of one analysis."""
 
+import gzip
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nnunet_plugins.files import write_text
-from nnunet_plugins.metrics.table import METRICS, write_table
+from nnunet_plugins.files import whole_file, write_text
+from nnunet_plugins.metrics.table import METRICS, to_csv, write_table
 from nnunet_plugins.report.analysis import Analysis
 from nnunet_plugins.report.caveats import caveats
+from nnunet_plugins.report.describing import describe_methods, list_references
 from nnunet_plugins.report.findings import summarise
 from nnunet_plugins.report.record import Record
 from nnunet_plugins.report.tables import (
     TEXTS,
-    Section,
     describe_equality,
     sections,
     show_across,
     show_inequalities,
 )
 
-_LONG = 40  # rows that fit on a page in print
+PACKED = 10_000_000
+"""Bytes; a longer challenger.csv is packed with gzip, which R reads as well."""
 
 
 def write_csv(record: Record, path: Path) -> None:
@@ -40,8 +42,10 @@ def write_csv(record: Record, path: Path) -> None:
     write_table(path, results.drop(columns=none))
 
 
-def write_challenger(analysis: Analysis, path: Path) -> None:
+def write_challenger(analysis: Analysis, path: Path) -> Path:
     """Write the scores by label as challengeR reads them: `task`, `algorithm`, `case`, `metric`, `value`.
+
+    Returns the file, which has the ending `.gz` if it is packed, because it is long.
 
     A task is a dataset, configuration, split and label; distances have their penalties and volume errors no sign. It is
     the comparisons' own data: cases that all algorithms have, without ensembles; NA where the truth lacks the label.
@@ -64,7 +68,14 @@ def write_challenger(analysis: Analysis, path: Path) -> None:
             )
     names = ["task", "algorithm", "case", "metric", "value"]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
-    write_table(path, table, missing="NA")
+    content = to_csv(table, missing="NA").encode()
+    packed = path.with_name(f"{path.name}.gz")
+    file, other = (packed, path) if len(content) > PACKED else (path, packed)
+    with whole_file(file) as part:
+        # Without the time, so that the same numbers make the same file.
+        part.write_bytes(gzip.compress(content, mtime=0) if file == packed else content)
+    other.unlink(missing_ok=True)
+    return file
 
 
 def write_markdown(analysis: Analysis, path: Path) -> None:
@@ -75,10 +86,12 @@ def write_markdown(analysis: Analysis, path: Path) -> None:
     for comparison in analysis.comparisons:
         parts += [f"## {markdown(comparison.title)}", markdown(summarise(comparison)), _bullets(caveats(comparison))]
         for section in sections(comparison):
-            parts += [f"### {markdown(section.caption)}", markdown_table(section.table)]
+            parts += [f"### {markdown(section.caption)}", markdown_table(section.table, best=section.best)]
     for title, result in analysis.across.items():
         section = show_across(result)
         parts += [f"## All datasets, {markdown(title)}", markdown(section.caption), markdown_table(section.table)]
+    if methods := describe_methods(analysis):
+        parts += ["## How to cite and describe", *map(markdown, methods), _bullets(list_references(analysis))]
     for equality in analysis.equality:
         parts += [f"## {markdown(f'Equality: {equality.place}')}", markdown(describe_equality(equality))]
         if equality.differences:
@@ -111,10 +124,16 @@ def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {markdown(line)}" for line in lines)
 
 
-def markdown_table(table: pd.DataFrame, texts: Collection[str] = TEXTS) -> str:
-    """Write a table with pipes; columns of texts to the left, those of numbers to the right."""
+def markdown_table(
+    table: pd.DataFrame, texts: Collection[str] = TEXTS, best: Mapping[str, Collection[int]] | None = None
+) -> str:
+    """Write a table with pipes; columns of texts to the left, those of numbers to the right, the best ones in bold."""
     rules = [":---" if name in texts else "---:" for name in table.columns]
-    rows = [_markdown_cells(table.columns), rules, *(_markdown_cells(row) for row in table.itertuples(index=False))]
+    bold = [(best or {}).get(str(name), ()) for name in table.columns]
+    rows = [_markdown_cells(table.columns), rules]
+    for number, row in enumerate(table.itertuples(index=False)):
+        cells = zip(_markdown_cells(row), bold, strict=True)
+        rows.append([f"**{cell}**" if number in chosen else cell for cell, chosen in cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -129,65 +148,3 @@ _MARKUP = re.compile(r"[\\`*|$~]|^[#>+=-]|<(?=[A-Za-z/!?])|\](?=[(\[:])|(?<!\w)_
 def markdown(text: str) -> str:
     """Return text, on one line, that Markdown shows as it is."""
     return _MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
-
-
-def write_latex(analysis: Analysis, path: Path) -> None:
-    """Write all tables with their caveats as a LaTeX fragment to include."""
-    parts = [r"% Needs \usepackage{booktabs,longtable}. Wide tables want a small font or a landscape page."]
-    tables = 0
-    for comparison in analysis.comparisons:
-        lines = [summarise(comparison), *caveats(comparison)]
-        items = "\n".join(rf"\item {_latex(line)}" for line in lines)
-        parts.append(rf"\paragraph{{{_latex(comparison.title)}}}" + f"\n\\begin{{itemize}}\n{items}\n\\end{{itemize}}")
-        for section in sections(comparison):
-            tables += 1
-            parts.append(_latex_table(section, comparison.title, tables))
-    for title, result in analysis.across.items():
-        tables += 1
-        parts.append(_latex_table(show_across(result), f"All datasets, {title}", tables))
-    write_text(path, "\n\n".join(parts) + "\n")
-
-
-def _latex_table(section: Section, title: str, number: int) -> str:
-    table = section.table
-    sides = [r"p{0.25\linewidth}" if name == "Flags" else "l" if name in TEXTS else "r" for name in table.columns]
-    head, *rows = (
-        " & ".join(_latex(str(value)) for value in row) + r" \\"
-        for row in [table.columns, *table.itertuples(index=False)]
-    )
-    caption = [rf"\caption{{{_latex(f'{title}: {section.caption}')}}}", rf"\label{{tab:benchmark-{number}}}"]
-    titled = [r"\toprule", head, r"\midrule"]
-    if len(table) > _LONG:
-        begin = [rf"\begin{{longtable}}{{{''.join(sides)}}}", " ".join(caption) + r" \\"]
-        begin += [*titled, r"\endfirsthead", *titled, r"\endhead", r"\bottomrule", r"\endfoot"]
-        return "\n".join([*begin, *rows, r"\end{longtable}"])
-    begin = [r"\begin{table}", *caption, rf"\begin{{tabular}}{{{''.join(sides)}}}", *titled]
-    return "\n".join([*begin, *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
-
-
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "`": r"\textasciigrave{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "−": "$-$",  # noqa: RUF001 - a minus sign
-    "–": "--",  # noqa: RUF001 - a dash
-    "\N{REPLACEMENT CHARACTER}": "?",
-    "\0": "{}",
-}
-_KNOWN = {chr(number) for number in range(0xA1, 0x17F)} - set("«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲų")
-"""Letters beyond ASCII that pdfLaTeX has with its standard fonts; in place of others stands their number."""
-
-
-def _latex(text: str) -> str:
-    """Return text, on one line, that LaTeX prints as it is."""
-    # Two hyphens would become a dash; what begins so, an option of the line that ends before it.
-    text = re.sub(r"-(?=-)|^(?=[\[*])", "\\g<0>\0", " ".join(text.split()))
-    return "".join(
-        _LATEX.get(letter) or (letter if letter.isascii() or letter in _KNOWN else f"U+{ord(letter):04X}")
-        for letter in text
-    )

@@ -1,0 +1,79 @@
+"""The dataset card: what the numbers of a comparison were measured on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunet_plugins.report.analysis import Comparison
+from nnunet_plugins.report.words import count
+
+NAMED = 12
+"""Labels that a card names."""
+_UNKNOWN = "not recorded"
+
+
+def make_card(comparison: Comparison, about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return names and values of what is known of a comparison's dataset.
+
+    Args:
+        comparison: on the dataset.
+        about: of the record; its `datasets` have what the results do not tell. Older records have none.
+    """
+    known = about.get("datasets", {}).get(comparison.dataset, {})
+    return [
+        ("Cases", _cases(comparison, known)),
+        ("Groups", _groups(comparison, known)),
+        ("Channels", ", ".join(known.get("channels", ())) or _UNKNOWN),
+        ("Labels", _labels(comparison)),
+        ("Spacing", _spacing(known)),
+        ("Splits", _splits(comparison)),
+    ]
+
+
+def _cases(comparison: Comparison, known: Mapping[str, Any]) -> str:
+    scored = f"{comparison.scored} scored of {comparison.cases}"
+    return f"{scored}; {known['cases']} for training" if "cases" in known else scored
+
+
+def _groups(comparison: Comparison, known: Mapping[str, Any]) -> str:
+    found = []
+    if not comparison.by_source.empty:
+        sources = comparison.by_source.index.unique("source")
+        own = ", ".join(f"{name} {comparison.scores.sources.count(name)}" for name in sources)
+        found.append(f"{count(len(sources), 'source dataset')} ({own})")
+    if "groups" in known:
+        number = known["groups"]
+        found.append(f"{count(number, 'group')} of cases, kept together in the splits" if number else "none named")
+    return "; ".join(found) or _UNKNOWN
+
+
+def _labels(comparison: Comparison) -> str:
+    present = comparison.present
+    shown = [f"{comparison.labels[label]} (in {present[label]})" for label in present.index[:NAMED]]
+    more = len(present) - NAMED
+    return f"{', '.join(shown)}{f' and {more} more' if more > 0 else ''}" or _UNKNOWN
+
+
+def _spacing(known: Mapping[str, Any]) -> str:
+    spacing, shape = known.get("spacing_mm", ()), known.get("shape", ())
+    if not spacing:
+        return _UNKNOWN
+    voxels = f", {_by(shape)} voxels" if shape else ""
+    return f"{_by(spacing)} mm{voxels} (medians)"
+
+
+def _by(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.3g}" for value in values)  # noqa: RUF001 - a times sign
+
+
+def _splits(comparison: Comparison) -> str:
+    if comparison.split == "test":
+        return "test images, which no training has seen"
+    held_out = comparison.scores.folds.value_counts().sort_index()
+    if held_out.empty:
+        return _UNKNOWN
+    numbers = [f"{cases}" for cases in held_out]
+    if len(numbers) == 1:
+        return f"fold {held_out.index[0]} alone, {count(held_out.iloc[0], 'case')} held out"
+    same = len(set(numbers)) == 1
+    each = f"{count(held_out.iloc[0], 'case')} held out in each" if same else f"{', '.join(numbers)} cases held out"
+    return f"{count(len(numbers), 'fold')}, {each}"

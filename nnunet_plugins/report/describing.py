@@ -1,0 +1,118 @@
+"""How to describe a benchmark in a paper, and what to cite: sentences to copy, of what was done to these numbers."""
+
+from collections.abc import Iterator, Sequence
+
+from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.report.analysis import Analysis, Comparison
+from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL, RESAMPLES, SEED
+from nnunet_plugins.report.verdicts import SURE
+from nnunet_plugins.report.words import count
+
+NNUNET = (
+    "Isensee et al. 2021, nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, "
+    "Nature Methods 18, 203-211 (doi:10.1038/s41592-020-01008-z)"
+)
+_WILCOXON = "Wilcoxon 1945, Individual Comparisons by Ranking Methods, Biometrics Bulletin 1, 80-83"
+_HOLM = (
+    "Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 65-70"
+)
+_DEMSAR = (
+    "Demšar 2006, Statistical Comparisons of Classifiers over Multiple Data Sets, Journal of Machine Learning Research "
+    "7, 1-30"
+)
+_CLAIMS = (
+    "Christodoulou et al. 2025, False Promises in Medical Imaging AI? Assessing Validity of Outperformance Claims "
+    "(arXiv:2505.04720)"
+)
+
+
+def describe_methods(analysis: Analysis) -> list[str]:
+    """Return the sentences of a methods section: what was trained, scored and tested, and how."""
+    found = [comparison for comparison in analysis.comparisons if comparison.ranked]
+    if not found:
+        return []
+    return [" ".join(part) for part in (_trained(analysis, found), _scored(found), _tested(analysis, found)) if part]
+
+
+def list_references(analysis: Analysis) -> list[str]:
+    """Return what the results rest on: nnU-Net, the papers of the networks, and those of the statistics."""
+    trainers = {trainer for comparison in analysis.comparisons for trainer in comparison.algorithms["trainer"]}
+    parts = {part.partition("_")[0] for trainer in trainers for part in str(trainer).split(" + ")}
+    papers = dict.fromkeys(row.paper for row in BACKBONES if row.trainer in parts)
+    tested = [comparison for comparison in analysis.comparisons if _is_tested(comparison)]
+    by_cases = [one for one in tested if not {*one.ranked} <= {*one.components.index}]
+    return [
+        NNUNET,
+        *papers,
+        *([_WILCOXON] if by_cases else []),
+        *([_HOLM, _CLAIMS] if tested else []),
+        *([_DEMSAR] if analysis.across else []),
+    ]
+
+
+def _is_tested(comparison: Comparison) -> bool:
+    return comparison.scored >= CASES and len(comparison.ranked) > 1
+
+
+def _trained(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
+    about, runs = analysis.record.about, analysis.record.runs
+    datasets = list(dict.fromkeys(comparison.dataset for comparison in found))
+    algorithms = {name for comparison in found for name in comparison.ranked}
+    named = f": {', '.join(datasets)}" if len(datasets) <= 5 else ""
+    versions = about.get("versions", {})
+    by = f" in nnU-Net {versions['nnunetv2']}" if "nnunetv2" in versions else ""
+    compared = count(len(algorithms), "algorithm")
+    yield f"We trained and evaluated {compared}{by} on {count(len(datasets), 'dataset')}{named}."
+    if about.get("budget"):
+        yield f"The budget of a training: {about['budget']}."
+    if len(runs):
+        yield f"There were {count(len(runs), 'training')} in all."
+    if analysis.equality and not any(equality.differences for equality in analysis.equality):
+        yield "Plans, splits, data and settings were the same in all, as their hashes show."
+
+
+def _scored(found: Sequence[Comparison]) -> Iterator[str]:
+    yield "The score of a case is the mean over the labels that its truth has; means are over cases."
+    if any(comparison.board["missed"].any() for comparison in found):
+        yield (
+            "Where a label of the truth was not found at all, Dice and NSD are 0 and the image's diagonal stands for "
+            "the distances."
+        )
+    tolerances = sorted({value for comparison in found for value in comparison.tolerances})
+    if tolerances:
+        yield f"The tolerance of the normalised surface Dice is {', '.join(f'{value:g}' for value in tolerances)} mm."
+
+
+def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
+    tested = [comparison for comparison in found if _is_tested(comparison)]
+    if not tested:
+        yield f"Nothing was tested, as there were fewer than {CASES} cases, or one algorithm alone."
+        return
+    baselines = dict.fromkeys(comparison.baseline for comparison in tested if comparison.baseline)
+    repeated = any(len(comparison.components) for comparison in tested)
+    if any(not {*one.ranked} <= {*one.components.index} for one in tested):
+        of = f"from {' or '.join(map(str, baselines))} " if baselines else ""
+        yield (
+            f"Differences {of}are paired by case and tested by the two-sided Wilcoxon signed-rank test; intervals are "
+            f"95% percentile bootstrap intervals of the mean ({RESAMPLES} resamples of the cases, seed {SEED})."
+        )
+    if repeated:
+        yield (
+            "Of networks that were trained several times, intervals and p values are those of a t test with the "
+            "variance over cases and that of training, with Satterthwaite's degrees of freedom."
+        )
+    yield (
+        "P values were adjusted after Holm, within each dataset and metric, over the comparisons with the baseline, "
+        f"and in Dice over those with ablation twins and over all pairs; the level is {LEVEL:g}."
+    )
+    yield (
+        "P(better) is the probability that the true mean difference is a gain under a flat prior; two algorithms are "
+        f"called equivalent if the difference lies within {analysis.rope:g} Dice with a probability of at least "
+        f"{SURE:g}."
+    )
+    yield f"The stability of ranks is that over {DRAWS} draws of the cases (seed {SEED})."
+    if analysis.across:
+        yield (
+            f"Across datasets, average ranks were compared by Friedman's test and Nemenyi's critical difference at "
+            f"{LEVEL:g}."
+        )

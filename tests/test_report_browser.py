@@ -1,0 +1,223 @@
+"""Pages of reports in a real browser: the first screen, many datasets, phones, marks and the accessibility tree."""
+
+import base64
+import dataclasses
+
+import numpy as np
+import pytest
+from report_pages import build
+from report_records import make_record
+
+from nnunet_plugins.report.analysis import analyse
+from nnunet_plugins.report.headline import find_lead
+
+BUDGET = "1 epoch x 50 iterations"
+
+
+def lean(record):
+    """Without what is drawn of trainings, which takes most of the time."""
+    runs = record.runs.assign(peak_memory_bytes=np.nan, seconds_per_epoch=np.nan)
+    about = {**record.about, "budget": f"{BUDGET}, fold 0"}
+    return dataclasses.replace(record, runs=runs, curves=record.curves[:0], about=about)
+
+
+@pytest.fixture(scope="module")
+def league(tmp_path_factory):
+    """More datasets than stand open; the record, and its page."""
+    record = lean(make_record(algorithms=2, cases=6, datasets=5, labels=1, folds=1, epochs=1))
+    folder = tmp_path_factory.mktemp("league")
+    build(folder, record)
+    return record, folder / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """One dataset, as a demonstration has it, with an algorithm that misses labels; the record, and its page."""
+    record = lean(make_record(algorithms=4, cases=8, folds=1, epochs=1, one_empty=3, ensemble=True))
+    folder = tmp_path_factory.mktemp("single")
+    build(folder, record)
+    return record, folder / "report" / "index.html"
+
+
+@pytest.fixture
+def opened(browser):
+    """Open a page; any request but for itself, and any error, fails the test."""
+    contexts, problems = [], []
+
+    def open_page(file, width=1440, height=900, scheme="light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: None if request.url.startswith("data:") else asked.append(request.url))
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        asked = []
+        page.goto(file.as_uri())
+        assert asked == [file.as_uri()]
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+IN_SIGHT = """() => {
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), texts = [];
+  while (walker.nextNode()) {
+    const range = document.createRange();
+    range.selectNodeContents(walker.currentNode);
+    const box = range.getBoundingClientRect();
+    const seen = box.width && box.top >= 0 && box.bottom <= innerHeight && box.left >= 0 && box.right <= innerWidth;
+    if (seen) texts.push(walker.currentNode.data);
+  }
+  return texts.join("");
+}"""
+
+
+@pytest.mark.parametrize("kind", ["single", "league"])
+def test_the_first_screen_says_who_leads_how_surely_and_what_it_took(opened, request, kind):
+    record, file = request.getfixturevalue(kind)
+    said = " ".join(opened(file).evaluate(IN_SIGHT).split())
+    lead = find_lead(analyse(record).comparisons[0])
+    between = " to " if kind == "single" else ", "
+    for words in (lead.leader, lead.difference, between.join(lead.interval), lead.probability, BUDGET, "Trainings"):
+        assert words in said
+    assert f"Trainings{len(record.runs)}" in said.replace(" ", "")
+
+
+def test_many_datasets_are_a_matrix_with_chapters_that_wait(opened, league):
+    record, file = league
+    page = opened(file)
+    assert page.evaluate("document.querySelectorAll('*').length") < 1000
+    assert page.evaluate("document.documentElement.scrollHeight") < 4000
+    names = record.results["dataset"].unique()
+    first = page.locator("table").first
+    assert first.locator("tbody th").all_inner_texts() == list(names)
+    assert first.bounding_box()["y"] < 900
+    chapters = page.locator("details.chapter")
+    assert chapters.count() == 5
+    assert page.locator("details.chapter .drawing").count() == 0
+    first.get_by_role("link", name=names[3]).click()
+    opening = chapters.nth(3)
+    assert opening.get_attribute("open") is not None
+    assert opening.locator(".drawing svg").count() >= 3
+    assert opening.get_by_role("button", name="Algorithm").count() > 0, "its tables can be sorted"
+    assert 0 <= opening.bounding_box()["y"] < 450
+    assert page.locator("details.chapter .drawing").count() == opening.locator(".drawing").count()
+
+
+def test_a_link_into_a_folded_chapter_opens_it(opened, league):
+    _, file = league
+    page = opened(file)
+    name = "dataset004-made-3d-fullres-cross-validation-dice"
+    page.evaluate(f"location.hash = '{name}'")
+    page.wait_for_selector(f"#{name} svg", state="visible")
+    assert page.locator("details.chapter[open]").count() == 1
+
+
+def test_all_chapters_are_printed(opened, league):
+    page = opened(league[1], width=718)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("template").count() == 0
+    assert page.locator("details.chapter .drawing svg").count() >= 15
+    assert page.evaluate("[...document.querySelectorAll('details')].every((part) => part.open)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    assert page.get_by_role("navigation").count() == 0
+
+
+def test_figures_of_many_cases_are_drawn_when_the_reader_is_near(opened, tmp_path):
+    found = build(tmp_path, lean(make_record(algorithms=2, cases=5000, folds=1, epochs=1, labels=1)))
+    assert found.nodes < 2000, "and with all figures far more"
+    page = opened(tmp_path / "report" / "index.html")
+    places, drawn = page.locator(".drawing"), page.locator(".drawing svg")
+    last = places.last
+    height = last.bounding_box()["height"]
+    assert height > 50, "there is room for what is not drawn yet"
+    last.scroll_into_view_if_needed()
+    last.locator("svg").wait_for()
+    assert last.bounding_box()["height"] == pytest.approx(height, abs=2), "nothing jumps"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert drawn.count() == places.count()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_that_a_table_goes_on(opened, single, scheme):
+    page = opened(single[1], width=390, height=844, scheme=scheme)
+    box = page.locator(".scroll").first
+    box.scroll_into_view_if_needed()
+    assert box.evaluate("box => box.scrollWidth - box.clientWidth") > 100
+
+    def edge(side):
+        """The luminance of a strip at a side, above the headings, where there is no text."""
+        place = box.bounding_box()
+        x = place["x"] + (place["width"] - 2 if side == "right" else 1)
+        picture = page.screenshot(clip={"x": x, "y": place["y"] + 2, "width": 1, "height": 1})
+        return page.evaluate(
+            """async (data) => {
+              const image = new Image();
+              image.src = data;
+              await image.decode();
+              const canvas = document.createElement('canvas').getContext('2d');
+              canvas.drawImage(image, 0, 0);
+              return canvas.getImageData(0, 0, 1, 1).data[0];
+            }""",
+            f"data:image/png;base64,{base64.b64encode(picture).decode()}",
+        )
+
+    paper, shade = edge("left"), edge("right")
+    assert abs(paper - shade) > 12, "a shadow where there is more"
+    box.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    assert edge("right") == paper, "and none at the end"
+    name = page.locator("tbody th").first.bounding_box()
+    assert name["x"] >= box.bounding_box()["x"] - 1, "names stay in sight"
+
+
+MARKS = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const pixel = (paper, ink, alpha) => {
+    canvas.globalAlpha = 1; canvas.fillStyle = paper; canvas.fillRect(0, 0, 1, 1);
+    canvas.globalAlpha = alpha; canvas.fillStyle = ink; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((c) => c / 255)
+      .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = getComputedStyle(document.body).backgroundColor;
+  const ratio = (ink, alpha) => {
+    const [low, high] = [pixel(paper, ink, alpha), pixel(paper, paper, 1)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const found = [...document.querySelectorAll('.mark')].map(
+    (mark) => [ratio(getComputedStyle(mark).color, 1), mark.outerHTML]);
+  for (const mark of document.querySelectorAll('.drawing svg use')) {
+    if (mark.style.fillOpacity === '0.18') continue; // the shade behind the points
+    const style = getComputedStyle(mark);
+    const inks = [[style.fill, style.fillOpacity * style.opacity], [style.stroke, style.strokeOpacity * style.opacity]];
+    found.push([Math.max(...inks.map(([ink, alpha]) => (ink === 'none' ? 1 : ratio(ink, alpha)))), mark.outerHTML]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_marks_stand_out_from_the_paper(opened, single, scheme):
+    page = opened(single[1], scheme=scheme)
+    contrasts = page.evaluate(MARKS)
+    assert len(contrasts) > 100
+    assert [mark for ratio, mark in contrasts if ratio < 3] == []
+
+
+def test_the_accessibility_tree_has_what_the_eye_has(opened, single):
+    page = opened(single[1])
+    assert page.get_by_role("navigation", name="Contents").get_by_role("link").count() >= 3
+    assert page.get_by_role("heading", level=1).count() == 1
+    for name in ("Overview", "How to cite and describe", "Environment"):
+        assert page.get_by_role("heading", level=2, name=name, exact=True).count() == 1
+    assert page.get_by_role("region", name="Results, ranked by mean Dice").get_by_role("table").count() == 1
+    assert page.get_by_role("table").first.get_by_role("rowheader").count() == 4
+    assert page.get_by_role("img").count() == page.locator(".drawing svg").count() > 3
+    assert page.get_by_role("term").filter(has_text="Leader").count() == 1
+    # Ensembles are there for whoever asks.
+    assert page.get_by_text("ensemble of the two best").first.is_hidden()
+    page.get_by_text("Ensembles and nnU-Net's choice, which are not ranked").click()
+    assert page.get_by_role("rowheader", name="ensemble of the two best").first.is_visible()
