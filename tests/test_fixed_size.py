@@ -290,7 +290,7 @@ def test_images_that_were_not_scaled_are_told_and_not_predicted(raw, tmp_path, c
     model, lines = trained(raw), []
     for folder, failed in ((source, ["new"]), (raw / TWIN, [])):
         cases = cases_in(model, folder / "imagesTs", tmp_path / "out", lines.append)
-        assert predict_each(model, cases, tmp_path / "out", lambda _: "done", lines.append, remedy="") == failed
+        assert predict_each(model, cases, tmp_path / "out", lambda _: lambda: "done", lines.append, remedy="") == failed
     assert "it has 5x7x9 voxels, and the network was trained on images scaled to 7x10x10" in lines[0]
     assert f"--like {model.folder / 'dataset.json'} -o SCALED" in lines[0]
 

@@ -164,7 +164,7 @@ def test_ensembles_can_be_left_out(folders):
         (["-tr", f"{UNET}_1seed", "--repeats", "3"], f"{UNET}_1seed has the seed 1 already, and --repeats gives the s"),
         (["-tr", UNET, f"{UNET}_2seed"], f"{UNET} is named with a seed (2) and without one"),
         (["-tr", "nnUNetTrainer_1seed_5epochs", f"{UNET}_1seed"], f"{UNET} is named twice with the seed 1"),
-        (["-tr", "nnUNetTrainer_0seed"], "no modifier is called '_0seed'"),
+        (["-tr", "nnUNetTrainer_0seed"], "the number in '_0seed' has to be 1 or more"),
         (["-tr", "nnUNetTrainer_1seed_2seed"], "'_2seed' sets the seed a second time"),
         (["-tr", "nnUNetTrainerBN", "--repeats", "2"], "nnUNetTrainerBN takes no seed, because it is no trainer of th"),
     ],

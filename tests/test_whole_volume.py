@@ -396,34 +396,41 @@ def test_labels_that_are_not_nnunets_are_told(root, images, tmp_path, capsys, mo
 
 
 def test_two_cases_are_in_the_works(root, images, tmp_path, capsys, monkeypatch):
-    """The network waits for none but the first; where two take too much memory, each is tried alone."""
-    tiles, reading, alone = nnUNetPredictor.predict_logits_from_preprocessed_data, volumes.read_image, []
-    both = threading.Barrier(2, timeout=60)
+    """The network has one case at a time; where two take too much memory, each is tried alone.
+
+    Images are read in the main thread: while readers are kept quiet, nobody else in the process can print.
+    """
+    tiles, reading, adapter = volumes.nnUNetPredictor, volumes.read_image, volumes.PreprocessAdapterFromNpy
+    predict_logits = tiles.predict_logits_from_preprocessed_data
+    both, network, begun = threading.Barrier(2, timeout=60), threading.Lock(), []
 
     def in_turn(self, data):
         assert network.acquire(blocking=False)
         try:
-            return tiles(self, data)
+            return predict_logits(self, data)
         finally:
             network.release()
 
-    def meet(case, *arguments):
-        """The first two cases are read at the same time; the third and those that come again are alone."""
-        if case.name in alone:
-            return reading(case, *arguments)
-        alone.append(case.name)
-        if len(alone) <= 2:
+    def meet(*arguments):
+        begun.append(threading.current_thread())
+        if len(begun) <= 2:
             both.wait()
             raise MemoryError("too much for two")
-        return reading(case, *arguments)
+        return adapter(*arguments)
 
-    network = threading.Lock()
-    monkeypatch.setattr(nnUNetPredictor, "predict_logits_from_preprocessed_data", in_turn)
-    monkeypatch.setattr(volumes, "read_image", meet)
+    def read(*arguments):
+        assert threading.current_thread() is threading.main_thread()
+        return reading(*arguments)
+
+    monkeypatch.setattr(tiles, "predict_logits_from_preprocessed_data", in_turn)
+    monkeypatch.setattr(volumes, "PreprocessAdapterFromNpy", meet)
+    monkeypatch.setattr(volumes, "read_image", read)
     assert predict(images, tmp_path, "-f", "0") == 0
     said = [line.split()[2] for line in capsys.readouterr().out.splitlines() if " voxels" in line]
     assert said == ["small:", "odd:", "patch:"]
     assert {path.name for path in tmp_path.glob("*.nii.gz")} == {"odd.nii.gz", "patch.nii.gz", "small.nii.gz"}
+    assert threading.main_thread() not in begun[:3]
+    assert begun[3:] == [threading.main_thread()] * 2
 
 
 def test_other_resampling_is_left_to_nnunet(root, images, tmp_path):

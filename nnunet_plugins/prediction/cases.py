@@ -3,10 +3,11 @@
 import shutil
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -20,7 +21,9 @@ from nnunet_plugins.submission.settings import Settings
 from nnunet_plugins.submission.sources import Source
 
 Log = Callable[[str], None]
-_Result = TypeVar("_Result")
+
+_Outcome = tuple[str | Exception, float]
+"""What there is to say of a case, or what went wrong; and the seconds that it took."""
 
 
 def cases_in(source: Source, inputs: Path, outputs: Path, log: Log) -> list[Case]:
@@ -46,7 +49,7 @@ def predict_each(
     source: Source,
     cases: Sequence[Case],
     outputs: Path,
-    predict: Callable[[Case], str],
+    begin: Callable[[Case], Callable[[], str]],
     log: Log,
     *,
     remedy: str,
@@ -61,10 +64,11 @@ def predict_each(
         source: the trained configuration.
         cases: to predict.
         outputs: folder to write to; it is made.
-        predict: writes the prediction of a case, and returns what there is to say of it.
+        begin: reads a case, and returns what goes on with it: that writes the prediction, and returns what there is to
+            say of it. Reading is done here, one case after the other, as it turns aside all that anybody prints.
         log: takes lines.
         remedy: what to do where memory runs out.
-        at_a_time: cases in the works, each in a thread; what cannot be shared is for `predict` to guard.
+        at_a_time: cases in the works, each in a thread; what cannot be shared is for `begin` to guard.
 
     Raises:
         OSError: if nothing can be written.
@@ -73,47 +77,74 @@ def predict_each(
     # As nnU-Net does: what reads the labels looks here for what they mean.
     for name in ("dataset.json", "plans.json"):
         shutil.copyfile(source.folder / name, outputs / name)
-    failed, again, earlier = [], [], Earlier(cases)
+    failed: list[str] = []
+    earlier, numbers = Earlier(cases), {case.name: number for number, case in enumerate(cases, 1)}
 
-    def attempt(case: Case) -> tuple[str | Exception, float]:
-        begun = time.monotonic()
-        try:
-            _require_size(source, case)
-            return predict(case), time.monotonic() - begun
-        except Exception as error:  # whatever it is, the other cases are not to pay for it
-            return error, time.monotonic() - begun
-
-    def tell(case: Case, said: str | Exception, seconds: float) -> None:
+    def tell(case: Case, outcome: _Outcome) -> None:
+        said, seconds = outcome
         if isinstance(said, Exception):
             failed.append(case.name)
             earlier.remove(case)
             said = f"FAILED: {_tell(said, remedy)}"
         else:
             earlier.keep(case)
-        log(f"{cases.index(case) + 1}/{len(cases)} {case.name}: {said} ({seconds:.1f} s)")
+        log(f"{numbers[case.name]}/{len(cases)} {case.name}: {said} ({seconds:.1f} s)")
 
-    for case, (said, seconds) in zip(cases, _in_threads(attempt, cases, at_a_time), strict=True):
-        if at_a_time > 1 and isinstance(said, Exception) and memory.is_out_of_memory(said):
+    again = []
+    for case, outcome in _outcomes(source, cases, begin, at_a_time, log):
+        if at_a_time > 1 and isinstance(outcome[0], Exception) and memory.is_out_of_memory(outcome[0]):
             again.append(case)
         else:
-            tell(case, said, seconds)
-    for case in again:
-        tell(case, *attempt(case))
+            tell(case, outcome)
+    for case, outcome in _outcomes(source, again, begin, 1, log):
+        tell(case, outcome)
     return failed
 
 
-def _in_threads(attempt: Callable[[Case], _Result], cases: Sequence[Case], number: int) -> Iterator[_Result]:
-    if number == 1:
-        yield from map(attempt, cases)
+def _outcomes(
+    source: Source, cases: Sequence[Case], begin: Callable[[Case], Callable[[], str]], at_a_time: int, log: Log
+) -> Iterator[tuple[Case, _Outcome]]:
+    """Read cases and go on with them; what comes of each is told in their order."""
+
+    def read(case: Case) -> Callable[[], _Outcome]:
+        begun = time.monotonic()
+        try:
+            _require_size(source, case)
+            return partial(_go_on, begin(case), begun)
+        except Exception as error:  # whatever it is, the other cases are not to pay for it
+            return partial(_go_on, partial(_raise, error), begun)
+
+    if at_a_time == 1:
+        for case in cases:
+            yield case, read(case)()
         return
+    waiting: deque[tuple[Case, Future[_Outcome]]] = deque()
     # torch takes the number of its threads from the first of them to ask, and where labels are found that is one.
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(threads,))
+    pool = ThreadPoolExecutor(at_a_time, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
     try:
-        yield from pool.map(attempt, cases)
+        for case in cases:
+            if len(waiting) == at_a_time:
+                done, future = waiting.popleft()
+                yield done, future.result()
+            waiting.append((case, pool.submit(read(case))))
+        for done, future in waiting:
+            yield done, future.result()
+    except KeyboardInterrupt:
+        log("Interrupted. What the network has begun is finished first; interrupt once more not to wait for it")
+        raise
     finally:
-        # Interrupted, it does not begin what is left.
         pool.shutdown(cancel_futures=True)
+
+
+def _go_on(going_on: Callable[[], str], begun: float) -> _Outcome:
+    try:
+        return going_on(), time.monotonic() - begun
+    except Exception as error:  # likewise
+        return error, time.monotonic() - begun
+
+
+def _raise(error: Exception) -> str:
+    raise error
 
 
 def _require_size(source: Source, case: Case) -> None:

@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -39,11 +40,11 @@ def predict_folder(
         OSError: if nothing can be written.
     """
 
-    def predict(case: Case) -> str:
-        return _predict(model, case, factor, log, keep_finished=keep_finished)
+    def begin(case: Case) -> Callable[[], str]:
+        return partial(_predict, model, case, factor, log, keep_finished=keep_finished)
 
     cases = cases_in(model.source, inputs, outputs, log)
-    return predict_each(model.source, cases, outputs, predict, log, remedy="Take a larger --spacing-factor")
+    return predict_each(model.source, cases, outputs, begin, log, remedy="Take a larger --spacing-factor")
 
 
 def _predict(model: Model, case: Case, factor: float, log: Log, *, keep_finished: bool) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,56 +170,74 @@ def _predict_cases(
     source: Source, request: Request, predictor: nnUNetPredictor, cases: Sequence[Case], outputs: Path, log: Log
 ) -> list[str]:
     tiled: list[str] = []
-    predict = partial(_predict, source, request, predictor, tiled, log, Lock())
+    begin = partial(_begin, source, request, predictor, tiled, log, Lock())
     # While the network has one case, another is read, resampled or written. A pass may need all the memory there is.
     at_a_time = 1 if request.whole_volume else 2
     remedy = "Use a machine with more, or a GPU"
-    failed = predict_each(source, cases, outputs, predict, log, remedy=remedy, at_a_time=at_a_time)
+    failed = predict_each(source, cases, outputs, begin, log, remedy=remedy, at_a_time=at_a_time)
     if tiled:
         log(f"In tiles, for the reasons above: {', '.join(tiled)}")
     return failed
 
 
-def _predict(
+def _begin(
     source: Source, request: Request, predictor: nnUNetPredictor, tiled: list[str], log: Log, network: Lock, case: Case
-) -> str:
-    """Predict a case and write what is asked for; returns what there is to say.
-
-    Cases may be in several threads; the network has one at a time.
-    """
-    label_map = case.output
-    truncated = label_map.name.removesuffix(str(source.dataset_json["file_ending"]))
-    others = [label_map.with_name(f"{truncated}{ending}") for ending in (".npz", ".pkl") if request.probabilities]
-    if request.keep_finished and all(file.is_file() for file in (label_map, *others)):
-        return "is there already"
-    plan = (predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json)
+) -> Callable[[], str]:
+    """Read a case; returns what predicts it, writes what is asked for, and returns what there is to say."""
+    files = _files_of(case, source, request)
+    if request.keep_finished and all(file.is_file() for file in files):
+        return lambda: "is there already"
     reader = predictor.plans_manager.image_reader_writer_class()
     image, properties = read_image(case, reader, str(source.dataset_json["file_ending"]), source.channels, log)
-    previous = None if request.previous is None else _read_previous(request.previous / label_map.name, image, reader)
-    adapter = PreprocessAdapterFromNpy([image], [previous], [dict(properties)], [None], plan[0], plan[2], plan[1])
+    previous = None if request.previous is None else _read_previous(request.previous / case.output.name, image, reader)
+
+    def predict() -> str:
+        data, left = _preprocess(predictor, image, previous, properties)
+        size = tuple(data.shape[1:])
+        with network:
+            logits = predictor.predict_logits_from_preprocessed_data(data)
+        _write(predictor, logits, left, files)
+        said, patch = _describe(predictor, size, case, tiled), predictor.configuration_manager.patch_size
+        if needs_whole_images(source.trainer) and larger_cases({"": size}, patch):
+            said += f". WARNING: that is more than the {format_size(patch)} that are seen whole"
+        return said
+
+    return predict
+
+
+def _files_of(case: Case, source: Source, request: Request) -> list[Path]:
+    """Return the files to write for a case; the label map comes last: where it is, all is."""
+    name = case.output.name.removesuffix(str(source.dataset_json["file_ending"]))
+    others = [case.output.with_name(f"{name}{ending}") for ending in (".npz", ".pkl") if request.probabilities]
+    return [*others, case.output]
+
+
+def _preprocess(
+    predictor: nnUNetPredictor, image: NDArray[Any], previous: NDArray[Any] | None, properties: dict[str, Any]
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    p = predictor
+    adapter = PreprocessAdapterFromNpy(
+        [image], [previous], [dict(properties)], [None], p.plans_manager, p.dataset_json, p.configuration_manager
+    )
     item = next(adapter)
-    data, properties = item["data"], item["data_properties"]
-    size = tuple(data.shape[1:])
-    if needs_whole_images(source.trainer):
-        patch = predictor.configuration_manager.patch_size
-        for larger in larger_cases({"": size}, patch).values():
-            log(f"  WARNING: the image has {larger} voxels, more than the {format_size(patch)} that are seen whole")
-    with network:
-        logits = predictor.predict_logits_from_preprocessed_data(data)
+    return item["data"], item["data_properties"]
+
+
+def _write(predictor: nnUNetPredictor, logits: torch.Tensor, properties: dict[str, Any], files: Sequence[Path]) -> None:
+    """Write a label map, the last of the files, and before it probabilities and properties if they are among them."""
+    label_map = files[-1]
     with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=label_map.parent) as temporary:
-        if request.probabilities:
-            export_prediction_from_logits(
-                logits.numpy(), properties, plan[1], plan[0], plan[2], str(Path(temporary, truncated)), True
-            )
+        file = Path(temporary, label_map.name)
+        if len(files) > 1:
+            plan = (predictor.configuration_manager, predictor.plans_manager, predictor.dataset_json)
+            name = str(file).removesuffix(predictor.dataset_json["file_ending"])
+            export_prediction_from_logits(logits.numpy(), properties, *plan, name, True)
         else:
-            reader.write_seg(
-                find_labels(predictor, logits, properties), str(Path(temporary, label_map.name)), properties
-            )
-        # The label map last: where it is, all is.
-        for file in (*others, label_map):
-            with whole_file(file) as part:
-                Path(temporary, file.name).replace(part)
-    return _describe(predictor, size, case, tiled)
+            reader = predictor.plans_manager.image_reader_writer_class()
+            reader.write_seg(find_labels(predictor, logits, properties), str(file), properties)
+        for written in files:
+            with whole_file(written) as part:
+                Path(temporary, written.name).replace(part)
 
 
 def _describe(predictor: nnUNetPredictor, size: tuple[int, ...], case: Case, tiled: list[str]) -> str:
