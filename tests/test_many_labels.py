@@ -108,7 +108,7 @@ def test_three_hundred_labels_from_the_training_to_the_submission(many, tmp_path
         assert ours.GetPixelID() == sitk.sitkUInt16
         assert np.array_equal(sitk.GetArrayFromImage(ours), sitk.GetArrayFromImage(theirs))
         found |= set(np.unique(sitk.GetArrayFromImage(ours)))
-    assert LABELS in found, "small labels prove nothing"
+    assert max(found) > 255, "small labels prove nothing"  # which ones it finds is chance, after one training step
 
 
 @pytest.mark.parametrize(
