@@ -499,3 +499,36 @@ def test_fitting_an_image_tells_what_is_in_it(name):
     atlas = [dice(network, radius) for radius in (0.4, 0.75)]
     assert min(fitted) > 0.85, (fitted, atlas)
     assert min(atlas) < min(fitted) - 0.1, (fitted, atlas)
+
+
+def nisf_with_codes(**options) -> tuple[NISF, torch.Tensor]:
+    """A network that knows codes along two axes, of standard deviations 2 and 0.5, around a mean."""
+    torch.manual_seed(0)
+    nisf = NISF(1, 3, patch_size=(12, 10), width=8, layers=2, frequency=4.0, scale=4.0, **options).eval()
+    nisf.set_cases(4)
+    mean = torch.full((8,), 0.25)
+    away = torch.zeros(4, 8)
+    away[:, 0] = 2.0 * torch.tensor([1.0, -1.0, 1.0, -1.0]) * (3 / 4) ** 0.5
+    away[:, 1] = 0.5 * torch.tensor([1.0, 1.0, -1.0, -1.0]) * (3 / 4) ** 0.5
+    nisf.case_codes.data.copy_(mean + away)
+    return nisf, mean
+
+
+def test_nisf_looks_along_the_axes_of_its_codes_in_their_own_scale():
+    """The first step of Adam is its rate along each axis, in the axis's own deviation, and nothing across them."""
+    nisf, mean = nisf_with_codes(fit_steps=1, fit_learning_rate=0.1)
+    (code,) = nisf.fit(nisf.look_at(torch.rand(1, 1, 12, 10)))
+    moved = (code[0] - mean).detach().abs()
+    assert torch.allclose(moved, torch.tensor([0.2, 0.05, *[0.0] * 6]), atol=1e-4)
+
+
+def test_nisf_stays_near_its_codes_and_the_papers_fit_is_free():
+    """The heavier the prior, the nearer to the mean; without one the code starts near 0."""
+    image, far = torch.rand(1, 1, 12, 10), []
+    for prior in (0.0, 0.1, 100.0):
+        nisf, mean = nisf_with_codes(fit_steps=60, prior=prior)
+        (code,) = nisf.fit(nisf.look_at(image))
+        far.append(float((code[0] - mean).detach().norm()))
+    assert far[0] > far[1] > 2 * far[2]
+    nisf, _ = nisf_with_codes(fit_steps=0, prior=None)
+    assert float(nisf.fit(nisf.look_at(image))[0].detach().abs().max()) < 0.01

@@ -110,6 +110,22 @@ def test_labels_are_nnunets(shapes, kind, regions):
     assert len(np.unique(expected)) > 1 or expected.size < 50
 
 
+@pytest.mark.parametrize("shapes", ["finer", "coarser", "slices apart", "one slice"])
+def test_rounding_is_nnunets_to_the_last_bit(shapes):
+    """Two heads that are one unit in the last place of half precision apart, if at all: rounding says which wins."""
+    old, new, spacing, new_spacing = KINDS[shapes]
+    rng = np.random.default_rng(3)
+    one = rng.normal(size=old).astype(np.float16)
+    other = np.where(rng.random(old) < 0.5, np.nextafter(one, np.float16(9)), one)
+    logits = np.stack([one, np.where(rng.random(old) < 0.5, np.nextafter(one, np.float16(-9)), other)])
+    options = {"order": 1, "order_z": 0, "force_separate_z": None}
+    expected = resample_data_or_seg_to_shape(logits, new, spacing, new_spacing, is_seg=False, **options).argmax(0)
+    axes = axes_between(old, new, spacing, new_spacing, **options)
+    found = labels_of_logits(torch.from_numpy(logits), axes, label_manager(2, regions=False))
+    np.testing.assert_array_equal(found, expected)
+    assert 0.1 < expected.mean() < 0.9
+
+
 def test_more_labels_than_a_byte_holds():
     logits = np.random.default_rng(0).normal(size=(300, 2, 3, 4)).astype(np.float16)
     manager = label_manager(300, regions=False)
