@@ -5,7 +5,8 @@ from pathlib import Path
 
 from nnunet_plugins import __version__
 from nnunet_plugins.images.facts import table
-from nnunet_plugins.registry import BACKBONES, MODIFIERS
+from nnunet_plugins.modifiers import MODIFIERS
+from nnunet_plugins.registry import BACKBONES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from matrix_record import TRAINERS, outcome, recorded, sources

@@ -18,10 +18,11 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.fixed_size import command_line as fixed_size
 from nnunet_plugins.merging import command_line as merging
 from nnunet_plugins.metrics import command_line as metrics
+from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.planning import command_line as planning
 from nnunet_plugins.prediction import command_line as prediction
 from nnunet_plugins.preparation import command_line as preparation
-from nnunet_plugins.registry import BACKBONES, MODIFIERS
+from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import STOCK_TRAINER, path_of
 from nnunet_plugins.submission import command_line as submission
 from nnunet_plugins.template import command_line as template

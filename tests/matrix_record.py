@@ -30,7 +30,7 @@ WORKS, NOT_SUPPORTED, FAILED, PENDING = "works", "not supported", "failed", "pen
 SHARED = ("_startup", "trainers.scanned.nnunet_plugins_trainers", "trainers.compose")
 STARTUP = ("nnunet_plugins.pth", "nnunet_plugins.start")
 # Of the registry a row uses its own row, which says itself what it is; and the package's version says nothing.
-LEFT_OUT = ("nnunet_plugins", "nnunet_plugins.registry", "nnunet_plugins.rows")
+LEFT_OUT = ("nnunet_plugins", "nnunet_plugins.registry", "nnunet_plugins.modifiers", "nnunet_plugins.rows")
 
 Cells = Mapping[str, Mapping[str, dict[str, Any]]]
 """Group of features to feature to cell."""

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from nnunet_plugins._startup import VARIABLE
-from nnunet_plugins.registry import MODIFIERS
+from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.rows import locate
 from nnunet_plugins.testing.plans import architecture
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
@@ -134,7 +134,7 @@ class TestTrainer:
     @pytest.mark.parametrize("row", [row for row in MODIFIERS if row.piece], ids=lambda row: row.name)
     def test_pieces_of_modifiers(self, row):
         piece = locate(row.piece)
-        assert issubclass(piece, nnUNetTrainer), f"{row.piece} is no trainer any more; registry.py names it"
+        assert issubclass(piece, nnUNetTrainer), f"{row.piece} is no trainer any more; modifiers.py names it"
 
     def test_deep_supervision_wraps_a_loss(self):
         wrapped = DeepSupervisionWrapper(torch.nn.L1Loss(), [1.0])

@@ -229,6 +229,7 @@ ALL = FIRENET | AFNET | U_NETS
         ("benchmark/protocol.py", set()),
         ("nnunet_plugins.pth", ALL),
         ("registry.py", set()),
+        ("modifiers.py", set()),
         ("rows.py", set()),
         ("__init__.py", set()),
     ],

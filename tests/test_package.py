@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 from nnunet_plugins.cli import main
-from nnunet_plugins.registry import BACKBONES, MODIFIERS
+from nnunet_plugins.modifiers import MODIFIERS
+from nnunet_plugins.registry import BACKBONES
 
 PACKAGE = ROOT / "nnunet_plugins"
 
@@ -39,6 +40,7 @@ ORDER = [
     "workers",
     "rows",
     "registry",
+    "modifiers",
     "networks.layers",
     "networks",
     "images.facts",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol, starts_from_weights
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import read_json
-from nnunet_plugins.registry import PRETRAINED
+from nnunet_plugins.modifiers import PRETRAINED
 
 if TYPE_CHECKING:
     from nnunet_plugins.planning.seen import Cases

@@ -6,7 +6,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_plugins.registry import MODIFIERS
+from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.rows import Modifier, locate
 
 LOSSES = [row for row in MODIFIERS if row.slot == "loss"]

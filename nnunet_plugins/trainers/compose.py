@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_plugins.backbones import source_of
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.registry import MODIFIERS
+from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier, locate, path_of
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.mirroring import NEVER_MIRRORING, NoMirroringTrainer

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from nnunet_plugins import backbones
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.registry import MODIFIERS
+from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier
 
 
