@@ -60,6 +60,7 @@ ORDER = [
     "benchmark",
     "demo",
     "doctor",
+    "raw",
     "merging",
     "fixed_size",
     "preparation",

@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nnunet_plugins.doctor.dataset import Case, RawDataset, check_images_to_predict
-from nnunet_plugins.errors import InputError
 from nnunet_plugins.fixed_size.twin import ENDING, read_fixed
 from nnunet_plugins.images.resizing import write_resized
-from nnunet_plugins.merging.raw import description_file, refuse_problems
-from nnunet_plugins.planning.dataset import require_own_folder
 from nnunet_plugins.planning.sources import FIXED
+from nnunet_plugins.raw.reading import description_file, find_images, require_images_folder
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 
@@ -42,15 +39,11 @@ def scale(images: Path, like: str, output: Path, *, processes: int = 1, overwrit
     Raises:
         InputError: if a folder or the dataset.json is missing, or the images are not like those of the dataset.
     """
-    if not images.is_dir():
-        raise InputError(f"{images} is no folder")
-    require_own_folder(output, images, overwrite=overwrite)
+    require_images_folder(images, output, overwrite=overwrite)
     description = read_fixed(description_file(like))
     fixed = description[FIXED]
     own = {"file_ending": fixed["file_ending"], "overwrite_image_reader_writer": fixed["reader"]}
-    found = RawDataset(images, {**description, **own})
-    cases: dict[str, Case] = {}
-    refuse_problems(check_images_to_predict(found, images, None, cases), images, "scaled")
+    found, cases = find_images(images, {**description, **own}, "scaled")
     assert found.reader is not None
     output.mkdir(parents=True, exist_ok=True)
     work = partial(write_resized, reader=found.reader(), size=fixed["size"])

@@ -20,24 +20,12 @@ from nnunet_plugins.doctor.cases import check_channels
 from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.doctor.images import CaseFacts, read_cases
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import read_json, whole_file, write_text
+from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import problems, summarise
 from nnunet_plugins.images.resizing import write_resized
-from nnunet_plugins.merging.raw import (
-    GROUPS,
-    first_of,
-    made_beside,
-    new_place,
-    raw_folder,
-    raw_name,
-    read_raw,
-    read_test_cases,
-    refuse_failures,
-    refuse_problems,
-    refuse_twin,
-    stamps,
-)
 from nnunet_plugins.planning.sources import FIXED
+from nnunet_plugins.raw.making import first_of, made_twin, new_place, refuse_failures
+from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw, read_test_cases, refuse_problems, refuse_twin
 from nnunet_plugins.workers import finish_jobs
 
 ENDING = ".nii.gz"
@@ -95,23 +83,10 @@ def write_twin(
     chosen = tuple(size or _mean_size(facts["Tr"]))
     _require_size(chosen)
     description = _describe(found, chosen)
-    groups = (found.folder / GROUPS).read_bytes() if (found.folder / GROUPS).is_file() else b""
-    recipe = {
-        "dataset": description,
-        "groups": groups.decode(errors="replace"),
-        "files": stamps([*parts["Tr"].values(), *parts["Ts"].values()]),
-    }
-    folders = [f"images{part}" for part, cases in parts.items() if cases]
-    # An empty labelsTs would be one whose files are missing.
-    folders += [f"labels{part}" for part, cases in parts.items() if any(case.label for case in cases.values())]
-    with made_beside(place, recipe, folders) as part:
+    with made_twin(place, found, parts, description) as part:
         _resize(part, found, parts, chosen, processes)
-        if groups:
-            with whole_file(part / GROUPS) as file:
-                file.write_bytes(groups)
         grids = {f"images{kind}/{name}": _tell(case) for kind, cases in facts.items() for name, case in cases.items()}
         write_text(part / "sources.json", json.dumps(grids, indent=1, ensure_ascii=False))
-        write_text(part / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False))
     return Twin(place, chosen, *(len(cases) for cases in parts.values()))
 
 

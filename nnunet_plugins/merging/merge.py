@@ -25,11 +25,12 @@ from nnunet_plugins.images.relabelling import relabel
 from nnunet_plugins.images.spacing import spacing_file
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import Joint, LabelSet, join_channels, join_labels
-from nnunet_plugins.merging.raw import GROUPS, give_file, made_beside, new_place, raw_folder, raw_name, read_raw, stamps
 from nnunet_plugins.metrics.table import write_table
 from nnunet_plugins.planning.dataset import dataset_name
 from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, PREPARED, SOURCES
+from nnunet_plugins.raw.making import GROUPS, give_file, made_beside, new_place, stamps
+from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _SHOWN = 3

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.doctor.dataset import Case, RawDataset, check_images_to_predict
+from nnunet_plugins.doctor.dataset import Case
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, whole_file, write_text
 from nnunet_plugins.images.preparing import require_format, scikit_image_version, write_prepared
 from nnunet_plugins.images.recipe import BESIDE, Recipe, prepared_with, read_recipe
-from nnunet_plugins.merging.raw import description_file, refuse_problems
-from nnunet_plugins.planning.dataset import DATASET, require_own_folder
+from nnunet_plugins.planning.dataset import DATASET
 from nnunet_plugins.planning.sources import PREPARED
+from nnunet_plugins.raw.reading import description_file, find_images, require_images_folder
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 
@@ -56,8 +56,6 @@ def prepare_folder(
         InputError: if a folder or the dataset.json is missing, the images are prepared already, or are not like those
             of the dataset.
     """
-    if not images.is_dir():
-        raise InputError(f"{images} is no folder")
     file = description_file(like)
     description = read_json(file, DATASET)
     recipe = read_recipe(description, file)
@@ -66,10 +64,9 @@ def prepare_folder(
     if before := prepared_with(images):
         raise InputError(f"{images} holds images that are prepared already ({before}); give those as they were")
     goes_on = _made_with(output) == recipe
-    require_own_folder(output, images, overwrite=overwrite or goes_on)
+    require_images_folder(images, output, overwrite=overwrite or goes_on)
     require_format(description["file_ending"], str(file))
-    found, cases = RawDataset(images, description), dict[str, Case]()
-    refuse_problems(check_images_to_predict(found, images, None, cases), images, "prepared")
+    found, cases = find_images(images, description, "prepared")
     output.mkdir(parents=True, exist_ok=True)
     left, failures = _write(cases, recipe, output, found.description["file_ending"], goes_on, processes)
     version = scikit_image_version()

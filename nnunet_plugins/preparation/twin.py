@@ -4,7 +4,6 @@ Of the dataset nothing is changed; what stays the same is a link to it. How the 
 twin's dataset.json, which nnU-Net copies into models, so that images to predict can be prepared alike (`folder.py`).
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,24 +14,12 @@ from nnunetv2.configuration import default_num_processes
 
 from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import whole_file, write_text
 from nnunet_plugins.images.preparing import Prepared, require_format, scikit_image_version, write_prepared
 from nnunet_plugins.images.recipe import Recipe
-from nnunet_plugins.merging.raw import (
-    GROUPS,
-    give_file,
-    made_beside,
-    new_place,
-    raw_folder,
-    raw_name,
-    read_raw,
-    read_test_cases,
-    refuse_failures,
-    refuse_twin,
-    stamps,
-)
 from nnunet_plugins.planning.normalisation import channel_names, choose_channels
 from nnunet_plugins.planning.sources import PREPARED
+from nnunet_plugins.raw.making import give_file, made_twin, new_place, refuse_failures
+from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw, read_test_cases, refuse_twin
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _NAMES = {"clahe": "CLAHE", "equalize": "Equalized", "percentile": "Clipped", "iqr": "IQR", "per-slice": "PerSlice"}
@@ -94,27 +81,13 @@ def write_twin(
     recipe = replace(recipe, dataset=own, channels=tuple(chosen), scikit_image=scikit_image_version())
     parts = {"Tr": found.cases, "Ts": read_test_cases(found, _DONE)}
     _require_ending(found, [case for cases in parts.values() for case in cases.values()])
-    kept = {
-        key: value for key, value in found.description.items() if key != "dataset"
-    }  # which lists the source's files
+    kept = {key: value for key, value in found.description.items() if key != _LISTING}
     description = {**kept, "numTraining": len(found.cases), PREPARED: recipe.as_json()}
-    groups = (found.folder / GROUPS).read_bytes() if (found.folder / GROUPS).is_file() else b""
-    made_of = {
-        "dataset": description,
-        "groups": groups.decode(errors="replace"),
-        "files": stamps([*parts["Tr"].values(), *parts["Ts"].values()]),
-    }
-    folders = [f"images{part}" for part, cases in parts.items() if cases]
-    folders += [f"labels{part}" for part, cases in parts.items() if any(case.label for case in cases.values())]
     left: dict[str, str] = {}
-    with made_beside(place, made_of, folders) as part:
+    with made_twin(place, found, parts, description) as part:
         jobs = _jobs(part, found, parts, recipe)
         processes = processes or min(default_num_processes, os.cpu_count() or 1)
         refuse_failures(_noting(finish_jobs(jobs, processes), left), len(jobs), _DONE)
-        if groups:
-            with whole_file(part / GROUPS) as file:
-                file.write_bytes(groups)
-        write_text(part / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False))
     splits = Path(os.environ.get("nnUNet_preprocessed", ""), own, "splits_final.json")  # noqa: SIM112 - nnU-Net's own
     cases, tests = (len(one) for one in parts.values())
     return Twin(place, own, recipe, cases, tests, left, splits.is_file())

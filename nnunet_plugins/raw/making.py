@@ -1,6 +1,6 @@
-"""Raw datasets out of raw datasets: finding those that are there, and making a new one.
+"""A new raw dataset out of one or several that are there.
 
-A new one is made beside its place, and is there completely or not at all; a run that was interrupted is gone on with.
+It is made beside its place, and is there completely or not at all; a run that was interrupted is gone on with.
 """
 
 import json
@@ -14,41 +14,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
-from nnunet_plugins.doctor.findings import Finding
+from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, whole_file, write_text
-from nnunet_plugins.planning.dataset import dataset_name
-from nnunet_plugins.planning.sources import FIXED, MARK, PREPARED
+from nnunet_plugins.planning.sources import MARK
+from nnunet_plugins.raw.reading import raw_folder
 from nnunet_plugins.workers import FailedJobError
 
 GROUPS = "groups.csv"
 _RECIPE, _LOCK = "recipe.json", "lock"
 _SHOWN = 3
-
-
-def raw_folder() -> Path:
-    """Return nnU-Net's folder of raw datasets.
-
-    Raises:
-        InputError: if it is not set, or not there.
-    """
-    raw = os.environ.get("nnUNet_raw")  # noqa: SIM112 - nnU-Net's own spelling
-    if not raw or not Path(raw).is_dir():
-        raise InputError(f"nnUNet_raw is {raw or 'not set'}, which is no folder; export nnUNet_raw=/path/to/nnUNet_raw")
-    return Path(raw)
-
-
-def raw_name(dataset: str) -> str:
-    """Return the full name of a raw dataset, given by its number or name.
-
-    Raises:
-        InputError: if there is none.
-    """
-    raw, name = raw_folder(), dataset_name(dataset)
-    if not (raw / name).is_dir():
-        raise InputError(f"{raw / name} is no folder: a raw dataset is needed, preprocessed data are not enough")
-    return name
 
 
 def new_place(number: int, name: str, sources: Mapping[str, str]) -> Path:
@@ -75,61 +50,6 @@ def new_place(number: int, name: str, sources: Mapping[str, str]) -> Path:
     return raw_folder() / wanted
 
 
-def read_raw(folder: Path, done: str) -> RawDataset:
-    """Read a source as doctor does; nothing is made of one that it finds problems with.
-
-    Args:
-        folder: of the dataset.
-        done: what cannot be done then, as in "merged".
-
-    Raises:
-        InputError: with the first problem.
-    """
-    found = RawDataset(folder)
-    refuse_problems([*check_description(found), *check_files(found)], folder, done)
-    return found
-
-
-def refuse_twin(found: RawDataset) -> None:
-    """Raise an InputError if a source is a twin itself: a prediction would have two ways to go back."""
-    name = found.folder.name
-    for key, has in ((FIXED, "images of one size already"), (PREPARED, "images that are prepared already")):
-        if key in found.description:
-            raise InputError(f"{name} has {has}; make another twin of {found.description[key]['dataset']}")
-
-
-def refuse_problems(told: Iterable[Finding], folder: Path, done: str) -> None:
-    """Raise an InputError that names the first problem, if doctor has found some.
-
-    Args:
-        told: what it has found.
-        folder: of the dataset.
-        done: what cannot be done then, as in "merged".
-    """
-    wrong = [finding for finding in told if finding.level == "problem"]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more: nnunet-plugins doctor -d {folder.name})" if wrong[1:] else ""
-        raise InputError(f"{folder.name} cannot be {done}: {wrong[0].text}; {wrong[0].remedy}{more}")
-
-
-def read_test_cases(found: RawDataset, done: str) -> dict[str, Case]:
-    """Return the cases of a source's imagesTs, with their segmentations where there are such; none without the folder.
-
-    Args:
-        found: the source, as `read_raw` has read it.
-        done: what cannot be done if doctor finds a problem with them, as in "merged".
-
-    Raises:
-        InputError: with the first problem.
-    """
-    cases: dict[str, Case] = {}
-    folder = found.folder / "imagesTs"
-    if folder.is_dir():
-        told = check_images_to_predict(found, folder, found.folder / "labelsTs", cases)
-        refuse_problems(told, found.folder, done)
-    return cases
-
-
 def refuse_failures(jobs: Iterable[tuple[str, list[str] | FailedJobError]], number: int, done: str) -> None:
     """Wait for jobs, and raise an InputError that names the first ones that were not possible, if there are some.
 
@@ -149,22 +69,6 @@ def first_of(lines: Sequence[str]) -> str:
     """Return the first lines as one."""
     more = f" (and {len(lines) - _SHOWN} more)" if lines[_SHOWN:] else ""
     return "; ".join(lines[:_SHOWN]) + more
-
-
-def description_file(like: str) -> Path:
-    """Return the dataset.json of a dataset, given by its number or name, or of whatever else.
-
-    Args:
-        like: number, name, or the file itself.
-
-    Raises:
-        InputError: if there is no such dataset.
-    """
-    if Path(like).is_file():
-        return Path(like)
-    name = dataset_name(like)
-    files = [Path(os.environ.get(f"nnUNet_{part}", ""), name, "dataset.json") for part in ("raw", "preprocessed")]
-    return next((file for file in files if file.is_file()), files[0])
 
 
 def give_file(file: Path, place: Path, *, copy: bool = False) -> None:
@@ -222,6 +126,41 @@ def made_beside(
         for file in (_RECIPE, _LOCK):
             (part / file).unlink()
         part.rename(place)
+
+
+@contextmanager
+def made_twin(
+    place: Path, found: RawDataset, parts: Mapping[str, Mapping[str, Case]], description: Mapping[str, Any]
+) -> Iterator[Path]:
+    """Yield the folder to write a dataset with the cases of another one into, which then is at its place.
+
+    Folders, groups and dataset.json are seen to here.
+
+    Args:
+        place: where it is to be.
+        found: the dataset that it is of.
+        parts: its cases, under "Tr" and "Ts".
+        description: dataset.json of the new one; an interrupted run with the same one, of the same files, is gone on
+            with.
+
+    Raises:
+        InputError: if another process makes it, or it is there by now.
+    """
+    groups = (found.folder / GROUPS).read_bytes() if (found.folder / GROUPS).is_file() else b""
+    made_of = {
+        "dataset": description,
+        "groups": groups.decode(errors="replace"),
+        "files": stamps(case for cases in parts.values() for case in cases.values()),
+    }
+    folders = [f"images{part}" for part, cases in parts.items() if cases]
+    # An empty labelsTs would be one whose files are missing.
+    folders += [f"labels{part}" for part, cases in parts.items() if any(case.label for case in cases.values())]
+    with made_beside(place, made_of, folders) as part:
+        yield part
+        if groups:
+            with whole_file(part / GROUPS) as file:
+                file.write_bytes(groups)
+        write_text(part / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False))
 
 
 def _begin(part: Path, recipe: dict[str, Any], folders: tuple[str, ...]) -> None:
