@@ -217,6 +217,7 @@ ALL = FIRENET | AFNET | U_NETS
         ("networks/firenet.py", FIRENET),
         ("networks/afnet.py", AFNET),
         ("networks/layers/fused_autofocus.py", AFNET | AUTOFOCUS_UNET),
+        ("networks/layers/autofocus_kernels.py", AFNET | AUTOFOCUS_UNET),
         ("networks/layers/wrs.py", FIRENET),
         ("networks/layers/aspp.py", FIRENET | ASPP3D_UNET),
         ("networks/unet.py", U_NETS),

@@ -94,7 +94,7 @@ def test_kernels_run_on_the_device_of_the_image(monkeypatch):
             launched.append(list(chosen))
             return self.kernel[grid]
 
-    kernels = ("_blend_and_multiply", "_attention_gradient", "_weight_gradient")
+    kernels = ("blend_and_multiply", "attention_gradient", "weight_gradient")
     for name in kernels:
         monkeypatch.setattr(fused, name, Kernel(getattr(fused, name)))
     monkeypatch.setattr(torch.cuda, "device_of", Chosen)
@@ -151,15 +151,15 @@ common = {"K": 4, "KERNEL": (3, 3, 3), "RATES": (2, 2, 2, 6, 6, 6, 10, 10, 10, 1
 common |= {"SUM": tl.float32, "CHANNELS": 32, "OUT_CHANNELS": 64}
 warnings.simplefilter("ignore")
 for kernel, own in (
-    (fused._blend_and_multiply, {"BACK": False}),
-    (fused._blend_and_multiply, {"BACK": True}),
-    (fused._attention_gradient, {"ALL_K": 4}),
-    (fused._weight_gradient, {}),
+    (fused.blend_and_multiply, {"BACK": False}),
+    (fused.blend_and_multiply, {"BACK": True}),
+    (fused.attention_gradient, {"ALL_K": 4}),
+    (fused.weight_gradient, {}),
 ):
     for type_, precision, stages in (("*bf16", "ieee", 3), ("*fp32", "tf32", 1)):
         constants = {**common, **own, "PRECISION": precision}
         pointers = dict.fromkeys(("source", "x", "gradient", "weight"), type_)
-        pointers |= {"maps": "*fp32", "out": type_ if kernel is fused._blend_and_multiply else "*fp32"}
+        pointers |= {"maps": "*fp32", "out": type_ if kernel is fused.blend_and_multiply else "*fp32"}
         names = kernel.arg_names
         signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
         source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
