@@ -1,17 +1,24 @@
 """What follows a training, through nnU-Net's command: gates in a file, TensorBoard and MLflow, over a resumed run."""
 
 import csv
+import dataclasses
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import Sandbox
+from report_pages import build
+from report_records import make_record
 
+from nnunet_plugins.benchmark.collect import read_gates
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.networks.firenet import FIRENet
+from nnunet_plugins.report.gates import kind_of
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.gates import GateTable
 from nnunet_plugins.trainers.patch_picture import draw_patch, to_labels
@@ -197,6 +204,35 @@ def test_a_file_of_something_else_is_left_alone(content, tmp_path):
     (tmp_path / "gates.csv").write_text(content)
     with pytest.raises(InputError, match=r"gates.csv is not written over"):
         GateTable(tmp_path / "gates.csv", ["a"], 1)
+
+
+def test_a_report_shows_the_gates_of_the_networks_that_have_some(tmp_path):
+    record = make_record(algorithms=2, cases=4, labels=1, folds=2, epochs=3)
+    own = record.curves["algorithm"] == record.curves["algorithm"].unique()[-1]
+    network, folder = FIRENet(1, 2, features=(2, 4)), tmp_path / "fold_0"
+    folder.mkdir()
+    table = GateTable(folder / "gates.csv", list(network.gate_values()), 0)
+    for epoch in range(3):
+        table.add(epoch, network.gate_values())
+    gates = pd.DataFrame(read_gates(folder)[epoch] for epoch in record.curves["epoch"])
+    assert gates.shape[1] == 41
+    curves = pd.concat([record.curves, gates.where(own)], axis=1)
+    page = build(tmp_path, dataclasses.replace(record, curves=curves))
+    assert [name for name in page.ids() if name.endswith("-gates")] != []
+    assert "Every gate of the network over the training" in page.text
+    page = build(tmp_path / "without", record)
+    assert [name for name in page.ids() if name.endswith("-gates")] == []
+
+
+def test_what_gates_lead_along():
+    kinds = Counter(map(kind_of, FIRENet(1, 2).gate_values()))
+    assert kinds == {
+        "along one scale": 3 + 3 * 3 + 1,
+        "from a finer scale": 3 * 2,
+        "from a coarser scale": 3 * 2 + 2,
+        "dense shortcut": 10,
+        "other": 4,
+    }
 
 
 @pytest.mark.parametrize("shape", [(12, 10), (5, 12, 10)])
