@@ -180,7 +180,7 @@ class FollowedTrainer(ReliableTrainer):
         called = {_value(value): name for name, value in self.dataset_json["labels"].items()}
         foreground = labels.foreground_regions if labels.has_regions else labels.foreground_labels
         for number, label in enumerate(foreground, start=1):
-            name = f"{number}_{clean(called[_value(label)])}"
+            name = f"{number}_{clean(called.get(_value(label), str(label)))}"
             names[f"dice_per_class_or_region/class_{number}"] = f"pseudo_dice/{name}"
             names[f"final_val/class_{label}_dice"] = f"final_dice/{name}"
         return names

@@ -171,6 +171,7 @@ class MlflowStore(Store):
     def open(self, about: About, begin: int) -> None:
         """Find the training's run, or begin it; it keeps what it has."""
         from mlflow import MlflowClient
+        from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
         uri = self.uri or f"sqlite:///{about.results / 'mlflow.db'}"
@@ -195,8 +196,7 @@ class MlflowStore(Store):
         name = "{trainer} {plans} {configuration} fold {fold}".format(**about.facts)
         tags = {_RUN_TAG: about.run, "folder": str(about.folder)}
         self._run = self._client.create_run(experiment.experiment_id, run_name=name, tags=tags).info.run_id
-        for key, value in about.facts.items():
-            self._client.log_param(self._run, key, value)
+        self._client.log_batch(self._run, params=[Param(key, str(value)) for key, value in about.facts.items()])
 
     def write(self, values: Mapping[str, float], step: int, pictures: Mapping[str, NDArray]) -> None:
         """Send the values at once, then the pictures."""
@@ -262,6 +262,7 @@ class Tracker:
         except Exception as error:  # whatever the packages, databases and servers of others raise
             store, self.store = self.store, None
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = re.sub(r"://[^/@\s]+@", "://", reason)  # a URI's password
             self.tell(
                 f"WARNING: nnunet_plugins: {store.name} gets no more of this training, which goes on: {reason}. "
                 f"{store.remedy}."
