@@ -1,7 +1,8 @@
-"""The figure of a network's gates over its training: which of its connections it opens and which it closes."""
+"""The figures of a network's gates: which of its connections it opens and which it closes, over its training."""
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,17 @@ from matplotlib.ticker import MaxNLocator
 from nnunet_plugins.report.drawing import COLOURS, INK, WIDTH, drawing, to_svg, wrapped
 from nnunet_plugins.report.record import GATE
 
+Place = tuple[int, int]
+"""Column and branch in a fabric, 0 and 1 being the finest stem."""
+
 _POINTS = 120  # of one line at most
-_KINDS = {
+_WIDEST = 5.0  # points, of a line whose gate is open
+_KINDS: dict[str, tuple[str, Any]] = {
     "along one scale": (INK, "solid"),
     "from a finer scale": (COLOURS[1], (0, (5, 1.5))),
     "from a coarser scale": (COLOURS[0], (0, (1.5, 1.2))),
     "dense shortcut": (COLOURS[2], (0, (6, 1.5, 1.5, 1.5))),
-    "other": (COLOURS[3], (0, (3, 1, 1, 1, 1, 1))),
+    "outside the fabric": (COLOURS[3], (0, (3, 1, 1, 1, 1, 1))),
 }
 
 
@@ -28,14 +33,22 @@ def gates_in(curves: pd.DataFrame) -> list[str]:
     return [str(name) for name in dict.fromkeys(curves.loc[having, "algorithm"])]
 
 
-def kind_of(gate: str) -> str:
-    """Return what a gate of a fabric leads along, by its name, such as "cell (2,1) <- stem (0,1)"."""
+def ends_of(gate: str) -> tuple[Place, Place] | None:
+    """Return where a gate of a fabric leads from and to, by its name, such as "cell (2,1) <- stem (0,1)"; or None."""
     found = re.fullmatch(r"(?:cell \((\d+),(\d+)\)|output) <- (?:cell|stem) \((\d+),(\d+)\)", gate)
     if not found:
-        return "other"
+        return None
+    source = int(found[3]), int(found[4])
     # The output comes right after the last cells, at the finest scale.
-    column, branch = (int(found[1]), int(found[2])) if found[1] else (int(found[3]) + 1, 1)
-    from_column, from_branch = int(found[3]), int(found[4])
+    return source, (int(found[1]), int(found[2])) if found[1] else (source[0] + 1, 1)
+
+
+def kind_of(gate: str) -> str:
+    """Return what a gate leads along, by its name."""
+    ends = ends_of(gate)
+    if ends is None:
+        return "outside the fabric"
+    (from_column, from_branch), (column, branch) = ends
     if branch != from_branch:
         return "from a finer scale" if branch > from_branch else "from a coarser scale"
     return "along one scale" if column - from_column == 1 else "dense shortcut"
@@ -69,10 +82,66 @@ def gates_over_training(curves: pd.DataFrame, names: Sequence[str], *, key: str,
             axes.set_ylabel("Gate, 0 to 1")
         rows[-1].set_xlabel("Epoch")
         rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        shown = [kind for kind in _KINDS if kind in kinds]
-        lines = [Line2D([], [], color=_KINDS[kind][0], linestyle=_KINDS[kind][1]) for kind in shown]
-        figure.legend(lines, shown, loc="lower center", ncols=2, borderpad=0, handlelength=3.2)
+        _legend(figure, list(kinds))
         return to_svg(figure, key, title, "Every gate over the epochs, by what it leads along")
+
+
+def wired(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -> str | None:
+    """Draw fabrics as their gates wire them at the end, the wider a line the more open its gate; None without fabrics.
+
+    Args:
+        curves: columns of `record.CURVES`, and those of gates.
+        names: of the algorithms that have gates.
+        key: unique in the page, for the ids.
+        title: for readers who do not see the figure.
+    """
+    ends = {name: _means(curves[curves["algorithm"] == name]).iloc[-1] for name in names}
+    fabrics = {
+        name: [(str(gate), found, ends_of(str(gate))) for gate, found in row.items()] for name, row in ends.items()
+    }
+    fabrics = {name: edges for name, edges in fabrics.items() if any(places for *_, places in edges)}
+    if not fabrics:
+        return None
+    with drawing():
+        height = 2.6 * len(fabrics) + 0.7
+        figure = Figure(figsize=(WIDTH, height))
+        edges = {"left": 0.02, "right": 0.98, "top": 1 - 0.3 / height, "bottom": 0.6 / height}
+        rows = figure.subplots(len(fabrics), 1, squeeze=False, gridspec_kw=edges)[:, 0]
+        kinds: dict[str, None] = {}
+        for axes, (name, gates) in zip(rows, fabrics.items(), strict=True):
+            places: dict[Place, None] = {}
+            for gate, value, both in gates:
+                if both is None:
+                    continue
+                source, target = both
+                places |= {source: None, target: None}
+                kind = kind_of(gate)
+                kinds[kind] = None
+                bend = -0.25 if kind == "dense shortcut" else 0.0  # around the cells between
+                axes.annotate(
+                    "",
+                    (target[0], -target[1]),
+                    (source[0], -source[1]),
+                    arrowprops={
+                        "arrowstyle": "-",
+                        "connectionstyle": f"arc3,rad={bend}",
+                        "color": _KINDS[kind][0],
+                        "linewidth": _WIDEST * value,
+                    },
+                )
+            axes.plot([x for x, _ in places], [-y for _, y in places], "s", color=INK, markersize=7)
+            axes.margins(0.08, 0.25)
+            axes.set_axis_off()
+            axes.set_title(wrapped(name, 60), fontsize=9)
+        _legend(figure, list(kinds), dashed=False)
+        return to_svg(figure, key, title, "The fabric's cells and its connections, as wide as their gates are open")
+
+
+def _legend(figure: Figure, kinds: Sequence[str], *, dashed: bool = True) -> None:
+    shown = [kind for kind in _KINDS if kind in kinds]
+    looks = [(_KINDS[kind][0], _KINDS[kind][1] if dashed else "solid") for kind in shown]
+    lines = [Line2D([], [], color=colour, linestyle=dashes) for colour, dashes in looks]
+    figure.legend(lines, shown, loc="lower center", ncols=2, borderpad=0, handlelength=3.2)
 
 
 def _means(runs: pd.DataFrame) -> pd.DataFrame:

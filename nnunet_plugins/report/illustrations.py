@@ -10,7 +10,7 @@ import pandas as pd
 from nnunet_plugins.report import figures
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import Style, styles
-from nnunet_plugins.report.gates import gates_in, gates_over_training
+from nnunet_plugins.report.gates import gates_in, gates_over_training, wired
 from nnunet_plugins.report.statistics import DRAWS, CriticalDifference
 from nnunet_plugins.report.words import SIGNS, describe_p
 
@@ -128,7 +128,15 @@ def _gate_figures(comparison: Comparison, key: str) -> list[Figure]:
         "Every gate of the network over the training, the mean of all its trainings. A gate weighs a connection: at 1 "
         "it is open, at 0 closed, and it starts near one half. Gates that stand still at first are held by the recipe."
     )
-    return [Figure(f"{key}-gates", svg, caption)]
+    found = [Figure(f"{key}-gates", svg, caption)]
+    named = _named(comparison, key, "wiring", "Gates at the end of the training")
+    if wiring := wired(comparison.curves, names, **named):
+        caption = (
+            "The fabric as its gates wire it at the end of the training: columns of cells from left to right, the "
+            "finest scale on top, and the wider a connection the more open its gate. Means of all trainings."
+        )
+        found.append(Figure(f"{key}-wiring", wiring, caption))
+    return found
 
 
 def _rank_figures(comparison: Comparison, key: str) -> list[Figure]:
