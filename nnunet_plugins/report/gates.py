@@ -95,11 +95,12 @@ def wired(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -
         key: unique in the page, for the ids.
         title: for readers who do not see the figure.
     """
-    ends = {name: _means(curves[curves["algorithm"] == name]).iloc[-1] for name in names}
-    fabrics = {
-        name: [(str(gate), found, ends_of(str(gate))) for gate, found in row.items()] for name, row in ends.items()
-    }
-    fabrics = {name: edges for name, edges in fabrics.items() if any(places for *_, places in edges)}
+    fabrics = {}
+    for name in names:
+        last = _means(curves[curves["algorithm"] == name]).iloc[-1]
+        gates = [(str(gate), float(value), ends_of(str(gate))) for gate, value in last.items()]
+        if any(places for *_, places in gates):
+            fabrics[name] = gates
     if not fabrics:
         return None
     with drawing():
