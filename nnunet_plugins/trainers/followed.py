@@ -33,7 +33,8 @@ class FollowedTrainer(ReliableTrainer):
 
     _trackers: tuple[Tracker, ...] | None = None
     _gate_table: GateTable | None = None
-    _gates_failed = False  # and that has been told
+    _gates_failed = False  # to be written, and that has been told
+    _gates_broken = False  # in the network
     _pictures: dict[str, NDArray]
 
     # nnU-Net looks up the arguments that the signature names.
@@ -88,7 +89,12 @@ class FollowedTrainer(ReliableTrainer):
         super().on_epoch_end()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate on whole images, and tell the result."""
+        """Validate on whole images, and tell the result.
+
+        Raises:
+            FolderError: if another training is running in the fold's folder.
+        """
+        self._keep_others_out()  # their run is left as it is
         if self.local_rank == 0:
             self._open(self.num_epochs)
         with self._closing():
@@ -98,7 +104,14 @@ class FollowedTrainer(ReliableTrainer):
 
     def _gates(self) -> dict[str, float]:
         values = getattr(self.bare_network(), "gate_values", None)
-        return values() if values is not None else {}
+        if values is None or self._gates_broken:
+            return {}
+        try:
+            return {str(name): float(gate) for name, gate in values().items()}
+        except Exception as error:  # of networks of others
+            self._gates_broken = True
+            self.print_to_log_file(f"WARNING: nnunet_plugins: the network cannot tell its gates: {error!r}")
+            return {}
 
     def _open_gates(self) -> None:
         gates = self._gates()
@@ -112,7 +125,7 @@ class FollowedTrainer(ReliableTrainer):
                 )
 
     def _keep_gates(self, gates: dict[str, float]) -> None:
-        if self._gate_table is None:
+        if self._gate_table is None or not gates:
             return
         try:
             self._gate_table.add(self.current_epoch, gates)
