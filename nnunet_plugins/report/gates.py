@@ -140,7 +140,7 @@ def wired(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -
 
 def _legend(figure: Figure, kinds: Sequence[str], *, dashed: bool = True) -> None:
     shown = [kind for kind in _KINDS if kind in kinds]
-    looks = [(_KINDS[kind][0], _KINDS[kind][1] if dashed else "solid") for kind in shown]
+    looks: list[tuple[str, Any]] = [(_KINDS[kind][0], _KINDS[kind][1] if dashed else "solid") for kind in shown]
     lines = [Line2D([], [], color=colour, linestyle=dashes) for colour, dashes in looks]
     figure.legend(lines, shown, loc="lower center", ncols=2, borderpad=0, handlelength=3.2)
 
