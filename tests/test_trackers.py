@@ -20,6 +20,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.report.gates import kind_of
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
+from nnunet_plugins.trainers.fold_folder import begin_run
 from nnunet_plugins.trainers.gates import GateTable
 from nnunet_plugins.trainers.patch_picture import draw_patch, to_labels
 from nnunet_plugins.trainers.trackers import About, TensorBoardStore, Tracker, epochs_between_pictures, wanted_stores
@@ -204,6 +205,16 @@ def test_a_file_of_something_else_is_left_alone(content, tmp_path):
     (tmp_path / "gates.csv").write_text(content)
     with pytest.raises(InputError, match=r"gates.csv is not written over"):
         GateTable(tmp_path / "gates.csv", ["a"], 1)
+
+
+def test_gates_and_events_of_an_earlier_training_are_moved_with_its_checkpoints(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    for name in ("checkpoint_final.pth", "gates.csv", "tensorboard/events"):
+        (tmp_path / name).write_text(name)
+    begin_run(tmp_path, print)
+    assert (tmp_path / "earlier_1" / "gates.csv").read_text() == "gates.csv"
+    assert (tmp_path / "earlier_1" / "tensorboard" / "events").is_file()
+    assert not list(tmp_path.glob("gates*")) + list(tmp_path.glob("tensorboard*"))
 
 
 def test_a_report_shows_the_gates_of_the_networks_that_have_some(tmp_path):
