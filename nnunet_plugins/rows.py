@@ -39,6 +39,9 @@ class Backbone:
     - Training gives every parameter a gradient (or several GPUs stop), `torch.compile` finds one graph, maps stay in
       half precision where a GPU has them so and are finite in it, and the same seed makes the same weights.
 
+    It may have a method `gate_values()`, which returns numbers that say how the network is wired at the moment, by
+    name; its trainer then keeps them over the epochs.
+
     For recipes that derive from `trainers.unet.UNetTrainer`, `network` is a function `(unet, patch_size, **options)`
     that changes the U-Net which nnU-Net has built for its plan, and returns it. It refuses a patch that the U-Net's
     strides do not divide, with the words above and "or a multiple of it" (`networks.unet.stage_sizes`).

@@ -118,6 +118,26 @@ class TestTrainer:
         found = nnUNetTrainer.__init__.__code__.co_names
         expect_all(found, set(names.split()), "the attributes of nnUNetTrainer", relying)
 
+    def test_loggers(self, tmp_path):
+        """What is appended to nnU-Net's list of loggers gets lists one by one, and the moving average."""
+        told: list[tuple] = []
+
+        class Logger:
+            def log(self, *logged):
+                told.append(logged)
+
+            def log_summary(self, *summary):
+                told.append(summary)
+
+        logger = MetaLogger(str(tmp_path), False)
+        logger.loggers.append(Logger())
+        logger.log("dice_per_class_or_region", [0.5, 0.25], 0)
+        logger.log("mean_fg_dice", 0.5, 0)
+        logger.log_summary("final_val/foreground_dice", 0.5)
+        expected = [(f"dice_per_class_or_region/class_{n}", value, 0) for n, value in ((1, 0.5), (2, 0.25))]
+        expected += [("mean_fg_dice", 0.5, 0), ("ema_fg_dice", 0.5, 0), ("final_val/foreground_dice", 0.5)]
+        expect(told, expected, "MetaLogger", "trainers/followed.py and trainers/trackers.py")
+
     def test_workers_that_load_data_are_ended(self):
         found = NonDetMultiThreadedAugmenter.__dict__
         expect_all(found, {"_finish"}, "NonDetMultiThreadedAugmenter", "trainers/reliable.py")

@@ -16,9 +16,9 @@ from nnunet_plugins import trainers
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class
+from nnunet_plugins.trainers.followed import FollowedTrainer
 from nnunet_plugins.trainers.losses import FocalLoss
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
-from nnunet_plugins.trainers.reliable import ReliableTrainer
 
 NAMES = [row.trainer for row in BACKBONES]
 
@@ -113,7 +113,7 @@ def test_classes_pickle_and_survive_spawn():
 
 def test_upstream_classes_are_the_pieces():
     composed = trainer_class("nnUNetTrainer_DA5_Adam_DiceLoss")
-    pieces = [nnUNetTrainerDA5, nnUNetTrainerDiceLoss, nnUNetTrainerAdam, ReliableTrainer]
+    pieces = [nnUNetTrainerDA5, nnUNetTrainerDiceLoss, nnUNetTrainerAdam, FollowedTrainer]
     assert list(composed.__mro__[1:5]) == pieces
 
 

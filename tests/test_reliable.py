@@ -25,8 +25,8 @@ from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.finite import are_finite
 from nnunet_plugins.trainers.fold_folder import RUN_FILE
-from nnunet_plugins.trainers.progress import PROGRESS, random_state, set_random_state
-from nnunet_plugins.trainers.reliable import SIGNALS, minutes_between_checkpoints
+from nnunet_plugins.trainers.progress import PROGRESS, minutes_between_checkpoints, random_state, set_random_state
+from nnunet_plugins.trainers.reliable import SIGNALS
 
 pytestmark = pytest.mark.slow
 DATASET = "Dataset001_Small"

@@ -1,5 +1,6 @@
 """Collect what a benchmark has found into the record that the report reads. Reads files only, nnU-Net's and our own."""
 
+import itertools
 import json
 import os
 import re
@@ -28,8 +29,10 @@ from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.table import read_table
 from nnunet_plugins.planning.sources import SOURCES, read_sources
 from nnunet_plugins.provenance import Marker, author, now, read_marker
-from nnunet_plugins.report.record import CURVES, GONE, RECORD_FILES, RESULTS, RUNS, SOURCE, Record
+from nnunet_plugins.report.record import CURVES, GATE, GONE, RECORD_FILES, RESULTS, RUNS, SOURCE, Record
 from nnunet_plugins.report.words import count
+from nnunet_plugins.trainers.fold_folder import GATES
+from nnunet_plugins.trainers.gates import EPOCH
 
 
 def collect(
@@ -61,7 +64,10 @@ def collect(
         for fold in folds:
             log = read_log(folders.fold(run, fold))
             costs.append({**run.identity, "fold": fold, **_cost(run, fold, log, folders)})
-            curves += [{**run.identity, "fold": fold, **row} for row in log["epochs"]]
+            gates = read_gates(folders.fold(run, fold))
+            curves += [{**run.identity, "fold": fold, **row, **gates.get(row["epoch"], {})} for row in log["epochs"]]
+    # Gates are more columns, those of each network its own.
+    drawn = pd.DataFrame(curves, columns=list(dict.fromkeys(itertools.chain(CURVES, *curves))))
     proofs = []
     for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in runs):
         group = [run for run in runs if (run.dataset, run.configuration) == (dataset, configuration)]
@@ -70,7 +76,7 @@ def collect(
     return Record(
         results=_in_order(_joined(RESULTS, found, kept.results(found)), runs),
         runs=_in_order(_joined(RUNS, pd.DataFrame(costs, columns=RUNS), kept.runs("runs").assign(model=GONE)), runs),
-        curves=_in_order(_joined(CURVES, pd.DataFrame(curves, columns=CURVES), kept.runs("curves")), runs),
+        curves=_in_order(_joined(CURVES, drawn, kept.runs("curves")), runs),
         equality=proofs,
         failures=_failures(unfinished, folders),
         about=kept.about(
@@ -102,6 +108,7 @@ def collected_files(protocol: Protocol, folders: Folders) -> list[Path]:
     runs = [(run, fold) for run in protocol.runs() for fold in protocol.folds]
     found = [conditions.conditions_file(folders.fold(run, fold)) for run, fold in runs]
     found += [log for run, fold in runs for log in sorted(folders.fold(run, fold).glob("training_log*.txt"))]
+    found += [folders.fold(run, fold) / GATES for run, fold in runs]
     return [file for file in found if file.is_file()]
 
 
@@ -139,6 +146,16 @@ def _metrics(task: Task, folders: Folders) -> pd.DataFrame:
     folds = held_out(folders, task.rows["dataset"]) if task.rows["split"] == "cross-validation" else {}
     fold = pd.Series([folds.get(composed(str(case))) for case in table["case"]], table.index, dtype="Int64")
     return table.assign(**task.rows, fold=fold)[[*RESULTS, *([SOURCE] if SOURCE in table else [])]]
+
+
+def read_gates(fold: Path) -> dict[int, dict[str, float]]:
+    """Return the gates that a training has written down, by epoch and by their columns in `CURVES`' table."""
+    try:
+        table = pd.read_csv(fold / GATES, index_col=EPOCH)
+        numbers = table.astype(float).rename(columns=lambda name: f"{GATE}{name}")
+        return {int(epoch): row.to_dict() for epoch, row in numbers.iterrows()}
+    except (OSError, ValueError):  # there is none, or somebody has edited it
+        return {}
 
 
 def read_log(fold: Path) -> dict[str, Any]:

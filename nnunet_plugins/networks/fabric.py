@@ -22,7 +22,7 @@ Where the paper is silent or contradicts itself:
   (1, 2, 4) have 3 5 6 9 10 12 18 20 36. The stated rates are the default; see `DenseResidualFabric.receptive_fields`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -190,17 +190,30 @@ class DenseResidualFabric(nn.Module):
         """
         return sorted({(2 * rate + 1) * 2**j for rate in self.dilations for j in range(self.width)})
 
+    def gate_values(self) -> dict[str, float]:
+        """Return the current gate of every edge, 0 to 1, by its ends, such as "cell (2,1) <- stem (0,1)"."""
+        return {
+            f"{self._name(target)} <- {self._name(source)}": gate
+            for target, gates in self._gates()
+            for source, gate in gates.items()
+        }
+
     def describe(self) -> str:
         """Draw the fabric as text: every cell with its channels, and every edge into it with its current gate."""
         edges = sum(len(sources) for sources in self.inputs.values())
         lines = [f"Dense residual fabric: {self.width} branches x {self.depth} cells, {edges} gated edges"]
+        for target, gates in self._gates():
+            carried = ", ".join(f"{self._name(source)} {gate:.3f}" for source, gate in gates.items())
+            channels = cell_channels(target, self.depth, self.channels)
+            lines.append(f"  {self._name(target):10} {channels:4d} channels <- {carried}")
+        return "\n".join(lines)
+
+    def _gates(self) -> Iterator[tuple[Node, dict[Node, float]]]:
         for (target, sources), cell in zip(self.inputs.items(), self.cells, strict=True):
             assert isinstance(cell, Cell)
-            gates = [
-                f"{'stem' if source.column == 0 else 'cell'} ({source.column},{source.branch}) {gate:.3f}"
-                for source, gate in zip(sources, cell.wrs.gates.tolist(), strict=True)
-            ]
-            name = "output    " if target.column > self.depth else f"cell ({target.column},{target.branch})"
-            channels = cell_channels(target, self.depth, self.channels)
-            lines.append(f"  {name} {channels:4d} channels <- {', '.join(gates)}")
-        return "\n".join(lines)
+            yield target, dict(zip(sources, cell.wrs.gates.tolist(), strict=True))
+
+    def _name(self, node: Node) -> str:
+        if node.column > self.depth:
+            return "output"
+        return f"{'cell' if node.column else 'stem'} ({node.column},{node.branch})"

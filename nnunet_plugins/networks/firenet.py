@@ -307,6 +307,15 @@ class FIRENet(nn.Module):
         skips, x = self.encoder(x)
         return self.decoder(skips, self.bottleneck(x))
 
+    def gate_values(self) -> dict[str, float]:
+        """Return all gates as they are now, 0 to 1: the fabric's, if there is one, and the decoder's, finest first."""
+        gates = self.bottleneck.gate_values() if isinstance(self.bottleneck, DenseResidualFabric) else {}
+        for level, wrs in enumerate(self.decoder.wrs, start=1):
+            assert isinstance(wrs, WRS)
+            below, shortcut = wrs.gates.tolist()
+            gates |= {f"decoder {level} <- below": below, f"decoder {level} <- shortcut": shortcut}
+        return gates
+
     def frozen_gates(self, stage: int) -> list[nn.Parameter]:
         """WRS weights that stand still in a stage of the paper's training (section III-A7).
 

@@ -10,6 +10,7 @@ import pandas as pd
 from nnunet_plugins.report import figures
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import Style, styles
+from nnunet_plugins.report.gates import gates_in, gates_over_training, wired
 from nnunet_plugins.report.statistics import DRAWS, CriticalDifference
 from nnunet_plugins.report.words import SIGNS, describe_p
 
@@ -93,6 +94,7 @@ def illustrate(comparison: Comparison, looks: Mapping[str, Style], key: str, *, 
     found += _label_figures(comparison, looks, key)
     if with_curves and len(comparison.curves):
         found.append(_training_curves(comparison, looks, key))
+        found += _gate_figures(comparison, key)
     found += _pair_figures(comparison, looks, key)
     found += _rank_figures(comparison, key)
     return found + _cost_figures(comparison, looks, key)
@@ -114,6 +116,27 @@ def _training_curves(comparison: Comparison, looks: Mapping[str, Style], key: st
         "not the Dice of the other figures."
     )
     return Figure(f"{key}-curves", svg, caption)
+
+
+def _gate_figures(comparison: Comparison, key: str) -> list[Figure]:
+    """Return how the gates develop, if there are networks with gates."""
+    names = gates_in(comparison.curves)
+    if not names:
+        return []
+    svg = gates_over_training(comparison.curves, names, **_named(comparison, key, "gates", "Gates over the training"))
+    caption = (
+        "Every gate of the network over the training, the mean of all its trainings. A gate weighs a connection: at 1 "
+        "it is open, at 0 closed, and it starts near one half. Gates that stand still at first are held by the recipe."
+    )
+    found = [Figure(f"{key}-gates", svg, caption)]
+    named = _named(comparison, key, "wiring", "Gates at the end of the training")
+    if wiring := wired(comparison.curves, names, **named):
+        caption = (
+            "The fabric as its gates wire it at the end of the training: columns of cells from left to right, the "
+            "finest scale on top, and the wider a connection the more open its gate. Means of all trainings."
+        )
+        found.append(Figure(f"{key}-wiring", wiring, caption))
+    return found
 
 
 def _rank_figures(comparison: Comparison, key: str) -> list[Figure]:

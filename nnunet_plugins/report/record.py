@@ -2,7 +2,7 @@
 
     results.csv      one row per case, label and algorithm: the metrics
     runs.csv         one row per training: what it cost
-    curves.csv       one row per training and epoch
+    curves.csv       one row per training and epoch, with the network's gates where it has some
     equality.json    what was equal in the trainings that are compared, and what was not
     failures.json    the tasks that failed, with the ends of their logs
     about.json       title, budget, machine, versions, and where the images lie
@@ -80,6 +80,9 @@ CURVES = [
     "learning_rate",
     "seconds",
 ]
+GATE = "gate "
+"""Begins the names of more columns of the curves, where networks have gates: their values at the end of the epoch."""
+
 GONE = "no longer here"
 """Says that the model of a training is gone, so that its results are those of an earlier record."""
 
@@ -135,7 +138,7 @@ class Record:
         results: columns `RESULTS`, with merged datasets `SOURCE` as well; an infinite distance means that one of two
             masks is empty, no Dice that both are.
         runs: columns `RUNS`; what is not known is nan.
-        curves: columns `CURVES`.
+        curves: columns `CURVES`, and those of gates, which begin with `GATE`.
         equality: one dictionary per dataset and configuration; see `report/equality.py`.
         failures: dictionaries with `task`, `command`, `exit_code`, `log` (its path) and `tail` (its last lines).
         about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`; `datasets`, what is known of

@@ -20,7 +20,7 @@ from nnunet_plugins.planning.forecast import (
 )
 from nnunet_plugins.planning.names import fitting_commands
 from nnunet_plugins.rows import Backbone, locate, path_of
-from nnunet_plugins.trainers.reliable import ReliableTrainer
+from nnunet_plugins.trainers.followed import FollowedTrainer
 
 MEMORY_CHECK = "nnUNet_plugins_memory_check"
 """Environment variable that, set to 0, lets training start whatever the forecast of its memory says."""
@@ -29,7 +29,7 @@ ORIGIN = "origin"
 """Key of our part of a checkpoint under which stands where the network comes from."""
 
 
-class BackboneTrainer(ReliableTrainer):
+class BackboneTrainer(FollowedTrainer):
     """nnU-Net's trainer and recipe with the network of one registry row.
 
     Subclasses change the recipe; the registry row in `backbone` names the network and its options.
@@ -41,7 +41,7 @@ class BackboneTrainer(ReliableTrainer):
     """Whether the network has outputs at several scales, as nnU-Net's U-Net has."""
 
     # nnU-Net looks up the arguments that the signature names.
-    @wraps(ReliableTrainer.__init__)  # type: ignore[misc]
+    @wraps(FollowedTrainer.__init__)  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.enable_deep_supervision = self.deep_supervision
@@ -169,8 +169,3 @@ class BackboneTrainer(ReliableTrainer):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Leave deep supervision off where the recipe has none; nnU-Net switches it on again after validation."""
         super().set_deep_supervision_enabled(enabled and self.enable_deep_supervision)
-
-    def bare_network(self) -> nn.Module:
-        """Return the network without the wrappers of DDP and torch.compile."""
-        network = self.network.module if self.is_ddp else self.network
-        return getattr(network, "_orig_mod", network)

@@ -14,9 +14,9 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.rows import STOCK_TRAINER, Backbone, Modifier, locate, path_of
 from nnunet_plugins.trainers.backbone import BackboneTrainer
+from nnunet_plugins.trainers.followed import FollowedTrainer
 from nnunet_plugins.trainers.mirroring import NEVER_MIRRORING, NoMirroringTrainer
 from nnunet_plugins.trainers.names import parse
-from nnunet_plugins.trainers.reliable import ReliableTrainer
 
 # Where pickle and spawned workers look the classes up again; its module `__getattr__` comes back here.
 HOME = "nnunet_plugins.trainers"
@@ -33,7 +33,7 @@ def trainer_class(name: str) -> type[nnUNetTrainer]:
     """
     parsed = parse(name)
     if parsed.modifiers:
-        base = trainer_class(parsed.backbone.trainer) if parsed.backbone else ReliableTrainer
+        base = trainer_class(parsed.backbone.trainer) if parsed.backbone else FollowedTrainer
         return _compose(name, base, parsed.modifiers)
     if parsed.backbone is None:
         return nnUNetTrainer
@@ -81,6 +81,6 @@ def _compose(
 
     Composed.__name__ = Composed.__qualname__ = name
     Composed.__module__ = HOME
-    start = STOCK_TRAINER if base is ReliableTrainer else base.__name__
+    start = STOCK_TRAINER if base is FollowedTrainer else base.__name__
     Composed.__doc__ = f"{start} with: {'; '.join(row.summary for row in rows)}."
     return Composed

@@ -19,8 +19,17 @@ RUN_FILE = "nnunet_plugins_run.json"
 CLASS_WEIGHTS = "class_weights.json"
 """Weights of a loss, which belong to the checkpoints."""
 
+GATES = "gates.csv"
+"""The gates of a network after each epoch."""
+
+TENSORBOARD = "tensorboard"
+"""Folder of event files."""
+
 _UNFINISHED = "earlier.partial"
 """Folder into which the files of an earlier training are being moved."""
+
+_ALONG = (CLASS_WEIGHTS, GATES, TENSORBOARD, "validation")
+"""What is moved with the checkpoints."""
 
 LOCK = "nnunet_plugins.lock"
 
@@ -74,9 +83,10 @@ def run_of(folder: Path) -> str | None:
 def begin_run(folder: Path, tell: Callable[[str], None]) -> str:
     """Make a fold's folder ready for a training that does not go on from a checkpoint; returns the name of its run.
 
-    Checkpoints of an earlier training are moved into a folder beside them, together with its validation and the weights
-    of its loss. From the moment at which the new run has its name, `--c` leaves them alone, also those that are not
-    moved yet. The folder gets its own name last: what a kill has left unfinished is completed here by the next start.
+    Checkpoints of an earlier training are moved into a folder beside them, together with its validation, its gates and
+    events, and the weights of its loss. From the moment at which the new run has its name, `--c` leaves them alone,
+    also those that are not moved yet. The folder gets its own name last: what a kill has left unfinished is completed
+    here by the next start.
 
     Args:
         folder: the fold's.
@@ -96,7 +106,7 @@ def begin_run(folder: Path, tell: Callable[[str], None]) -> str:
             # So that everything is as it was when all is moved back.
             _name_run(aside, run_of(folder))
         _name_run(folder, run)
-        for path in filter(os.path.lexists, [*old, folder / CLASS_WEIGHTS, folder / "validation"]):
+        for path in filter(os.path.lexists, [*old, *(folder / name for name in _ALONG)]):
             if os.path.lexists(aside / path.name):
                 raise FileExistsError(f"{aside / path.name} is there already")
             path.rename(aside / path.name)  # within a folder this copies nothing, and so needs no space

@@ -1,5 +1,6 @@
 """How far a training has come, as checkpoints keep it, and which of them to go on from. Knows nothing of nnU-Net."""
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,6 +12,9 @@ import torch
 
 PROGRESS = "nnunet_plugins"
 """Key of the optimizer's state under which our part of a checkpoint stands."""
+
+SAVE_MINUTES = "nnUNet_plugins_save_minutes"
+"""Environment variable: minutes between two checkpoints within an epoch; 10 if it is not set, and 0 for none."""
 
 
 @dataclass
@@ -104,6 +108,22 @@ def choose(candidates: Sequence[Candidate], run: str | None) -> Choice:
     warnings += [f"{one.path} is of a training that was given up for the present one; left out." for one in given_up]
     own = [one for one in whole if one not in given_up]
     return Choice(max(own, key=lambda one: (one.epoch, one.steps)).path if own else None, tuple(warnings))
+
+
+def minutes_between_checkpoints() -> float:
+    """Return what the environment variable `nnUNet_plugins_save_minutes` says; infinite for 0.
+
+    Raises:
+        ValueError: if it is no number from 0.
+    """
+    text = os.environ.get(SAVE_MINUTES, "10")
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1
+    if not minutes >= 0:
+        raise ValueError(f"nnunet_plugins: {SAVE_MINUTES}={text!r} is no number of minutes; use for example 10, or 0")
+    return minutes or float("inf")
 
 
 def random_state() -> dict[str, Any]:

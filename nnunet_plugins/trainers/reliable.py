@@ -26,30 +26,19 @@ from nnunet_plugins.trainers.checkpoints import CheckpointError, find_checkpoint
 from nnunet_plugins.trainers.checks import require_backbone, require_device, require_labels
 from nnunet_plugins.trainers.finite import FiniteTrainer
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS, RUN_FILE, begin_run, only_training, run_of
-from nnunet_plugins.trainers.progress import PROGRESS, Choice, Progress, choose, random_state, set_random_state
-
-SAVE_MINUTES = "nnUNet_plugins_save_minutes"
-"""Environment variable: minutes between two checkpoints within an epoch; 10 if it is not set, and 0 for none."""
+from nnunet_plugins.trainers.progress import (
+    PROGRESS,
+    Choice,
+    Progress,
+    choose,
+    minutes_between_checkpoints,
+    random_state,
+    set_random_state,
+)
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 """What asks a training to stop: `kill`, Ctrl-C, a closed terminal, and the warnings of schedulers (Slurm's
 `--signal=USR1@120`, SIGUSR2 from LSF and SGE, SIGXCPU where the time of the processor is limited)."""
-
-
-def minutes_between_checkpoints() -> float:
-    """Return what the environment variable `nnUNet_plugins_save_minutes` says; infinite for 0.
-
-    Raises:
-        ValueError: if it is no number from 0.
-    """
-    text = os.environ.get(SAVE_MINUTES, "10")
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = -1
-    if not minutes >= 0:
-        raise ValueError(f"nnunet_plugins: {SAVE_MINUTES}={text!r} is no number of minutes; use for example 10, or 0")
-    return minutes or float("inf")
 
 
 class ReliableTrainer(FiniteTrainer):
