@@ -258,7 +258,7 @@ def make_record(
         "budget": f"{epochs} epochs x 50 iterations, folds {' '.join(map(str, range(folds)))}",
         "created": "2026-03-01T12:00:00+00:00",
         "hardware": ["NVIDIA H200, 139 GiB", "16 CPU cores, 128 GiB memory"],
-        "versions": {"nnunetv2": "2.8.1", "torch": "2.11.0", "monai": "1.6.0"},
+        "versions": {"nnunetv2": "2.8.1", "torch": "2.11.0", "monai": "1.6.1"},
         "images": {},
         "ensembles": ["The ensemble of the two best has a pseudo Dice of 0.9."] if ensemble else [],
         "complete": not gone,

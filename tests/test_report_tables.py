@@ -271,7 +271,7 @@ def test_the_gravest_caveats_come_first():
 def test_caveats_of_the_protocol():
     record = make_record()
     text = said(record)
-    for words in ("share models", "(the seed)", "NSD at 1 mm; distances in mm by MONAI 1.6.0", "Pseudo Dice"):
+    for words in ("share models", "(the seed)", "NSD at 1 mm; distances in mm by MONAI 1.6.1", "Pseudo Dice"):
         assert words in text
     assert "(the seed)" not in said(make_record(repeats=2))
     assert "share most of their training cases" in said(make_record(repeats=2))
@@ -498,7 +498,7 @@ def test_markdown_says_what_failed_and_where_it_ran(record, tmp_path):
         "The same in all trainings: splits, data. What differs or is not known:",
         "epochs | 10 | 20 | the baseline | NO |",
         "- NVIDIA H200, 139 GiB",
-        "- monai 1.6.0",
+        "- monai 1.6.1",
         "- The ensemble of the two best has a pseudo Dice of 0.9.",
     ):
         assert words in text

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MISSING = "surface distances need MONAI: pip install 'monai>=1.6', which is the extra nnunet-plugins[benchmark]"
+MISSING = "surface distances need MONAI: pip install 'monai>=1.6.1', which is the extra nnunet-plugins[benchmark]"
 
 Mask = NDArray[np.bool_]
 
