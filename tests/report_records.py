@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nnunet_plugins.metrics.objects import OBJECT_COLUMNS, whole_counts
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
 from nnunet_plugins.rows import STOCK_TRAINER
@@ -326,3 +327,23 @@ def as_merged(record: Record, sources: dict[str, Sequence[str]]) -> Record:
     }
     about = {**record.about, "sources": {dataset: table for dataset in results["dataset"].unique()}}
     return replace(record, results=results[known], about=about)
+
+
+def with_objects(record: Record, counts: dict[str, Sequence[tuple[float, ...]]], label: str = "2") -> Record:
+    """Say that a label consists of objects, of which this is found, by algorithm and in the order of the cases.
+
+    Args:
+        record: without repeats.
+        counts: TP, FP, FN, SQ and Dice per object; the other columns follow from them.
+        label: the other labels have no such columns.
+    """
+    results = record.results.copy()
+    results[list(OBJECT_COLUMNS)] = np.nan
+    for algorithm, of_cases in counts.items():
+        own = results.index[(results["algorithm"] == algorithm) & (results["label"] == label)]
+        for row, (matched, extra, missed, iou, dice) in zip(own, of_cases, strict=True):
+            total = 2 * matched + extra + missed
+            f1 = 2 * matched / total if total else np.nan
+            pq = f1 * iou if matched else f1
+            results.loc[row, list(OBJECT_COLUMNS)] = [matched, extra, missed, f1, iou, pq, dice]
+    return replace(record, results=whole_counts(results))

@@ -20,8 +20,9 @@ from nnunet_plugins.report.findings import summarise
 from nnunet_plugins.report.latex import write_latex
 from nnunet_plugins.report.record import Record, describe_role, read_record
 from nnunet_plugins.report.scores import case_scores
+from nnunet_plugins.report.showing import DICE
 from nnunet_plugins.report.statistics import compare, mean_with_ci
-from nnunet_plugins.report.tables import DICE, sections
+from nnunet_plugins.report.tables import sections
 from nnunet_plugins.report.words import show_number, show_p
 from nnunet_plugins.report.writing import write_challenger, write_csv, write_markdown
 

@@ -12,7 +12,7 @@ Implementations differ in every one of these, so:
 - F1 = 2 TP / (2 TP + FP + FN), which panoptic quality calls RQ (recognition quality); SQ (segmentation quality) is the
   mean IoU of the pairs; PQ = SQ x F1.
 - Dice per object: the mean over the true objects of the Dice of each with all predicted objects, taken together, that
-  share a voxel with it; 0 for those that nothing touches. Predicted objects that touch none do not count here.
+  share a voxel with it; 0 for those that none does. Predicted objects that share none with any do not count here.
 - No object in the truth: no Dice per object. None in either: no F1 and no PQ; in one of them only: both 0. No pair: no
   SQ.
 - Voxels that do not count (an ignore label) belong to no object; what they cut in two is two objects.
@@ -94,9 +94,9 @@ def compare_objects(prediction: Mask, truth: Mask, *, counts: Mask | None = None
     of_truth, of_prediction = np.divmod(pairs, found + 1)
     joint = true_sizes[of_truth] + sizes[of_prediction] - shared
     is_match = 2 * shared > joint
-    touching = np.bincount(of_truth, sizes[of_prediction], there + 1)[1:]
+    overlapping = np.bincount(of_truth, sizes[of_prediction], there + 1)[1:]
     inside = np.bincount(of_truth, shared, there + 1)[1:]
-    dice = 2 * inside / (true_sizes[1:] + touching)
+    dice = 2 * inside / (true_sizes[1:] + overlapping)
     matched = int(is_match.sum())
     return Objects(
         matched, found - matched, there - matched, float((shared / joint)[is_match].sum()), float(dice.sum())
@@ -114,7 +114,8 @@ def pool(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     pairs, true = values["objects_TP"], values["objects_TP"] + values["objects_FN"]
     # What does not exist, such as the SQ without a pair, adds nothing.
     sums = values[list(COUNTS)].assign(
-        iou=(values["objects_SQ"] * pairs).where(pairs > 0, 0.0), dice=(values["objects_Dice"] * true).where(true > 0, 0.0)
+        iou=(values["objects_SQ"] * pairs).where(pairs > 0, 0.0),
+        dice=(values["objects_Dice"] * true).where(true > 0, 0.0),
     )
     groups = sums.groupby([table[name] for name in by], sort=False)
     known = groups["objects_TP"].count() == groups.size()

@@ -148,5 +148,5 @@ def _describe_objects(table: pd.DataFrame, *, by_source: bool) -> str:
     return (
         f"Objects, over all cases:\n{found.to_string(index=False, float_format='{:.4f}'.format, na_rep='-')}\n"
         "An object is a connected component, by faces, edges and corners. TP: pairs with an IoU above 0.5; SQ: their "
-        "mean IoU;\nF1 (RQ) and PQ: of all objects together; Dice: per true object, 0 where nothing touches it."
+        "mean IoU;\nF1 (RQ) and PQ: of all objects together; Dice: per true object, 0 where nothing overlaps it."
     )

@@ -23,7 +23,8 @@ from nnunet_plugins.report.headline import make_matrix, tell_first
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
 from nnunet_plugins.report.panels import Panels, draw_panels
 from nnunet_plugins.report.record import Record
-from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, Section, sections, show_inequalities
+from nnunet_plugins.report.showing import Section, show_inequalities
+from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, sections
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -174,6 +175,7 @@ def _is_folded(section: Section) -> bool:
         "Each network against",
         "One network for many",
         "Labels that the truth",
+        "Objects of all cases",
         "Dice by label",
         "Dice by fold",
         "Costs",
