@@ -33,7 +33,7 @@ def object_labels(
     found = description[OBJECTS] if names is None else list(names)
     place = f"{file}: {OBJECTS!r}" if names is None else OPTION
     if fault := find_fault(found, [str], repr(OBJECTS)):
-        raise InputError(f"{file}: {fault}; write the names of labels that consist of objects, or leave the key out")
+        raise InputError(f"{file}: {fault}; it lists the names of the labels that consist of objects")
     structures = [name for name in description["labels"] if name not in NEITHER]
     for name in found:
         if name not in structures:
