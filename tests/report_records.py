@@ -338,7 +338,7 @@ def with_objects(record: Record, counts: dict[str, Sequence[tuple[float, ...]]],
         label: the other labels have no such columns.
     """
     results = record.results.copy()
-    results[list(OBJECT_COLUMNS)] = np.nan
+    results[[name for name in OBJECT_COLUMNS if name not in results]] = np.nan
     for algorithm, of_cases in counts.items():
         own = results.index[(results["algorithm"] == algorithm) & (results["label"] == label)]
         for row, (matched, extra, missed, iou, dice) in zip(own, of_cases, strict=True):

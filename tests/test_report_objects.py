@@ -78,6 +78,8 @@ def test_what_is_nowhere_and_what_is_never_found_is_said_in_words():
 
 def test_what_was_not_counted_in_every_case_is_missing(record):
     """As of rows that are kept of a record from before: a part of the objects would look like all of them."""
+    record = with_objects(record, FOUND, label="1")
+    assert set(shown(record, RESULTS).table[heading("objects_F1")]) == {"0.769", "0.500"}
     first = record.results.index[(record.results["algorithm"] == METHOD) & (record.results["label"] == "2")][0]
     results = record.results.copy()
     results.loc[first, [name for name in results if name.startswith("objects_")]] = pd.NA

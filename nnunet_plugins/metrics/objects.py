@@ -23,7 +23,7 @@ weight of fifty of another, and have no value where a case has none.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ QUALITIES = ("objects_F1", "objects_SQ", "objects_PQ", "objects_Dice")
 OBJECT_COLUMNS = (*COUNTS, *QUALITIES)
 """Columns of tables of metrics with labels that consist of objects; without a value for the other labels."""
 
-_CONNECTIVITY = {2: 8, 3: 26}
+_CONNECTIVITY: dict[int, Literal[8, 26]] = {2: 8, 3: 26}
 
 
 @dataclass(frozen=True)

@@ -34,5 +34,7 @@ def count_objects(results: pd.DataFrame, cases: list[str], order: list[str]) -> 
 
 
 def mean_qualities(objects: pd.DataFrame) -> pd.DataFrame:
-    """Return `QUALITIES` by algorithm, as means over the labels of which the truth has objects."""
-    return objects[list(QUALITIES)].groupby(level="algorithm", sort=False).mean()
+    """Return `QUALITIES` by algorithm, as means over the labels of which the truth has objects; nan where one is."""
+    true = (objects["objects_TP"] + objects["objects_FN"]).groupby(level="label").transform("max")
+    found = objects.loc[true > 0, list(QUALITIES)]
+    return found.groupby(level="algorithm", sort=False).agg(lambda values: values.mean(skipna=False))
