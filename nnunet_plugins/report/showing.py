@@ -13,7 +13,6 @@ import pandas as pd
 from nnunet_plugins.metrics.objects import COUNTS, QUALITIES
 from nnunet_plugins.metrics.table import DISTANCES, METRICS
 from nnunet_plugins.report.analysis import Comparison
-from nnunet_plugins.report.equality import UNKNOWN, Equality
 from nnunet_plugins.report.record import describe_role
 from nnunet_plugins.report.scores import VOLUME
 from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, LEVEL, CriticalDifference
@@ -384,28 +383,3 @@ def show_across(result: CriticalDifference) -> Section:
     )
     ranked = _show(result.average_ranks, show_number, 2)
     return Section(caption, pd.DataFrame({"Algorithm": result.average_ranks.index, "Average rank": ranked}))
-
-
-def show_inequalities(equality: Equality) -> pd.DataFrame:
-    """Write what differs, the forbidden first, and what is not known."""
-    found = sorted(equality.differences, key=lambda found: found["allowed"])
-    answers = ["unknown" if UNKNOWN in (one["value"], one["baseline"]) else "yes" for one in found]
-    comparable = [answer if one["allowed"] else "NO" for one, answer in zip(found, answers, strict=True)]
-    return pd.DataFrame(
-        {
-            "Algorithm": [one["algorithm"] for one in found],
-            "Setting": [one["what"] for one in found],
-            "Value": [one["value"] for one in found],
-            "Compared with": [one["baseline"] for one in found],
-            "Whose": [equality.name(one["against"]) for one in found],
-            "Comparable": comparable,
-        }
-    )
-
-
-def describe_equality(equality: Equality) -> str:
-    """Say what was the same in all trainings."""
-    same = ", ".join(equality.same) or "nothing"
-    return f"The same in all trainings: {same}. " + (
-        "What differs or is not known:" if equality.differences else "Nothing else differs."
-    )
