@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nnunet_plugins.metrics.objects import OBJECT_COLUMNS, whole_counts
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.report.record import CURVES, RESULTS, RUNS, Record
 from nnunet_plugins.rows import STOCK_TRAINER
@@ -258,7 +259,7 @@ def make_record(
         "budget": f"{epochs} epochs x 50 iterations, folds {' '.join(map(str, range(folds)))}",
         "created": "2026-03-01T12:00:00+00:00",
         "hardware": ["NVIDIA H200, 139 GiB", "16 CPU cores, 128 GiB memory"],
-        "versions": {"nnunetv2": "2.8.1", "torch": "2.11.0", "monai": "1.6.0"},
+        "versions": {"nnunetv2": "2.8.1", "torch": "2.11.0", "monai": "1.6.1"},
         "images": {},
         "ensembles": ["The ensemble of the two best has a pseudo Dice of 0.9."] if ensemble else [],
         "complete": not gone,
@@ -326,3 +327,23 @@ def as_merged(record: Record, sources: dict[str, Sequence[str]]) -> Record:
     }
     about = {**record.about, "sources": {dataset: table for dataset in results["dataset"].unique()}}
     return replace(record, results=results[known], about=about)
+
+
+def with_objects(record: Record, counts: dict[str, Sequence[tuple[float, ...]]], label: str = "2") -> Record:
+    """Say that a label consists of objects, of which this is found, by algorithm and in the order of the cases.
+
+    Args:
+        record: without repeats.
+        counts: TP, FP, FN, SQ and Dice per object; the other columns follow from them.
+        label: the other labels have no such columns.
+    """
+    results = record.results.copy()
+    results[[name for name in OBJECT_COLUMNS if name not in results]] = np.nan
+    for algorithm, of_cases in counts.items():
+        own = results.index[(results["algorithm"] == algorithm) & (results["label"] == label)]
+        for row, (matched, extra, missed, iou, dice) in zip(own, of_cases, strict=True):
+            total = 2 * matched + extra + missed
+            f1 = 2 * matched / total if total else np.nan
+            pq = f1 * iou if matched else f1
+            results.loc[row, list(OBJECT_COLUMNS)] = [matched, extra, missed, f1, iou, pq, dice]
+    return replace(record, results=whole_counts(results))

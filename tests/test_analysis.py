@@ -17,8 +17,9 @@ from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.findings import describe_all, summarise
 from nnunet_plugins.report.record import RESULTS, Record, ReportError, read_record
 from nnunet_plugins.report.scores import case_scores
+from nnunet_plugins.report.showing import DICE, SUMMARY
 from nnunet_plugins.report.statistics import LEVEL
-from nnunet_plugins.report.tables import DICE, SUMMARY, sections
+from nnunet_plugins.report.tables import sections
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND, MIXED
 from nnunet_plugins.report.writing import write_challenger, write_csv
 

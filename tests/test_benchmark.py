@@ -26,10 +26,12 @@ from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import unfinished, write_text
 from nnunet_plugins.planning.preprocessed import is_preprocessed
 from nnunet_plugins.registry import BACKBONES, RIVALS
 from nnunet_plugins.report.build import build_report
+from nnunet_plugins.report.record import read_record
 from nnunet_plugins.report.verification import verify_report
 
 DATASET = "Dataset001_Small"
@@ -829,6 +831,42 @@ def test_a_description_is_made_of_what_the_trainer_imports_too(tmp_path, monkeyp
     monkeypatch.syspath_prepend(str(tmp_path))
     names = {file.name for file in source_files("HelpedTrainer")}
     assert names == {"helped.py", "helper_of_helped.py", "deeper_than_helped.py", "nnUNetTrainer.py"}
+
+
+def test_objects_are_counted_from_when_dataset_json_names_them(folders):
+    """That may be after the trainings, whose models have a dataset.json of their own."""
+    question = protocol(with_ensembles=False)
+    for run in question.runs():
+        for fold in (0, 1):
+            train(folders, run, fold)
+    rows = "case,label,name,Dice,ASSD_mm,HD95_mm,NSD,volume_error_ml,volume_truth_ml,tolerance_mm,diagonal_mm"
+    for task in result_tasks(question, folders):
+        finish(task, folders, f"{rows}\na,1,x,1,0,0,1,0,1,1,9\n")
+    assert not tasks_left(result_tasks(question, folders), folders.ledger)
+
+    raw = folders.raw / DATASET / "dataset.json"
+    labels = {"background": 0, "x": 1}
+    write_text(raw, json.dumps({"labels": labels, "nnunet_plugins_objects": ["x"]}))
+    left = tasks_left(result_tasks(question, folders), folders.ledger)
+    assert [task.rows["algorithm"] for task in left] == ["U-Net", "FIRENet"]
+    assert all(task.command[-2:] == ("--objects", "x") for task in left)
+    more = ",objects_TP,objects_FP,objects_FN,objects_F1,objects_SQ,objects_PQ,objects_Dice"
+    for task in left:
+        finish(task, folders, f"{rows}{more}\na,1,x,1,0,0,1,0,1,1,9,1,0,1,0.6666666666666666,0.75,0.5,0.4\n")
+    driver.write_report(question, folders, result_tasks(question, folders), accept_unequal=True)
+    assert verify_report(folders.output, folders.variables).contradictions == []
+    results = read_record(folders.output / "record").results
+    assert results["objects_PQ"].tolist() == [0.5] * 2
+    assert "F1 of objects" in (folders.output / "report" / "report.md").read_text()
+    record = folders.output / "record" / "results.csv"
+    record.write_text(record.read_text().replace(",0.75,0.5,0.4", ",0.75,0.6,0.4", 1))
+    build_report(folders.output)
+    found = verify_report(folders.output, folders.variables).contradictions
+    assert any("results.csv: the rows of cross-validation" in line for line in found)
+
+    write_text(raw, json.dumps({"labels": labels, "nnunet_plugins_objects": ["y"]}))
+    with pytest.raises(InputError, match=r"dataset.json: 'nnunet_plugins_objects' names 'y', which is no label"):
+        result_tasks(question, folders)
 
 
 def test_costs_curves_and_conditions_are_traced_to_the_files_that_they_are_of(folders):

@@ -94,14 +94,15 @@ def ready_environment(folder: Path) -> Path:
 def hippocampus(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """A sandbox with a small dataset under the name that the docs use, not yet planned, and a plan with batch two."""
     other = Sandbox(tmp_path_factory.mktemp("plans"))
-    write_dataset(other.raw, "Dataset004_Hippocampus")
+    labels = {"background": 0, "Anterior": 1, "Posterior": 2}
+    write_dataset(other.raw, "Dataset004_Hippocampus", labels=labels)
     other.fingerprint(4)
     command = ("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--no_pp")
     other.run(*command, nnUNet_n_proc_DA="1")
 
     other.edit_plans("Dataset004_Hippocampus", "small")
     sandbox = Sandbox(tmp_path_factory.mktemp("docs"))
-    write_dataset(sandbox.raw, "Dataset004_Hippocampus")
+    write_dataset(sandbox.raw, "Dataset004_Hippocampus", labels=labels)
     write_dataset(sandbox.raw, "Dataset101_Knee", labels={"background": 0, "femur": 1, "tibia": 2})
     write_dataset(sandbox.raw, "Dataset102_Shoulder", labels={"background": 0, "bone": 1, "scapula": 2})
     groups = [f"case_{number},patient_{number}" for number in range(5)]

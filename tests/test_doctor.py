@@ -238,6 +238,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str, list[str]]] = {
         *("warning", "label 3, rare, is in no segmentation"),
         [],
     ),
+    "objects of no label": (
+        lambda d: describe(d, nnunet_plugins_objects=["lesoin"]),
+        "problem",
+        "'nnunet_plugins_objects' names 'lesoin', which is no label; those of",
+        [],
+    ),
     "no channel names": (lambda d: describe(d, channel_names=...), "problem", "has no 'channel_names'", []),
     "labels of version 1": (
         lambda d: describe(d, labels={"0": "background", "1": "outer"}),

@@ -15,8 +15,9 @@ from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.evidence import Measure, compare_pairs, components, gaps, with_trainings
 from nnunet_plugins.report.findings import describe_all, describe_difference, describe_twins, summarise
 from nnunet_plugins.report.ranking import stability
+from nnunet_plugins.report.showing import DICE
 from nnunet_plugins.report.statistics import compare, holm, mean_with_ci
-from nnunet_plugins.report.tables import DICE, sections
+from nnunet_plugins.report.tables import sections
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR, every_pair
 
 ROPE = 0.01

@@ -189,6 +189,12 @@ def test_renamed_labels(two):
     assert np.array_equal(read(two / "Dataset900_Both" / "labelsTr" / "Hip__d.nii.gz"), np.array([0, 3, 4])[own])
 
 
+def test_what_one_source_says_to_consist_of_objects_does_so_under_its_new_name(two):
+    change(two, "Dataset001_Knee", nnunet_plugins_objects=["tibia"])
+    assert run("--rename", "1:tibia=shin") == 0
+    assert json.loads((two / "Dataset900_Both" / "dataset.json").read_text())["nnunet_plugins_objects"] == ["shin"]
+
+
 def test_labels_kept_apart(two):
     assert run("--by-dataset") == 0
     labels = json.loads((two / "Dataset900_Both" / "dataset.json").read_text())["labels"]
@@ -416,6 +422,7 @@ def test_equal_regions_stay_as_they_are():
 
 
 def test_labels_shows_one_sources_view(two, tmp_path, capsys):
+    change(two, "Dataset002_Hip", nnunet_plugins_objects=["femur"])
     assert run("--rename", "2:femur=thigh") == 0
     predicted = tmp_path / "predicted"
     predicted.mkdir()
@@ -427,6 +434,7 @@ def test_labels_shows_one_sources_view(two, tmp_path, capsys):
         assert np.array_equal(read(tmp_path / name / "new.nii.gz"), np.array([0, 0, 0, 1, 2])[values])
         description = json.loads((tmp_path / name / "dataset.json").read_text())
         assert description["labels"] == {"background": 0, "pelvis": 1, "thigh": 2}
+        assert description["nnunet_plugins_objects"] == ["thigh"]
     assert np.array_equal(read(predicted / "new.nii.gz"), values)
     capsys.readouterr()
     # What is wrong.

@@ -321,7 +321,7 @@ def test_without_monai_the_extra_is_named(folders):
     command = ["evaluate", str(folders / "prediction"), str(folders / "truth"), "-o", str(folders / "m.csv")]
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "pip install 'monai>=1.6'" in done.stderr
+    assert "pip install 'monai>=1.6.1'" in done.stderr
     assert not (folders / "m.csv").exists()
 
 

@@ -21,7 +21,8 @@ from nnunet_plugins.report.caveats import describe_labels
 from nnunet_plugins.report.describing import describe_methods, list_references
 from nnunet_plugins.report.headline import find_lead, tell_first
 from nnunet_plugins.report.latex import write_paper
-from nnunet_plugins.report.tables import DICE, ENSEMBLES, RESULTS, sections
+from nnunet_plugins.report.showing import DICE
+from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, sections
 from nnunet_plugins.report.verification import verify_report
 from nnunet_plugins.report.words import NOWHERE, heading
 from nnunet_plugins.report.writing import write_challenger

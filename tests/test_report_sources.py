@@ -12,8 +12,9 @@ from nnunet_plugins.report.analysis import Comparison, analyse
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.record import Record, ReportError, read_record
+from nnunet_plugins.report.showing import DICE
 from nnunet_plugins.report.statistics import compare
-from nnunet_plugins.report.tables import DICE, sections
+from nnunet_plugins.report.tables import sections
 from nnunet_plugins.report.verification import Verification, _verify_summaries
 
 BASELINE, METHOD = "nnUNetTrainer", "nnUNetTrainerFIRENet"

@@ -20,8 +20,9 @@ from nnunet_plugins.report.findings import summarise
 from nnunet_plugins.report.latex import write_latex
 from nnunet_plugins.report.record import Record, describe_role, read_record
 from nnunet_plugins.report.scores import case_scores
+from nnunet_plugins.report.showing import DICE
 from nnunet_plugins.report.statistics import compare, mean_with_ci
-from nnunet_plugins.report.tables import DICE, sections
+from nnunet_plugins.report.tables import sections
 from nnunet_plugins.report.words import show_number, show_p
 from nnunet_plugins.report.writing import write_challenger, write_csv, write_markdown
 
@@ -271,7 +272,7 @@ def test_the_gravest_caveats_come_first():
 def test_caveats_of_the_protocol():
     record = make_record()
     text = said(record)
-    for words in ("share models", "(the seed)", "NSD at 1 mm; distances in mm by MONAI 1.6.0", "Pseudo Dice"):
+    for words in ("share models", "(the seed)", "NSD at 1 mm; distances in mm by MONAI 1.6.1", "Pseudo Dice"):
         assert words in text
     assert "(the seed)" not in said(make_record(repeats=2))
     assert "share most of their training cases" in said(make_record(repeats=2))
@@ -498,7 +499,7 @@ def test_markdown_says_what_failed_and_where_it_ran(record, tmp_path):
         "The same in all trainings: splits, data. What differs or is not known:",
         "epochs | 10 | 20 | the baseline | NO |",
         "- NVIDIA H200, 139 GiB",
-        "- monai 1.6.0",
+        "- monai 1.6.1",
         "- The ensemble of the two best has a pseudo Dice of 0.9.",
     ):
         assert words in text

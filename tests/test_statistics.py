@@ -13,10 +13,10 @@ from numpy.testing import assert_allclose
 from report_records import make_record
 from scipy import stats
 
+from nnunet_plugins.metrics.table import METRICS
 from nnunet_plugins.report.scores import VOLUME, case_scores
 from nnunet_plugins.report.statistics import (
     CASES,
-    HIGHER_IS_BETTER,
     LEVEL,
     compare,
     critical_difference,
@@ -64,7 +64,7 @@ def test_case_scores_are_means_over_the_labels_of_the_truth_with_penalties(recor
 
 def test_a_case_without_any_label_has_no_score(record):
     only = record.results[record.results["label"] == "2"]
-    for metric in HIGHER_IS_BETTER:
+    for metric in METRICS:
         scores = case_scores(only, metric)
         assert (scores.loc["case_000"].eq(0) if metric == VOLUME else scores.loc["case_000"].isna()).all()
         assert np.isfinite(scores.drop("case_000")).all(axis=None)

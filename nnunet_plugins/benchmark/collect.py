@@ -26,6 +26,7 @@ from nnunet_plugins.benchmark.results import read_choice, trained_folds, whole_g
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.files import is_json
 from nnunet_plugins.images.finding import composed, find_files
+from nnunet_plugins.metrics.objects import OBJECT_COLUMNS, whole_counts
 from nnunet_plugins.metrics.table import read_table
 from nnunet_plugins.planning.sources import SOURCES, read_sources
 from nnunet_plugins.provenance import Marker, author, now, read_marker
@@ -145,7 +146,8 @@ def _metrics(task: Task, folders: Folders) -> pd.DataFrame:
     table = read_table(task.output, {"case": str, "label": str, "name": str, SOURCE: str})
     folds = held_out(folders, task.rows["dataset"]) if task.rows["split"] == "cross-validation" else {}
     fold = pd.Series([folds.get(composed(str(case))) for case in table["case"]], table.index, dtype="Int64")
-    return table.assign(**task.rows, fold=fold)[[*RESULTS, *([SOURCE] if SOURCE in table else [])]]
+    more = [name for name in (SOURCE, *OBJECT_COLUMNS) if name in table]
+    return whole_counts(table.assign(**task.rows, fold=fold)[[*RESULTS, *more]])
 
 
 def read_gates(fold: Path) -> dict[int, dict[str, float]]:

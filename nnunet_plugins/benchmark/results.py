@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 from nnunet_plugins.benchmark.done import best_folder, best_of, is_trained
+from nnunet_plugins.benchmark.metrics import metrics_of_test_images, metrics_task
 from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats, joint_identity
 from nnunet_plugins.benchmark.tasks import Folders, Task, join_folds, sources_of, task_name
 from nnunet_plugins.files import short_name, unfinished
@@ -144,7 +145,10 @@ def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders:
     metrics = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
     name, title = task_name("metrics", run.name), f"{title}metrics of {run.title}"
     rows = {"split": "cross-validation", **run.identity}
-    return [merge, _metrics(name, title, output, folders.truth(run.dataset), metrics, protocol, merge, rows)]
+    return [
+        merge,
+        metrics_task(name, title, output, folders.truth(run.dataset), metrics, protocol, merge, rows, folders),
+    ]
 
 
 def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
@@ -175,7 +179,7 @@ def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Fo
     task = task_name("metrics", name)
     return [
         predict,
-        _metrics(task, f"{title}metrics of {run.title}", output, truth, metrics, protocol, predict, rows),
+        metrics_task(task, f"{title}metrics of {run.title}", output, truth, metrics, protocol, predict, rows, folders),
     ]
 
 
@@ -209,7 +213,12 @@ def _one_for_many(row: Run, one: Run, folds: Sequence[int], protocol: Protocol, 
     metrics = folders.metrics(name, folds, protocol.tolerance, "cross-validation")
     rows = {"split": "cross-validation", **row.identity}
     task, title = task_name("metrics", name), f"{title}metrics of {row.algorithm}"
-    return [view, _metrics(task, title, output, folders.truth(row.dataset), metrics, protocol, view, rows, labels=own)]
+    return [
+        view,
+        metrics_task(
+            task, title, output, folders.truth(row.dataset), metrics, protocol, view, rows, folders, labels=own
+        ),
+    ]
 
 
 def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:
@@ -233,7 +242,10 @@ def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:
     rows = {"split": "cross-validation", **atlas.identity}
     truth = folders.truth(atlas.dataset)
     name = task_name("metrics", atlas.name)
-    return [make, _metrics(name, f"{title}metrics of the atlas", output, truth, metrics, protocol, make, rows)]
+    return [
+        make,
+        metrics_task(name, f"{title}metrics of the atlas", output, truth, metrics, protocol, make, rows, folders),
+    ]
 
 
 def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:
@@ -265,7 +277,7 @@ def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, 
         keeps_text=True,
     )
     metrics = [
-        _metrics(
+        metrics_task(
             task_name("metrics", first.dataset, name),
             f"{place}: metrics of {one.algorithm} + {other.algorithm}",
             ensembles / name,
@@ -274,38 +286,12 @@ def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, 
             protocol,
             best,
             {"split": "cross-validation", **joint_identity((one, other), "ensemble")},
+            folders,
             best.lock,
         )
         for name, (one, other) in pairs.items()
     ]
     return [best, *metrics]
-
-
-def _metrics(
-    name: str,
-    title: str,
-    predictions: Path,
-    truth: Path,
-    output: Path,
-    protocol: Protocol,
-    after: Task,
-    rows: Mapping[str, str],
-    lock: Path | None = None,
-    labels: Path | None = None,
-) -> Task:
-    options = ["-o", str(unfinished(output)), "--tolerance", f"{protocol.tolerance:g}", "--chill", "--overwrite"]
-    options += ["-djfile", str(labels)] if labels else []
-    return Task(
-        name=name,
-        title=title,
-        command=("nnunet-plugins", "evaluate", str(predictions), str(truth), *options),
-        needs=(after.name,),
-        output=output,
-        inputs=(predictions, truth, *([labels] if labels else [])),
-        rows=rows,
-        lock=lock,
-        partly=True,
-    )
 
 
 def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabilities: bool) -> list[Task]:
@@ -339,7 +325,9 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
     )
     return [
         predict,
-        *_test_metrics(run.name, f"{title}metrics of {run.title}", output, run.identity, protocol, predict, folders),
+        *metrics_of_test_images(
+            run.name, f"{title}metrics of {run.title}", output, run.identity, protocol, predict, folders
+        ),
     ]
 
 
@@ -377,23 +365,8 @@ def _choose(choice: Choice, protocol: Protocol, folders: Folders) -> list[Task]:
         inputs=(predicted[0], *found),
     )
     title = f"{place}metrics of nnU-Net's choice"
-    return [*tasks, process, *_test_metrics(choice.name, title, output, choice.identity, protocol, process, folders)]
-
-
-def _test_metrics(
-    name: str,
-    title: str,
-    predictions: Path,
-    identity: Mapping[str, str],
-    protocol: Protocol,
-    after: Task,
-    folders: Folders,
-) -> list[Task]:
-    """Return the metrics of predicted test images, if there are labels."""
-    truth = folders.raw / identity["dataset"] / "labelsTs"
-    if not truth.is_dir():
-        return []
-    file = folders.metrics(name, protocol.folds, protocol.tolerance, "test")
-    title = f"{title} on the test images"
-    rows = {"split": "test", **identity}
-    return [_metrics(task_name("metrics", name, "test"), title, predictions, truth, file, protocol, after, rows)]
+    return [
+        *tasks,
+        process,
+        *metrics_of_test_images(choice.name, title, output, choice.identity, protocol, process, folders),
+    ]

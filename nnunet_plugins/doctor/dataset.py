@@ -14,12 +14,14 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_plugins.doctor.findings import Finding, of_cases, of_facts, ok, problem, warning
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, read_json
 from nnunet_plugins.images.facts import Fact
 from nnunet_plugins.images.finding import Found, aside, find_files, list_folder, none_fits, twins
 from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.planning.dataset import PlanError, label_manager
+from nnunet_plugins.planning.objects import object_labels
 
 _FORMAT = "see nnU-Net's documentation/dataset_format.md"
 _REQUIRED = {"channel_names": {str: str}, "labels": {str: (int, list)}, "numTraining": int, "file_ending": str}
@@ -112,6 +114,10 @@ def _check_labels(dataset: RawDataset, file: Path) -> Iterator[Finding]:
     except PlanError as error:
         yield problem(str(error), _FORMAT)
         return
+    try:
+        object_labels(content, file)
+    except InputError as error:
+        yield problem(str(error), "name labels of the dataset there, or leave the key out")
     expected = dataset.expected_labels()
     if expected != list(range(len(expected))):
         yield problem(

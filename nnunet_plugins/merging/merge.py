@@ -28,6 +28,7 @@ from nnunet_plugins.merging.joint import Joint, LabelSet, join_channels, join_la
 from nnunet_plugins.metrics.table import write_table
 from nnunet_plugins.planning.dataset import dataset_name
 from nnunet_plugins.planning.groups import groups_of, read_groups
+from nnunet_plugins.planning.objects import OBJECTS, object_labels
 from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, PREPARED, SOURCES
 from nnunet_plugins.raw.making import GROUPS, give_file, made_beside, new_place, stamps
 from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw
@@ -221,6 +222,14 @@ def _describe(
         description["regions_class_order"] = joint.order
     if "overwrite_image_reader_writer" in first:
         description["overwrite_image_reader_writer"] = first["overwrite_image_reader_writer"]
+    # Of a structure that several annotate it is enough that one says it.
+    objects = [
+        joint.names[one][own]
+        for one, found in raws.items()
+        for own in object_labels(found.description, found.folder / "dataset.json")
+    ]
+    if objects:
+        description[OBJECTS] = list(dict.fromkeys(objects))
     return {**description, SOURCES: table}
 
 

@@ -17,6 +17,7 @@ from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import own_values
 from nnunet_plugins.metrics.folders import find_dataset_json
 from nnunet_plugins.planning.dataset import DATASET, label_manager, require_own_folder
+from nnunet_plugins.planning.objects import OBJECTS, object_labels
 from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, Source, read_sources
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
@@ -107,6 +108,8 @@ def write_view(
     }
     if FIXED in description:  # they can still be brought back
         own[FIXED] = description[FIXED]
+    if objects := [name for name in object_labels(description, file) if name in source.labels]:
+        own[OBJECTS] = objects
     if source.order:
         own["regions_class_order"] = list(source.order)
     write_text(output / "dataset.json", json.dumps(own, indent=2, ensure_ascii=False))

@@ -45,6 +45,13 @@ def add_command(commands: Any) -> None:
         help="distance at which surfaces still agree for the normalised surface Dice, default %(default)g",
     )
     command.add_argument(
+        "--objects",
+        nargs="+",
+        metavar="NAME",
+        help="labels that consist of objects, such as lesions: columns for how many are found, and how well; default: "
+        "those that 'nnunet_plugins_objects' in dataset.json names",
+    )
+    command.add_argument(
         "-np",
         dest="processes",
         type=whole,
@@ -89,6 +96,7 @@ def _evaluate_folders(arguments: argparse.Namespace) -> int:
         output,
         dataset_json=Path(arguments.dataset_json) if arguments.dataset_json else None,
         tolerance=arguments.tolerance,
+        objects=arguments.objects,
         processes=arguments.processes,
         chill=arguments.chill,
         overwrite=arguments.overwrite,
@@ -103,9 +111,11 @@ def _evaluate_folders(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_atlas(arguments: argparse.Namespace) -> int:
-    if arguments.predictions is not None or arguments.dataset_json or arguments.chill or arguments.by_source:
+    about_folders = arguments.dataset_json, arguments.chill, arguments.by_source, arguments.objects
+    if arguments.predictions is not None or any(about_folders):
         raise InputError(
-            "--atlas segments the validation cases itself: leave out the folders, -djfile, --chill and --by-source"
+            "--atlas segments the validation cases itself: leave out the folders, -djfile, --chill, --by-source and "
+            "--objects"
         )
     if arguments.dataset is None:
         raise InputError("--atlas needs the dataset: -d DATASET")

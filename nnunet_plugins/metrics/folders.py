@@ -23,8 +23,10 @@ from nnunet_plugins.images.finding import find_files, none_fits
 from nnunet_plugins.images.reading import Reading, choose_reader, compare, read_label_map
 from nnunet_plugins.images.values import check_values, declared_labels, distinct
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
+from nnunet_plugins.metrics.objects import compare_objects, whole_counts
 from nnunet_plugins.metrics.table import write_table
 from nnunet_plugins.planning.dataset import DATASET, label_manager
+from nnunet_plugins.planning.objects import object_labels
 from nnunet_plugins.planning.sources import SOURCES, read_sources, source_of
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
@@ -162,6 +164,7 @@ def evaluate_case(
     declared: Sequence[int],
     ignore_label: int | None,
     tolerance: float,
+    objects: Collection[str] = (),
 ) -> Compared:
     """Compare one segmentation with its truth."""
     readings = prediction, truth = [read_label_map(file, reader) for file in (prediction_file, truth_file)]
@@ -179,7 +182,7 @@ def evaluate_case(
     assert truth.array is not None
     assert truth.grid is not None
     rows = _compare_labels(
-        prediction.array[0], truth.array[0], truth.grid.spacing, labels, names, ignore_label, tolerance
+        prediction.array[0], truth.array[0], truth.grid.spacing, labels, names, ignore_label, tolerance, objects
     )
     return Compared(rows, facts)
 
@@ -203,6 +206,7 @@ def _compare_labels(
     names: Sequence[str],
     ignore_label: int | None,
     tolerance: float,
+    objects: Collection[str],
 ) -> Rows:
     counts = None if ignore_label is None else truth != ignore_label
     diagonal = float(np.linalg.norm([n * s for n, s in zip(truth.shape, spacing, strict=True) if n > 1]))
@@ -222,6 +226,7 @@ def _compare_labels(
                 "volume_truth_ml": found.volume_truth,
                 "tolerance_mm": tolerance,
                 "diagonal_mm": diagonal,
+                **(compare_objects(*masks, counts=counts).row() if name in objects else {}),
             }
         )
     return rows
@@ -239,6 +244,7 @@ def evaluate_folders(
     *,
     dataset_json: Path | None = None,
     tolerance: float = 1.0,
+    objects: Sequence[str] | None = None,
     processes: int | None = None,
     chill: bool = False,
     overwrite: bool = False,
@@ -254,6 +260,7 @@ def evaluate_folders(
         output: CSV file to write.
         dataset_json: names labels or regions, ignore label and file ending; found beside the predictions if None.
         tolerance: of the surface Dice, in mm.
+        objects: names of the labels that consist of objects, such as lesions; if None, those that `dataset_json` names.
         processes: cases at a time; if None, as nnU-Net's default, but no more than there are cores.
         chill: leave out cases without a prediction, as nnU-Net's evaluation does with `--chill`.
         overwrite: replace `output`.
@@ -283,6 +290,7 @@ def evaluate_folders(
         declared=declared_labels(manager),
         ignore_label=manager.ignore_label,
         tolerance=tolerance,
+        objects=object_labels(description, file, objects),
     )
     all_names = [known.get(label, "") for label in labels]
     jobs = {}
@@ -313,6 +321,6 @@ def evaluate_folders(
             failures[case] = "; ".join(summarise(wrong))
     if not rows:
         raise _nothing_compared(prediction, failures)
-    table = pd.DataFrame(rows)
+    table = whole_counts(pd.DataFrame(rows))
     write_table(output, table)
     return Evaluation(table, failures, facts)

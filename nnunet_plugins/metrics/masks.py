@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MISSING = "surface distances need MONAI: pip install 'monai>=1.6', which is the extra nnunet-plugins[benchmark]"
+MISSING = "surface distances need MONAI: pip install 'monai>=1.6.1', which is the extra nnunet-plugins[benchmark]"
 
 Mask = NDArray[np.bool_]
 
@@ -75,7 +75,7 @@ def compare_masks(
     prediction, truth, *rest = (
         mask.reshape([mask.shape[axis] for axis in axes]) for mask in (prediction, truth, counts) if mask is not None
     )
-    box = _box(prediction | truth)
+    box = bounding_box(prediction | truth)
     prediction, truth = prediction[box], truth[box]
     for mask in rest:
         prediction, truth = prediction & mask[box], truth & mask[box]
@@ -94,7 +94,7 @@ def compare_masks(
     return Agreement(dice, float(both.mean()), float(hd95), float(within.mean()), *volumes)
 
 
-def _box(mask: Mask) -> tuple[slice, ...]:
+def bounding_box(mask: Mask) -> tuple[slice, ...]:
     """Return the smallest box that holds the mask."""
     box = []
     for axis in range(mask.ndim):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_plugins.files import write_text
+from nnunet_plugins.metrics.objects import COUNTS, pool, whole_counts
 
 METRICS = ("Dice", "ASSD_mm", "HD95_mm", "NSD", "volume_error_ml")
 DISTANCES = ("ASSD_mm", "HD95_mm")
@@ -134,4 +135,18 @@ def describe(table: pd.DataFrame, *, by_source: bool = False) -> str:
         )
     if means["one_empty"].any():
         lines.append("Where only one of them is empty, the image's diagonal stands for the distances.")
+    if COUNTS[0] in table:
+        lines.append(_describe_objects(table, by_source=by_source))
     return "\n".join(lines)
+
+
+def _describe_objects(table: pd.DataFrame, *, by_source: bool) -> str:
+    """Write what is found of objects as text, with the convention that it depends on."""
+    found = pool(table[table[COUNTS[0]].notna()], [*(["source"] if by_source else []), "label", "name"])
+    found = whole_counts(found.reset_index())
+    found.columns = [str(name).removeprefix("objects_") for name in found.columns]
+    return (
+        f"Objects, over all cases:\n{found.to_string(index=False, float_format='{:.4f}'.format, na_rep='-')}\n"
+        "An object is a connected component, by faces, edges and corners. TP: pairs with an IoU above 0.5; SQ: their "
+        "mean IoU;\nF1 (RQ) and PQ: of all objects together; Dice: per true object, 0 where nothing overlaps it."
+    )

@@ -15,6 +15,7 @@ from nnunet_plugins.report.board import COUNTS, columns, flags, placed
 from nnunet_plugins.report.claims import ROPE
 from nnunet_plugins.report.equality import Equality, read_equality
 from nnunet_plugins.report.evidence import Measure, components, gaps, training_errors, with_trainings
+from nnunet_plugins.report.objects import count_objects, mean_qualities
 from nnunet_plugins.report.portions import beside, by_source
 from nnunet_plugins.report.ranking import Stability, stability
 from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
@@ -72,6 +73,8 @@ class Comparison:
             `board`: the columns of it that are about `cases` and means, of the cases of the source alone, and of the
             comparison of Dice with the baseline's there `mean_difference`, `difference_low`, `difference_high`,
             `p_holm`, `wins`, `ties` and `losses`. No rows for others.
+        objects: of labels that consist of objects, such as lesions, what is found of them, see `objects.count_objects`;
+            the board has the means over these labels.
         by_label: by metric, the means over the cases, algorithms x labels.
         missed_by_label: in how many cases a label that is there is missed, algorithms x labels; means over trainings.
         present: by label, in how many of the cases the truth has it.
@@ -110,6 +113,7 @@ class Comparison:
     pairs: pd.DataFrame
     beside: Mapping[str, pd.DataFrame]
     by_source: pd.DataFrame
+    objects: pd.DataFrame
     by_label: Mapping[str, pd.DataFrame]
     missed_by_label: pd.DataFrame
     present: "pd.Series[int]"
@@ -221,6 +225,8 @@ def _compare(
     board = placed(board, ranked)
     order = [str(name) for name in board.index if name in everything.algorithms]
     first = [name for name in order if name in ranked]
+    objects = count_objects(results, list(scores.cases), order)
+    board = board if objects.empty else board.join(mean_qualities(objects))
     return Comparison(
         **place,
         runs=runs,
@@ -251,6 +257,7 @@ def _compare(
             for metric, measure in measures.items()
         },
         by_source=by_source(scores, list(sources or ()), order, first, baseline),
+        objects=objects,
         by_label={metric: scores.by_label(metric).loc[order] for metric in METRICS},
         missed_by_label=scores.missed_by_label().loc[order],
         present=pd.Series(scores.truth.sum(axis=0), pd.Index(scores.labels, name="label"), dtype=int),

@@ -24,6 +24,7 @@ def make_card(comparison: Comparison, about: Mapping[str, Any]) -> list[tuple[st
         ("Groups", _groups(comparison, known)),
         ("Channels", ", ".join(known.get("channels", ())) or _UNKNOWN),
         ("Labels", _labels(comparison)),
+        *([("Objects", _objects(comparison))] if len(comparison.objects) else []),
         ("Spacing", _spacing(known)),
         ("Splits", _splits(comparison)),
     ]
@@ -51,6 +52,15 @@ def _labels(comparison: Comparison) -> str:
     shown = [f"{comparison.labels[label]} (in {present[label]})" for label in present.index[:NAMED]]
     more = len(present) - NAMED
     return f"{', '.join(shown)}{f' and {more} more' if more > 0 else ''}" or _UNKNOWN
+
+
+def _objects(comparison: Comparison) -> str:
+    """Write how many true objects there are of each label that consists of them."""
+    found = comparison.objects
+    numbers = (found["objects_TP"] + found["objects_FN"]).groupby(level="label", sort=False).max()
+    shown = [f"{comparison.labels[label]} {number:.0f}" for label, number in numbers.iloc[:NAMED].items()]
+    more = len(numbers) - NAMED
+    return f"{', '.join(shown)}{f' and those of {more} more' if more > 0 else ''}"
 
 
 def _spacing(known: Mapping[str, Any]) -> str:

@@ -312,6 +312,14 @@ def _stability(comparison: Comparison) -> list[str]:
     ]
 
 
+_OBJECTS = (
+    "Objects are connected components, by faces, edges and corners. A true and a predicted one match if their IoU is "
+    "above 0.5; SQ is the mean IoU of the pairs, F1 (RQ) and PQ = SQ x F1 are those of all objects of all cases "
+    "together, also of cases whose truth has none, and of several labels the mean. Dice per object: the mean over the "
+    "true objects, each with all predicted ones that overlap it, 0 where none does. None of it is tested."
+)
+
+
 def _conventions(comparison: Comparison) -> list[str]:
     tolerances = ", ".join(f"{value:g}" for value in comparison.tolerances)
     by = f" by MONAI {comparison.versions['monai']}" if "monai" in comparison.versions else ""
@@ -332,6 +340,7 @@ def _conventions(comparison: Comparison) -> list[str]:
         "what is missing to 1 is that of a false claim. It is of each comparison by itself, as are the cases and "
         f"repeats to tell a difference: Holm's adjustment is in p alone. {apart}Equivalent: within "
         f"{comparison.rope:g} Dice with a probability of {SURE:g} or more.",
+        *([_OBJECTS] if len(comparison.objects) else []),
         *([f"NSD at {tolerances} mm; distances in mm{by}, between voxel surfaces."] if tolerances else []),
         "Pseudo Dice, in training curves, is computed from patches during the training; it is not the tables' Dice.",
     ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import INK, MARKERS, Style
 from nnunet_plugins.report.record import describe_role
-from nnunet_plugins.report.tables import Section
-from nnunet_plugins.report.words import DASH, NOWHERE
+from nnunet_plugins.report.showing import Section
+from nnunet_plugins.report.words import DASH, NOWHERE, UNMATCHED
 
 _TOLD = ("baseline", "twin", "own plan", "one pass", "one for many", "atlas")  # roles that a name does not tell
 _NUMBER = re.compile(r"(?:[<>]|[+▲▼≈] ?)?(-?[\d.]+)(?: \[.*\]| \(.*\)| ± [\d.–]+|/\d+/\d+)?")  # noqa: RUF001 - a dash
@@ -70,7 +70,10 @@ def make_table(section: Section, looks: Mapping[str, Style], *, folded: bool) ->
     values = [[_number(text) for text in column] for column in columns]
     numeric = [
         any(value is not None or text == DASH for value, text in zip(column, texts, strict=True))
-        and all(value is not None or text in (DASH, NOWHERE, "") for value, text in zip(column, texts, strict=True))
+        and all(
+            value is not None or text in (DASH, NOWHERE, UNMATCHED, "")
+            for value, text in zip(column, texts, strict=True)
+        )
         for column, texts in zip(values, columns, strict=True)
     ]
     rows = []

@@ -20,6 +20,7 @@ _DEMSAR = (
     "Demšar 2006, Statistical Comparisons of Classifiers over Multiple Data Sets, Journal of Machine Learning Research "
     "7, 1-30"
 )
+_PANOPTIC = "Kirillov et al. 2019, Panoptic Segmentation, CVPR 2019, 9396-9405 (arXiv:1801.00868)"
 _CLAIMS = (
     "Christodoulou et al. 2025, False Promises in Medical Imaging AI? Assessing Validity of Outperformance Claims "
     "(arXiv:2505.04720)"
@@ -47,6 +48,7 @@ def list_references(analysis: Analysis) -> list[str]:
         *([_WILCOXON] if by_cases else []),
         *([_HOLM, _CLAIMS] if tested else []),
         *([_DEMSAR] if analysis.across else []),
+        *([_PANOPTIC] if any(len(comparison.objects) for comparison in analysis.comparisons) else []),
     ]
 
 
@@ -77,6 +79,11 @@ def _scored(found: Sequence[Comparison]) -> Iterator[str]:
         yield (
             "Where a label of the truth was not found at all, Dice and NSD are 0 and the image's diagonal stands for "
             "the distances."
+        )
+    if any(len(comparison.objects) for comparison in found):
+        yield (
+            "Objects are connected components (26 neighbours, in 2D 8), matched one to one at an IoU above 0.5; F1 and "
+            "panoptic quality are those of all objects of the dataset, and averaged over labels."
         )
     tolerances = sorted({value for comparison in found for value in comparison.tolerances})
     if tolerances:

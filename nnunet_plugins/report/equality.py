@@ -243,3 +243,28 @@ def _old_recipes(
         name: same | {found["what"]: str(found["value"]) for found in settings if found["algorithm"] == name}
         for name in algorithms
     }
+
+
+def show_inequalities(equality: Equality) -> pd.DataFrame:
+    """Write what differs, the forbidden first, and what is not known."""
+    found = sorted(equality.differences, key=lambda found: found["allowed"])
+    answers = ["unknown" if UNKNOWN in (one["value"], one["baseline"]) else "yes" for one in found]
+    comparable = [answer if one["allowed"] else "NO" for one, answer in zip(found, answers, strict=True)]
+    return pd.DataFrame(
+        {
+            "Algorithm": [one["algorithm"] for one in found],
+            "Setting": [one["what"] for one in found],
+            "Value": [one["value"] for one in found],
+            "Compared with": [one["baseline"] for one in found],
+            "Whose": [equality.name(one["against"]) for one in found],
+            "Comparable": comparable,
+        }
+    )
+
+
+def describe_equality(equality: Equality) -> str:
+    """Say what was the same in all trainings."""
+    same = ", ".join(equality.same) or "nothing"
+    return f"The same in all trainings: {same}. " + (
+        "What differs or is not known:" if equality.differences else "Nothing else differs."
+    )

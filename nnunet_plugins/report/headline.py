@@ -9,8 +9,9 @@ import pandas as pd
 from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.cells import Table, make_table
 from nnunet_plugins.report.drawing import Style
+from nnunet_plugins.report.showing import Section, find_best
 from nnunet_plugins.report.statistics import CASES, LEVEL, CriticalDifference
-from nnunet_plugins.report.tables import TOGETHER, Section, find_best
+from nnunet_plugins.report.tables import TOGETHER
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND
 from nnunet_plugins.report.words import DASH, SIGNS, count, describe_p, show_number, show_probability, show_signed
 

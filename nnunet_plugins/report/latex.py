@@ -11,8 +11,9 @@ from nnunet_plugins.metrics.table import DISTANCES, METRICS
 from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.findings import summarise
+from nnunet_plugins.report.showing import DICE, TEXTS, Section, find_best, show_across, shown_qualities
 from nnunet_plugins.report.statistics import RESAMPLES, SEED
-from nnunet_plugins.report.tables import DICE, TEXTS, Section, find_best, sections, show_across
+from nnunet_plugins.report.tables import sections
 from nnunet_plugins.report.words import DECIMALS, count, heading, show_number, show_penalised
 
 _LONG = 40  # rows that fit on a page in print
@@ -48,7 +49,7 @@ def write_paper(analysis: Analysis, path: Path) -> None:
 def _paper_table(comparison: Comparison, budget: str, number: int) -> str:
     board = comparison.board.loc[list(comparison.ranked)]
     columns: dict[str, list[str]] = {}
-    for metric in METRICS:
+    for metric in (*METRICS, *shown_qualities(board)):
         texts = [show_number(mean, DECIMALS[metric]) for mean in board[metric]]
         if metric in DISTANCES:
             pairs = zip(board[metric], board["missed"], strict=True)

@@ -17,13 +17,14 @@ from nnunet_plugins.report.caveats import caveats, describe_labels
 from nnunet_plugins.report.cells import Table, make_table, with_notes
 from nnunet_plugins.report.describing import describe_methods, list_references
 from nnunet_plugins.report.drawing import COLOURS, Style, split_name
-from nnunet_plugins.report.equality import ABSENT, SEED, UNKNOWN, UNTRAINED, Equality
+from nnunet_plugins.report.equality import ABSENT, SEED, UNKNOWN, UNTRAINED, Equality, show_inequalities
 from nnunet_plugins.report.findings import describe_all, describe_beside, describe_twins, summarise
 from nnunet_plugins.report.headline import make_matrix, tell_first
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
 from nnunet_plugins.report.panels import Panels, draw_panels
 from nnunet_plugins.report.record import Record
-from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, Section, sections, show_inequalities
+from nnunet_plugins.report.showing import Section
+from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, sections
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -174,6 +175,7 @@ def _is_folded(section: Section) -> bool:
         "Each network against",
         "One network for many",
         "Labels that the truth",
+        "Objects of all cases",
         "Dice by label",
         "Dice by fold",
         "Costs",

@@ -26,6 +26,7 @@ import pandas as pd
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
+from nnunet_plugins.metrics.objects import COUNTS, OBJECT_COLUMNS, whole_counts
 from nnunet_plugins.metrics.table import METRICS, map_texts, read_table, write_table
 from nnunet_plugins.rows import STOCK_TRAINER, count_seeds, seed_of
 
@@ -45,6 +46,7 @@ RESULTS = [
     "tolerance_mm",
     "diagonal_mm",
 ]
+# Where labels consist of objects, there are the columns `OBJECT_COLUMNS` as well.
 SOURCE = "source"
 """Column of the results of merged datasets: the dataset that a case comes from, as `sources` in about.json has it."""
 
@@ -135,8 +137,8 @@ class Record:
     """What a benchmark has found so far.
 
     Attributes:
-        results: columns `RESULTS`, with merged datasets `SOURCE` as well; an infinite distance means that one of two
-            masks is empty, no Dice that both are.
+        results: columns `RESULTS`, with merged datasets `SOURCE` and with objects `OBJECT_COLUMNS` as well; an infinite
+            distance means that one of two masks is empty, no Dice that both are.
         runs: columns `RUNS`; what is not known is nan.
         curves: columns `CURVES`, and those of gates, which begin with `GATE`.
         equality: one dictionary per dataset and configuration; see `report/equality.py`.
@@ -182,6 +184,7 @@ def read_record(folder: Path) -> Record:
 _TEXTS = {*COMPARISON, *ALGORITHM, SOURCE, "case", "label", "name", "patch_size", "memory_kind", "device", "model"}
 _KEYS = {*COMPARISON, "algorithm", "role", "case", "label"}
 """Columns that say what a row is about; without them it means nothing."""
+_WHOLE = {"fold", *COUNTS}
 
 # See `files.read_json`; the values of settings are whatever they are.
 _SHAPES: dict[str, Any] = {
@@ -251,15 +254,21 @@ def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
     table = table.assign(**{name: _LATER[name] for name in later if name not in table})
     if missing := [column for column in columns if column not in table]:
         raise ReportError(f"{file} lacks the columns {', '.join(missing)}")
-    for column in columns:
+    objects = [name for name in OBJECT_COLUMNS if name in table]
+    if objects and len(objects) < len(OBJECT_COLUMNS):
+        lacking = ", ".join(name for name in OBJECT_COLUMNS if name not in table)
+        raise ReportError(f"{file} has {objects[0]}, and lacks the columns {lacking}")
+    for column in (*columns, *objects):
         values = table[column]
         wrong = values.isna() if column in _KEYS else pd.Series(False, table.index)
         if column not in _TEXTS:
             numbers = pd.to_numeric(values, errors="coerce")
-            wrong = values.notna() & (numbers.isna() | ((numbers % 1 != 0) if column == "fold" else False))
+            wrong = values.notna() & (numbers.isna() | ((numbers % 1 != 0) if column in _WHOLE else False))
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
-            raise ReportError(f"{file}, row {row + 2}: {values[row]!r} cannot be a {column}")
+            value = values[row]
+            shown = repr(value) if isinstance(value, str) else str(value)
+            raise ReportError(f"{file}, row {row + 2}: {shown} cannot be a {column}")
     # An empty cell is an empty text there, not a missing number.
     texts = [name for name in ("plans", "trainer", "seed", "model") if name in table]
     table[texts] = table[texts].fillna("")
@@ -267,7 +276,7 @@ def _read_table(file: Path, columns: list[str]) -> pd.DataFrame:
     table["fold"] = table["fold"].astype("Int64")
     if unknown := set(table["role"]) - set(ROLES):
         raise ReportError(f"{file} has the role {sorted(unknown)[0]!r}; the roles are {', '.join(ROLES)}")
-    return map_texts(table, printable)
+    return map_texts(whole_counts(table), printable)
 
 
 _GOOD_SEED = re.compile("[1-9][0-9]*")

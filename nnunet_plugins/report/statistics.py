@@ -17,7 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-HIGHER_IS_BETTER = {"Dice": True, "ASSD_mm": False, "HD95_mm": False, "NSD": True, "volume_error_ml": False}
+from nnunet_plugins.metrics.objects import QUALITIES
+
+HIGHER_IS_BETTER = {
+    **{"Dice": True, "ASSD_mm": False, "HD95_mm": False, "NSD": True, "volume_error_ml": False},
+    **dict.fromkeys(QUALITIES, True),
+}
 
 LEVEL = 0.05
 RESAMPLES = 10_000

@@ -1,409 +1,79 @@
-"""The tables of a report as they are shown.
+"""The tables of a report, the same in page, Markdown and LaTeX: which there are, in what order, and their captions.
 
-Numbers are rounded here, once for all kinds of files: Dice and NSD to three decimals, distances and volumes to two.
+What stands in them is in `showing.py`.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import pandas as pd
 
-from nnunet_plugins.metrics.table import DISTANCES, METRICS
 from nnunet_plugins.report.analysis import Comparison
-from nnunet_plugins.report.equality import UNKNOWN, Equality
-from nnunet_plugins.report.record import describe_role
-from nnunet_plugins.report.scores import VOLUME
-from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, LEVEL, CriticalDifference
-from nnunet_plugins.report.verdicts import TOO_FEW
-from nnunet_plugins.report.words import (
-    DASH,
-    DECIMALS,
-    METRIC_NAMES,
-    NOWHERE,
-    VERDICTS,
-    heading,
-    show_count,
-    show_needed,
-    show_number,
-    show_p,
-    show_penalised,
-    show_probability,
-    show_volume,
+from nnunet_plugins.report.showing import (
+    Section,
+    is_tested,
+    show_cases,
+    show_components,
+    show_costs,
+    show_differences,
+    show_false_findings,
+    show_folds,
+    show_labels,
+    show_objects,
+    show_pairs,
+    show_results,
+    show_sources,
 )
+from nnunet_plugins.report.statistics import HIGHER_IS_BETTER
+from nnunet_plugins.report.words import METRIC_NAMES
 
-TEXTS = (
-    "Algorithm",
-    "Source",
-    "Role",
-    "Flags",
-    "Metric",
-    "Label",
-    "Patch",
-    "Memory is",
-    "Device",
-    "Setting",
-    "Value",
-    "Baseline",
-    "Compared with",
-    "Verdict",
-    "Trainings vary",
-)
-"""Headings of columns that hold texts."""
-DICE = f"{heading('Dice')} [95% CI]"
-SUMMARY = f"{heading('Dice')} in summary.json"
-RANK = "Mean rank\N{NO-BREAK SPACE}↓"
 RESULTS = "Results, ranked by mean Dice"
 ENSEMBLES = "Ensembles and nnU-Net's choice, which are not ranked"
 TOGETHER = ("ensemble", "choice")
 """Roles of what several networks, or a network and its post-processing, have made together."""
 
 
-@dataclass(frozen=True)
-class Section:
-    """A table as it is shown.
-
-    Attributes:
-        caption: what it shows.
-        table: texts, under the headings to show.
-        best: by heading, the rows of the best numbers, which are shown in bold.
-    """
-
-    caption: str
-    table: pd.DataFrame
-    best: Mapping[str, Collection[int]] = field(default_factory=dict)
-
-
 @lru_cache(maxsize=128)
 def sections(comparison: Comparison) -> Sequence[Section]:
     """Return all tables of a comparison, rounded; page, Markdown and LaTeX have the same ones."""
     together = comparison.board["role"].isin(TOGETHER)
-    found = [_show_results(comparison, RESULTS, comparison.board[~together])]
+    found = [show_results(comparison, RESULTS, comparison.board[~together])]
     if together.any():
-        found.append(_show_results(comparison, ENSEMBLES, comparison.board[together]))
-    found.append(Section("Cases and flags", _show_cases(comparison)))
-    beside = [_show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
-    if _is_tested(comparison.twins):
+        found.append(show_results(comparison, ENSEMBLES, comparison.board[together]))
+    if len(comparison.objects):
+        found.append(show_objects(comparison, "Objects of all cases together, by label"))
+    found.append(Section("Cases and flags", show_cases(comparison)))
+    beside = [show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
+    if is_tested(comparison.twins):
         caption = "Each network against its ablation twin, in Dice; Holm over these pairs"
-        found.append(Section(caption, _show_pairs(comparison.twins, comparison.rope)))
+        found.append(Section(caption, show_pairs(comparison.twins, comparison.rope)))
     if any(map(len, beside)):
         caption = "One network for many datasets, against the same one on this dataset alone"
         found.append(Section(caption, pd.concat(beside, ignore_index=True)))
     if len(comparison.by_source):
-        found.append(Section("Results by source dataset, each on its own cases", _show_sources(comparison)))
+        found.append(Section("Results by source dataset, each on its own cases", show_sources(comparison)))
     if comparison.board["absent"].any():
-        found.append(Section("Labels that the truth does not have", _show_false_findings(comparison.false_findings)))
-    paired = [_show_differences(table, metric) for metric, table in comparison.paired.items()]
+        found.append(Section("Labels that the truth does not have", show_false_findings(comparison.false_findings)))
+    paired = [show_differences(table, metric) for metric, table in comparison.paired.items()]
     if any(map(len, paired)):
         caption = f"Paired differences from {comparison.baseline}; wins, ties and losses count cases"
         found.append(Section(caption, pd.concat(paired, ignore_index=True)))
-    if _is_tested(comparison.pairs):
+    if is_tested(comparison.pairs):
         caption = "Every pair of ranked algorithms, in Dice; Holm over these pairs"
-        found.append(Section(caption, _show_pairs(comparison.pairs, comparison.rope)))
+        found.append(Section(caption, show_pairs(comparison.pairs, comparison.rope)))
     if len(comparison.components):
         found.append(
             Section(
                 "What the Dice varies by, as standard deviations; 0 is too little to be seen beside the rest",
-                _show_components(comparison),
+                show_components(comparison),
             )
         )
     if len(comparison.by_fold):
-        found.append(Section("Dice by fold, mean ± standard deviation over its cases", _show_folds(comparison)))
+        found.append(Section("Dice by fold, mean ± standard deviation over its cases", show_folds(comparison)))
     if len(comparison.labels) > 1:
         for metric in comparison.by_label:
             better = "higher" if HIGHER_IS_BETTER[metric] else "lower"
-            found.append(_show_labels(comparison, metric, f"{METRIC_NAMES[metric]} by label, {better} is better"))
+            found.append(show_labels(comparison, metric, f"{METRIC_NAMES[metric]} by label, {better} is better"))
     if len(comparison.runs):
-        found.append(Section("Costs, as means over the trainings", _show_costs(comparison.costs)))
+        found.append(Section("Costs, as means over the trainings", show_costs(comparison.costs)))
     return found
-
-
-def _show_intervals(means: pd.Series, table: pd.DataFrame, decimals: int) -> list[str]:
-    """Write means with their intervals, which one case alone does not have."""
-    shown = []
-    for numbers in zip(means, table["ci_low"], table["ci_high"], strict=True):
-        mean, low, high = (show_number(number, decimals) for number in numbers)
-        shown.append(mean if low == DASH else f"{mean} [{low}, {high}]")
-    return shown
-
-
-def _show_counts(table: pd.DataFrame) -> list[str]:
-    """Write wins, ties and losses in one."""
-    counts = table[["wins", "ties", "losses"]].astype("Int64")
-    return [DASH if row.isna().any() else "/".join(map(str, row)) for _, row in counts.iterrows()]
-
-
-def _show(values: pd.Series, write: Callable[..., str], *options: int) -> list[str]:
-    return [write(value, *options) for value in values]
-
-
-def _show_results(comparison: Comparison, caption: str, board: pd.DataFrame) -> Section:
-    """Write some of the board's rows, the best of those that are ranked in bold."""
-    own = {SUMMARY: _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
-    table = pd.DataFrame(
-        {
-            "Place": _show(board["place"], show_number, 0),
-            "Algorithm": board.index,
-            DICE: _show_intervals(board["Dice"], board, DECIMALS["Dice"]),
-            **own,
-            **_show_means(board),
-            RANK: _show(board["mean_rank"], show_number, 2),
-            "p (Holm)": _show(board["p_holm"], show_p),
-            "Wins/ties/losses": _show_counts(board),
-        }
-    )
-    ranked = board["place"].notna().to_numpy()
-    best = {heading(metric): find_best(board[metric].where(ranked), metric) for metric in METRICS[1:]}
-    return Section(caption, table, {DICE: find_best(board["Dice"].where(ranked), "Dice"), **best})
-
-
-def _show_means(board: pd.DataFrame) -> dict[str, list[str]]:
-    """Write the means of all metrics but Dice; of distances also how many of the values are penalties."""
-    shown = {}
-    for metric in METRICS[1:]:
-        penalties = board["missed"] if metric in DISTANCES else np.zeros(len(board))
-        pairs = zip(board[metric], penalties, strict=True)
-        shown[heading(metric)] = [show_penalised(mean, DECIMALS[metric], number) for mean, number in pairs]
-    return shown
-
-
-def find_best(means: "pd.Series[float]", metric: str) -> list[int]:
-    """Return the places of the best values, as they are rounded; none of a single value."""
-    rounded = means.astype(float).round(DECIMALS[metric])
-    best = rounded.max() if HIGHER_IS_BETTER[metric] else rounded.min()
-    return list(np.flatnonzero(rounded == best)) if rounded.count() > 1 else []
-
-
-def _show_cases(comparison: Comparison) -> pd.DataFrame:
-    board = comparison.board
-    counts = {"cases": "Cases", "lacking": "Missing", "missed": "Labels missed"}
-    trainers = comparison.algorithms.loc[board.index, "trainer"]
-    return pd.DataFrame(
-        {
-            "Algorithm": board.index,
-            "Role": [describe_role(role, trainer) for role, trainer in zip(board["role"], trainers, strict=True)],
-            **{heading: _show(board[name], show_count) for name, heading in counts.items()},
-            **({SUMMARY: _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}),
-            "Flags": list(board["flags"]),
-        }
-    )
-
-
-def _show_sources(comparison: Comparison) -> pd.DataFrame:
-    table = comparison.by_source
-    differences = table[["difference_low", "difference_high"]].set_axis(["ci_low", "ci_high"], axis=1)
-    compared = {
-        f"Difference from {comparison.baseline} [95% CI]": _show_intervals(table["mean_difference"], differences, 3),
-        "p (Holm)": _show(table["p_holm"], show_p),
-        "Wins/ties/losses": _show_counts(table),
-    }
-    return pd.DataFrame(
-        {
-            "Source": table.index.get_level_values("source"),
-            "Algorithm": table.index.get_level_values("algorithm"),
-            "Cases": _show(table["cases"], show_number, 0),
-            DICE: _show_intervals(table["Dice"], table, DECIMALS["Dice"]),
-            **_show_means(table),
-            **(compared if table["mean_difference"].notna().any() else {}),
-        }
-    )
-
-
-def _show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "Algorithm": table.index,
-            "Absent labels": _show(table["absent"], show_number, 0),
-            "False findings": _show(table["found"], show_count),
-            "Share": _show(table["share"], show_number, 3),
-            "Mean volume of a false finding (ml)": _show(table["volume_ml"], show_volume),
-        }
-    )
-
-
-def _show_differences(table: pd.DataFrame, metric: str, *, alone: bool = False) -> pd.DataFrame:
-    if table.empty:
-        return pd.DataFrame()
-    return pd.DataFrame(
-        {
-            "Metric": heading(metric),
-            "Algorithm": table.index,
-            **({"Compared with": table["alone"].to_numpy()} if alone else {}),
-            "Cases": _show(table["n"], show_number, 0),
-            "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS[metric]),
-            "Effect size": _show(table["effect_size"], show_number, 2),
-            "P(better)": _show(table["better"], show_probability),
-            "p": _show(table["p"], show_p),
-            "p (Holm)": _show(table["p_holm"], show_p),
-            "Wins/ties/losses": _show_counts(table),
-        }
-    )
-
-
-def _is_tested(table: pd.DataFrame) -> bool:
-    """Return whether there are pairs with cases enough to say anything; the sentences tell of others."""
-    return bool(table["better"].notna().any())
-
-
-def _show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
-    """Write comparisons in Dice with the probabilities of the true difference, and what it would take to be sure."""
-    tested = table["verdict"] != TOO_FEW
-    repeats = table["needed_repeats"].where(tested)
-    known = table[["repeated", "against_repeated"]].astype(bool)
-    return pd.DataFrame(
-        {
-            "Algorithm": table.index.get_level_values("algorithm"),
-            "Compared with": table.index.get_level_values("against"),
-            "Verdict": [VERDICTS[verdict].format(rope=rope) for verdict in table["verdict"]],
-            "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS["Dice"]),
-            "p (Holm)": _show(table["p_holm"], show_p),
-            "P(better)": _show(table["better"], show_probability),
-            f"P(better by over {rope:g})": _show(table["ahead"], show_probability),
-            f"P(within {rope:g})": _show(table["equivalent"], show_probability),
-            f"P(worse by over {rope:g})": _show(table["behind"], show_probability),
-            f"Cases to tell {rope:g}": _show(table["needed_cases"].where(tested), show_needed),
-            **({f"Repeats to tell {rope:g}": _show(repeats, show_needed)} if repeats.notna().any() else {}),
-            **({"Trainings vary": _counted(table)} if known.any(axis=None) and not known.all(axis=None) else {}),
-        }
-    )
-
-
-def _counted(table: pd.DataFrame) -> list[str]:
-    """Say whose variance of training is in a comparison: pairs without it look surer than others."""
-    words = {(True, True): "counted", (False, False): "not counted"}
-    return [
-        words.get((known, other_known), f"not of {other if known else name}")
-        for (name, other), known, other_known in zip(
-            table.index, table["repeated"], table["against_repeated"], strict=True
-        )
-    ]
-
-
-def _show_components(comparison: Comparison) -> pd.DataFrame:
-    table = comparison.components
-    headings = {
-        "case": "Cases",
-        "fold": "Folds",
-        "training": "Trainings",
-        "rest": "A case from training to training",
-        "error": "Standard error of the mean",
-    }
-    return pd.DataFrame(
-        {
-            "Algorithm": table.index,
-            "Trainings of a fold": _show(table["trainings"], show_number, 0),
-            **{heading: _show(table[name], show_number, 4) for name, heading in headings.items()},
-        }
-    )
-
-
-def _show_labels(comparison: Comparison, metric: str, caption: str) -> Section:
-    """Write the means by label, whatever is more of, algorithms or labels, down the page.
-
-    What is in no truth, and what an algorithm never finds, is said in words.
-    """
-    means = comparison.by_label[metric]
-    shown = pd.DataFrame(
-        {label: _show_label(means[label], comparison, metric) for label in means}, index=means.index, dtype=object
-    )
-    bold = pd.DataFrame(False, means.index, means.columns)
-    for label in means:
-        ranked = means[label].where(means.index.isin(comparison.ranked))
-        bold.iloc[find_best(ranked, metric), means.columns.get_loc(label)] = True
-    first = "Algorithm"
-    if len(shown) < shown.shape[1]:
-        shown, bold, first = shown.T.rename(index=comparison.labels), bold.T, "Label"
-    else:
-        shown = shown.rename(columns=comparison.labels)
-    best = {str(name): np.flatnonzero(bold.iloc[:, n]).tolist() for n, name in enumerate(shown.columns)}
-    names = shown.index.to_series(name=first)
-    return Section(caption, pd.concat([names, shown], axis=1).reset_index(drop=True), best)
-
-
-def _show_label(means: "pd.Series[float]", comparison: Comparison, metric: str) -> list[str]:
-    label, decimals = str(means.name), DECIMALS[metric]
-    present = comparison.present[label]
-    if not present and metric != VOLUME:
-        return [NOWHERE] * len(means)
-    shown = []
-    for mean, missed in zip(means, comparison.missed_by_label[label], strict=True):
-        if present and missed == present and metric != VOLUME:
-            shown.append(f"{show_number(mean, decimals)} (never found)")
-        else:
-            shown.append(show_penalised(mean, decimals, missed if metric in DISTANCES else 0))
-    return shown
-
-
-def _show_folds(comparison: Comparison) -> pd.DataFrame:
-    """Write what is found in each fold, and the mean and deviation of the folds' means."""
-    means, deviations = (comparison.by_fold[name].unstack() for name in ("mean", "sd"))
-    order = [name for name in comparison.board.index if name in means.index]
-    columns = {f"Fold {fold}": (means[fold], deviations[fold]) for fold in means}
-    columns["Means of the folds"] = means.mean(axis=1), means.std(axis=1)
-    shown = {
-        name: [
-            f"{show_number(mean[row], 3)} ± {show_number(deviation[row], 3)}" if mean[row] == mean[row] else DASH
-            for row in order
-        ]
-        for name, (mean, deviation) in columns.items()
-    }
-    return pd.DataFrame({"Algorithm": order, **shown})
-
-
-def _show_costs(table: pd.DataFrame) -> pd.DataFrame:
-    energy = table["energy_joules"] / 3.6e6
-    repeated = (table["trainings"] != table["folds"]).any()
-    return pd.DataFrame(
-        {
-            "Algorithm": table.index,
-            "Folds": _show(table["folds"], show_number, 0),
-            **({"Trainings": _show(table["trainings"], show_number, 0)} if repeated else {}),
-            "Parameters (M)": _show(table["parameters"] / 1e6, show_number, 2),
-            "Forward pass (GFLOP)": _show(table["forward_flops"] / 1e9, show_number, 1),
-            "Patch": list(table["patch_size"]),
-            "Batch": _show(table["batch_size"], show_number, 0),
-            "Epoch (s)": _show(table["seconds_per_epoch"], show_number, 1),
-            "Training (h)": _show(table["training_seconds"] / 3600, show_number, 2),
-            "Peak memory (GiB)": _show(table["peak_memory_bytes"] / 2**30, show_number, 2),
-            "Memory is": list(table["memory_kind"]),
-            **({"Energy (kWh)": _show(energy, show_number, 3)} if energy.notna().any() else {}),
-            "Validation (M voxels/s)": _show(table["validation_voxels_per_second"] / 1e6, show_number, 2),
-            "Device": list(table["device"]),
-        }
-    )
-
-
-def show_across(result: CriticalDifference) -> Section:
-    """Write the average ranks over datasets."""
-    caption = (
-        f"Average ranks over {result.datasets} datasets; Friedman's p: {show_p(result.p)}; Nemenyi's critical "
-        f"difference at {LEVEL:g}: {show_number(result.difference, 2)}"
-    )
-    ranked = _show(result.average_ranks, show_number, 2)
-    return Section(caption, pd.DataFrame({"Algorithm": result.average_ranks.index, "Average rank": ranked}))
-
-
-def show_inequalities(equality: Equality) -> pd.DataFrame:
-    """Write what differs, the forbidden first, and what is not known."""
-    found = sorted(equality.differences, key=lambda found: found["allowed"])
-    answers = ["unknown" if UNKNOWN in (one["value"], one["baseline"]) else "yes" for one in found]
-    comparable = [answer if one["allowed"] else "NO" for one, answer in zip(found, answers, strict=True)]
-    return pd.DataFrame(
-        {
-            "Algorithm": [one["algorithm"] for one in found],
-            "Setting": [one["what"] for one in found],
-            "Value": [one["value"] for one in found],
-            "Compared with": [one["baseline"] for one in found],
-            "Whose": [equality.name(one["against"]) for one in found],
-            "Comparable": comparable,
-        }
-    )
-
-
-def describe_equality(equality: Equality) -> str:
-    """Say what was the same in all trainings."""
-    same = ", ".join(equality.same) or "nothing"
-    return f"The same in all trainings: {same}. " + (
-        "What differs or is not known:" if equality.differences else "Nothing else differs."
-    )

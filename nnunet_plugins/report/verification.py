@@ -15,6 +15,7 @@ import pandas as pd
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
+from nnunet_plugins.metrics.objects import OBJECT_COLUMNS
 from nnunet_plugins.metrics.table import METRICS, map_texts, read_table
 from nnunet_plugins.provenance import MISSING, SHAPE, Ledger, Marker, read_marker
 from nnunet_plugins.report.analysis import Analysis, Comparison, analyse
@@ -213,7 +214,12 @@ def _other_rows(analysis: Analysis, markers: Iterable[Marker], ledger: Ledger) -
         ours = results[chosen]
         try:
             theirs = map_texts(read_table(table, dict.fromkeys(texts, str)), printable)
-            columns = [*_COLUMNS, *([SOURCE] if SOURCE in theirs else [])]
+            # What one of the two does not have, it has no values of.
+            objects = [name for name in OBJECT_COLUMNS if name in theirs or name in ours]
+            ours, theirs = (
+                part.assign(**{name: np.nan for name in objects if name not in part}) for part in (ours, theirs)
+            )
+            columns = [*_COLUMNS, *([SOURCE] if SOURCE in theirs else []), *objects]
             if was_kept:  # other folds of the table are trained anew
                 theirs = theirs[theirs["case"].isin(ours["case"])]
             ours, theirs = ours[columns], theirs[columns]
@@ -223,7 +229,7 @@ def _other_rows(analysis: Analysis, markers: Iterable[Marker], ledger: Ledger) -
         same = len(ours) == len(theirs) and all(
             ours[column].fillna("").tolist() == theirs[column].fillna("").tolist()
             if column in texts
-            else np.allclose(ours[column], theirs[column], rtol=1e-12, equal_nan=True)
+            else np.allclose(ours[column].astype(float), theirs[column].astype(float), rtol=1e-12, equal_nan=True)
             for column in columns
         )
         if not same:

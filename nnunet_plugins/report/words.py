@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from nnunet_plugins.metrics.objects import QUALITIES
 from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, LEVEL
 
 METRIC_NAMES = {
@@ -10,8 +11,12 @@ METRIC_NAMES = {
     "HD95_mm": "HD95 (mm)",
     "NSD": "NSD",
     "volume_error_ml": "Absolute volume error (ml)",
+    "objects_F1": "F1 of objects",
+    "objects_SQ": "SQ",
+    "objects_PQ": "PQ",
+    "objects_Dice": "Dice per object",
 }
-DECIMALS = {"Dice": 3, "ASSD_mm": 2, "HD95_mm": 2, "NSD": 3, "volume_error_ml": 2}
+DECIMALS = {"Dice": 3, "ASSD_mm": 2, "HD95_mm": 2, "NSD": 3, "volume_error_ml": 2, **dict.fromkeys(QUALITIES, 3)}
 VERDICTS = {
     "ahead": "ahead",
     "behind": "behind",
@@ -27,6 +32,8 @@ DASH = "–"  # noqa: RUF001 - a dash
 """Stands for what is missing."""
 NOWHERE = "not in the truth"
 """Stands for the scores of a label that no case has."""
+UNMATCHED = "none matched"
+"""Stands for what is a mean over the objects that are found, where none is."""
 
 
 def heading(metric: str) -> str:

@@ -14,15 +14,11 @@ from nnunet_plugins.metrics.table import METRICS, to_csv, write_table
 from nnunet_plugins.report.analysis import Analysis
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.describing import describe_methods, list_references
+from nnunet_plugins.report.equality import describe_equality, show_inequalities
 from nnunet_plugins.report.findings import summarise
 from nnunet_plugins.report.record import Record
-from nnunet_plugins.report.tables import (
-    TEXTS,
-    describe_equality,
-    sections,
-    show_across,
-    show_inequalities,
-)
+from nnunet_plugins.report.showing import TEXTS, show_across
+from nnunet_plugins.report.tables import sections
 
 PACKED = 10_000_000
 """Bytes; a longer challenger.csv is packed with gzip, which R reads as well."""
