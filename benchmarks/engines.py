@@ -1,0 +1,68 @@
+"""A pass over one patch in PyTorch, onnxruntime and OpenVINO, on the CPU: seconds, and ratios within the run.
+
+    python benchmarks/engines.py                                   # 64^3, the stock U-Net and FIRENet
+    python benchmarks/engines.py --patch 40 56 40 -tr nnUNetTrainerSegResNet
+
+The engines take turns, so that what else the machine does meets all of them; seconds are the median over the rounds
+after one of warm-up. All have as many threads as PyTorch and single precision. Ratios above 1 are sooner than PyTorch.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from training_step import CLASSES, plan
+
+from nnunet_plugins.arguments import ENGINES
+from nnunet_plugins.engines.export import make_model
+from nnunet_plugins.engines.network import EngineNetwork
+from nnunet_plugins.rows import STOCK_TRAINER
+from nnunet_plugins.trainers.compose import trainer_class
+
+
+@torch.inference_mode()
+def measure(network: nn.Module, patch: list[int], rounds: int) -> dict[str, float]:
+    """Return the seconds of each engine, PyTorch first."""
+    images = torch.randn(2, 1, *patch)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "net.onnx")
+        with torch.inference_mode(False):
+            file.write_bytes(make_model(network, images.clone()).SerializeToString())
+        passes: dict[str, Callable[..., torch.Tensor]] = {"torch": network}
+        passes |= {engine: EngineNetwork(engine, [file]) for engine in ENGINES}
+        seconds: dict[str, list[float]] = {name: [] for name in passes}
+        for _ in range(rounds + 1):
+            for name, run in passes.items():
+                begun = time.perf_counter()
+                run(images[:1])
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64], metavar="N")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="after one of warm-up")
+    parser.add_argument(
+        "-tr", dest="trainers", nargs="+", metavar="TRAINER", default=[STOCK_TRAINER, "nnUNetTrainerFIRENet"]
+    )
+    arguments = parser.parse_args()
+    configuration = plan(sorted(arguments.patch))  # nnU-Net puts the smallest axis first
+    patch = list(configuration.patch_size)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, patch {'x'.join(map(str, patch))}\n")
+    print(f"| network | torch, s | {' | '.join(f'{engine}, s | torch / {engine}' for engine in ENGINES)} |")
+    print(f"|---|---:|{'---:|---:|' * len(ENGINES)}")
+    for name in arguments.trainers:
+        network = trainer_class(name).build_network_architecture(None, configuration, 1, CLASSES, False).eval()
+        taken = measure(network, patch, arguments.rounds)
+        cells = [f"{taken[engine]:.2f} | {taken['torch'] / taken[engine]:.2f}" for engine in ENGINES]
+        print(f"| {name} | {taken['torch']:.2f} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
