@@ -1,9 +1,10 @@
 """Networks as ONNX files: every row is exported, engines compute what PyTorch does, other models are refused."""
 
-import copy
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,40 @@ def different_networks() -> list[Backbone]:
     return list({kind(row): row for row in rows}.values())
 
 
-CASES = [(row, "3d anisotropic" if 3 in row.dimensions else "2d odd") for row in different_networks()]
-CASES += [(row, "2d odd") for row in different_networks() if row.trainer.endswith(("AFN1", "FIRENetNoFabric"))]
+ALWAYS = (
+    "FIRENet",
+    "AutofocusUNet",
+    "ASPP3DUNet",
+    "DeepMedic",
+    "AttentionUNet",
+    "VNet",
+    "SegResNet",
+    "MedNeXtS",
+    "FCN8s",
+)
+"""Which are exported in every run, as an export takes seconds: together they have the layers of all others."""
 
 
-@pytest.mark.parametrize(("row", "plan"), CASES, ids=[f"{row.trainer} {plan}" for row, plan in CASES])
+def plans() -> Iterator[tuple[Backbone, str, bool]]:
+    for row in different_networks():
+        for plan in ("3d anisotropic", "2d odd"):
+            if int(plan[0]) in row.dimensions:
+                name = row.trainer.removeprefix("nnUNetTrainer")
+                first = plan.startswith(f"{max(row.dimensions)}d")
+                yield row, plan, name in ALWAYS if first else name == "AFN1"
+
+
+CASES = [
+    pytest.param(row, plan, marks=() if always else pytest.mark.matrix, id=f"{row.trainer} {plan}")
+    for row, plan, always in plans()
+]
+
+
+@pytest.mark.parametrize(("row", "plan"), CASES)
 def test_onnxruntime_computes_what_torch_does(row, plan, tmp_path):
-    network, images = build(row, plan).eval(), image(plan)
+    # Of a fabric one cell has all that the others have.
+    options = {**row.options, **row.narrow, **({"depth": 1} if row.trainer == "nnUNetTrainerFIRENet" else {})}
+    network, images = build(row, plan, options=options).eval(), image(plan)
     file = tmp_path / "net.onnx"
     file.write_bytes(make_model(network, images).SerializeToString())
     run = open_file("onnxruntime", file)
@@ -66,7 +94,7 @@ MODEL = ("-d", "1", "-c", "3d_fullres", "-p", "small", "-tr", TRAINER)
 
 @pytest.fixture(scope="module")
 def trained(small: Sandbox) -> Sandbox:
-    """nnU-Net's U-Net, trained by its own command; another fold, made of it; and the files of both."""
+    """nnU-Net's U-Net, trained by its own command; another fold, made of it; and the files of both, one in half precision."""
     small.train(DATASET, "3d_fullres", TRAINER)
     checkpoint = load_checkpoint(fold(small, 0) / "checkpoint_final.pth", trusted=True)
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +105,8 @@ def trained(small: Sandbox) -> Sandbox:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(name, small.env[name])
-        assert main(["export-onnx", *MODEL, "-f", "0", "1"]) == 0
+        assert main(["export-onnx", *MODEL, "-f", "0"]) == 0
+        assert main(["export-onnx", *MODEL, "-f", "1", "--half", "-o", str(beside(small, 1))]) == 0
         yield small
 
 
@@ -96,9 +125,9 @@ def predict(sandbox: Sandbox, output: Path, *more: object, engine="onnxruntime")
 
 @pytest.mark.slow
 def test_labels_are_those_of_nnunet(trained, tmp_path):
-    trained.predict(1, "3d_fullres", TRAINER, tmp_path / "theirs", "-f", 0, 1)
+    trained.predict(1, "3d_fullres", TRAINER, tmp_path / "theirs")
     for engine in ENGINES:
-        assert predict(trained, tmp_path / engine, "-f", "0", "1", engine=engine) == 0
+        assert predict(trained, tmp_path / engine, "-f", "0", engine=engine) == 0
         for file in (tmp_path / "theirs").glob("*.nii.gz"):
             ours, theirs = (
                 sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / who / file.name))) for who in (engine, "theirs")
@@ -122,10 +151,12 @@ def test_each_fold_has_its_file_in_whatever_order_they_are_given(trained, tmp_pa
     for state in network.states():
         network.load_state_dict(state)
         logits.append(network(x))
-    for number, found in enumerate(logits):
+    assert all(found.dtype == torch.float32 for found in logits)
+    for number, tolerance in enumerate((1e-4, 0.02)):
         with torch.no_grad():
-            assert_close(found, network_of(source(str(number)), str(number))(x), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(*logits, atol=1e-2)
+            expected = network_of(source(str(number)), str(number))(x)
+        assert_close(logits[number], expected, atol=tolerance, rtol=tolerance)
+    assert (logits[0] - logits[1]).abs().max() > 0.1
 
 
 def change(file: Path, copy: Path, **changes: str) -> Path:
@@ -187,7 +218,7 @@ def test_a_file_says_what_it_is(trained, tmp_path):
     found = read_origin(beside(trained, 0))
     assert (found["dataset"], found["trainer"], found["configuration"]) == (DATASET, TRAINER, "3d_fullres")
     assert found["patch_size"] == str(source("0").configuration.patch_size)
-    assert (found["channels"], found["fold"], found["torch"]) == ('["MRI"]', "0", torch.__version__)
+    assert (found["channels"], found["fold"], found["torch"]) == ('["MRI"]', "0", metadata.version("torch"))
     model = onnx.load(beside(trained, 0))
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
     # The folders of the machine that made it are nobody's business.
@@ -196,26 +227,15 @@ def test_a_file_says_what_it_is(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_half_precision_tells_what_it_costs(trained, tmp_path, capsys):
-    file = tmp_path / "new" / "half.onnx"
-    assert main(["export-onnx", *MODEL, "-f", "0", "--half", "-o", str(file)]) == 0
-    said = capsys.readouterr().out
-    assert f"{file}: opset {OPSET}, half precision" in said
-    differing = int(re.search(r"labels in (\d+) of (\d+) voxels", said)[1])
-    model = onnx.load(file)
-    require_types(model, half=True)
+def test_half_precision_is_checked(trained, tmp_path):
+    half, single = onnx.load(beside(trained, 1)), onnx.load(beside(trained, 0))
+    require_types(half, half=True)
+    require_types(single, half=False)
     with pytest.raises(InputError, match=r"cannot be exported in single precision: \S+ is in half precision"):
-        require_types(model, half=False)
-    assert file.stat().st_size < 0.6 * beside(trained, 0).stat().st_size
-    # The same images again, through what predict opens.
-    x = torch.randn(2, 1, *source("0").configuration.patch_size, generator=torch.Generator().manual_seed(0))
-    labels = []
-    for one in (file, beside(trained, 0)):
-        logits = open_file("onnxruntime", one)(x.numpy())
-        assert logits.dtype == np.float32
-        labels.append(logits.argmax(1))
-    assert (labels[0] != labels[1]).sum() == pytest.approx(differing, abs=2)
-    assert predict(trained, tmp_path / "out", "-f", "0", "--onnx", file) == 0
+        require_types(half, half=False)
+    with pytest.raises(InputError, match=r"cannot be exported in half precision: \S+ is in single precision"):
+        require_types(single, half=True)
+    assert half.ByteSize() < 0.6 * single.ByteSize()
 
 
 def test_what_differs_is_not_written(tmp_path):
@@ -231,13 +251,9 @@ def test_what_differs_is_not_written(tmp_path):
         network.decoder.seg_layers[0].bias[0] += 0.1
     with pytest.raises(InputError, match=r"is off by 0\.1, where logits go up to .*; nothing was written"):
         compare(network, file, images, labels)
-    compare(network, file, images, labels, half=True)
-    broken = copy.deepcopy(network)
-    with torch.no_grad():
-        broken.decoder.seg_layers[0].bias[0] = float("nan")
-    file.write_bytes(make_model(broken, images).SerializeToString())
+    assert "labels in 0 of" not in compare(network, file, images, labels, half=True)
     with pytest.raises(InputError, match="is not finite; nothing was written"):
-        compare(broken, file, images, labels, half=True)
+        compare(network, file, images * float("nan"), labels, half=True)
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerMetaSeg", "nnUNetTrainerNISF_5epochs"])
