@@ -3,8 +3,9 @@
     python benchmarks/engines.py                                   # 64^3, the stock U-Net and FIRENet
     python benchmarks/engines.py --patch 40 56 40 -tr nnUNetTrainerSegResNet
 
-The engines take turns, so that what else the machine does meets all of them; seconds are those of the quickest round
-after one of warm-up, as whatever else there is only adds to them. All have as many threads as PyTorch and single precision. Ratios above 1 are sooner than PyTorch.
+The engines take turns, in single precision and on one thread each. Seconds are those that the processor worked, not
+those that passed, so that other programs count little; of the quickest round after one of warm-up. Ratios above 1 are
+sooner than PyTorch.
 """
 
 import argparse
@@ -37,23 +38,24 @@ def measure(network: nn.Module, patch: list[int], rounds: int) -> dict[str, floa
         seconds: dict[str, list[float]] = {name: [] for name in passes}
         for _ in range(rounds + 1):
             for name, run in passes.items():
-                begun = time.perf_counter()
+                begun = time.process_time()
                 run(images[:1])
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.process_time() - begun)
     return {name: min(values[1:]) for name, values in seconds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patch", type=int, nargs=3, default=[64, 64, 64], metavar="N")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="after one of warm-up")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="after one of warm-up")
     parser.add_argument(
         "-tr", dest="trainers", nargs="+", metavar="TRAINER", default=[STOCK_TRAINER, "nnUNetTrainerFIRENet"]
     )
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     configuration = plan(sorted(arguments.patch))  # nnU-Net puts the smallest axis first
     patch = list(configuration.patch_size)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, patch {'x'.join(map(str, patch))}\n")
+    print(f"torch {torch.__version__}, one thread, patch {'x'.join(map(str, patch))}\n")
     print(f"| network | torch, s | {' | '.join(f'{engine}, s | torch / {engine}' for engine in ENGINES)} |")
     print(f"|---|---:|{'---:|---:|' * len(ENGINES)}")
     for name in arguments.trainers:

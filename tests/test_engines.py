@@ -94,7 +94,7 @@ MODEL = ("-d", "1", "-c", "3d_fullres", "-p", "small", "-tr", TRAINER)
 
 @pytest.fixture(scope="module")
 def trained(small: Sandbox) -> Sandbox:
-    """nnU-Net's U-Net, trained by its own command; another fold, made of it; and the files of both, one in half precision."""
+    """nnU-Net's U-Net, trained by its own command; a second fold, made of it; their files, one in half precision."""
     small.train(DATASET, "3d_fullres", TRAINER)
     checkpoint = load_checkpoint(fold(small, 0) / "checkpoint_final.pth", trusted=True)
     generator = torch.Generator().manual_seed(0)
@@ -254,6 +254,24 @@ def test_what_differs_is_not_written(tmp_path):
     assert "labels in 0 of" not in compare(network, file, images, labels, half=True)
     with pytest.raises(InputError, match="is not finite; nothing was written"):
         compare(network, file, images * float("nan"), labels, half=True)
+
+
+class Undecided(torch.nn.Module):
+    """What it does depends on its input's numbers, which no graph holds."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_followed_is_told():
+    with pytest.raises(InputError, match="the network cannot be exported: .*Guard") as raised:
+        make_model(Undecided(), torch.ones(2, 1, 4, 4))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_is_no_file(tmp_path, capsys):
+    assert main(["export-onnx", *MODEL, "-o", str(tmp_path)]) == 2
+    assert f"-o {tmp_path} is a folder; name a file in it, such as {tmp_path / 'net.onnx'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerMetaSeg", "nnUNetTrainerNISF_5epochs"])

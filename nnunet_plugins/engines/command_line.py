@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.arguments import add_model
+from nnunet_plugins.errors import InputError
 
 DESCRIPTION = (
     "Write the trained network of each fold to an ONNX file, for nnunet-plugins predict --engine and for programs "
@@ -43,6 +44,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.planning.setting import find_trainer
     from nnunet_plugins.submission.sources import Choice, find_model
 
+    output: Path | None = arguments.output
+    if output and output.is_dir():
+        raise InputError(f"-o {output} is a folder; name a file in it, such as {output / 'net.onnx'}")
     require_exportable(find_trainer(arguments.trainer))
     source = find_model(
         arguments.dataset,
@@ -51,7 +55,6 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         trusted=arguments.run_code_in_checkpoint,
     )
-    output: Path | None = arguments.output
     for fold in source.folds:
         file = output or file_beside(source, fold, half=arguments.half)
         if output and len(source.folds) > 1:

@@ -64,17 +64,13 @@ def export_fold(source: Source, fold: str, file: Path, log: Callable[[str], None
     # Two, so that not one is taken for the only number there is. Noise is what normalised images are scaled like.
     shape = (2, channels, *source.configuration.patch_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    try:
-        model = make_model(network, images, half=half)
-    except Exception as error:  # whatever PyTorch's exporter raises for a network that it cannot follow
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
-        raise InputError(f"{source.choice} cannot be exported: {type(error).__name__}: {reason}") from error
+    model = make_model(network, images, half=half)
     write_origin(model, origin)
     require_types(model, half=half)
     try:
         content = model.SerializeToString()
     except Exception as error:  # protobuf's own, of more than 2 GiB
-        raise InputError(f"{source.choice} cannot be exported: it has more than the 2 GiB that a file holds") from error
+        raise InputError("the network cannot be exported: it has more than the 2 GiB that a file holds") from error
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as part:
         part.write_bytes(content)
@@ -104,21 +100,28 @@ def make_model(network: nn.Module, images: torch.Tensor, *, half: bool = False) 
         network: in evaluation mode.
         images: two of the size that it takes.
         half: as in `export_fold`.
+
+    Raises:
+        InputError: if PyTorch's exporter cannot follow it.
     """
     if half:
         network, images = copy.deepcopy(network).half(), images.half()
-    # Our own operators, for CPUs and for GPUs, are no engine's; and nothing is to be computed twice.
-    with torch.no_grad(), compute_as_on("onnx"):
-        program = torch.onnx.export(
-            network,
-            (images,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+    options: dict[str, Any] = {
+        "dynamo": True,
+        "opset_version": OPSET,
+        "input_names": ["image"],
+        "output_names": ["logits"],
+        "dynamic_shapes": ({0: torch.export.Dim("batch")},),
+        "verbose": False,
+    }
+    try:
+        # Our own operators, for CPUs and for GPUs, are no engine's; and nothing is to be computed twice.
+        with torch.no_grad(), compute_as_on("onnx"):
+            program = torch.onnx.export(network, (images,), **options)
+    except Exception as error:  # whatever it raises; what it wraps tells more than its own explanations
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300]
+        raise InputError(f"the network cannot be exported: {type(cause).__name__}: {reason}") from error
     assert program is not None
     model = program.model_proto
     # Where in which file of this machine each operation was written; nobody else needs to know.
