@@ -77,8 +77,8 @@ def export_fold(source: Source, fold: str, file: Path, log: Callable[[str], None
         said = compare(network, part, images, manager.get_label_manager(source.dataset_json), half=half)
     kind = "half" if half else "single"
     log(
-        f"{file}: opset {OPSET}, {kind} precision, {len(content) / 2**20:.1f} MiB, images of {channels} channels and "
-        f"{format_size(source.configuration.patch_size)} voxels, any number at a time"
+        f"{file}: opset {OPSET}, {kind} precision, {len(content) / 2**20:.1f} MiB; channels {channels}, patch "
+        f"{format_size(source.configuration.patch_size)}, any number of images at a time"
     )
     log(f"  onnxruntime and PyTorch, {len(images)} images of noise: {said}")
 
