@@ -27,6 +27,18 @@ def test_training_step():
     assert rows[-3:] == [f"| {name}" for name in ("nnUNetTrainer", *trainers)]
 
 
+def test_engines():
+    script = ROOT / "benchmarks" / "engines.py"
+    options = ["--patch", "18", "20", "17", "--rounds", "1", "-tr", "nnUNetTrainerVNet"]
+    result = subprocess.run([PYTHON, script, *options], capture_output=True, text=True, check=True)
+    assert "patch 20x20x20" in result.stdout
+    name, *numbers = result.stdout.splitlines()[-1].strip("| ").split(" | ")
+    torch, onnxruntime, sooner, openvino, _ = map(float, numbers)
+    assert name == "nnUNetTrainerVNet"
+    assert min(torch, onnxruntime, openvino) > 0
+    assert sooner == pytest.approx(torch / onnxruntime, rel=0.01, abs=0.01)
+
+
 def test_surface_distances():
     script = ROOT / "benchmarks" / "surface_distances.py"
     result = subprocess.run([PYTHON, script, "--shape", "20", "40", "40"], capture_output=True, text=True, check=True)

@@ -55,7 +55,9 @@ def shorten(code: str) -> str:
         elif "-tr" in line.split() and "-p" not in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
         if line.startswith("nnunet-plugins predict"):
-            line += " -device cpu" + ("" if "-p" in line.split() else " -p small")
+            line += " -device cpu"
+        if line.startswith(("nnunet-plugins predict", "nnunet-plugins export-onnx")):
+            line += "" if "-p" in line.split() else " -p small"
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -f 0 --device cpu"
             line += "" if "--merged" in line or "-p" in line.split() else " -p small"  # merged: no such plans

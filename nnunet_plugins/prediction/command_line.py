@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import WHOLE_VOLUME, positive, whole
+from nnunet_plugins.arguments import ENGINES, WHOLE_VOLUME, add_model, positive, whole
 from nnunet_plugins.errors import InputError
 
 DESCRIPTION = (
@@ -43,25 +43,7 @@ def add_command(commands: Any) -> None:
     command.add_argument(
         "-o", dest="output", type=Path, required=True, metavar="DIR", help="folder to write, CASE.nii.gz"
     )
-    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
-    command.add_argument(
-        "-c", dest="configuration", required=True, metavar="CONFIGURATION", help="for example 3d_fullres"
-    )
-    command.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
-    command.add_argument(
-        "-tr", dest="trainer", required=True, metavar="TRAINER", help="for example nnUNetTrainerFIRENet"
-    )
-    command.add_argument(
-        "-f",
-        dest="folds",
-        nargs="+",
-        default=["0", "1", "2", "3", "4"],
-        metavar="FOLD",
-        help="their logits are averaged; default: 0 1 2 3 4",
-    )
-    command.add_argument(
-        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s"
-    )
+    add_model(command)
     command.add_argument(
         "-device", choices=("cuda", "cpu", "mps"), help="to compute on; default: a GPU if there is one"
     )
@@ -108,11 +90,16 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="predict the first N cases with nnU-Net's own command as well, and compare all voxels; in tiles alone",
     )
-    command.add_argument(
-        "--run-code-in-checkpoint",
-        action="store_true",
-        help="read checkpoints that hold more than tensors, numbers and text, and plans with foreign networks; only "
-        "for files from people you trust",
+    engine = command.add_argument_group("other engines than PyTorch, on the CPU, in tiles")
+    engine.add_argument(
+        "--engine", choices=ENGINES, help="that computes the network, from files that nnunet-plugins export-onnx made"
+    )
+    engine.add_argument(
+        "--onnx",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="one for each fold, in any order; default: checkpoint_final.onnx beside each checkpoint_final.pth",
     )
     command.set_defaults(run=_run)
 
@@ -125,7 +112,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("torch sees no GPU; leave out -device cuda, or see nnunet-plugins doctor")
     _require_fitting_options(arguments)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    best = "cuda" if torch.cuda.is_available() and not arguments.engine else "cpu"
+    device = torch.device(arguments.device or best)
     if arguments.whole_volume and device.type == "cpu" and (limit := memory.container_limit()):
         # So that a pass that takes too much ends in an error, after which there are tiles.
         memory.keep_within(limit)
@@ -143,6 +131,7 @@ def _require_fitting_options(arguments: argparse.Namespace) -> None:
     others = ("--whole-volume", arguments.whole_volume), ("--cross-validation", arguments.cross_validation)
     if arguments.verify and (other := next((name for name, value in others if value), None)):
         raise InputError(f"--verify compares with nnU-Net's own command, which cannot do what {other} does")
+    _require_fitting_engine(arguments)
     if arguments.spacing_factor:
         options = {
             "-step_size": arguments.step,
@@ -154,6 +143,20 @@ def _require_fitting_options(arguments: argparse.Namespace) -> None:
         }
         if given := [name for name, value in options.items() if value]:
             raise InputError(f"{given[0]} cannot be used with --spacing-factor, which decodes labels place by place")
+
+
+def _require_fitting_engine(arguments: argparse.Namespace) -> None:
+    if arguments.onnx and not arguments.engine:
+        raise InputError(f"--onnx is for --engine, {' or '.join(ENGINES)}")
+    if not arguments.engine:
+        return
+    if arguments.device not in (None, "cpu"):
+        raise InputError(f"--engine {arguments.engine} computes on the CPU; leave out -device {arguments.device}")
+    if arguments.whole_volume or arguments.spacing_factor:
+        other = "--whole-volume" if arguments.whole_volume else "--spacing-factor"
+        raise InputError(f"--engine {arguments.engine} takes images of the patch's size alone; leave out {other}")
+    if arguments.onnx and arguments.cross_validation:
+        raise InputError("--onnx names files of all folds at once; for --cross-validation they lie beside checkpoints")
 
 
 def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
@@ -193,6 +196,8 @@ def _predict_volumes(arguments: argparse.Namespace, device: Any) -> list[str]:
         previous=arguments.previous,
         keep_finished=arguments.continue_prediction,
         verified=arguments.verify,
+        engine=arguments.engine,
+        onnx=tuple(arguments.onnx or ()),
     )
     if arguments.cross_validation:
         return cross_validate(source, request, device, arguments.output, _log)

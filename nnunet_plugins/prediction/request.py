@@ -17,6 +17,8 @@ class Request:
         previous: folder with the predictions of a cascade's first stage.
         keep_finished: leave out cases whose prediction is there.
         verified: number of cases to predict once more with nnU-Net's own command.
+        engine: one of `arguments.ENGINES`; None for PyTorch.
+        onnx: files for it, one per fold; nothing for those beside the checkpoints.
     """
 
     whole_volume: str | None = None
@@ -27,3 +29,5 @@ class Request:
     previous: Path | None = None
     keep_finished: bool = False
     verified: int = 0
+    engine: str | None = None
+    onnx: tuple[Path, ...] = ()

@@ -26,6 +26,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from numpy.typing import NDArray
 
+from nnunet_plugins.engines.network import EngineNetwork
+from nnunet_plugins.engines.origin import files_of
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.facts import problems, summarise
@@ -63,6 +65,11 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
     if request.whole_volume:
         require_any_size(source.choice.trainer)
     checkpoints = [source.weights(fold, _OF_THE_NETWORK) for fold in source.folds]
+    network: Any = source.network
+    weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
+    if request.engine:
+        network = EngineNetwork(request.engine, files_of(source, request.onnx))
+        weights = network.states()
     options = {
         "tile_step_size": request.step,
         "use_mirroring": request.mirroring,
@@ -74,10 +81,10 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = make_predictor(request.whole_volume, request.most_bytes, **options)
         predictor.manual_initialization(
-            source.network,
+            network,
             PlansManager(source.plans),
             source.configuration,
-            [checkpoint["network_weights"] for checkpoint in checkpoints],
+            weights,
             source.dataset_json,
             source.choice.trainer,
             checkpoints[0].get("inference_allowed_mirroring_axes"),
