@@ -132,6 +132,20 @@ def known(root) -> Path:
 
 
 @pytest.fixture(scope="module")
+def autofocus(root) -> Path:
+    return write_model(root, "nnUNetTrainerSmallAFN4", spacing=(1.3, 1.4, 1.1))
+
+
+@pytest.fixture(scope="module")
+def fabric(root) -> Path:
+    model = write_model(root, "nnUNetTrainerSmallFIRENet")
+    names = ["cell (1,1) <- stem (0,1)", "output <- cell (4,1)"]
+    table = pd.DataFrame([[0, 0.5, 0.5], [1, 0.52, 0.4]], columns=["epoch", *names])
+    table.to_csv(model / "fold_0" / "gates.csv", index=False)
+    return model
+
+
+@pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     """Oblique and anisotropic, smooth, with a border of zeros, which nnU-Net crops away."""
     folder = tmp_path_factory.mktemp("images")
@@ -236,35 +250,32 @@ class TestGradCam:
         [
             ("FIRENet", "bottleneck.cells.4.features.branches.0.2"),
             ("FIRENet", "bottleneck"),
-            ("AFN4", "blocks.1"),
-            ("AFN4", ""),
+            ("AFN4", "pathway.3.first.0"),
         ],
     )
     def test_is_right_where_layers_compute_again_in_the_backward_pass(self, name, layer):
         """Hooks fire once a layer, and the gradient is that of a network that keeps everything."""
-        row = backbones.find(f"nnUNetTrainer{name}")
-        network = build(row, "3d isotropic", patch_size=(24, 24, 24)).eval()
-        if not layer or layer not in dict(network.named_modules()):
-            layer = next(name for name, one in network.named_modules() if type(one).__name__ == "AutofocusConv")
+        network = build(backbones.find(f"nnUNetTrainer{name}"), "3d isotropic", patch_size=(24, 24, 24)).eval()
         x = torch.randn(1, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
         runs, maps = [], []
-        handles = [
-            network.register_forward_hook(lambda *_: runs.append(1)),
-            network.get_submodule(layer).register_forward_hook(lambda *found: maps.append(found[-1])),
-        ]
+
+        def keep(_module, _inputs, output):
+            maps.append(output)
+            return output.clone()  # what comes next works in place
+
+        network.register_forward_hook(lambda *_: runs.append(1))
+        handle = network.get_submodule(layer).register_forward_hook(keep)
         logits = network(x)
         assert len(maps) == 1
-        mask = logits.argmax(dim=1) == 1
-        (slope,) = torch.autograd.grad((logits[:, 1] * mask).sum(), maps[0])
-        for handle in handles[1:]:
-            handle.remove()
-        weights = slope.mean(dim=(2, 3, 4), keepdim=True)
-        truth = (weights * maps[0]).sum(dim=1, keepdim=True).relu()
-        truth = nn.functional.interpolate(truth, size=(16, 16, 16), mode="trilinear")[0, 0]
+        handle.remove()
+        (slope,) = torch.autograd.grad((logits[:, 1] * (logits.argmax(dim=1) == 1)).sum(), maps[0])
+        truth = (slope.mean(dim=(2, 3, 4), keepdim=True) * maps[0]).sum(dim=1, keepdim=True).relu()
+        truth = nn.functional.interpolate(truth, size=(16, 16, 16), mode="trilinear")[0, 0].detach()
         runs.clear()
         found = grad_cam(network, network.get_submodule(layer), x, 1, regions=False, kept=(slice(None),) * 3)
         assert len(runs) == 1
-        torch.testing.assert_close(found, truth.detach(), rtol=1e-4, atol=1e-5 * float(truth.max()))
+        assert truth.any()
+        torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-4 * float(truth.max()))
 
     def test_tiles_have_it_in_a_window_around_the_class(self, root, images, tmp_path, capsys):
         model = write_model(root / "regions", "nnUNetTrainer", labels=REGIONS)
@@ -278,13 +289,9 @@ class TestGradCam:
 
 
 class TestAttention:
-    @pytest.fixture(scope="class")
-    def model(self, root) -> Path:
-        return write_model(root, "nnUNetTrainerSmallAFN4", spacing=(1.3, 1.4, 1.1))
-
     @pytest.mark.parametrize("tiles", [False, True])
-    def test_sums_to_one_and_the_table_is_what_the_maps_say(self, model, images, tmp_path, tiles, capsys):
-        explain(model, images, tmp_path, "--maps", "attention", *(["--tiles"] if tiles else []))
+    def test_sums_to_one_and_the_table_is_what_the_maps_say(self, autofocus, images, tmp_path, tiles, capsys):
+        explain(autofocus, images, tmp_path, "--maps", "attention", *(["--tiles"] if tiles else []))
         shares = pd.read_csv(tmp_path / "attention.csv")
         segmentation = read(tmp_path / "case" / "segmentation.nii.gz")
         layer = shares["layer"][0]
@@ -310,17 +317,17 @@ class TestAttention:
         model = write_model(root, "nnUNetTrainerSmallAttentionUNet")
         explain(model, images, tmp_path, "--maps", "attention")
         files = sorted(path.name for path in (tmp_path / "case").glob("attention_*"))
-        assert files == [f"attention_gates.{number}.nii.gz" for number in range(3)]
+        assert files == [f"attention_gates.{number}.nii.gz" for number in range(2)]
         found = read(tmp_path / "case" / files[0])[CROP]
         assert 0 < found.min() < found.max() < 1
 
-    def test_spread_over_cases(self, model, images, tmp_path, capsys):
+    def test_spread_over_cases(self, autofocus, images, tmp_path, capsys):
         for channel in range(2):  # the channels change places
             image = sitk.ReadImage(str(images / f"case_{channel:04}.nii.gz"))
             for name, place in (("one", channel), ("other", 1 - channel)):
                 (tmp_path / "in").mkdir(exist_ok=True)
                 sitk.WriteImage(image, str(tmp_path / "in" / f"{name}_{place:04}.nii.gz"))
-        explain(model, tmp_path / "in", tmp_path / "out", "--maps", "attention")
+        explain(autofocus, tmp_path / "in", tmp_path / "out", "--maps", "attention")
         shares = pd.read_csv(tmp_path / "out" / "attention.csv")
         summary = pd.read_csv(tmp_path / "out" / "attention_summary.csv")
         row = summary.iloc[0]
@@ -332,20 +339,12 @@ class TestAttention:
 
 
 class TestFabric:
-    @pytest.fixture(scope="class")
-    def model(self, root) -> Path:
-        model = write_model(root, "nnUNetTrainerSmallFIRENet")
-        names = ["cell (1,1) <- stem (0,1)", "output <- cell (4,1)"]
-        table = pd.DataFrame([[0, 0.5, 0.5], [1, 0.52, 0.4]], columns=["epoch", *names])
-        table.to_csv(model / "fold_0" / "gates.csv", index=False)
-        return model
-
-    def test_cells_gates_and_their_history(self, model, images, tmp_path, capsys):
-        explain(model, images, tmp_path, "--maps", "activations", "gates", "--channels", 1)
+    def test_cells_gates_and_their_history(self, fabric, images, tmp_path, capsys):
+        explain(fabric, images, tmp_path, "--maps", "activations", "gates", "--channels", 1)
         names = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "case").glob("activation_*")}
         assert {f"activation_cell-2-1_{part}" for part in ("before1", "after", "rate1", "rate2", "out")} <= names
         gates = pd.read_csv(tmp_path / "gates.csv")
-        weights = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+        weights = torch.load(fabric / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
         truth = torch.cat([weights[key].sigmoid() for key in weights if "wrs" in key])
         assert sorted(gates["value"]) == pytest.approx(sorted(truth.tolist()), abs=1e-6)
         assert gates["gate"][0] == "cell (1,1) <- stem (0,1)"
@@ -353,9 +352,9 @@ class TestFabric:
             assert (tmp_path / picture).stat().st_size > 1000
         assert f"{len(truth)} gates, from" in capsys.readouterr().out
 
-    def test_a_bad_table_of_gates_costs_no_map(self, model, images, tmp_path, capsys):
-        (model / "fold_0" / "gates.csv").write_text("one,two\n1,2\n")
-        explain(model, images, tmp_path, "--maps", "gates")
+    def test_a_bad_table_of_gates_costs_no_map(self, fabric, images, tmp_path, capsys):
+        (fabric / "fold_0" / "gates.csv").write_text("one,two\n1,2\n")
+        explain(fabric, images, tmp_path, "--maps", "gates")
         assert "is no table of gates, with a column epoch" in capsys.readouterr().out
         assert (tmp_path / "fabric.png").is_file()
 
@@ -401,8 +400,7 @@ def test_slices_in_2d(root, images, tmp_path, capsys):
 
 
 def test_layers_that_are_looked_at_by_default(root):
-    names = {"nnUNetTrainerSmallASPP3DUNet": "encoder.", "nnUNetTrainerSmallAFN4": "blocks"}
-    for trainer in names:
+    for trainer in ("nnUNetTrainerSmallASPP3DUNet", "nnUNetTrainerSmallAFN4"):
         folder = root / "nnUNet_results" / DATASET / f"{trainer}__plans__inside"
         folder = folder if folder.is_dir() else write_model(root, trainer)
         model = load_model(model_in(folder, ["0"], "checkpoint_final.pth"), torch.device("cpu"), None, tiles=False)
