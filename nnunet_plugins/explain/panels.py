@@ -19,7 +19,8 @@ COLOURS = "viridis"
 """Perceptually uniform: equal steps of a map are equal steps to the eye."""
 
 _PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))  # of axes (z, y, x), as most images lie
-_CELL, _DPI, _ALPHA = 2.3, 100, 0.55
+_LONGEST, _DPI, _ALPHA = 220, 100, 0.55  # pixels of the longest side, and to the inch; of the map
+_LEFT, _TOP, _RIGHT, _GAP = 20, 38, 90, 6  # pixels
 
 
 @dataclass(frozen=True)
@@ -101,22 +102,39 @@ def draw_panel(
     crop = crop or tuple(slice(0, n) for n in scene.image.shape)
     planes = [plane for plane in _PLANES if min(n for a, n in enumerate(scene.image.shape) if a != plane[1]) > 1]
     planes = planes or [_PLANES[0]]
-    figure = Figure(figsize=(_CELL * len(planes) + 1.6, _CELL * len(layers) + 0.5), dpi=_DPI, layout="constrained")
-    figure.suptitle(heading, fontsize=9)
-    axes = figure.subplots(len(layers), len(planes), squeeze=False)
     numbers = [layer.values for layer in layers if not layer.names]
     low, high = (min(v.min() for v in numbers), max(v.max() for v in numbers)) if numbers else (0, 1)
     shared = Normalize(low, high if high > low else low + 1)
-    for row, layer in zip(axes, layers, strict=True):
-        norm: Normalize = shared
-        if layer.names:
-            norm = BoundaryNorm(np.arange(len(layer.names) + 1) - 0.5, 256)
-        for place, (name, axis) in zip(row, planes, strict=True):
-            _draw_plane(place, scene, layer.values, norm, axis, centre, crop)
-            if layer is layers[0]:
-                place.set_title(f"{name}, {centre[axis] + 1} of {scene.image.shape[axis]}", fontsize=7)
-        row[0].set_ylabel(layer.title, fontsize=7)
-        bar = figure.colorbar(_mappable(norm), ax=list(row), shrink=0.8, pad=0.02)
+    norms = [BoundaryNorm(np.arange(len(one.names) + 1) - 0.5, 256) if one.names else shared for one in layers]
+    # One picture of all planes: a matplotlib axis for each would take a hundred times as long.
+    pixels = max((part.stop - part.start) * step for part, step in zip(crop, scene.spacing, strict=True)) / _LONGEST
+    pictures = [
+        [_plane(scene, one.values, norm, axis, centre, crop, pixels) for _, axis in planes]
+        for one, norm in zip(layers, norms, strict=True)
+    ]
+    height = max(len(picture) for picture in pictures[0])
+    widths = [picture.shape[1] for picture in pictures[0]]
+    starts = np.cumsum([0, *(width + _GAP for width in widths)])
+    sheet = np.ones((len(layers) * (height + _GAP), int(starts[-1]), 3))
+    for number, row in enumerate(pictures):
+        for start, picture in zip(starts, row, strict=False):
+            top = number * (height + _GAP)
+            sheet[top : top + len(picture), start : start + picture.shape[1]] = picture
+    size = np.array([_LEFT + sheet.shape[1] + _RIGHT, _TOP + len(sheet)])
+    figure = Figure(figsize=tuple(size / _DPI), dpi=_DPI)
+    figure.figimage(sheet, _LEFT, 0)
+    figure.text(0.5, 1 - 10 / size[1], heading, fontsize=8, ha="center", va="center")
+    for start, width, (name, axis) in zip(starts, widths, planes, strict=False):
+        place = f"{name}, {centre[axis] + 1} of {scene.image.shape[axis]}"
+        figure.text((_LEFT + start + width / 2) / size[0], 1 - 28 / size[1], place, fontsize=6, ha="center", va="center")
+    for number, (layer, norm) in enumerate(zip(layers, norms, strict=True)):
+        bottom = size[1] - _TOP - number * (height + _GAP) - height
+        middle = (bottom + height / 2) / size[1]
+        figure.text(10 / size[0], middle, layer.title, fontsize=6, rotation=90, ha="center", va="center")
+        if number and norm is shared:
+            continue
+        box = ((size[0] - _RIGHT + 8) / size[0], (bottom + 0.1 * height) / size[1], 12 / size[0], 0.8 * height / size[1])
+        bar = figure.colorbar(_mappable(norm), cax=figure.add_axes(box))
         bar.ax.tick_params(labelsize=6)
         if layer.names:
             bar.set_ticks(range(len(layer.names)), labels=layer.names)
@@ -129,32 +147,35 @@ def _mappable(norm: Normalize) -> Any:
     return ScalarMappable(norm, COLOURS)
 
 
-def _draw_plane(
-    place: Any,
+def _plane(
     scene: Scene,
     values: NDArray[Any],
     norm: Normalize,
     axis: int,
     centre: Sequence[int],
     crop: tuple[slice, ...],
-) -> None:
-    def flat(array: NDArray[Any]) -> NDArray[Any]:
-        return array[tuple(centre[n] if n == axis else part for n, part in enumerate(crop))]
-
-    rows, columns = (n for n in range(3) if n != axis)
-    options: dict[str, Any] = {
-        "origin": "upper" if axis == 0 else "lower",
-        "aspect": scene.spacing[rows] / scene.spacing[columns],
-    }
-    place.imshow(flat(scene.image), cmap="gray", vmin=0, vmax=1, **options)
-    place.imshow(flat(values), cmap=COLOURS, norm=norm, alpha=_ALPHA, interpolation="nearest", **options)
-    labels = flat(scene.labels)
-    for label in np.unique(labels[labels > 0]):
-        mask = labels == label
-        if min(mask.shape) > 1 and not mask.all():
-            place.contour(mask, levels=[0.5], colors="white", linewidths=0.7)
-    place.set_xticks([])
-    place.set_yticks([])
+    pixels: float,
+) -> NDArray[Any]:
+    """Return a plane `(rows, columns, 3)` of the image with a map above it and outlines of the labels; mm a pixel."""
+    rest = [n for n in range(3) if n != axis]
+    length = [max(1, round((crop[n].stop - crop[n].start) * scene.spacing[n] / pixels)) for n in rest]
+    picked = [
+        crop[n].start + (np.arange(size) * (crop[n].stop - crop[n].start)) // size
+        for n, size in zip(rest, length, strict=True)
+    ]
+    if axis:  # the first slice is at the feet, mostly
+        picked[0] = picked[0][::-1]
+    place: list[Any] = [0, 0, 0]
+    place[axis] = centre[axis]
+    place[rest[0]], place[rest[1]] = picked[0][:, None], picked[1][None]
+    colours = _mappable(norm).to_rgba(values[tuple(place)])[..., :3]
+    found = (1 - _ALPHA) * scene.image[tuple(place)][..., None] + _ALPHA * colours
+    labels = scene.labels[tuple(place)].astype(np.int32)
+    edge = np.zeros(labels.shape, bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    found[edge] = 1
+    return found
 
 
 def draw_field(file: Path, heading: str, field: Field) -> None:
