@@ -56,6 +56,8 @@ def shorten(code: str) -> str:
             line += " -p small"
         if line.startswith("nnunet-plugins predict"):
             line += " -device cpu" + ("" if "-p" in line.split() else " -p small")
+        if line.startswith("nnunet-plugins explain"):
+            line += " -device cpu"
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -f 0 --device cpu"
             line += "" if "--merged" in line or "-p" in line.split() else " -p small"  # merged: no such plans

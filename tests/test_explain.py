@@ -33,7 +33,7 @@ from nnunet_plugins.backbones import find
 
 
 class Known(torch.nn.Module):
-    """Its layer is the image, and label 1 is where the first channel exceeds half of the second; there is no label 2."""
+    """Its layer is the image; label 1 is where the first channel exceeds half of the second, label 2 nowhere."""
 
     def __init__(self, channels, classes):
         super().__init__()

@@ -109,9 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if device.type == "cpu" and (limit := memory.container_limit()):
         # So that a pass that takes too much ends in an error, after which there are tiles.
         memory.keep_within(limit)
-    source = model_in(
-        arguments.model, [arguments.fold], arguments.checkpoint, trusted=arguments.run_code_in_checkpoint
-    )
+    source = model_in(arguments.model, [arguments.fold], arguments.checkpoint, trusted=arguments.run_code_in_checkpoint)
     most_bytes = int(arguments.memory * 2**30) if arguments.memory else None
     model = load_model(source, device, most_bytes, tiles=arguments.tiles)
     wanted = settle(model, arguments.maps, arguments.classes, arguments.layers, arguments.channels, _log)

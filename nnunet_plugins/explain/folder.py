@@ -36,7 +36,9 @@ def find_named(model: Model, inputs: Sequence[Path], outputs: Path, log: Log) ->
             there = cases_in(model.source, path.parent, outputs, lambda _: None)
             found = [case for case in there if path in case.images or case.name == name]
             if not found:
-                raise InputError(f"{path} is no channel of an image, which is called CASE_0000{image_ending(path.name)}")
+                raise InputError(
+                    f"{path} is no channel of an image, which is called CASE_0000{image_ending(path.name)}"
+                )
         else:
             raise InputError(f"there is no image and no folder {path}")
         for case in found:
@@ -83,8 +85,8 @@ def _fields(model: Model, wanted: Wanted, outputs: Path, log: Log) -> list[tuple
         field = find_field(model.network, layer, model.patch_shape, model.device)
         box, patch = ("x".join(map(str, size)) for size in (field.box, model.patch_shape[2:]))
         said = (
-            f"Effective receptive field of {name}: {field.share:.1%} of the {patch} voxels are above {THRESHOLD:.0%} of "
-            f"the largest; {INSIDE:.0%} of all is in {box} voxels"
+            f"Effective receptive field of {name}: {field.share:.1%} of the {patch} voxels are above {THRESHOLD:.0%} "
+            f"of the largest; {INSIDE:.0%} of all is in {box} voxels"
         )
         log(said)
         rows.append({"layer": name, "patch": patch, "share": field.share, "box": box})

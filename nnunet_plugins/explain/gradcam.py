@@ -1,6 +1,6 @@
 """Seg-Grad-CAM: which places of a layer speak for a class, where the network predicts it.
 
-    map = ReLU(sum_c w_c A_c),  w_c = mean over the layer's voxels of d(sum of the class's logits over its voxels) / dA_c
+    map = ReLU(sum_c w_c A_c),  w_c = mean over the layer's voxels of d(sum of the class's logits over its own) / dA_c
 
 Vinogradova et al. 2020, "Towards Interpretable Semantic Segmentation via Gradient-weighted Class Activation Mapping"
 (AAAI, arXiv:2002.11434), after Selvaraju et al. 2017 (arXiv:1610.02391); computed by captum. The voxels are those where
@@ -44,7 +44,7 @@ def grad_cam(
 
     def evidence(x: torch.Tensor) -> torch.Tensor:
         # captum keeps the layer's last output: a second pass for the mask would take the first one's from the graph.
-        logits = network(x)[:, :, *kept]
+        logits = network(x)[(slice(None), slice(None), *kept)]
         mask = torch.stack([is_predicted(one, channel, regions=regions) for one in logits.detach()])
         return (logits[:, channel].float() * mask).flatten(1).sum(dim=1)
 
@@ -113,9 +113,7 @@ class GradCam:
         if free is None:
             return True
         channels = self.model.patch_shape[1]
-        setting = Setting(
-            predictor.plans_manager, predictor.configuration_manager, channels, self.logits.shape[0]
-        )
+        setting = Setting(predictor.plans_manager, predictor.configuration_manager, channels, self.logits.shape[0])
         build = partial(build_network, find_trainer(self.model.trainer), setting, deep_supervision=False)
         cuda = self.model.device.type == "cuda"
         try:

@@ -192,7 +192,9 @@ def _require_layer(model: Model, name: str, shapes: dict[str, tuple[int, ...]]) 
         return
     near = difflib.get_close_matches(name, shapes, 5, 0.4) or list(shapes)[:5]
     reason = "gives no map" if name in dict(model.network.named_modules()) else "does not exist"
-    raise InputError(f"{model.trainer}: the layer {name!r} {reason}; layers with a map are, for example, {', '.join(near)}")
+    raise InputError(
+        f"{model.trainer}: the layer {name!r} {reason}; layers with a map are, for example, {', '.join(near)}"
+    )
 
 
 @torch.no_grad()

@@ -126,14 +126,21 @@ def draw_panel(
     figure.text(0.5, 1 - 10 / size[1], heading, fontsize=8, ha="center", va="center")
     for start, width, (name, axis) in zip(starts, widths, planes, strict=False):
         place = f"{name}, {centre[axis] + 1} of {scene.image.shape[axis]}"
-        figure.text((_LEFT + start + width / 2) / size[0], 1 - 28 / size[1], place, fontsize=6, ha="center", va="center")
+        figure.text(
+            (_LEFT + start + width / 2) / size[0], 1 - 28 / size[1], place, fontsize=6, ha="center", va="center"
+        )
     for number, (layer, norm) in enumerate(zip(layers, norms, strict=True)):
         bottom = size[1] - _TOP - number * (height + _GAP) - height
         middle = (bottom + height / 2) / size[1]
         figure.text(10 / size[0], middle, layer.title, fontsize=6, rotation=90, ha="center", va="center")
         if number and norm is shared:
             continue
-        box = ((size[0] - _RIGHT + 8) / size[0], (bottom + 0.1 * height) / size[1], 12 / size[0], 0.8 * height / size[1])
+        box = (
+            (size[0] - _RIGHT + 8) / size[0],
+            (bottom + 0.1 * height) / size[1],
+            12 / size[0],
+            0.8 * height / size[1],
+        )
         bar = figure.colorbar(_mappable(norm), cax=figure.add_axes(box))
         bar.ax.tick_params(labelsize=6)
         if layer.names:

@@ -87,5 +87,7 @@ def measure(values: NDArray[np.float64]) -> Field:
         if values[box].sum() >= INSIDE * total or radius > max(values.shape):
             break
         radius += 1
-    size = tuple(part.stop - part.start for part in (slice(*one.indices(n)) for one, n in zip(box, values.shape, strict=True)))
+    size = tuple(
+        part.stop - part.start for part in (slice(*one.indices(n)) for one, n in zip(box, values.shape, strict=True))
+    )
     return Field(values / largest, float((values > THRESHOLD * largest).mean()), size)
