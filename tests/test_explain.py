@@ -15,6 +15,7 @@ from torch import nn
 from nnunet_plugins import backbones
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.cli import main
+from nnunet_plugins.explain.activations import find_sites
 from nnunet_plugins.explain.gates import find_gates
 from nnunet_plugins.explain.gradcam import grad_cam
 from nnunet_plugins.explain.model import find_layers, load_model
@@ -77,7 +78,9 @@ REGIONS = {"background": 0, "all": [1, 2], "one": [2]}
 SPACING = (2.0, 0.8, 1.1)  # of the images, (x, y, z)
 
 
-def write_model(root: Path, trainer: str, plan: str = "3d isotropic", weights=None, labels=LABELS, spacing=None):
+def write_model(
+    root: Path, trainer: str, plan="3d isotropic", weights=None, labels=LABELS, spacing=None, reader="SimpleITKIO"
+) -> Path:
     """Write a model as nnU-Net's training leaves it; returns its folder."""
     plans, dataset = training.plans_and_dataset(plan)
     chosen = plans["configurations"].pop(training.CONFIGURATION)
@@ -93,6 +96,7 @@ def write_model(root: Path, trainer: str, plan: str = "3d isotropic", weights=No
     chosen["spacing"] = list(spacing or [SPACING[::-1][axis] for axis in FORWARD])[-len(chosen["patch_size"]) :]
     plans["configurations"]["inside"] = chosen
     plans |= {"dataset_name": DATASET, "plans_name": "plans", "transpose_forward": FORWARD, "transpose_backward": BACK}
+    plans["image_reader_writer"] = reader
     plans["foreground_intensity_properties_per_channel"] = {"0": {}, "1": {}}
     dataset["labels"] = labels
     if labels is REGIONS:
@@ -217,6 +221,13 @@ class TestGeometry:
             np.testing.assert_allclose(found.header.get_zooms(), image.header.get_zooms(), atol=1e-6)
         assert nibabel.load(maps[0]).get_data_dtype() == np.float32
 
+    def test_a_reader_that_turns_the_axes_is_undone(self, root, images, tmp_path):
+        reader = "NibabelIOWithReorient"
+        model = write_model(root / "turned", "nnUNetTrainerKnown", weights=WEIGHTS, reader=reader)
+        explain(model, images, tmp_path, "--maps", "activations", "--layer", "seen", "--channels", 1)
+        (file,) = (tmp_path / "case").glob("activation_*")
+        np.testing.assert_allclose(read(file), normalised(images)[int(file.name[16])], atol=1e-4)
+
     def test_maps_are_resampled_as_the_image_was(self, root, images, tmp_path):
         """At another spacing a smooth image comes back."""
         spacing = [1.0, 1.6, 1.3]
@@ -340,9 +351,11 @@ class TestAttention:
 
 class TestFabric:
     def test_cells_gates_and_their_history(self, fabric, images, tmp_path, capsys):
-        explain(fabric, images, tmp_path, "--maps", "activations", "gates", "--channels", 1)
+        layer = ("--layer", "bottleneck.cells.3", "--channels", 1)
+        explain(fabric, images, tmp_path, "--maps", "activations", "gates", *layer)
         names = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "case").glob("activation_*")}
-        assert {f"activation_cell-2-1_{part}" for part in ("before1", "after", "rate1", "rate2", "out")} <= names
+        parts = {name.removeprefix("activation_cell-2-1_") for name in names}
+        assert {"before1", "before2", "after", "rate1", "rate2", "out"} <= parts
         gates = pd.read_csv(tmp_path / "gates.csv")
         weights = torch.load(fabric / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
         truth = torch.cat([weights[key].sigmoid() for key in weights if "wrs" in key])
@@ -351,6 +364,13 @@ class TestFabric:
         for picture in ("fabric.png", "gates_over_epochs.png", "case/panels/activation_cell-2-1_out.png"):
             assert (tmp_path / picture).stat().st_size > 1000
         assert f"{len(truth)} gates, from" in capsys.readouterr().out
+
+    def test_the_cells_in_the_middle_are_shown(self):
+        network = build(backbones.find("nnUNetTrainerFIRENet"), "3d isotropic")
+        titles = [site.title for site in find_sites(network, (), "bottleneck")]
+        assert [title for title in titles if "output" in title] == [f"cell (2,{n}), output" for n in (1, 2, 3)]
+        assert "cell (2,2), from stem (0,2) before WRS" not in titles
+        assert "cell (2,2), from cell (1,3) before WRS" in titles
 
     def test_a_bad_table_of_gates_costs_no_map(self, fabric, images, tmp_path, capsys):
         (fabric / "fold_0" / "gates.csv").write_text("one,two\n1,2\n")

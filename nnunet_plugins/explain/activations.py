@@ -93,11 +93,16 @@ def _in_aspp(module: str, aspp: ASPP3D, short: str, title: str) -> list[Site]:
     places = []
     for number, branch in enumerate(aspp.branches):
         if isinstance(branch, ConvBlock):
-            rate = "x".join(map(str, dict.fromkeys(branch[0].dilation)))
+            convolution: Any = branch[0]
+            rate = _short(convolution.dilation)
             # The convolution and what follows it are called apart, so that the whole block has no output of its own.
             last = f"{module}.branches.{number}.{len(branch) - 1}"
             places.append(Site(f"{short}_rate{rate}", f"{title}, dilation rate {rate}", last))
     return places
+
+
+def _short(rate: Sequence[int]) -> str:
+    return str(rate[0]) if len({*rate}) == 1 else "x".join(map(str, rate))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from nnunet_plugins.explain.attention import find_shares, rates_of
 from nnunet_plugins.explain.gradcam import GradCam
 from nnunet_plugins.explain.model import Head, Model, Wanted
 from nnunet_plugins.explain.panels import Layer, Scene, centre_of, crop_of, draw_panel, gray
-from nnunet_plugins.explain.slices import Stack, Viewer, cut
+from nnunet_plugins.explain.slices import VIEWERS, Stack, Viewer, cut
 from nnunet_plugins.explain.windows import Windows
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import Header, read_header
@@ -32,7 +32,7 @@ from nnunet_plugins.submission.images import ImageError, read_image
 
 Log = Callable[[str], None]
 
-_KINDS = {"attention": "attention_*.nii.gz", "gradcam": "gradcam_*.nii.gz", "activations": "activation_*.nii.gz"}
+_FILES = {"attention": "attention_*.nii.gz", "gradcam": "gradcam_*.nii.gz", "activations": "activation_*.nii.gz"}
 
 
 @dataclass
@@ -81,10 +81,11 @@ def _explain(
     windows, maps = _look(model, data, attention="attention" in wanted.maps)
     logits = maps.pop("")
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in wanted.maps:  # of an earlier run, of which other maps may have been asked
-        for old in folder.glob(_KINDS.get(kind, "")) if kind in _KINDS else ():
+    for pattern in (_FILES[kind] for kind in wanted.maps if kind in _FILES):
+        for old in folder.glob(pattern):  # of an earlier run, of which other layers or classes may have been asked
             old.unlink()
-    writer = _Writer(model, wanted, folder, header, left, image, find_labels(model.predictor, logits, left), name)
+    labels = find_labels(model.predictor, logits, left)
+    writer = _Writer(model, wanted, folder, header, left, image, labels, name, viewed=len(found) < VIEWERS)
     writer.write_segmentation()
     if "attention" in wanted.maps:
         writer.attention(maps)
@@ -130,6 +131,7 @@ class _Writer:
         image: `(channels, z, y, x)`, as the reader gives it.
         labels: the segmentation, likewise.
         name: of the case.
+        viewed: whether its slices go on the page.
     """
 
     def __init__(
@@ -142,8 +144,10 @@ class _Writer:
         image: NDArray[Any],
         labels: NDArray[Any],
         name: str,
+        *,
+        viewed: bool,
     ) -> None:
-        self.model, self.wanted, self.folder = model, wanted, folder
+        self.model, self.wanted, self.folder, self._viewed = model, wanted, folder, viewed
         self.properties, self.written = properties, 0
         shape = header.grid.shape
         affines = properties.get("nibabel_stuff", {})
@@ -213,7 +217,8 @@ class _Writer:
         self.result.panels.append((heading, file))
 
     def _show(self, title: str, values: NDArray[Any], low: float, high: float, names: Sequence[str] = ()) -> None:
-        self._stacks.append(cut(title, values, low, high, names))
+        if self._viewed:
+            self._stacks.append(cut(title, values, low, high, names))
 
     def attention(self, maps: dict[str, torch.Tensor]) -> None:
         """Write attention by layer and rate, and the rate that has most; count what is in the classes."""
@@ -231,7 +236,8 @@ class _Writer:
             if len(rates) > 1:
                 # Numbers from 1 on; 0 is what nnU-Net crops away.
                 first = np.zeros(self.labels.shape, np.uint8)
-                first[self._box] = found[(slice(None), *self._box)].argmax(axis=0) + 1
+                inside = (slice(None), *self._box)
+                first[self._box] = found[inside].argmax(axis=0) + 1
                 self._write(f"attention_{layer}_argmax", first)
                 names = ("cropped", *rates)
                 layers.append(Layer("largest", first, names))
@@ -244,8 +250,6 @@ class _Writer:
 
     def gradcam(self, maker: GradCam) -> None:
         """Write Grad-CAM by class and layer; an empty map for a class that is not predicted."""
-        if self.model.predictor.configuration_manager.patch_size and not maker.whole:
-            self.result.notes.append("Grad-CAM in one window around each class")
         for head in self.wanted.heads:
             for layer in self.wanted.layers:
                 name = f"gradcam_{layer}_{head.name}"
@@ -261,6 +265,8 @@ class _Writer:
                 title = f"Grad-CAM of {head.name} at {layer}"
                 self._show(title, values, 0, 1)
                 self._panel(name, title, [Layer(head.name, values)], self._mask(head), crop=False)
+        if not maker.whole:
+            self.result.notes.append("Grad-CAM in one window around each class")
 
     def activations(self, windows: Windows) -> None:
         """Write the activations of chosen layers."""
@@ -281,8 +287,9 @@ class _Writer:
 
     def finish(self) -> Explained:
         """Return what comes of the case."""
-        below = cut("image", self.scene.image, 0, 1)
-        self.result.viewer = Viewer(below, self._stacks, self.scene.spacing)
+        if self._viewed:
+            below = cut("image", self.scene.image, 0, 1)
+            self.result.viewer = Viewer(below, self._stacks, self.scene.spacing)
         return self.result
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.explain.attention import COLUMNS, describe, summarise
 from nnunet_plugins.explain.case import Explained, begin_case
@@ -13,7 +14,7 @@ from nnunet_plugins.explain.gates import as_table, find_gates, read_history
 from nnunet_plugins.explain.model import Model, Wanted
 from nnunet_plugins.explain.page import write_page
 from nnunet_plugins.explain.panels import draw_fabric, draw_field, draw_history
-from nnunet_plugins.explain.receptive_field import INSIDE, THRESHOLD, find_field
+from nnunet_plugins.explain.receptive_field import INPUTS, INSIDE, THRESHOLD, find_field
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.finding import image_ending
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
@@ -63,13 +64,22 @@ def explain_cases(model: Model, wanted: Wanted, inputs: Sequence[Path], outputs:
     """
     cases = find_named(model, inputs, outputs, log)
     outputs.mkdir(parents=True, exist_ok=True)
-    pictures = [*_fields(model, wanted, outputs, log), *_gates(model, wanted, outputs, log)]
     found: list[Explained] = []
     failed: list[str] = []
+    pictures: list[tuple[str, Path]] = []
+    if "erf" in wanted.maps:
+        try:
+            pictures += _fields(model, wanted, outputs, log)
+        except Exception as error:  # whatever a library raises where memory runs out
+            if not memory.is_out_of_memory(error):
+                raise
+            log(f"The effective receptive field FAILED: out of memory: {memory.describe_limit()}")
+            failed.append("erf")
+    pictures += _gates(model, wanted, outputs, log)
     if {"attention", "gradcam", "activations"} & {*wanted.maps}:
         begin = partial(begin_case, model, wanted, outputs, found, log)
         remedy = "Use --tiles, fewer --maps, or a machine with more"
-        failed = predict_each(model.source, cases, outputs, begin, log, remedy=remedy)
+        failed += predict_each(model.source, cases, outputs, begin, log, remedy=remedy)
     summary = _shares(found, outputs, log)
     write_page(outputs / "index.html", model, found, pictures, summary)
     log(f"Wrote {outputs / 'index.html'}")
@@ -77,9 +87,8 @@ def explain_cases(model: Model, wanted: Wanted, inputs: Sequence[Path], outputs:
 
 
 def _fields(model: Model, wanted: Wanted, outputs: Path, log: Log) -> list[tuple[str, Path]]:
-    if "erf" not in wanted.maps:
-        return []
     pictures, rows = [], []
+    log(f"Effective receptive field, {INPUTS} passes with gradients")
     for layer in wanted.named or (None,):
         name = layer or "logits"
         field = find_field(model.network, layer, model.patch_shape, model.device)

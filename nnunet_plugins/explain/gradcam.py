@@ -44,7 +44,8 @@ def grad_cam(
 
     def evidence(x: torch.Tensor) -> torch.Tensor:
         # captum keeps the layer's last output: a second pass for the mask would take the first one's from the graph.
-        logits = network(x)[(slice(None), slice(None), *kept)]
+        inside = (slice(None), slice(None), *kept)
+        logits = network(x)[inside]
         mask = torch.stack([is_predicted(one, channel, regions=regions) for one in logits.detach()])
         return (logits[:, channel].float() * mask).flatten(1).sum(dim=1)
 
@@ -98,9 +99,9 @@ class GradCam:
                 slice(max(inside.start - box.start, 0), max(min(inside.stop, box.stop) - box.start, 0))
                 for inside, box in zip(windows.kept[-windows.axes :], place[-windows.axes :], strict=True)
             )
-            cam = partial(grad_cam, network, module, windows.take(place), head.channel)
-            with windows.precision():
-                found[place[1:]] = cam(regions=self._regions, kept=kept).cpu()
+            # In single precision, also on CUDA: in half precision small gradients are zero.
+            x = windows.take(place)
+            found[place[1:]] = grad_cam(network, module, x, head.channel, regions=self._regions, kept=kept).cpu()
         largest = found.max()
         return (found / largest if largest > 0 else found)[windows.kept[1:]]
 
@@ -115,11 +116,9 @@ class GradCam:
         channels = self.model.patch_shape[1]
         setting = Setting(predictor.plans_manager, predictor.configuration_manager, channels, self.logits.shape[0])
         build = partial(build_network, find_trainer(self.model.trainer), setting, deep_supervision=False)
-        cuda = self.model.device.type == "cuda"
+        device = "cuda" if self.model.device.type == "cuda" else "cpu"
         try:
-            forecast = forecast_training(
-                build, (1, channels, *size), autocast=cuda, device="cuda" if cuda else "cpu", optimizer_copies=0
-            )
+            forecast = forecast_training(build, (1, channels, *size), autocast=False, device=device, optimizer_copies=0)
         except Exception:  # whatever a foreign network raises, or fake tensors cannot do
             return False
         return forecast.peak_bytes_training <= free

@@ -12,10 +12,8 @@ import pandas as pd
 
 from nnunet_plugins.explain.case import Explained
 from nnunet_plugins.explain.model import Model
+from nnunet_plugins.explain.slices import VIEWERS
 from nnunet_plugins.files import write_text
-
-VIEWERS = 6
-"""Cases with slices on the page, some MB each; all have their pictures and files beside it."""
 
 _FOLDER = Path(__file__).parent
 

@@ -50,8 +50,8 @@ def find_field(network: nn.Module, layer: str | None, shape: tuple[int, ...], de
         x = torch.randn(shape, generator=generator).to(device).requires_grad_()
         output = _output(network, layer, x)
         channel = number * output.shape[1] // INPUTS
-        middle = output[(0, channel, *(n // 2 for n in output.shape[2:]))]
-        (gradient,) = torch.autograd.grad(middle, x)
+        place = (0, channel, *(n // 2 for n in output.shape[2:]))
+        (gradient,) = torch.autograd.grad(output[place], x)
         total += gradient[0].abs().sum(dim=0).double().cpu()
     return measure(total.numpy())
 

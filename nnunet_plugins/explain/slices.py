@@ -12,6 +12,9 @@ from PIL import Image
 
 from nnunet_plugins.explain.panels import COLOURS
 
+VIEWERS = 6
+"""Cases with slices on a page, some MB each; all have their pictures and files beside it."""
+
 SLICES, SIZE = 24, 192
 """At most, of each map, and voxels of their longer side: a page holds some hundred of them."""
 

@@ -151,7 +151,8 @@ def maps_in_image(predictor: nnUNetPredictor, maps: torch.Tensor, properties: di
     resample = predictor.configuration_manager.resampling_fn_probabilities
     kept = np.asarray(resample(maps.float().numpy(), size, *_spacings(predictor, properties)), np.float32)
     whole = np.zeros((len(maps), *properties["shape_before_cropping"]), np.float32)
-    whole[(slice(None), *(slice(*bounds) for bounds in properties["bbox_used_for_cropping"]))] = kept
+    box = (slice(None), *(slice(*bounds) for bounds in properties["bbox_used_for_cropping"]))
+    whole[box] = kept
     return whole.transpose(0, *(axis + 1 for axis in plans.transpose_backward))
 
 
