@@ -361,6 +361,7 @@ class TestFabric:
         truth = torch.cat([weights[key].sigmoid() for key in weights if "wrs" in key])
         assert sorted(gates["value"]) == pytest.approx(sorted(truth.tolist()), abs=1e-6)
         assert gates["gate"][0] == "cell (1,1) <- stem (0,1)"
+        assert gates["gate"].iloc[-1] == "decoder 2 <- shortcut"
         for picture in ("fabric.png", "gates_over_epochs.png", "case/panels/activation_cell-2-1_out.png"):
             assert (tmp_path / picture).stat().st_size > 1000
         assert f"{len(truth)} gates, from" in capsys.readouterr().out

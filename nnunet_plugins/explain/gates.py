@@ -9,6 +9,7 @@ from torch import nn
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.networks.fabric import Cell, DenseResidualFabric, Node
+from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.networks.layers.wrs import WRS
 
 HISTORY = "gates.csv"
@@ -31,8 +32,9 @@ class Gate:
 
 
 def find_gates(network: nn.Module) -> list[Gate]:
-    """Return all gates of a network; those of a fabric are named as `DenseResidualFabric.describe` names them."""
-    found, inside = [], set()
+    """Return all gates of a network; those of a fabric have the names that `describe` gives its nodes."""
+    found: list[Gate] = []
+    inside: set[nn.Module] = set()
     for fabric in network.modules():
         if not isinstance(fabric, DenseResidualFabric):
             continue
@@ -44,6 +46,12 @@ def find_gates(network: nn.Module) -> list[Gate]:
                 kind = "stem" if source.column == 0 else "cell"
                 name = f"{there} <- {kind} ({source.column},{source.branch})"
                 found.append(Gate(name, value, (source, target)))
+    if isinstance(network, FIRENet):
+        for level, wrs in enumerate(network.decoder.wrs, start=1):
+            assert isinstance(wrs, WRS)
+            inside.add(wrs)
+            terms = zip(("below", "shortcut"), wrs.gates.tolist(), strict=True)
+            found += [Gate(f"decoder {level} <- {term}", value) for term, value in terms]
     for name, module in network.named_modules():
         if isinstance(module, WRS) and module not in inside:
             found += [Gate(f"{name} <- {number}", value) for number, value in enumerate(module.gates.tolist())]

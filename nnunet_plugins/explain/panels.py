@@ -227,8 +227,8 @@ def draw_fabric(file: Path, gates: Sequence[Gate]) -> None:
                 "connectionstyle": f"arc3,rad={-bend}",
                 "color": colour,
                 "linewidth": 0.4 + 4 * value,
-                "shrinkA": 9,
-                "shrinkB": 9,
+                "shrinkA": 14,
+                "shrinkB": 12,
             },
         )
     nodes = {node for edge, _ in edges for node in edge}
@@ -244,23 +244,25 @@ def draw_fabric(file: Path, gates: Sequence[Gate]) -> None:
 
 
 def draw_history(file: Path, history: pd.DataFrame) -> None:
-    """Draw gates over the epochs; those that end furthest from the middle are named."""
+    """Draw gates over the epochs; the four that end highest and the four that end lowest are named."""
     figure = Figure(figsize=(7, 3.6), dpi=_DPI, layout="constrained")
     place = figure.subplots()
     last = history.iloc[-1]
     named = {*last.nlargest(4).index, *last.nsmallest(4).index}
     norm = Normalize(last.min(), last.max() if last.max() > last.min() else last.min() + 1)
     for gate, values in history.items():
-        colour = _mappable(norm).to_rgba(last[gate])
-        # One epoch is a point.
-        marker = "." if len(history) == 1 else ""
-        place.plot(history.index, values, color=colour, linewidth=1, marker=marker)
-        if gate in named:
-            place.annotate(str(gate), (history.index[-1], last[gate]), fontsize=5, va="center")
+        place.plot(
+            history.index,
+            values,
+            color=_mappable(norm).to_rgba(last[gate]),
+            linewidth=1,
+            marker="." if len(history) == 1 else "",  # one epoch is a point
+        )
+    order = [gate for gate in last.sort_values(ascending=False).index if gate in named]
+    lines = dict(zip(history.columns, place.lines, strict=True))
+    place.legend([lines[gate] for gate in order], order, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     place.set_xlabel("epoch", fontsize=8)
     place.set_ylabel("gate", fontsize=8)
-    place.margins(x=0.25)
-    place.set_xlim(left=float(history.index[0]))
     place.tick_params(labelsize=7)
     _save(figure, file)
 
