@@ -57,7 +57,7 @@ def shorten(code: str) -> str:
         if line.startswith("nnunet-plugins predict"):
             line += " -device cpu" + ("" if "-p" in line.split() else " -p small")
         if line.startswith("nnunet-plugins explain"):
-            line += " -device cpu"
+            line += " -device cpu" + ("" if "--maps" in line.split() else " --maps gradcam gates")
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -f 0 --device cpu"
             line += "" if "--merged" in line or "-p" in line.split() else " -p small"  # merged: no such plans

@@ -16,8 +16,9 @@ from nnunet_plugins import backbones
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.cli import main
 from nnunet_plugins.explain.activations import find_sites
+from nnunet_plugins.explain.case import look_at
 from nnunet_plugins.explain.gates import find_gates
-from nnunet_plugins.explain.gradcam import grad_cam
+from nnunet_plugins.explain.gradcam import GradCam, grad_cam
 from nnunet_plugins.explain.model import find_layers, load_model
 from nnunet_plugins.explain.receptive_field import find_field, measure
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
@@ -297,6 +298,42 @@ class TestGradCam:
         found = read(tmp_path / "case" / "gradcam_encoder.stages.2_all.nii.gz")
         assert found.max() == pytest.approx(1, abs=0.2)
         assert (found[CROP] > 0).any()
+
+
+class TestMemory:
+    """An image of 40x24x24 voxels, for a patch of 24x24x24."""
+
+    @pytest.fixture
+    def model(self, known):
+        source = model_in(known, ["0"], "checkpoint_final.pth")
+        return load_model(source, torch.device("cpu"), None, tiles=False)
+
+    @pytest.fixture
+    def data(self) -> torch.Tensor:
+        return torch.randn(2, 40, 24, 24, generator=torch.Generator().manual_seed(0))
+
+    def test_gradients_that_do_not_fit_are_those_of_a_window(self, model, data):
+        windows, maps = look_at(model, data, attention=False)
+        assert windows.whole
+        (logits,) = maps.values()
+        whole = GradCam(model, windows, logits)
+        assert whole.map(model.heads[0], "seen").amax(dim=(1, 2)).all()
+        model.predictor.most_bytes = 1000
+        part = GradCam(model, windows, logits)
+        assert not part.whole
+        assert part.map(model.heads[0], "seen").amax(dim=(1, 2)).count_nonzero() == 24
+
+    def test_a_pass_that_runs_out_is_made_in_tiles(self, model, data):
+        truth = look_at(model, data, attention=False)[1][""]
+
+        def refuse(_module, inputs):
+            if inputs[0].shape[2:] != (24, 24, 24):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+        model.network.register_forward_pre_hook(refuse)
+        windows, maps = look_at(model, data, attention=False)
+        assert windows.describe() == "in 3 tiles"
+        torch.testing.assert_close(maps[""], truth)  # of a network that sees one voxel at a time
 
 
 class TestAttention:

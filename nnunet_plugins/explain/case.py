@@ -78,7 +78,7 @@ def _explain(
     properties: dict[str, Any],
 ) -> str:
     data, left = preprocess(model.predictor, image, None, properties)
-    windows, maps = _look(model, data, attention="attention" in wanted.maps)
+    windows, maps = look_at(model, data, attention="attention" in wanted.maps)
     logits = maps.pop("")
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in (_FILES[kind] for kind in wanted.maps if kind in _FILES):
@@ -98,7 +98,7 @@ def _explain(
     return "; ".join([f"{size} voxels {windows.describe()}, {writer.written} maps", *writer.result.notes])
 
 
-def _look(model: Model, data: torch.Tensor, *, attention: bool) -> tuple[Windows, dict[str, torch.Tensor]]:
+def look_at(model: Model, data: torch.Tensor, *, attention: bool) -> tuple[Windows, dict[str, torch.Tensor]]:
     """Let an image through the network; returns its windows, its logits under "", and attention by layer."""
 
     def look(x: torch.Tensor) -> dict[str, torch.Tensor]:
