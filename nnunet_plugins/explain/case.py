@@ -115,7 +115,7 @@ def look_at(model: Model, data: torch.Tensor, *, attention: bool) -> tuple[Windo
             raise
     # Not in the handler: the error holds what the pass had allocated.
     empty_cache(model.device)
-    windows = Windows(model.predictor, data, tiles=True)
+    windows = Windows(model.predictor, data, tiles="memory ran out in one pass")
     return windows, windows.gather(look)
 
 

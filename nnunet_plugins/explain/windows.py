@@ -15,7 +15,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch.nn import functional
 
 from nnunet_plugins.networks.layers.blocks import INTERPOLATION
-from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor
+from nnunet_plugins.prediction.whole_volume import Way, WholeVolumePredictor
 
 Look = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 """Takes a part `(1, channels, *size)`; returns maps `(1, maps, *any)` by name."""
@@ -27,7 +27,7 @@ class Windows:
     Args:
         predictor: with the plans; it says whether one pass is possible.
         image: `(channels, z, y, x)`.
-        tiles: nnU-Net's tiles even so.
+        tiles: why there are to be nnU-Net's tiles even so; empty if not.
 
     Attributes:
         image: padded to what the network takes.
@@ -36,13 +36,15 @@ class Windows:
         whole: whether a window is all of the image, or of a slice.
     """
 
-    def __init__(self, predictor: nnUNetPredictor, image: torch.Tensor, *, tiles: bool = False) -> None:
-        self._predictor, self.device = predictor, predictor.device
+    def __init__(self, predictor: nnUNetPredictor, image: torch.Tensor, *, tiles: str = "") -> None:
+        self.device = predictor.device
         self.patch = tuple(predictor.configuration_manager.patch_size)
         size = tuple(image.shape[1:])
         own = size[-self.axes :]
-        one_pass = isinstance(predictor, WholeVolumePredictor) and not tiles
-        chosen = predictor.way(size).size if one_pass else None
+        way = Way(None, tiles)
+        if isinstance(predictor, WholeVolumePredictor) and not tiles:
+            way = predictor.way(size)
+        chosen, self._reason = way.size, way.reason
         self.whole = chosen is not None
         self.places: list[tuple[Any, ...]]
         if chosen is not None:
@@ -66,7 +68,7 @@ class Windows:
         """Say how the image goes through the network."""
         if self.whole:
             return "in one pass" if self.axes == 3 else "slice by slice"
-        return f"in {len(self.places)} tiles"
+        return f"in {len(self.places)} tiles" + (f" ({self._reason})" if self._reason else "")
 
     def take(self, place: tuple[Any, ...]) -> torch.Tensor:
         """Return the window at a place, `(1, channels, *size)`, on the device."""
