@@ -21,6 +21,7 @@ from nnunet_plugins.explain.gates import find_gates
 from nnunet_plugins.explain.gradcam import GradCam, grad_cam
 from nnunet_plugins.explain.model import find_layers, load_model
 from nnunet_plugins.explain.receptive_field import find_field, measure
+from nnunet_plugins.explain.windows import Windows
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
 from nnunet_plugins.submission.sources import model_in
 from nnunet_plugins.testing import training
@@ -322,6 +323,14 @@ class TestMemory:
         part = GradCam(model, windows, logits)
         assert not part.whole
         assert part.map(model.heads[0], "seen").amax(dim=(1, 2)).count_nonzero() == 24
+
+    def test_the_window_of_a_class_in_two_places_shows_one_of_them(self, model, data):
+        windows = Windows(model.predictor, data)
+        mask = torch.zeros(40, 24, 24, dtype=torch.bool)
+        mask[:2, 10, 10] = mask[37:, 10, 10] = True
+        (place,) = windows.around(mask, whole=False)
+        assert mask[place[1:]].any()
+        assert windows.image[place].shape == (2, 24, 24, 24)
 
     def test_a_pass_that_runs_out_is_made_in_tiles(self, model, data):
         truth = look_at(model, data, attention=False)[1][""]

@@ -131,7 +131,9 @@ class Windows:
         sizes: Sequence[int] = self.image.shape[-self.axes :]
         if whole:
             return [slice(0, n) for n in sizes]
-        centre = mask.nonzero().float().mean(dim=0).tolist()
+        where = mask.nonzero().float()
+        # A voxel of the class: between two parts of it there may be nothing.
+        centre = where[(where - where.mean(dim=0)).square().sum(dim=1).argmin()].tolist()
         box = []
         for middle, kept, patch, n in zip(centre, self.kept[-self.axes :], self.patch, sizes, strict=True):
             first = round(middle) + (kept.start or 0) - patch // 2
