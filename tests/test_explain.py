@@ -543,15 +543,15 @@ def test_the_page_shows_slices_without_a_network(browser, of_known):
     page.goto((of_known / "index.html").as_uri())
     page.locator(".viewer").wait_for()
     lower, upper = (page.locator(".stack img").nth(number) for number in range(2))
-    assert page.get_by_label("Map", exact=True).locator("option").count() == 3
+    assert page.locator("[name=map] option").count() == 3
     before = lower.get_attribute("src"), upper.get_attribute("src")
-    page.get_by_label("Slice").fill("3")
+    page.locator("[name=slice]").fill("3")
     after = lower.get_attribute("src"), upper.get_attribute("src")
     assert all(one != other for one, other in zip(before, after, strict=True))
-    page.get_by_label("Map", exact=True).select_option("Grad-CAM of nodule at seen")
+    page.locator("[name=map]").select_option("seen, channel 1")
     assert upper.get_attribute("src") != after[1]
     assert lower.get_attribute("src") == after[0]
-    page.get_by_label("Map above").fill("0")
+    page.locator("[name=opacity]").fill("0")
     assert upper.evaluate("image => getComputedStyle(image).opacity") == "0"
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     assert page.locator("figure img").count() >= 3
