@@ -10,7 +10,7 @@ for (const viewer of document.querySelectorAll(".viewer")) {
     lower.src = below[slice.value];
     upper.src = stack.slices[slice.value];
     upper.style.opacity = opacity.value / 100;
-    viewer.querySelector("output").textContent = `slice ${numbers[slice.value]}`;
+    viewer.querySelector("output").textContent = numbers[slice.value];
     const names = stack.names.length ? stack.names : [stack.low.toPrecision(3), stack.high.toPrecision(3)];
     viewer.querySelector(".range").replaceChildren(
       ...names.map((name) => Object.assign(document.createElement("span"), { textContent: name })),
