@@ -16,6 +16,7 @@ from nnunet_plugins.demo import command_line as demo
 from nnunet_plugins.doctor import command_line as doctor
 from nnunet_plugins.engines import command_line as engines
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.explain import command_line as explain
 from nnunet_plugins.fixed_size import command_line as fixed_size
 from nnunet_plugins.merging import command_line as merging
 from nnunet_plugins.metrics import command_line as metrics
@@ -218,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
 
     prediction.add_command(commands)
     engines.add_command(commands)
+    explain.add_command(commands)
     metrics.add_command(commands)
 
     command = commands.add_parser(

@@ -58,6 +58,8 @@ def shorten(code: str) -> str:
             line += " -device cpu"
         if line.startswith(("nnunet-plugins predict", "nnunet-plugins export-onnx")):
             line += "" if "-p" in line.split() else " -p small"
+        if line.startswith("nnunet-plugins explain"):
+            line += " -device cpu" + ("" if "--maps" in line.split() else " --maps gradcam gates")
         if line.startswith("nnunet-plugins benchmark"):
             line = re.sub(r" --gpus \d+", "", line) + " -f 0 --device cpu"
             line += "" if "--merged" in line or "-p" in line.split() else " -p small"  # merged: no such plans

@@ -120,12 +120,10 @@ def find_labels(predictor: nnUNetPredictor, logits: torch.Tensor, properties: di
         properties: that preprocessing left.
     """
     plans, configuration, manager = predictor.plans_manager, predictor.configuration_manager, predictor.label_manager
-    size = properties["shape_after_cropping_and_before_resampling"]
-    own = [properties["spacing"][axis] for axis in plans.transpose_forward]
-    # 2D configurations leave the distance of slices as it is.
-    spacing = [*own[: len(size) - len(configuration.spacing)], *configuration.spacing]
+    spacing, own = _spacings(predictor, properties)
     axes = None
     if isinstance(configuration, Configuration) and _is_finite(logits):
+        size = properties["shape_after_cropping_and_before_resampling"]
         axes = configuration.axes_of_logits(logits.shape[1:], size, spacing, own)
     if axes is None:
         found: NDArray[Any] = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -136,3 +134,31 @@ def find_labels(predictor: nnUNetPredictor, logits: torch.Tensor, properties: di
     whole = np.zeros(properties["shape_before_cropping"], labels.dtype)
     whole[tuple(slice(*bounds) for bounds in properties["bbox_used_for_cropping"])] = labels
     return whole.transpose(plans.transpose_backward)
+
+
+def maps_in_image(predictor: nnUNetPredictor, maps: torch.Tensor, properties: dict[str, Any]) -> NDArray[np.float32]:
+    """Return maps of a preprocessed image where the image's own voxels are, resampled as logits are.
+
+    Args:
+        predictor: with the plans.
+        maps: `(maps, z, y, x)`, on the CPU.
+        properties: that preprocessing left.
+
+    Returns:
+        `(maps, z, y, x)`, in the order of the image's axes; zeros in what nnU-Net crops away.
+    """
+    plans, size = predictor.plans_manager, properties["shape_after_cropping_and_before_resampling"]
+    resample = predictor.configuration_manager.resampling_fn_probabilities
+    kept = np.asarray(resample(maps.float().numpy(), size, *_spacings(predictor, properties)), np.float32)
+    whole = np.zeros((len(maps), *properties["shape_before_cropping"]), np.float32)
+    box = (slice(None), *(slice(*bounds) for bounds in properties["bbox_used_for_cropping"]))
+    whole[box] = kept
+    return whole.transpose(0, *(axis + 1 for axis in plans.transpose_backward))
+
+
+def _spacings(predictor: nnUNetPredictor, properties: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Return the spacing of a preprocessed image, and that of the image, in the order of the plan's axes."""
+    planned = predictor.configuration_manager.spacing
+    own = [properties["spacing"][axis] for axis in predictor.plans_manager.transpose_forward]
+    # 2D configurations leave the distance of slices as it is.
+    return [*own[: len(own) - len(planned)], *planned], own

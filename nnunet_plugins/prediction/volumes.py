@@ -199,7 +199,7 @@ def _begin(
     previous = None if request.previous is None else _read_previous(request.previous / case.output.name, image, reader)
 
     def predict() -> str:
-        data, left = _preprocess(predictor, image, previous, properties)
+        data, left = preprocess(predictor, image, previous, properties)
         size = tuple(data.shape[1:])
         with network:
             logits = predictor.predict_logits_from_preprocessed_data(data)
@@ -219,9 +219,17 @@ def _files_of(case: Case, source: Source, request: Request) -> list[Path]:
     return [*others, case.output]
 
 
-def _preprocess(
+def preprocess(
     predictor: nnUNetPredictor, image: NDArray[Any], previous: NDArray[Any] | None, properties: dict[str, Any]
 ) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Return an image `(channels, z, y, x)` as a network takes it, and what undoing that needs.
+
+    Args:
+        predictor: with the plans.
+        image: `(channels, z, y, x)`, as nnU-Net's reader gives it.
+        previous: the labels `(1, z, y, x)` of a cascade's first stage, for its second.
+        properties: of the image, from the reader.
+    """
     p = predictor
     adapter = PreprocessAdapterFromNpy(
         [image], [previous], [dict(properties)], [None], p.plans_manager, p.dataset_json, p.configuration_manager

@@ -147,7 +147,7 @@ class WholeVolumePredictor(nnUNetPredictor):
             return Way(None, f"a pass of {format_size(own)} voxels is not possible: {type(error).__name__}: {reason}")
         if self.device.type == "cpu" and len(self.list_of_parameters or ()) > 1:
             needed += 4 * self.label_manager.num_segmentation_heads * prod(size)  # the folds before, added up
-        free = self._free_bytes()
+        free = self.free_bytes()
         if self.mode == "auto" and free is not None and needed > free:
             return Way(None, f"one pass takes {format_bytes(needed)} of memory, and {format_bytes(free)} are there")
         return Way(chosen)
@@ -163,7 +163,8 @@ class WholeVolumePredictor(nnUNetPredictor):
             one = _Pass(network, mirrored=self.use_mirroring and bool(self.allowed_mirroring_axes))
             return forecast_inference(one, (self._at_a_time, channels, *size), autocast=device == "cuda")
 
-    def _free_bytes(self) -> int | None:
+    def free_bytes(self) -> int | None:
+        """Return how much memory a pass may take; None if nobody knows."""
         if self.most_bytes is not None:
             return self.most_bytes
         free = memory.available_bytes()

@@ -186,6 +186,36 @@ def find_model(dataset: str, choice: Choice, folds: Sequence[str], checkpoint: s
     if not folder.is_dir():
         there = sorted(path.name for path in folder.parent.glob("*__*__*"))
         raise SubmissionError(f"{folder} is missing; trained for this dataset: {', '.join(there) or 'nothing'}")
+    return _open(folder, dataset, choice, folds, checkpoint, trusted=trusted)
+
+
+def model_in(folder: Path, folds: Sequence[str], checkpoint: str, *, trusted: bool = False) -> Source:
+    """Return the trained configuration in a folder, without the first stage of a cascade.
+
+    Args:
+        folder: that nnU-Net has made for it, whose name says trainer, plans and configuration.
+        folds: numbers, or "all".
+        checkpoint: file in each fold.
+        trusted: read checkpoints that may run code.
+
+    Raises:
+        SubmissionError: if it is no such folder, or something is missing in it.
+    """
+    parts = folder.absolute().name.split("__")
+    if len(parts) != 3 or not (folder / "plans.json").is_file():
+        there = ", ".join(sorted(path.name for path in folder.glob("*__*__*"))[:5])
+        raise SubmissionError(
+            f"{folder} is no folder of a trained configuration, which is nnUNet_results/DATASET/"
+            f"TRAINER__PLANS__CONFIGURATION, with plans.json{f'; in it are {there}' if there else ''}"
+        )
+    trainer, plans, configuration = parts
+    choice = Choice(trainer, configuration, plans)
+    return _open(folder, folder.absolute().parent.name, choice, folds, checkpoint, trusted=trusted)
+
+
+def _open(
+    folder: Path, dataset: str, choice: Choice, folds: Sequence[str], checkpoint: str, *, trusted: bool
+) -> Source:
     missing = [fold for fold in folds if not (folder / f"fold_{fold}" / checkpoint).is_file()]
     if missing:
         there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))

@@ -1,0 +1,144 @@
+"""All cases, what there is to say of the network itself, and the tables of both."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from nnunet_plugins import memory
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.explain.attention import COLUMNS, describe, summarise
+from nnunet_plugins.explain.case import Explained, begin_case
+from nnunet_plugins.explain.gates import as_table, find_gates, read_history
+from nnunet_plugins.explain.model import Model, Wanted
+from nnunet_plugins.explain.page import write_page
+from nnunet_plugins.explain.panels import draw_fabric, draw_field, draw_history
+from nnunet_plugins.explain.receptive_field import INPUTS, INSIDE, THRESHOLD, find_field
+from nnunet_plugins.files import whole_file
+from nnunet_plugins.images.finding import image_ending
+from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
+from nnunet_plugins.submission.cases import Case
+
+
+def find_named(model: Model, inputs: Sequence[Path], outputs: Path, log: Log) -> list[Case]:
+    """Return the cases that a user names by folders, or by the file of a channel.
+
+    Raises:
+        InputError: if there is no such file or folder, or two cases have one name.
+    """
+    cases: dict[str, Case] = {}
+    for path in inputs:
+        if path.is_dir():
+            found = cases_in(model.source, path, outputs, log)
+        elif path.is_file():
+            # What else is in the folder is not asked for.
+            name = path.name.removesuffix(image_ending(path.name))[: -len("_0000")]
+            there = cases_in(model.source, path.parent, outputs, lambda _: None)
+            found = [case for case in there if path in case.images or case.name == name]
+            if not found:
+                raise InputError(
+                    f"{path} is no channel of an image, which is called CASE_0000{image_ending(path.name)}"
+                )
+        else:
+            raise InputError(f"there is no image and no folder {path}")
+        for case in found:
+            if cases.setdefault(case.name, case).images != case.images:
+                raise InputError(f"two cases are called {case.name}: {cases[case.name].images[0]} and {case.images[0]}")
+    return list(cases.values())
+
+
+def explain_cases(model: Model, wanted: Wanted, inputs: Sequence[Path], outputs: Path, log: Log) -> list[str]:
+    """Write the maps of all cases, tables and a page; returns the cases of which that was not possible.
+
+    Args:
+        model: the network.
+        wanted: what to show.
+        inputs: images, or folders of them.
+        outputs: folder to write to; it is made.
+        log: takes lines.
+
+    Raises:
+        InputError: as `find_named`.
+        OSError: if nothing can be written.
+    """
+    cases = find_named(model, inputs, outputs, log)
+    outputs.mkdir(parents=True, exist_ok=True)
+    found: list[Explained] = []
+    failed: list[str] = []
+    pictures: list[tuple[str, Path]] = []
+    if "erf" in wanted.maps:
+        try:
+            pictures += _fields(model, wanted, outputs, log)
+        except Exception as error:  # whatever a library raises where memory runs out
+            if not memory.is_out_of_memory(error):
+                raise
+            log(f"The effective receptive field FAILED: out of memory: {memory.describe_limit()}")
+            failed.append("erf")
+    pictures += _gates(model, wanted, outputs, log)
+    if {"attention", "gradcam", "activations"} & {*wanted.maps}:
+        begin = partial(begin_case, model, wanted, outputs, found, log)
+        remedy = "Use --tiles, fewer --maps, or a machine with more"
+        failed += predict_each(model.source, cases, outputs, begin, log, remedy=remedy)
+    summary = _shares(found, outputs, log)
+    write_page(outputs / "index.html", model, found, pictures, summary)
+    log(f"Wrote {outputs / 'index.html'}")
+    return failed
+
+
+def _fields(model: Model, wanted: Wanted, outputs: Path, log: Log) -> list[tuple[str, Path]]:
+    pictures, rows = [], []
+    log(f"Effective receptive field, {INPUTS} passes with gradients")
+    for layer in wanted.named or (None,):
+        name = layer or "logits"
+        field = find_field(model.network, layer, model.patch_shape, model.device)
+        box, patch = ("x".join(map(str, size)) for size in (field.box, model.patch_shape[2:]))
+        said = (
+            f"Effective receptive field of {name}: {field.share:.1%} of the {patch} voxels are above {THRESHOLD:.0%} "
+            f"of the largest; {INSIDE:.0%} of all is in {box} voxels"
+        )
+        log(said)
+        rows.append({"layer": name, "patch": patch, "share": field.share, "box": box})
+        pictures.append((said, outputs / f"erf_{name}.png"))
+        draw_field(pictures[-1][1], f"Effective receptive field of {name}", field)
+    _write_table(pd.DataFrame(rows), outputs / "erf.csv")
+    return pictures
+
+
+def _gates(model: Model, wanted: Wanted, outputs: Path, log: Log) -> list[tuple[str, Path]]:
+    if "gates" not in wanted.maps:
+        return []
+    gates, pictures = find_gates(model.network), []
+    _write_table(as_table(gates), outputs / "gates.csv")
+    low, high = (choose(gates, key=lambda gate: gate.value) for choose in (min, max))
+    log(f"{len(gates)} gates, from {low.value:.3f} ({low.name}) to {high.value:.3f} ({high.name})")
+    if any(gate.edge for gate in gates):
+        pictures.append(("The fabric, each edge as wide as its gate is open", outputs / "fabric.png"))
+        draw_fabric(pictures[-1][1], gates)
+    folder = model.source.folder / f"fold_{model.source.folds[0]}"
+    try:
+        history = read_history(folder)
+    except InputError as error:  # which costs no map
+        log(str(error))
+        history = None
+    if history is not None and len(history) and len(history.columns):
+        pictures.append((f"Gates over the training, from {folder.name}/gates.csv", outputs / "gates_over_epochs.png"))
+        draw_history(pictures[-1][1], history)
+    return pictures
+
+
+def _shares(found: Sequence[Explained], outputs: Path, log: Log) -> pd.DataFrame | None:
+    rows = [row for case in found for row in case.shares]
+    if not rows:
+        return None
+    shares = pd.DataFrame(rows, columns=COLUMNS)
+    _write_table(shares, outputs / "attention.csv")
+    summary = summarise(shares)
+    _write_table(summary, outputs / "attention_summary.csv")
+    log(f"Attention, mean ± standard deviation over {shares['case'].nunique()} cases:\n{describe(summary)}")
+    return summary
+
+
+def _write_table(table: pd.DataFrame, file: Path) -> None:
+    with whole_file(file) as part:
+        table.to_csv(part, index=False)

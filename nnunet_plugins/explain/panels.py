@@ -1,0 +1,273 @@
+"""Pictures of maps: three planes through a class's centre, the image below and the map above; and of all else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from nnunet_plugins.explain.gates import Gate
+from nnunet_plugins.explain.receptive_field import THRESHOLD, Field
+from nnunet_plugins.files import whole_file
+
+COLOURS = "viridis"
+"""Perceptually uniform: equal steps of a map are equal steps to the eye."""
+
+_PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))  # of axes (z, y, x), as most images lie
+_LONGEST, _DPI, _ALPHA = 220, 100, 0.55  # pixels of the longest side, and to the inch; of the map
+_LEFT, _TOP, _RIGHT, _GAP = 20, 38, 90, 6  # pixels
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A map to draw.
+
+    Attributes:
+        title: of its row.
+        values: `(z, y, x)`.
+        names: of its values 0, 1, ..., if these are names and no numbers.
+    """
+
+    title: str
+    values: NDArray[Any]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What lies below the maps.
+
+    Attributes:
+        image: `(z, y, x)`, gray values from 0 to 1.
+        spacing: mm, likewise.
+        labels: the segmentation `(z, y, x)`, of which the outlines are drawn.
+    """
+
+    image: NDArray[Any]
+    spacing: tuple[float, ...]
+    labels: NDArray[Any]
+
+
+def gray(image: NDArray[Any]) -> NDArray[np.float32]:
+    """Return an image from 0 to 1, without its most extreme values."""
+    values = np.nan_to_num(np.asarray(image, np.float32))
+    low, high = np.percentile(values, (0.5, 99.5))
+    if high <= low:
+        low, high = values.min(), values.max()
+    return np.clip((values - low) / max(float(high - low), 1e-9), 0, 1).astype(np.float32)
+
+
+def centre_of(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Return the voxel of a class that is nearest to its centre; the middle of the image if it has none."""
+    where = np.argwhere(mask)
+    if not len(where):
+        return tuple(n // 2 for n in mask.shape)
+    return tuple(where[((where - where.mean(axis=0)) ** 2).sum(axis=1).argmin()].tolist())
+
+
+def crop_of(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """Return the box of a class with half of its size around it; the whole image if it has none."""
+    where = np.argwhere(mask)
+    if not len(where):
+        return tuple(slice(0, n) for n in mask.shape)
+    low, high = where.min(axis=0), where.max(axis=0) + 1
+    margin = np.maximum(4, (high - low) // 2)
+    ends = zip(low - margin, high + margin, mask.shape, strict=True)
+    return tuple(slice(max(int(a), 0), min(int(b), n)) for a, b, n in ends)
+
+
+def draw_panel(
+    file: Path,
+    heading: str,
+    scene: Scene,
+    layers: Sequence[Layer],
+    centre: Sequence[int],
+    crop: tuple[slice, ...] | None = None,
+) -> None:
+    """Draw maps row by row, each in three planes; maps with numbers share one range, which the colour bar shows.
+
+    Args:
+        file: PNG to write.
+        heading: above all.
+        scene: below the maps.
+        layers: the maps.
+        centre: `(z, y, x)`, where the planes meet.
+        crop: box to show, which holds the centre.
+    """
+    crop = crop or tuple(slice(0, n) for n in scene.image.shape)
+    planes = [plane for plane in _PLANES if min(n for a, n in enumerate(scene.image.shape) if a != plane[1]) > 1]
+    planes = planes or [_PLANES[0]]
+    numbers = [layer.values for layer in layers if not layer.names]
+    low, high = (min(v.min() for v in numbers), max(v.max() for v in numbers)) if numbers else (0, 1)
+    shared = Normalize(low, high if high > low else low + 1)
+    norms = [BoundaryNorm(np.arange(len(one.names) + 1) - 0.5, 256) if one.names else shared for one in layers]
+    # One picture of all planes: a matplotlib axis for each would take a hundred times as long.
+    pixels = max((part.stop - part.start) * step for part, step in zip(crop, scene.spacing, strict=True)) / _LONGEST
+    pictures = [
+        [_plane(scene, one.values, norm, axis, centre, crop, pixels) for _, axis in planes]
+        for one, norm in zip(layers, norms, strict=True)
+    ]
+    height = max(len(picture) for picture in pictures[0])
+    widths = [picture.shape[1] for picture in pictures[0]]
+    starts = np.cumsum([0, *(width + _GAP for width in widths)])
+    sheet = np.ones((len(layers) * (height + _GAP), int(starts[-1]), 3))
+    for number, row in enumerate(pictures):
+        for start, picture in zip(starts, row, strict=False):
+            top = number * (height + _GAP)
+            sheet[top : top + len(picture), start : start + picture.shape[1]] = picture
+    size = np.array([_LEFT + sheet.shape[1] + _RIGHT, _TOP + len(sheet)])
+    figure = Figure(figsize=tuple(size / _DPI), dpi=_DPI)
+    figure.figimage(sheet, _LEFT, 0)
+    figure.text(0.5, 1 - 10 / size[1], heading, fontsize=8, ha="center", va="center")
+    for start, width, (name, axis) in zip(starts, widths, planes, strict=False):
+        place = f"{name}, {centre[axis] + 1} of {scene.image.shape[axis]}"
+        figure.text(
+            (_LEFT + start + width / 2) / size[0], 1 - 28 / size[1], place, fontsize=6, ha="center", va="center"
+        )
+    for number, (layer, norm) in enumerate(zip(layers, norms, strict=True)):
+        bottom = size[1] - _TOP - number * (height + _GAP) - height
+        middle = (bottom + height / 2) / size[1]
+        figure.text(10 / size[0], middle, layer.title, fontsize=6, rotation=90, ha="center", va="center")
+        if number and norm is shared:
+            continue
+        box = (
+            (size[0] - _RIGHT + 8) / size[0],
+            (bottom + 0.1 * height) / size[1],
+            12 / size[0],
+            0.8 * height / size[1],
+        )
+        bar = figure.colorbar(_mappable(norm), cax=figure.add_axes(box))
+        bar.ax.tick_params(labelsize=6)
+        if layer.names:
+            bar.set_ticks(range(len(layer.names)), labels=layer.names)
+    _save(figure, file)
+
+
+def _mappable(norm: Normalize) -> Any:
+    from matplotlib.cm import ScalarMappable
+
+    return ScalarMappable(norm, COLOURS)
+
+
+def _plane(
+    scene: Scene,
+    values: NDArray[Any],
+    norm: Normalize,
+    axis: int,
+    centre: Sequence[int],
+    crop: tuple[slice, ...],
+    pixels: float,
+) -> NDArray[Any]:
+    """Return a plane `(rows, columns, 3)` of the image with a map above it and outlines of the labels; mm a pixel."""
+    rest = [n for n in range(3) if n != axis]
+    length = [max(1, round((crop[n].stop - crop[n].start) * scene.spacing[n] / pixels)) for n in rest]
+    picked = [
+        crop[n].start + (np.arange(size) * (crop[n].stop - crop[n].start)) // size
+        for n, size in zip(rest, length, strict=True)
+    ]
+    if axis:  # the first slice is at the feet, mostly
+        picked[0] = picked[0][::-1]
+    place: list[Any] = [0, 0, 0]
+    place[axis] = centre[axis]
+    place[rest[0]], place[rest[1]] = picked[0][:, None], picked[1][None]
+    colours = _mappable(norm).to_rgba(values[tuple(place)])[..., :3]
+    found = (1 - _ALPHA) * scene.image[tuple(place)][..., None] + _ALPHA * colours
+    labels = scene.labels[tuple(place)].astype(np.int32)
+    edge = np.zeros(labels.shape, bool)
+    edge[1:] |= labels[1:] != labels[:-1]
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    found[edge] = 1
+    return found
+
+
+def draw_field(file: Path, heading: str, field: Field) -> None:
+    """Draw an effective receptive field in the planes through its middle, on a scale of powers of ten."""
+    values = np.maximum(field.values, 1e-4)
+    middle = [n // 2 for n in values.shape]
+    axes = range(values.ndim) if values.ndim == 3 else [None]
+    figure = Figure(figsize=(2.8 * len(axes) + 0.8, 3.2), dpi=_DPI, layout="constrained")
+    figure.suptitle(heading, fontsize=9)
+    norm = LogNorm(1e-4, 1)
+    places = figure.subplots(1, len(axes), squeeze=False)[0]
+    for place, axis in zip(places, axes, strict=True):
+        plane = values if axis is None else values.take(middle[axis], axis)
+        place.imshow(plane, cmap=COLOURS, norm=norm, interpolation="nearest")
+        if plane.min() < THRESHOLD < plane.max() and min(plane.shape) > 1:
+            place.contour(plane, levels=[THRESHOLD], colors="white", linewidths=0.8)
+        if axis is not None:
+            place.set_title(f"across axis {axis}", fontsize=7)
+        place.tick_params(labelsize=6)
+    bar = figure.colorbar(_mappable(norm), ax=list(places), shrink=0.8)
+    bar.set_label("gradient, of its largest; white: 1 %", fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+    _save(figure, file)
+
+
+def draw_fabric(file: Path, gates: Sequence[Gate]) -> None:
+    """Draw a fabric, each edge as wide and as bright as its gate is open."""
+    edges = [(gate.edge, gate.value) for gate in gates if gate.edge is not None]
+    norm = Normalize(min(value for _, value in edges), max(value for _, value in edges))
+    figure = Figure(figsize=(7, 3.6), dpi=_DPI, layout="constrained")
+    place = figure.subplots()
+    for (source, target), value in edges:
+        colour = _mappable(norm).to_rgba(value)
+        # Dense shortcuts pass over the cells between.
+        bend = 0.28 if target.column - source.column > 1 and source.branch == target.branch else 0.0
+        place.annotate(
+            "",
+            (target.column, -target.branch),
+            (source.column, -source.branch),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "connectionstyle": f"arc3,rad={-bend}",
+                "color": colour,
+                "linewidth": 0.4 + 4 * value,
+                "shrinkA": 14,
+                "shrinkB": 12,
+            },
+        )
+    nodes = {node for edge, _ in edges for node in edge}
+    last = max(node.column for node in nodes)
+    for node in nodes:
+        text = "stem" if node.column == 0 else "out" if node.column == last else f"{node.column},{node.branch}"
+        place.text(node.column, -node.branch, text, ha="center", va="center", fontsize=7)
+    place.set_xlim(-0.4, last + 0.4)
+    place.set_ylim(-max(node.branch for node in nodes) - 0.5, -0.2)
+    place.set_axis_off()
+    figure.colorbar(_mappable(norm), ax=place, shrink=0.8, label="gate")
+    _save(figure, file)
+
+
+def draw_history(file: Path, history: pd.DataFrame) -> None:
+    """Draw gates over the epochs; the four that end highest and the four that end lowest are named."""
+    figure = Figure(figsize=(7, 3.6), dpi=_DPI, layout="constrained")
+    place = figure.subplots()
+    last = history.iloc[-1]
+    named = {*last.nlargest(4).index, *last.nsmallest(4).index}
+    norm = Normalize(last.min(), last.max() if last.max() > last.min() else last.min() + 1)
+    for gate, values in history.items():
+        place.plot(
+            history.index,
+            values,
+            color=_mappable(norm).to_rgba(last[gate]),
+            linewidth=1,
+            marker="." if len(history) == 1 else "",  # one epoch is a point
+        )
+    order = [gate for gate in last.sort_values(ascending=False).index if gate in named]
+    lines = dict(zip(history.columns, place.lines, strict=True))
+    place.legend([lines[gate] for gate in order], order, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    place.set_xlabel("epoch", fontsize=8)
+    place.set_ylabel("gate", fontsize=8)
+    place.tick_params(labelsize=7)
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as part:
+        figure.savefig(part, format="png")
