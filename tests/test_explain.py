@@ -489,7 +489,7 @@ class TestErrors:
         said = self.fail(capsys, *common, "--maps", "attention")
         assert "nnUNetTrainerKnown has no autofocus layer and no attention gate; it has: gradcam, activations" in said
         said = self.fail(capsys, *common, "--maps", "gates")
-        assert "nnUNetTrainerKnown has no weighted residual summation (WRS)" in said
+        assert "nnUNetTrainerKnown has no gates that it could tell" in said
         said = self.fail(capsys, *common, "--layer", "seem")
         assert "the layer 'seem' does not exist; layers with a map are, for example, seen" in said
         said = self.fail(capsys, *common, "--layer", "decoder")

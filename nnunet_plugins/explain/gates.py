@@ -1,4 +1,4 @@
-"""The gates of weighted sums (WRS): what they let through now, and over the training where it was kept."""
+"""The gates of a network: what they let through now, and over the training where it was kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,9 @@ import pandas as pd
 from torch import nn
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.networks.fabric import Cell, DenseResidualFabric, Node
-from nnunet_plugins.networks.firenet import FIRENet
-from nnunet_plugins.networks.layers.wrs import WRS
-
-HISTORY = "gates.csv"
-"""In a fold's folder: `epoch`, and a column for each gate."""
+from nnunet_plugins.networks.fabric_names import Place, ends_of
+from nnunet_plugins.trainers.fold_folder import GATES
+from nnunet_plugins.trainers.gates import EPOCH
 
 
 @dataclass(frozen=True)
@@ -23,39 +20,18 @@ class Gate:
     Attributes:
         name: where it leads and where it comes from.
         value: between 0 and 1.
-        edge: from which node of a fabric to which, if it is in one.
+        edge: column and branch of the nodes of a fabric that it leads from and to, if it is in one.
     """
 
     name: str
     value: float
-    edge: tuple[Node, Node] | None = None
+    edge: tuple[Place, Place] | None = None
 
 
 def find_gates(network: nn.Module) -> list[Gate]:
-    """Return all gates of a network; those of a fabric have the names that `describe` gives its nodes."""
-    found: list[Gate] = []
-    inside: set[nn.Module] = set()
-    for fabric in network.modules():
-        if not isinstance(fabric, DenseResidualFabric):
-            continue
-        for (target, sources), cell in zip(fabric.inputs.items(), fabric.cells, strict=True):
-            assert isinstance(cell, Cell)
-            inside.add(cell.wrs)
-            there = "output" if target.column > fabric.depth else f"cell ({target.column},{target.branch})"
-            for source, value in zip(sources, cell.wrs.gates.tolist(), strict=True):
-                kind = "stem" if source.column == 0 else "cell"
-                name = f"{there} <- {kind} ({source.column},{source.branch})"
-                found.append(Gate(name, value, (source, target)))
-    if isinstance(network, FIRENet):
-        for level, wrs in enumerate(network.decoder.wrs, start=1):
-            assert isinstance(wrs, WRS)
-            inside.add(wrs)
-            terms = zip(("below", "shortcut"), wrs.gates.tolist(), strict=True)
-            found += [Gate(f"decoder {level} <- {term}", value) for term, value in terms]
-    for name, module in network.named_modules():
-        if isinstance(module, WRS) and module not in inside:
-            found += [Gate(f"{name} <- {number}", value) for number, value in enumerate(module.gates.tolist())]
-    return found
+    """Return the gates of a network as it tells them; none of a network that has none to tell (`rows.Backbone`)."""
+    tell = getattr(network, "gate_values", dict)
+    return [Gate(name, value, ends_of(name)) for name, value in tell().items()]
 
 
 def read_history(folder: Path) -> pd.DataFrame | None:
@@ -67,12 +43,12 @@ def read_history(folder: Path) -> pd.DataFrame | None:
     Raises:
         InputError: if the file is there and is no such table.
     """
-    file = folder / HISTORY
+    file = folder / GATES
     if not file.is_file():
         return None
     try:
         table = pd.read_csv(file)
-        return table.set_index("epoch").astype(float)
+        return table.set_index(EPOCH).astype(float)
     except (ValueError, KeyError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
         raise InputError(f"{file} is no table of gates, with a column epoch and one for each gate: {error}") from error
 

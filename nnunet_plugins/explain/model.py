@@ -13,9 +13,9 @@ from torch import nn
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.explain.command_line import MAPS
+from nnunet_plugins.explain.gates import find_gates
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.networks.layers.gate import AttentionGate
-from nnunet_plugins.networks.layers.wrs import WRS
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.prediction.volumes import load_predictor
@@ -23,7 +23,7 @@ from nnunet_plugins.submission.sources import Source
 
 _LACKS = {
     "attention": "has no autofocus layer and no attention gate",
-    "gates": "has no weighted residual summation (WRS), whose gates could be shown",
+    "gates": "has no gates that it could tell, such as those of weighted residual summation (WRS)",
 }
 _CAPTUM = "Grad-CAM needs captum: pip install 'nnunet-plugins[explain]'"
 
@@ -138,7 +138,7 @@ def maps_of(network: nn.Module) -> tuple[str, ...]:
     """Return which of `MAPS` a network has."""
     kinds = {
         "attention": any(isinstance(module, AutofocusConv | AttentionGate) for module in network.modules()),
-        "gates": any(isinstance(module, WRS) for module in network.modules()),
+        "gates": bool(find_gates(network)),
     }
     return tuple(name for name in MAPS if kinds.get(name, True))
 

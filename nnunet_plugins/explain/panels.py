@@ -217,11 +217,11 @@ def draw_fabric(file: Path, gates: Sequence[Gate]) -> None:
     for (source, target), value in edges:
         colour = _mappable(norm).to_rgba(value)
         # Dense shortcuts pass over the cells between.
-        bend = 0.28 if target.column - source.column > 1 and source.branch == target.branch else 0.0
+        bend = 0.28 if target[0] - source[0] > 1 and source[1] == target[1] else 0.0
         place.annotate(
             "",
-            (target.column, -target.branch),
-            (source.column, -source.branch),
+            (target[0], -target[1]),
+            (source[0], -source[1]),
             arrowprops={
                 "arrowstyle": "-|>",
                 "connectionstyle": f"arc3,rad={-bend}",
@@ -232,12 +232,12 @@ def draw_fabric(file: Path, gates: Sequence[Gate]) -> None:
             },
         )
     nodes = {node for edge, _ in edges for node in edge}
-    last = max(node.column for node in nodes)
-    for node in nodes:
-        text = "stem" if node.column == 0 else "out" if node.column == last else f"{node.column},{node.branch}"
-        place.text(node.column, -node.branch, text, ha="center", va="center", fontsize=7)
+    last = max(column for column, _ in nodes)
+    for column, branch in nodes:
+        text = "stem" if column == 0 else "out" if column == last else f"{column},{branch}"
+        place.text(column, -branch, text, ha="center", va="center", fontsize=7)
     place.set_xlim(-0.4, last + 0.4)
-    place.set_ylim(-max(node.branch for node in nodes) - 0.5, -0.2)
+    place.set_ylim(-max(branch for _, branch in nodes) - 0.5, -0.2)
     place.set_axis_off()
     figure.colorbar(_mappable(norm), ax=place, shrink=0.8, label="gate")
     _save(figure, file)

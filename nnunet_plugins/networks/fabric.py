@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from nnunet_plugins.networks.fabric_names import name_of
 from nnunet_plugins.networks.layers.aspp import ASPP3D
 from nnunet_plugins.networks.layers.blocks import INSTANCE_NORM, convolution, pointwise, upsample
 from nnunet_plugins.networks.layers.ise import ISE
@@ -193,7 +194,7 @@ class DenseResidualFabric(nn.Module):
     def gate_values(self) -> dict[str, float]:
         """Return the current gate of every edge, 0 to 1, by its ends, such as "cell (2,1) <- stem (0,1)"."""
         return {
-            f"{self._name(target)} <- {self._name(source)}": gate
+            f"{name_of(target, self.depth)} <- {name_of(source, self.depth)}": gate
             for target, gates in self._gates()
             for source, gate in gates.items()
         }
@@ -203,17 +204,12 @@ class DenseResidualFabric(nn.Module):
         edges = sum(len(sources) for sources in self.inputs.values())
         lines = [f"Dense residual fabric: {self.width} branches x {self.depth} cells, {edges} gated edges"]
         for target, gates in self._gates():
-            carried = ", ".join(f"{self._name(source)} {gate:.3f}" for source, gate in gates.items())
+            carried = ", ".join(f"{name_of(source, self.depth)} {gate:.3f}" for source, gate in gates.items())
             channels = cell_channels(target, self.depth, self.channels)
-            lines.append(f"  {self._name(target):10} {channels:4d} channels <- {carried}")
+            lines.append(f"  {name_of(target, self.depth):10} {channels:4d} channels <- {carried}")
         return "\n".join(lines)
 
     def _gates(self) -> Iterator[tuple[Node, dict[Node, float]]]:
         for (target, sources), cell in zip(self.inputs.items(), self.cells, strict=True):
             assert isinstance(cell, Cell)
             yield target, dict(zip(sources, cell.wrs.gates.tolist(), strict=True))
-
-    def _name(self, node: Node) -> str:
-        if node.column > self.depth:
-            return "output"
-        return f"{'cell' if node.column else 'stem'} ({node.column},{node.branch})"

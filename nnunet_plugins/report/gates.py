@@ -1,6 +1,5 @@
 """The figures of a network's gates: which of its connections it opens and which it closes, over its training."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_plugins.networks.fabric_names import Place, ends_of
 from nnunet_plugins.report.drawing import COLOURS, INK, WIDTH, drawing, to_svg, wrapped
 from nnunet_plugins.report.record import GATE
-
-Place = tuple[int, int]
-"""Column and branch in a fabric, 0 and 1 being the finest stem."""
 
 _POINTS = 120  # of one line at most
 _WIDEST = 5.0  # points, of a line whose gate is open
@@ -31,16 +28,6 @@ def gates_in(curves: pd.DataFrame) -> list[str]:
     """Return the algorithms of which the curves have gates."""
     having = curves.filter(regex=f"^{GATE}").notna().any(axis=1)
     return [str(name) for name in dict.fromkeys(curves.loc[having, "algorithm"])]
-
-
-def ends_of(gate: str) -> tuple[Place, Place] | None:
-    """Return where a gate of a fabric leads from and to, by its name, such as "cell (2,1) <- stem (0,1)"; or None."""
-    found = re.fullmatch(r"(?:cell \((\d+),(\d+)\)|output) <- (?:cell|stem) \((\d+),(\d+)\)", gate)
-    if not found:
-        return None
-    source = int(found[3]), int(found[4])
-    # The output comes right after the last cells, at the finest scale.
-    return source, (int(found[1]), int(found[2])) if found[1] else (source[0] + 1, 1)
 
 
 def kind_of(gate: str) -> str:
