@@ -532,3 +532,82 @@ def test_nisf_stays_near_its_codes_and_the_papers_fit_is_free():
     assert far[0] > far[1] > 2 * far[2]
     nisf, _ = nisf_with_codes(fit_steps=0, prior=None)
     assert float(nisf.fit(nisf.look_at(image))[0].detach().abs().max()) < 0.01
+
+
+def test_nisf_with_one_training_case_begins_at_its_code():
+    """It is the only code that the network knows; a spread there is none, and the search is about as free."""
+    nisf, _ = nisf_with_codes(fit_steps=0)
+    nisf.set_cases(1)
+    nisf.case_codes.data.fill_(0.7)
+    voxels = nisf.look_at(torch.rand(2, 1, 12, 10))
+    assert torch.equal(nisf.fit(voxels)[0], torch.full((2, 8), 0.7))
+    nisf.fit_steps = 5
+    assert (nisf.fit(voxels)[0] != 0.7).all()
+
+
+@pytest.mark.parametrize("cases", [2, 3, 8, 9])
+def test_nisf_with_few_training_cases_stays_among_their_codes(cases):
+    """N codes lie in N - 1 dimensions; of equal codes there is one."""
+    nisf, _ = nisf_with_codes(fit_steps=20)
+    nisf.set_cases(cases)
+    nisf.case_codes.data.mul_(1e4)
+    voxels = nisf.look_at(torch.rand(1, 1, 12, 10))
+    mean = nisf.case_codes.detach().mean(dim=0)
+    away = nisf.fit(voxels)[0][0] - mean
+    assert away.norm() > 0.1
+    if cases <= 8:
+        among = torch.linalg.pinv(nisf.case_codes.detach() - mean, rtol=1e-4) @ (nisf.case_codes.detach() - mean)
+        assert_close(away @ among, away, rtol=0, atol=1e-4)
+    nisf.case_codes.data.fill_(0.7)
+    assert_close(nisf.fit(voxels)[0], torch.full((1, 8), 0.7))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("fit_steps", [0, 3])
+def test_codes_that_are_not_finite_are_told(value, fit_steps):
+    """As weights of a training that went astray."""
+    for part in ("case_codes", "weight"):
+        nisf, _ = nisf_with_codes(fit_steps=fit_steps)
+        if part == "weight" and not fit_steps:
+            continue
+        wrong = nisf.case_codes if part == "case_codes" else nisf.reconstruction.weight
+        wrong.data[0, 2] = value
+        with pytest.raises(RuntimeError, match=r"NISF: the fit to an image is not finite .* the network's weights"):
+            nisf(torch.rand(1, 1, 12, 10))
+
+
+@pytest.mark.parametrize("prior", [-0.1, math.nan, math.inf])
+def test_a_prior_is_a_weight_or_none(prior):
+    with pytest.raises(ValueError, match=f"prior={prior}"):
+        nisf_with_codes(prior=prior)
+
+
+@pytest.mark.parametrize("options", [{}, {"prior": None}])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_that_pass_a_gradient_go_where_those_at_inference_go(name, options):
+    network = tiny(name, patch=(12, 10), voxels=None, **({} if name == "MetaSeg" else options))
+    network.inner_steps = network.fit_steps
+    if name == "NISF":
+        network.set_cases(5)
+        network.case_codes.data.mul_(3e3)
+    x = images(2, patch=(12, 10))
+    expected = network.eval()(x)
+    assert_close(network.train()(x), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_folds_with_other_codes_predict_in_one_network_as_each_alone():
+    """As nnU-Net's predictor loads them, one after the other for each image, in its inference mode."""
+    folds = []
+    for cases in (3, 5, 5):
+        torch.manual_seed(cases + len(folds))
+        network = NISF(1, 3, patch_size=PATCH, **TINY["NISF"], fit_steps=3, voxels=40).eval()
+        network.set_cases(cases)
+        network.case_codes.data.mul_(1e4)
+        folds.append(network)
+    x, one = images(2), tiny("NISF").eval()
+    for _ in range(2):
+        with torch.inference_mode():
+            for network in folds:
+                one.load_state_dict(network.state_dict())
+                assert torch.equal(one(x.clone()), network(x))
+                assert_close(network(x[1:]), network(x)[1:], rtol=0, atol=1e-5)

@@ -206,6 +206,53 @@ def test_a_training_whose_cases_have_changed_does_not_go_on(folder):
         resumed.run_training()
 
 
+def test_a_training_goes_on_with_the_codes_of_its_own_cases_alone(folder):
+    """As many others would take theirs, row by row."""
+    trainer = make(NISF, "_2epochs_1iterations")
+    trainer.initialize()
+    checkpoint = trainer.output_folder + "/checkpoint_latest.pth"
+    Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    trainer.save_checkpoint(checkpoint)
+    same = make(NISF, "_2epochs_1iterations")
+    same.load_checkpoint(checkpoint)
+    same.get_tr_and_val_datasets()
+    for file in list(folder.rglob("case_1*")):
+        file.rename(file.with_name(file.name.replace("case_1", "case_9")))
+    resumed = make(NISF, "_2epochs_1iterations")
+    resumed.load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match=r"codes of other training cases than the fold's, first of all case_1\b.* --c"):
+        resumed.get_tr_and_val_datasets()
+    earlier = torch.load(checkpoint, weights_only=False)
+    del earlier["optimizer_state"]["nnunet_plugins"]["cases"]
+    torch.save(earlier, checkpoint)
+    resumed.load_checkpoint(checkpoint)
+    resumed.get_tr_and_val_datasets()  # of an earlier version nobody knows
+
+
+def test_codes_learn_at_a_rate_of_their_own(folder):
+    """Ten times that of the network, as each is drawn once in a pass over the cases."""
+    trainer = make(NISF, "_2epochs_1iterations")
+    trainer.initialize()
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    codes = trainer.bare_network().case_codes
+    assert rates.pop(id(codes)) == trainer.code_learning_rate == 10 * trainer.learning_rate
+    assert set(rates.values()) == {trainer.learning_rate}
+    assert len(rates) == len(list(trainer.bare_network().parameters())) - 1
+
+
+def test_fits_take_fewer_steps_in_the_validation_of_an_epoch_alone(folder):
+    trainer = make(NISF, "_2epochs_1iterations")
+    trainer.initialize()
+    network = trainer.bare_network()
+    for steps in (100, 3):
+        network.fit_steps = steps
+        trainer.on_validation_epoch_start()
+        assert network.fit_steps == min(steps, 20)
+        outputs = [{"loss": np.array(0.0), "tp_hard": np.ones(2), "fp_hard": np.ones(2), "fn_hard": np.ones(2)}]
+        trainer.on_validation_epoch_end(outputs)
+        assert network.fit_steps == steps
+
+
 def test_a_step_that_no_memory_holds_is_not_mended_by_a_smaller_patch(folder, monkeypatch):
     monkeypatch.setattr("nnunet_plugins.trainers.backbone.device_memory", lambda _: 2**10)
     with pytest.raises(RuntimeError, match=r"needs about .* The patch has to hold every image .*`voxels`") as error:

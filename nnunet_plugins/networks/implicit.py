@@ -169,6 +169,10 @@ class ImplicitNetwork(nn.Module):
         """Return how a fit at inference looks for the weights or codes of some images: freely, from the start."""
         return Search(self.start(images, generator))
 
+    def search_loss(self, search: Search, moved: Fitted, draw: Draw) -> torch.Tensor:
+        """Return what a search makes smaller, summed over the images."""
+        return self.reconstruction_loss(search.fitted(moved), draw) + search.penalty(moved)
+
     def reconstruction_loss(self, fitted: Fitted, draw: Draw) -> torch.Tensor:
         """Return how far the images are from what the network makes of them, summed over the images."""
         raise NotImplementedError
@@ -244,12 +248,13 @@ class ImplicitNetwork(nn.Module):
         generator = torch.Generator().manual_seed(SEED)
         search = self.search(len(voxels), generator)
         number = self.voxels if self.fit_voxels is None else self.fit_voxels
-
-        def loss(moved: Fitted) -> torch.Tensor:
-            draw = voxels.draw(number, generator)
-            return self.reconstruction_loss(search.fitted(moved), draw) + search.penalty(moved)
-
-        moved, losses = descend(loss, search.start, self.fit_steps, self.fit_learning_rate, epsilon=self.fit_epsilon)
+        moved, losses = descend(
+            lambda moved: self.search_loss(search, moved, voxels.draw(number, generator)),
+            search.start,
+            self.fit_steps,
+            self.fit_learning_rate,
+            epsilon=self.fit_epsilon,
+        )
         fitted = search.fitted(moved)
         if isinstance(losses, FakeTensor):
             return fitted  # without numbers
@@ -258,7 +263,8 @@ class ImplicitNetwork(nn.Module):
             step = int(finite.long().argmin()) + 1 if not finite.all() else self.fit_steps
             raise RuntimeError(
                 f"{type(self).__name__}: the fit to an image is not finite in step {step} of {self.fit_steps}; the "
-                f"images hold values that are not, or the learning rate, {self.fit_learning_rate:g}, is too high"
+                f"images or the network's weights hold values that are not, or the learning rate, "
+                f"{self.fit_learning_rate:g}, is too high"
             )
         return fitted
 

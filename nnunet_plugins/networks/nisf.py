@@ -15,6 +15,7 @@ their principal axes, as far along each as they spread, and is held there by a G
 freely from near 0. The network knows no other codes than those: so it finds better ones, and in fewer steps.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nnunet_plugins.networks.implicit import Fitted, ImplicitNetwork, OutputLayer, Search, Truth, mean_of
+from nnunet_plugins.networks.implicit import SEED, Fitted, ImplicitNetwork, OutputLayer, Search, Truth, mean_of
 from nnunet_plugins.networks.layers.descent import descend
 from nnunet_plugins.networks.layers.gabor import GaborLayer
 from nnunet_plugins.networks.layers.voxels import Draw, Voxels
@@ -31,7 +32,7 @@ SPREAD = 1e-4
 """Standard deviation of the codes at their start, and of the noise on the coordinates in training."""
 
 FREE_SPREAD = 0.1
-"""Standard deviation of the codes of no training cases at all."""
+"""Standard deviation that a fit takes for that of the codes where no two training cases tell it."""
 
 PENALTY = 1e-4
 """Weight of the mean square of a code, and of the sum of squares of the layers' weights, in the loss."""
@@ -101,6 +102,8 @@ class NISF(ImplicitNetwork):
         )
         if layers < 1:
             raise ValueError(f"NISF has at least one layer; got {layers=}")
+        if prior is not None and not 0 <= prior < math.inf:
+            raise ValueError(f"NISF's prior is a weight from 0, or None for the paper's free fit; got {prior=}")
         inputs = [len(self.patch_size) + width, *[width] * (layers - 1)]
         self.layers = nn.ModuleList(GaborLayer(n, width, frequency, scale) for n in inputs)
         self.reconstruction = nn.Linear(width, input_channels)
@@ -131,12 +134,12 @@ class NISF(ImplicitNetwork):
 
         Each axis is as long as the codes' standard deviation along it.
         """
-        codes = self.case_codes
+        weight, codes = self.reconstruction.weight, self.case_codes
+        mean = weight.new_zeros(self.width) if codes is None else codes.detach().mean(dim=0)
         if codes is None or len(codes) < 2:
-            weight = self.reconstruction.weight
-            return weight.new_zeros(self.width), FREE_SPREAD * torch.eye(self.width).to(weight)
-        mean = codes.detach().mean(dim=0)
-        _, lengths, axes = torch.linalg.svd(codes.detach() - mean, full_matrices=False)
+            return mean, FREE_SPREAD * torch.eye(self.width).to(weight)
+        # Of a code that is not finite the mean tells; the decomposition would only fail to converge.
+        _, lengths, axes = torch.linalg.svd((codes.detach() - mean).nan_to_num(), full_matrices=False)
         return mean, axes * (lengths / (len(codes) - 1) ** 0.5)[:, None]
 
     def search(self, images: int, generator: torch.Generator | None = None) -> Search:
@@ -207,17 +210,17 @@ class NISF(ImplicitNetwork):
 
     def differentiable_fit(self, voxels: Voxels) -> Fitted:
         """Return codes after `inner_steps` steps on the images, with a gradient to all parameters but other codes."""
-        generator = torch.Generator().manual_seed(0)
-        start = [code.clone().requires_grad_() for code in self.start(len(voxels), generator)]
-        fitted, _ = descend(
-            lambda codes: self.reconstruction_loss(codes, voxels.draw(self.voxels, generator)),
-            start,
+        generator = torch.Generator().manual_seed(SEED)
+        search = self.search(len(voxels), generator)
+        moved, _ = descend(
+            lambda moved: self.search_loss(search, moved, voxels.draw(self.voxels, generator)),
+            [code.clone().requires_grad_() for code in search.start],
             self.inner_steps,
             self.fit_learning_rate,
             epsilon=self.fit_epsilon,
             differentiable=torch.is_grad_enabled(),
         )
-        return fitted
+        return search.fitted(moved)
 
 
 def _take_codes(network: NISF, state: Mapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
