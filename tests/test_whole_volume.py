@@ -386,8 +386,20 @@ def test_labels_without_probabilities_are_nnunets(root, images, expected, tmp_pa
     assert said.count("the same labels as nnU-Net's, in every voxel") == 2
 
 
+def test_tiles_and_mirroring_are_as_asked_for(root, images, tmp_path):
+    one, theirs = tmp_path / "images", tmp_path / "theirs"
+    one.mkdir()
+    theirs.mkdir()
+    for channel in range(CHANNELS):
+        shutil.copy(images / f"odd_{channel:04}.nii.gz", one)
+    stock = stock_predictor(root, "nnUNetTrainer", "3d anisotropic")
+    stock.tile_step_size, stock.use_mirroring = 1, False
+    stock.predict_from_files_sequential(str(one), str(theirs))
+    assert predict(one, tmp_path / "ours", "--disable_tta", "-step_size", 1) == 0
+    assert (tmp_path / "ours" / "odd.nii.gz").read_bytes() == (theirs / "odd.nii.gz").read_bytes()
+
+
 def test_labels_that_are_not_nnunets_are_told(root, images, tmp_path, capsys, monkeypatch):
-    """And no others, with the options that both have."""
     found = volumes.find_labels
 
     def wrong(*arguments):
@@ -396,7 +408,7 @@ def test_labels_that_are_not_nnunets_are_told(root, images, tmp_path, capsys, mo
         return labels
 
     monkeypatch.setattr(volumes, "find_labels", wrong)
-    assert predict(images, tmp_path, "-f", "0", "--verify", "1", "--disable_tta", "-step_size", 1) == 1
+    assert predict(images, tmp_path, "-f", "0", "--verify", "1") == 1
     said = capsys.readouterr()
     assert "odd: DIFFERENT from nnU-Net's in 3 of 9075 voxels" in said.out
     assert "failed, see above: odd" in said.err
