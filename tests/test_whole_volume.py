@@ -20,7 +20,6 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch.nn import functional
 
-from nnunet_plugins import memory
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.cli import main
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
@@ -300,10 +299,6 @@ class TestTiles:
         assert all(torch.equal(one, stock.predict_logits_from_preprocessed_data(x)) for one in found)
         assert "memory ran out in one pass (OutOfMemoryError)" in predictor.way(x.shape[1:]).reason
         assert type(predictor.network).tries == 1
-
-    def test_other_programs_keep_some_memory(self, root, monkeypatch):
-        monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-        assert predictor_of("nnUNetTrainer", "3d isotropic", mode="auto")._free_bytes() == 800
 
     def test_the_forecast_decides(self, root):
         """A pass keeps the image and the logits at least; mirrored it adds another image, and with folds their sum."""
