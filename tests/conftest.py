@@ -1,6 +1,7 @@
 """Shared fixtures: a sandbox that runs nnU-Net's own commands, and small datasets in its raw format."""
 
 import atexit
+import contextlib
 import functools
 import itertools
 import json
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,19 @@ from preloaded import write_commands
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast
+
+
+@contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a number of bytes, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no limits of files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
 
 # Their assertions are told as those of tests are.
 pytest.register_assert_rewrite("nnunet_plugins.testing")

@@ -229,6 +229,19 @@ def test_equal_labels_and_an_ignore_label_in_one(raw):
     assert np.array_equal(read(folder / "labelsTr" / "A__a.nii.gz"), np.array([0, 1, 3])[own])
 
 
+def test_values_that_the_writer_has_no_room_for_are_refused(raw, capsys):
+    for number, many in ((1, 200), (2, 56)):
+        labels = {"background": 0, **{f"{number} {value}": value for value in range(1, many + 1)}}
+        dataset(raw, f"Dataset{number:03d}_A", labels, overwrite_image_reader_writer="SimpleITKIOWithReorient")
+    assert run() == 2
+    assert "segmentations of 8 bits, in which label 256 becomes 0; name another one as" in capsys.readouterr().err
+    assert not list(raw.glob("*900*"))
+    for number in (1, 2):
+        change(raw, f"Dataset{number:03d}_A", overwrite_image_reader_writer="SimpleITKIO")
+    assert run() == 0
+    assert max(read(file).max() for file in (raw / "Dataset900_Both" / "labelsTr").iterdir()) > 255
+
+
 def test_groups_stay_together_and_those_of_two_datasets_apart(two):
     (two / "Dataset002_Hip" / "groups.csv").write_text("case,group\nb,1\nc,1\nd,2\n")
     assert run() == 0
@@ -410,6 +423,18 @@ def test_all_that_nnunet_writes_has_a_value_in_every_view(others, value, own):
     assert found["other" if value == 2 else "one"][value] == own
 
 
+def test_what_covers_another_region_comes_before_it_whichever_dataset_says_so():
+    inner = {"labels": {"whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    outer = {"labels": {"organ": [1, 2], "whole": 2}, "regions_class_order": [1, 2]}
+    joint = join({"inner": LabelSet.of(inner), "outer": LabelSet.of(outer)})
+    assert joint.labels == {"background": 0, "organ": [3, 4], "whole": [1, 2, 4], "core": 2}
+    assert list(joint.labels) == ["background", "organ", "whole", "core"]
+    assert joint.order == [3, 4, 2], "a whole is written as one in an organ"
+    other = {"labels": {"core": [1, 2], "whole": 2}, "regions_class_order": [1, 2]}
+    with pytest.raises(InputError, match=r"inner: 'core' is written over 'whole', .*other way round\. Give labels"):
+        join({"other": LabelSet.of(other), "inner": LabelSet.of(inner)})
+
+
 def test_equal_regions_stay_as_they_are():
     one = LabelSet.of({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]})
     joint = join({"a": one, "b": one})
@@ -462,6 +487,18 @@ def test_labels_shows_one_sources_view(two, tmp_path, capsys):
     shutil.copy(two / "Dataset001_Knee" / "dataset.json", predicted)
     assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "y"), "--dataset", "Hip"]) == 2
     assert "has no 'nnunet_plugins_sources'" in capsys.readouterr().err
+
+
+def test_a_view_knows_no_ignore_label(raw, tmp_path):
+    """A source may not have it; in a true segmentation it is not annotated, as is all that the source does not know."""
+    dataset(raw, "Dataset001_A", {"background": 0, "bone": 1, "ignore": 2})
+    dataset(raw, "Dataset002_B", {"background": 0, "skin": 1})
+    assert run() == 0
+    truth = raw / "Dataset900_Both" / "labelsTr"
+    assert main(["labels", "-i", str(truth), "-o", str(tmp_path / "view"), "--dataset", "A", "--own-cases"]) == 0
+    for case in "ab":
+        own = read(raw / "Dataset001_A" / "labelsTr" / f"{case}.nii.gz")
+        assert np.array_equal(read(tmp_path / "view" / f"{case}.nii.gz"), np.where(own == 2, 0, own))
 
 
 def test_images_of_one_size_lead_back_from_what_was_merged(two, tmp_path, capsys):

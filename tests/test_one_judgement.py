@@ -12,7 +12,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import ROOT
+import SimpleITK as sitk
+from conftest import ROOT, full_disk
 from image_files import (
     cut_inside,
     intensities,
@@ -29,6 +30,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from PIL import Image
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.facts import KINDS
 from nnunet_plugins.images.writing import read_labels
 from nnunet_plugins.submission.cases import Case, find_cases
@@ -304,6 +306,21 @@ def test_an_image_in_two_files_is_one_case(tmp_path):
     (case,) = find_cases(SETTINGS, tmp_path, tmp_path / "out")
     array, _ = read_image(case, SimpleITKIO(), ".nii.gz", ["MRI"])
     assert np.array_equal(array[0], intensities())
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "size"), [(".nii.gz", "uint8", 5000), (".nii.gz", "float32", 18000), (".mha", "uint8", 18000)]
+)
+def test_a_segmentation_that_a_full_disk_has_cut_off_is_none(tmp_path, ending, kind, size):
+    """Neither as nnU-Net writes it, nor in another type or format."""
+    file, random = tmp_path / "a_0000.nii.gz", np.random.default_rng(0)
+    sitk.WriteImage(sitk.GetImageFromArray(random.normal(size=(40, 40, 40)).astype(np.float32)), str(file))
+    case = Case("a", (file,), tmp_path / f"out{ending}")
+    image, properties = read_image(case, SimpleITKIO(), ".nii.gz", ["MRI"])
+    segmentation = random.integers(0, 3, image.shape[1:]).astype(np.uint8)
+    with full_disk(size), pytest.raises(InputError, match="cannot be written: "):
+        write_segmentation(segmentation, properties, case, SimpleITKIO(), ".nii.gz", kind)
+    assert not case.output.exists()
 
 
 @pytest.mark.parametrize("ending", [".tif", ".png", ".bmp"])

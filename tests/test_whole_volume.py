@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from conftest import full_disk
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch.nn import functional
@@ -380,6 +381,19 @@ def test_labels_without_probabilities_are_nnunets(root, images, expected, tmp_pa
     assert said.count("the same labels as nnU-Net's, in every voxel") == 2
 
 
+def test_tiles_and_mirroring_are_as_asked_for(root, images, tmp_path):
+    one, theirs = tmp_path / "images", tmp_path / "theirs"
+    one.mkdir()
+    theirs.mkdir()
+    for channel in range(CHANNELS):
+        shutil.copy(images / f"odd_{channel:04}.nii.gz", one)
+    stock = stock_predictor(root, "nnUNetTrainer", "3d anisotropic")
+    stock.tile_step_size, stock.use_mirroring = 1, False
+    stock.predict_from_files_sequential(str(one), str(theirs))
+    assert predict(one, tmp_path / "ours", "--disable_tta", "-step_size", 1) == 0
+    assert (tmp_path / "ours" / "odd.nii.gz").read_bytes() == (theirs / "odd.nii.gz").read_bytes()
+
+
 def test_labels_that_are_not_nnunets_are_told(root, images, tmp_path, capsys, monkeypatch):
     found = volumes.find_labels
 
@@ -475,6 +489,19 @@ def test_whole_volume(root, images, expected, tmp_path, capsys):
         assert same > (0.99 if case == "patch" else 0.5)
 
 
+def test_one_pass_has_all_the_memory(root, images, tmp_path, monkeypatch):
+    """No other case is in the works beside it."""
+    adapter, threads = volumes.PreprocessAdapterFromNpy, set()
+
+    def note(*arguments):
+        threads.add(threading.current_thread())
+        return adapter(*arguments)
+
+    monkeypatch.setattr(volumes, "PreprocessAdapterFromNpy", note)
+    assert predict(images, tmp_path, "--whole-volume", "--disable_tta") == 0
+    assert threads == {threading.main_thread()}
+
+
 def test_slices_of_a_case_in_one_pass(root, images, tmp_path, capsys):
     assert predict(images, tmp_path / "whole", "--whole-volume", "auto", kind="2d") == 0
     assert "odd: 11x33x25 voxels in one pass, padded to 36x28 (" in capsys.readouterr().out
@@ -505,6 +532,63 @@ def test_one_bad_case_costs_itself_alone(root, images, tmp_path, capsys):
     assert "failed, see above: odd, patch\n" in said.err
     assert "Traceback" not in said.err
     assert {path.name for path in output.iterdir()} == {"small.nii.gz", "dataset.json", "plans.json"}
+
+
+def test_what_an_earlier_run_left_of_a_case_that_fails_is_no_prediction(root, images, tmp_path):
+    """nnUNetv2_ensemble takes probabilities wherever there are some."""
+    mixed, output = tmp_path / "mixed", tmp_path / "output"
+    shutil.copytree(images, mixed)
+    more = ("--whole-volume", "--disable_tta", "--save_probabilities")
+    assert predict(mixed, output, *more) == 0
+    (mixed / "odd_0000.nii.gz").write_bytes(b"")
+    assert predict(mixed, output, *more) == 1
+    names = {f"{case}{ending}" for case in ("patch", "small") for ending in (".nii.gz", ".npz", ".pkl")}
+    assert {path.name for path in output.iterdir()} == names | {"dataset.json", "plans.json"}
+
+
+@pytest.mark.parametrize("more", [(), ("--save_probabilities",)])
+def test_no_label_map_is_cut_off_on_a_full_disk(root, tmp_path, capsys, more):
+    """The library that writes it does not tell, and it can be read as if the rest were background."""
+    inputs, output = tmp_path / "inputs", tmp_path / "ä b"
+    inputs.mkdir()
+    write_image(inputs, "large", (60, 12, 60))
+    write_image(inputs, "tiny", (8, 6, 8))
+    with full_disk(9000):
+        assert predict(inputs, output, "--whole-volume", "--disable_tta", *more) == 1
+    said = capsys.readouterr()
+    assert "failed, see above: large\n" in said.err
+    assert "Traceback" not in said.err
+    if not more:
+        assert f"large: FAILED: {output / 'large.nii.gz'} cannot be written: it is cut off" in said.out
+    assert {path.name for path in output.glob("*.nii.gz")} == {"tiny.nii.gz"}
+
+
+def test_nothing_that_is_read_is_replaced(root, images, tmp_path, capsys):
+    """A case may be called as a channel of another one."""
+    inputs = tmp_path / "inputs"
+    shutil.copytree(images, inputs)
+    for channel in range(CHANNELS):
+        shutil.copy(images / f"small_{channel:04}.nii.gz", inputs / f"odd_0000_{channel:04}.nii.gz")
+    before = {path.name: path.read_bytes() for path in inputs.iterdir()}
+    assert predict(inputs, inputs, "--whole-volume") == 2
+    assert f"{inputs} cannot be the folder to write" in capsys.readouterr().err
+    truth = inputs.rename(tmp_path / "labelsTr")
+    for command in (["--cross-validation"], ["-i", str(images)]):
+        command += ["-o", str(truth), "-d", DATASET, "-c", "flat", "-p", "plans", "-tr", "nnUNetTrainer", "-f", "0"]
+        assert (main(["predict", *command, "-device", "cpu"]), command) == (2, command)
+        assert f"{truth} holds files of a dataset" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in truth.iterdir()} == before
+
+
+def test_files_that_nnunets_command_does_not_read_are_not_compared(root, images, tmp_path, capsys):
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    for channel in range(CHANNELS):
+        name = f"odd_{channel:04}"
+        sitk.WriteImage(sitk.ReadImage(str(images / f"{name}.nii.gz")), str(inputs / f"{name}.mha"))
+    assert predict(inputs, tmp_path / "none", "--verify", 1) == 2
+    assert "--verify: nnU-Net's own command reads files .nii.gz alone, of which" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_prediction_goes_on(root, images, tmp_path, capsys):
@@ -544,6 +628,8 @@ def test_the_second_stage_of_a_cascade(root, images, expected, tmp_path, capsys)
     assert predict(images, tmp_path / "none", kind="cascade") == 2
     assert "predict with first first, and give the folder of that with -prev_stage" in capsys.readouterr().err
     cascade = ("-prev_stage_predictions", first)
+    assert predict(images, first, *cascade, kind="cascade") == 2
+    assert f"{first} cannot be the folder to write" in capsys.readouterr().err
     assert predict(images, tmp_path / "ours", *cascade, kind="cascade") == 1
     said = capsys.readouterr()
     assert "failed, see above: small\n" in said.err

@@ -67,7 +67,8 @@ def convert_segmentation(file: Path, other: Path, output_type: str, geometry: He
     converted.SetDirection(geometry.direction)
     for key in converted.GetMetaDataKeys():  # they are the other format's
         converted.EraseMetaData(key)
-    sitk.WriteImage(converted, str(other), True)
+    with written_whole(other):
+        sitk.WriteImage(converted, str(other), True)
     return other
 
 
@@ -105,16 +106,43 @@ def whole_image(file: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".") as folder:
         part = Path(folder, file.name)
-        try:
+        with written_whole(part, file):
             yield part
-            wrong = fatal(check_contents(part).facts)
-        except (OSError, RuntimeError, InputError) as error:
-            memory.raise_if_lacking(error)
-            raise _unwritten(file, (str(error).splitlines() or [""])[0]) from error
-        if wrong:
-            raise _unwritten(file, "it is cut off")
         for one in sorted(Path(folder).iterdir(), key=lambda path: path.name == file.name):
             one.replace(file.parent / one.name)
+
+
+@contextlib.contextmanager
+def written_whole(part: Path, file: Path | None = None) -> Iterator[None]:
+    """Check an image that is written within.
+
+    Args:
+        part: it.
+        file: the place that it is for, for the message; itself if None.
+
+    Raises:
+        InputError: if it cannot be written, or is cut off, as on a full disk, of which not all libraries tell.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, InputError) as error:
+        memory.raise_if_lacking(error)
+        raise _unwritten(file or part, (str(error).splitlines() or [""])[0]) from error
+    require_whole(part, file)
+
+
+def require_whole(part: Path, file: Path | None = None) -> None:
+    """Check an image that was written, as `written_whole` does.
+
+    Raises:
+        InputError: if it is not there, or is cut off.
+    """
+    try:
+        wrong = fatal(check_contents(part).facts)
+    except OSError as error:
+        raise _unwritten(file or part, str(error)) from error
+    if wrong:
+        raise _unwritten(file or part, "it is cut off")
 
 
 def _unwritten(file: Path, reason: str) -> InputError:

@@ -73,7 +73,8 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
         names: by dataset and own name, that of the structure.
 
     Raises:
-        InputError: if a dataset has one structure twice, or one value for two structures without regions.
+        InputError: if a dataset has one structure twice, or one value for two structures without regions, or datasets
+            contradict each other in what lies in what.
     """
     regions = any(one.order for one in sets.values())
     renamed = {}
@@ -88,6 +89,7 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
             if len(found) > 1 and not one.order:
                 raise InputError(f"{dataset}: {' and '.join(map(repr, sorted(found)))} have one value, {value}")
     ordered = sorted(renamed, key=lambda dataset: renamed[dataset].order is None)
+    in_order = _in_order({dataset: renamed[dataset] for dataset in ordered})
     merged: dict[frozenset[str], int] = {}
     for dataset in ordered:
         for _, found in sorted(renamed[dataset].structures().items()):
@@ -97,12 +99,12 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
     }
     labels: dict[str, int | list[int]] = {"background": 0}
     order: list[int] = []
-    for dataset in ordered:
-        for name in renamed[dataset].values:
-            if name not in labels:
-                several = [value for found, value in merged.items() if name in found]
-                labels[name] = several if len(several) > 1 else several[0]
-                order.append(values[dataset][renamed[dataset].written(name)])
+    sizes = {value: len(found) for found, value in merged.items()}
+    for name in in_order:
+        several = [value for found, value in merged.items() if name in found]
+        labels[name] = several if len(several) > 1 else several[0]
+        written = [values[one][renamed[one].written(name)] for one in ordered if name in renamed[one].values]
+        order.append(max(written, key=sizes.__getitem__))  # which lies in all that another dataset knows around it
     if any(one.ignored is not None for one in sets.values()):
         labels["ignore"] = len(merged) + 1
     for dataset, one in sets.items():
@@ -110,6 +112,26 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
     regions = regions and any(isinstance(value, list) for value in labels.values())
     own_names = {dataset: dict(names[dataset]) for dataset in sets}
     return Joint(labels, order if regions else None, own_names, values)
+
+
+def _in_order(sets: Mapping[str, LabelSet]) -> list[str]:
+    """Return the names of structures, what covers another one before it, as in each dataset."""
+    covers: dict[str, dict[str, str]] = {}  # by name, what has to come before it, and the dataset that says so
+    for dataset, one in sets.items():
+        for number, (name, values) in enumerate(one.values.items()):
+            before = [other for other in list(one.values)[:number] if {*one.values[other]} & {*values}]
+            covers.setdefault(name, {}).update(dict.fromkeys(before, dataset))
+    names: list[str] = []
+    while left := [name for name in covers if name not in names]:
+        free = [name for name in left if not covers[name].keys() - {*names}]
+        if not free:
+            other, dataset = next((one, says) for one, says in covers[left[0]].items() if one in left)
+            raise InputError(
+                f"{dataset}: {left[0]!r} is written over {other!r}, with which it shares values; in another dataset it "
+                "is the other way round. Give labels and 'regions_class_order' one order in dataset.json, or rename one"
+            )
+        names.append(free[0])
+    return names
 
 
 def own_values(labels: Mapping[str, Any], source: Source) -> dict[int, int]:

@@ -26,7 +26,7 @@ from nnunet_plugins.images.spacing import spacing_file
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import Joint, LabelSet, join_channels, join_labels
 from nnunet_plugins.metrics.table import write_table
-from nnunet_plugins.planning.dataset import dataset_name
+from nnunet_plugins.planning.dataset import BYTE_WRITERS, dataset_name
 from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.objects import OBJECTS, object_labels
 from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, PREPARED, SOURCES
@@ -92,6 +92,7 @@ def merge_datasets(
     _require_alike(raws, orders)
     structures = _structure_names(raws, sources, rename, by_dataset)
     joint = join_labels({one: LabelSet.of(found.description) for one, found in raws.items()}, structures)
+    _require_room(raws, joint)
     description = _describe(raws, sources, channels, joint)
     groups = _groups(raws, sources)
     cases = [case for found in raws.values() for case in found.cases.values()]
@@ -164,6 +165,18 @@ def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int
     for dataset, order in orders.items():
         if order != sorted(order) and any(len(case.images) == 1 for case in raws[dataset].cases.values()):
             raise InputError(f"{dataset} has its channels in one file, in another order than {first}")
+
+
+def _require_room(raws: Mapping[str, RawDataset], joint: Joint) -> None:
+    """Check that nnU-Net's writer of segmentations has room for all values."""
+    reader = next(iter(raws.values())).reader
+    largest = max(value for values in joint.values.values() for value in values.values())
+    if reader is not None and reader.__name__ in BYTE_WRITERS and largest > 255:
+        raise InputError(
+            f"{reader.__name__}, with which nnU-Net reads the datasets, writes segmentations of 8 bits, in which label "
+            f"{largest} becomes {largest % 256}; name another one as 'overwrite_image_reader_writer', such as "
+            "NibabelIOWithReorient"
+        )
 
 
 def _structure_names(

@@ -22,6 +22,9 @@ from nnunet_plugins.submission.sources import Source
 
 Log = Callable[[str], None]
 
+BESIDE = (".npz", ".pkl")
+"""Endings of what nnU-Net writes beside a label map: probabilities, and what it knows of the image."""
+
 _Outcome = tuple[str | Exception, float]
 """What there is to say of a case, or what went wrong; and the seconds that it took."""
 
@@ -78,7 +81,7 @@ def predict_each(
     for name in ("dataset.json", "plans.json"):
         shutil.copyfile(source.folder / name, outputs / name)
     failed: list[str] = []
-    earlier, numbers = Earlier(cases), {case.name: number for number, case in enumerate(cases, 1)}
+    earlier, numbers = Earlier(cases, BESIDE), {case.name: number for number, case in enumerate(cases, 1)}
 
     def tell(case: Case, outcome: _Outcome) -> None:
         said, seconds = outcome

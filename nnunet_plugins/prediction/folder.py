@@ -12,7 +12,8 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import Header, read_header
-from nnunet_plugins.images.writing import write_array
+from nnunet_plugins.images.writing import write_array, written_whole
+from nnunet_plugins.planning.dataset import require_own_folder
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
 from nnunet_plugins.prediction.grid import output_geometry, output_size
 from nnunet_plugins.prediction.model import Model
@@ -36,13 +37,14 @@ def predict_folder(
         keep_finished: leave out cases whose labels are there, with the same voxels.
 
     Raises:
-        InputError: if there is no such folder, or no image in it.
+        InputError: if there is no such folder, no image in it, or labels would replace images.
         OSError: if nothing can be written.
     """
 
     def begin(case: Case) -> Callable[[], str]:
         return partial(_predict, model, case, factor, log, keep_finished=keep_finished)
 
+    require_own_folder(outputs, inputs, overwrite=True)
     cases = cases_in(model.source, inputs, outputs, log)
     return predict_each(model.source, cases, outputs, begin, log, remedy="Take a larger --spacing-factor")
 
@@ -61,7 +63,8 @@ def _predict(model: Model, case: Case, factor: float, log: Log, *, keep_finished
     with tempfile.TemporaryDirectory() as temporary:
         # The partial file beside the output has an ending that SimpleITK does not know.
         file = Path(temporary, case.output.name)
-        write_array(labels, file, geometry)
+        with written_whole(file):
+            write_array(labels, file, geometry)
         written = read_header(file)
         if written is None or (found := compare_grids(geometry.grid, written.grid)):
             detail = found[0].detail if written else "it cannot be read"

@@ -50,6 +50,11 @@ def compare_with_nnunet(
         return [case.name for case in cases if not _is_the_same(case, outputs / case.output.name, log)]
 
 
+def is_for_nnunet(case: Case, source: Source) -> bool:
+    """Tell whether nnU-Net's command finds the images of a case; others are converted here."""
+    return all(image.name.endswith(str(source.dataset_json["file_ending"])) for image in case.images)
+
+
 def _is_the_same(case: Case, other: Path, log: Log) -> bool:
     (ours, _), (theirs, _) = read_labels(case.output), read_labels(other)
     if np.array_equal(ours, theirs):

@@ -32,15 +32,16 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.facts import problems, summarise
 from nnunet_plugins.images.reading import read_channels
-from nnunet_plugins.planning.dataset import preprocessed_folder
+from nnunet_plugins.images.writing import require_whole, written_whole
+from nnunet_plugins.planning.dataset import preprocessed_folder, require_own_folder
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.planning.splits import read_splits
-from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
+from nnunet_plugins.prediction.cases import BESIDE, Log, cases_in, predict_each
 from nnunet_plugins.prediction.export import find_labels, make_quick
 from nnunet_plugins.prediction.request import Request
-from nnunet_plugins.prediction.verification import compare_with_nnunet
+from nnunet_plugins.prediction.verification import compare_with_nnunet, is_for_nnunet
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
 from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
@@ -107,7 +108,8 @@ def predict_volumes(
         log: takes lines.
 
     Raises:
-        InputError: as `load_predictor`; if a folder is missing, or there is no image.
+        InputError: as `load_predictor`; if a folder is missing, there is no image, predictions would replace what is
+            read, or nnU-Net's command is to compare and reads no case.
         OSError: if nothing can be written.
     """
     stage = source.configuration.previous_stage_name
@@ -119,10 +121,15 @@ def predict_volumes(
     if request.previous is not None and not (stage and request.previous.is_dir()):
         wrong = f"there is no folder {request.previous}" if stage else "this is no second stage of a cascade"
         raise InputError(f"-prev_stage_predictions: {wrong}")
+    require_own_folder(outputs, inputs, *filter(None, [request.previous]), overwrite=True)
     predictor = load_predictor(source, request, device)
     cases = cases_in(source, inputs, outputs, log)
+    known = [case for case in cases if is_for_nnunet(case, source)]
+    if request.verified and not known:
+        ending = source.dataset_json["file_ending"]
+        raise InputError(f"--verify: nnU-Net's own command reads files {ending} alone, of which {inputs} has no case")
     failed = _predict_cases(source, request, predictor, cases, outputs, log)
-    sample = [case for case in cases if case.name not in failed][: request.verified]
+    sample = [case for case in known if case.name not in failed][: request.verified]
     return [*failed, *(compare_with_nnunet(source, request, device, sample, log) if sample else [])]
 
 
@@ -137,12 +144,13 @@ def cross_validate(source: Source, request: Request, device: torch.device, outpu
         log: takes lines.
 
     Raises:
-        InputError: as `load_predictor`; if the splits have no such fold, the dataset lacks a case, or the
-            configuration is a cascade's second stage.
+        InputError: as `load_predictor`; if the splits have no such fold, the dataset lacks a case, the
+            folder is one of a dataset, or the configuration is a cascade's second stage.
         OSError: if nothing can be written.
     """
     if source.configuration.previous_stage_name or request.previous:
         raise InputError("--cross-validation is not possible for the second stage of a cascade")
+    require_own_folder(outputs, overwrite=True)
     cases = {fold: validation_cases(source, fold, outputs) for fold in source.folds}
     failed = []
     for fold in source.folds:
@@ -215,7 +223,7 @@ def _begin(
 def _files_of(case: Case, source: Source, request: Request) -> list[Path]:
     """Return the files to write for a case; the label map comes last: where it is, all is."""
     name = case.output.name.removesuffix(str(source.dataset_json["file_ending"]))
-    others = [case.output.with_name(f"{name}{ending}") for ending in (".npz", ".pkl") if request.probabilities]
+    others = [case.output.with_name(f"{name}{ending}") for ending in BESIDE if request.probabilities]
     return [*others, case.output]
 
 
@@ -247,9 +255,12 @@ def _write(predictor: nnUNetPredictor, logits: torch.Tensor, properties: dict[st
             plan = (predictor.configuration_manager, predictor.plans_manager, predictor.dataset_json)
             name = str(file).removesuffix(predictor.dataset_json["file_ending"])
             export_prediction_from_logits(logits.numpy(), properties, *plan, name, True)
+            require_whole(file, label_map)
         else:
             reader = predictor.plans_manager.image_reader_writer_class()
-            reader.write_seg(find_labels(predictor, logits, properties), str(file), properties)
+            labels = find_labels(predictor, logits, properties)
+            with written_whole(file, label_map):
+                reader.write_seg(labels, str(file), properties)
         for written in files:
             with whole_file(written) as part:
                 Path(temporary, written.name).replace(part)

@@ -41,19 +41,27 @@ class Earlier:
 
     Args:
         cases: of this run.
+        beside: endings of what an earlier run may have written beside a segmentation, such as its probabilities.
     """
 
-    def __init__(self, cases: Iterable[Case]) -> None:
-        self._files = {case.output for case in cases if case.output.is_file()}
+    def __init__(self, cases: Iterable[Case], beside: Sequence[str] = ()) -> None:
+        outputs = (case.output for case in cases)
+        self._files = {one: [file for file in _written(one, beside) if file.is_file()] for one in outputs}
 
     def keep(self, case: Case) -> None:
         """Leave what is there of a case that is done."""
-        self._files.discard(case.output)
+        self._files.pop(case.output, None)
 
     def remove(self, case: Case) -> None:
         """Remove what an earlier run has left of a case that failed; never an image, or what this run has made."""
-        if case.output in self._files and case.output.resolve() not in [image.resolve() for image in case.images]:
-            case.output.unlink(missing_ok=True)
+        for file in self._files.get(case.output, ()):
+            if file.resolve() not in [image.resolve() for image in case.images]:
+                file.unlink(missing_ok=True)
+
+
+def _written(output: Path, beside: Sequence[str]) -> list[Path]:
+    name = output.name.removesuffix(image_ending(output.name))
+    return [output, *(output.with_name(f"{name}{ending}") for ending in beside)]
 
 
 def find_cases(

@@ -17,7 +17,7 @@ from nnunet_plugins.images.facts import Fact, problems, remarks, summarise
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import keeps_geometry, read_channels, read_header
 from nnunet_plugins.images.recipe import Recipe
-from nnunet_plugins.images.writing import convert_image, convert_segmentation
+from nnunet_plugins.images.writing import convert_image, convert_segmentation, written_whole
 from nnunet_plugins.submission.cases import Case
 
 
@@ -168,7 +168,8 @@ def write_segmentation(
     case.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary, f"segmentation{ending}")
-        reader.write_seg(segmentation, str(file), dict(properties))
+        with written_whole(file):
+            reader.write_seg(segmentation, str(file), dict(properties))
         file = _convert(file, case, output_type)
         with whole_file(case.output) as part:
             shutil.copyfile(file, part)
