@@ -2,11 +2,13 @@
 
 import itertools
 import pickle
+import re
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from conftest import full_disk
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from planned import Planned, make_planned
@@ -107,14 +109,26 @@ def test_what_nobody_annotated_has_no_vote(planned, regions):
     assert segment(atlas, (16, 16, 16), labels)[0, 0, :5].tolist() == [1, 0, 2, 0, 0]
 
 
+LINEAR = {
+    "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+    "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
+}
+
+
+def tell_geometry(planned: Planned, case: str, size: int) -> None:
+    """Write what the export of a cube has to know."""
+    properties = {
+        "sitk_stuff": {"spacing": (1.0,) * 3, "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())},
+        "spacing": [1.0] * 3,
+        "shape_before_cropping": (size,) * 3,
+        "bbox_used_for_cropping": [[0, size]] * 3,
+        "shape_after_cropping_and_before_resampling": (size,) * 3,
+    }
+    (planned.folder / "data" / f"{case}.pkl").write_bytes(pickle.dumps(properties))
+
+
 def test_each_case_counts_with_the_labels_that_its_dataset_annotates(planned, tmp_path, capsys):
-    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-    planned.plan(
-        (16, 16, 16),
-        (1, 1, 1),
-        resampling_fn_probabilities="resample_data_or_seg_to_shape",
-        resampling_fn_probabilities_kwargs=resampling,
-    )
+    planned.plan((16, 16, 16), (1, 1, 1), **LINEAR)
     one, other = np.zeros((2, 14, 14, 14), np.uint8)
     one[2:6], other[8:12] = 1, 2
     planned.describe(
@@ -125,14 +139,7 @@ def test_each_case_counts_with_the_labels_that_its_dataset_annotates(planned, tm
     )
     for case, segmentation in (("One__a", one), ("One__b", one), ("Two__a", other), ("Two__b", other)):
         planned.preprocess(case, segmentation)
-        properties = {
-            "sitk_stuff": {"spacing": (1.0,) * 3, "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())},
-            "spacing": [1.0] * 3,
-            "shape_before_cropping": (14,) * 3,
-            "bbox_used_for_cropping": [[0, 14]] * 3,
-            "shape_after_cropping_and_before_resampling": (14,) * 3,
-        }
-        (planned.folder / "data" / f"{case}.pkl").write_bytes(pickle.dumps(properties))
+        tell_geometry(planned, case, 14)
         sitk.WriteImage(
             sitk.GetImageFromArray(segmentation), str(planned.folder / "gt_segmentations" / f"{case}.nii.gz")
         )
@@ -215,3 +222,15 @@ def test_the_truth_is_no_place_for_it(planned, capsys):
 def test_wrong_usage(arguments, message, capsys):
     assert main(["evaluate", *arguments, "-o", "nowhere"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told(planned, tmp_path, capsys):
+    """The library that writes .nii.gz would leave a part of it without a word."""
+    ready(planned)
+    planned.plan((32, 32, 32), (1, 1, 1), **LINEAR)
+    for case in ("case_0", "case_1", "case_2"):
+        planned.preprocess(case, np.random.default_rng(0).integers(0, 3, (32, 32, 32)))
+        tell_geometry(planned, case, 32)
+    with full_disk(5000):
+        assert main(["evaluate", "--atlas", "-d", "1", "-o", str(tmp_path / "atlas"), "-np", "1"]) == 2
+    assert re.search(r"case_2 cannot be written: .*cut off", capsys.readouterr().err)

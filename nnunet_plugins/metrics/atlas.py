@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
+from nnunet_plugins.images.writing import written_whole
 from nnunet_plugins.planning.dataset import preprocessed_folder, require_own_folder
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.names import covering_command, preprocessing_command
@@ -267,12 +268,13 @@ def _export(
 ) -> None:
     _, segmentation, _, properties = dataset.load_case(case)
     labels = setting.plans.get_label_manager(description)
-    export_prediction_from_logits(
-        atlas.logits(segmentation.shape[1:], labels),
-        properties,
-        setting.configuration,
-        setting.plans,
-        description,
-        str(output / case),
-        num_threads_torch=1,
-    )
+    with written_whole(output / f"{case}{description['file_ending']}"):
+        export_prediction_from_logits(
+            atlas.logits(segmentation.shape[1:], labels),
+            properties,
+            setting.configuration,
+            setting.plans,
+            description,
+            str(output / case),
+            num_threads_torch=1,
+        )
