@@ -6,7 +6,7 @@ from pathlib import Path
 from nnunet_plugins.benchmark.protocol import Protocol
 from nnunet_plugins.benchmark.tasks import Folders, Task, task_name
 from nnunet_plugins.files import read_json, unfinished
-from nnunet_plugins.planning.objects import OPTION, object_labels
+from nnunet_plugins.planning.objects import OBJECTS, OPTION, object_labels
 
 
 def metrics_task(
@@ -68,7 +68,9 @@ def objects_of(dataset: str, folders: Folders) -> tuple[str, ...]:
     """
     files = [root / dataset / "dataset.json" for root in (folders.raw, folders.preprocessed)]
     file = next((file for file in files if file.is_file()), None)
-    return object_labels(read_json(file, {"labels": dict}), file) if file else ()
+    if file is None or OBJECTS not in read_json(file, dict):  # what else is wrong with it, nnU-Net tells in its turn
+        return ()
+    return object_labels(read_json(file, {"labels": dict}), file)
 
 
 def metrics_of_test_images(
