@@ -1,5 +1,6 @@
 """Networks as ONNX files: every row is exported, engines compute what PyTorch does, other models are refused."""
 
+import json
 import re
 import shutil
 import sys
@@ -12,10 +13,11 @@ import onnx
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import Sandbox
+from conftest import Sandbox, full_disk
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch.testing import assert_close
 
+from nnunet_plugins import memory
 from nnunet_plugins.arguments import ENGINES
 from nnunet_plugins.cli import main
 from nnunet_plugins.engines.export import OPSET, compare, make_model, network_of, require_types
@@ -201,6 +203,62 @@ def test_files_that_do_not_fit_are_refused(trained, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_files_of_all_folds_are_looked_for_before_one_is_predicted(trained, tmp_path, capsys):
+    shutil.move(beside(trained, 1), tmp_path / "kept.onnx")
+    try:
+        command = ("--cross-validation", "-o", str(tmp_path / "out"), *MODEL, "-f", "0", "1", "--engine", "onnxruntime")
+        assert main(["predict", *command]) == 2
+    finally:
+        shutil.move(tmp_path / "kept.onnx", beside(trained, 1))
+    assert f"{beside(trained, 1)} is missing. Make it: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_what_a_training_alone_reads_may_have_changed_in_the_plans(trained):
+    """As for every prediction."""
+    file = fold(trained, 0).parent / "plans.json"
+    before = file.read_text()
+    plans = json.loads(before)
+    plans["configurations"]["3d_fullres"]["batch_size"] += 1
+    try:
+        file.write_text(json.dumps(plans))
+        network_of(source("0"), "0")
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.slow
+def test_to_predict_takes_no_exporter(trained, monkeypatch):
+    """Where a file was made is another machine than where it is used."""
+    version = metadata.version
+
+    def installed(name: str) -> str:
+        if name == "onnxscript":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", installed)
+    assert files_of(source("0"), ()) == [beside(trained, 0)]
+
+
+@pytest.mark.slow
+def test_a_place_that_cannot_be_written_to_is_told(trained, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["export-onnx", *MODEL, "-f", "0", "-o", str(tmp_path / "file" / "net.onnx")]) == 2
+    assert f"{tmp_path / 'file'} cannot be written to: File exists. Name a file elsewhere" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told(trained, tmp_path, capsys):
+    file = tmp_path / "net.onnx"
+    with full_disk(20000):
+        assert main(["export-onnx", *MODEL, "-f", "0", "-o", str(file)]) == 2
+    assert f"{file} cannot be written: File too large" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_a_dataset_may_have_another_name_where_a_model_is_shared(trained, tmp_path):
     """The checkpoint is the same: that decides."""
     file = change(beside(trained, 0), tmp_path / "net.onnx", dataset="Dataset999_Elsewhere", plans="others")
@@ -266,6 +324,29 @@ def test_what_cannot_be_followed_is_told():
 def test_a_folder_is_no_file(tmp_path, capsys):
     assert main(["export-onnx", *MODEL, "-o", str(tmp_path)]) == 2
     assert f"-o {tmp_path} is a folder; name a file in it, such as {tmp_path / 'net.onnx'}" in capsys.readouterr().err
+
+
+def test_nothing_but_an_onnx_file_is_written_over(tmp_path, capsys):
+    file = tmp_path / "checkpoint_final.pth"
+    file.write_bytes(b"weights")
+    assert main(["export-onnx", *MODEL, "-o", str(file)]) == 2
+    assert f"-o {file}: the name has to end in .onnx, as in {file.with_suffix('.onnx')}" in capsys.readouterr().err
+    assert file.read_bytes() == b"weights"
+
+
+def test_memory_that_runs_out_is_known_as_such(tmp_path):
+    """So that a case has another try, alone."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    much = helper.make_tensor("size", onnx.TensorProto.INT64, [5], [1, 1, *[10**5] * 3])
+    ends = [helper.make_tensor_value_info(name, kind, size) for name, size in (("image", [1] * 5), ("logits", None))]
+    node = helper.make_node("Expand", ["image", "size"], ["logits"])
+    graph = helper.make_graph([node], "much", ends[:1], ends[1:], [much])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    onnx.save(model, tmp_path / "net.onnx")
+    run = open_file("onnxruntime", tmp_path / "net.onnx")
+    with pytest.raises(Exception, match=r"memory|alloc") as raised:
+        run(np.ones([1] * 5, np.float32))
+    assert memory.is_out_of_memory(raised.value)
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerMetaSeg", "nnUNetTrainerNISF_5epochs"])

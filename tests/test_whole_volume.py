@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import full_disk
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch.nn import functional
@@ -24,6 +25,7 @@ from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.cli import main
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
 from nnunet_plugins.prediction import volumes
+from nnunet_plugins.prediction.export import find_labels
 from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.prediction.volumes import load_predictor
 from nnunet_plugins.submission.sources import Choice, find_model
@@ -447,7 +449,7 @@ def test_two_cases_are_in_the_works(root, images, tmp_path, capsys, monkeypatch)
     assert begun[3:] == [threading.main_thread()] * 2
 
 
-def test_other_resampling_is_left_to_nnunet(root, images, tmp_path):
+def test_other_resampling_is_left_to_nnunet(root, images, tmp_path, capsys):
     """A plan whose logits are resampled by another function of nnU-Net's, with finer images than the plan's."""
     models = root / "nnUNet_results" / DATASET
     folder = models / "nnUNetTrainerSmall__other__cube"
@@ -462,9 +464,57 @@ def test_other_resampling_is_left_to_nnunet(root, images, tmp_path):
     (tmp_path / "stock").mkdir()
     stock.predict_from_files_sequential(str(images), str(tmp_path / "stock"))
     assert predict(images, tmp_path / "ours", "-f", "0", "-p", "other", trainer="nnUNetTrainerSmall", kind="cube") == 0
+    assert capsys.readouterr().out.count("another resampling than nnU-Net's default, resample_torch_fornnunet: ") == 1
     for case in ("patch", "odd", "small"):
         names = [tmp_path / way / f"{case}.nii.gz" for way in ("ours", "stock")]
         assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_probabilities_are_nnunets_where_rounding_decides(root, images, tmp_path):
+    """Of logits next to 0, of which half precision leaves a few steps: at ties of resampling, and of the softmax."""
+    models = root / "nnUNet_results" / DATASET
+    folder = models / "nnUNetTrainer__ties__cube"
+    shutil.copytree(models / "nnUNetTrainer__plans__cube", folder)
+    plans = json.loads((folder / "plans.json").read_text())
+    (chosen,) = plans["configurations"].values()
+    chosen["spacing"] = [1.5, 1.5, 1.5]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    for name, weight in checkpoint["network_weights"].items():
+        if "seg_layers" in name:
+            weight *= 1e-7
+    torch.save(checkpoint, file)
+    stock = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    stock.initialize_from_trained_model_folder(str(folder), (0,))
+    (tmp_path / "stock").mkdir()
+    stock.predict_from_files_sequential(str(images), str(tmp_path / "stock"), save_probabilities=True)
+    options = ("-f", "0", "-p", "ties", "--save_probabilities", "--verify", "1")
+    assert predict(images, tmp_path / "ours", *options, kind="cube") == 0
+    for case in ("patch", "odd", "small"):
+        ours, theirs = (np.load(tmp_path / way / f"{case}.npz")["probabilities"] for way in ("ours", "stock"))
+        assert np.array_equal(ours, theirs)
+        assert len(np.unique(theirs)) > 2
+
+
+def test_logits_that_are_no_numbers_are_left_to_nnunet(root):
+    """Its splines spread them to the neighbours alone."""
+    p = predictor_of("nnUNetTrainer", "3d isotropic", mode=None)
+    heads, size = p.label_manager.num_segmentation_heads, (9, 12, 10)
+    logits = torch.randn(heads, 6, 8, 7, generator=torch.Generator().manual_seed(0)).half()
+    logits[-1, 2, 3, 3] = torch.nan
+    properties = {
+        "spacing": [spacing / 1.5 for spacing in p.configuration_manager.spacing],
+        "shape_before_cropping": size,
+        "shape_after_cropping_and_before_resampling": size,
+        "bbox_used_for_cropping": [[0, n] for n in size],
+    }
+    stock = ConfigurationManager(p.configuration_manager.configuration)
+    expected = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits.numpy(), p.plans_manager, stock, p.label_manager, properties
+    )
+    assert np.array_equal(find_labels(p, logits, properties), expected)
+    assert len(np.unique(expected)) == heads
 
 
 def test_whole_volume(root, images, expected, tmp_path, capsys):

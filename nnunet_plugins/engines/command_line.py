@@ -47,6 +47,8 @@ def _run(arguments: argparse.Namespace) -> int:
     output: Path | None = arguments.output
     if output and output.is_dir():
         raise InputError(f"-o {output} is a folder; name a file in it, such as {output / 'net.onnx'}")
+    if output and output.suffix != ".onnx":
+        raise InputError(f"-o {output}: the name has to end in .onnx, as in {output.with_suffix('.onnx')}")
     require_exportable(find_trainer(arguments.trainer))
     source = find_model(
         arguments.dataset,

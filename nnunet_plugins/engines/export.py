@@ -1,6 +1,7 @@
 """A trained network as an ONNX file, compared with PyTorch before it is put into its place."""
 
 import copy
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from torch import nn
 
 from nnunet_plugins.engines.libraries import load_library
 from nnunet_plugins.engines.network import open_file
-from nnunet_plugins.engines.origin import origin_of, write_origin
+from nnunet_plugins.engines.origin import origin_of, versions, write_origin
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.networks.layers.device import compute_as_on
 from nnunet_plugins.planning.forecast import format_size
-from nnunet_plugins.submission.sources import Source
+from nnunet_plugins.submission.sources import OF_THE_NETWORK, Source
 
 OPSET = 18
 """Version of ONNX's operators: the one that PyTorch's exporter is written for."""
@@ -53,12 +54,13 @@ def export_fold(source: Source, fold: str, file: Path, log: Callable[[str], None
         half: whether weights, images and logits are in half precision.
 
     Raises:
-        InputError: if a library is missing, the checkpoint or the network cannot be used, or the results differ.
-        OSError: if the file cannot be written.
+        InputError: if a library is missing, the checkpoint or the network cannot be used, the results differ, or the
+            file cannot be written.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):  # before anything is computed
         load_library(name)
-    network, origin = network_of(source, fold), origin_of(source, fold)
+    _require_place(file)
+    network, origin = network_of(source, fold), {**origin_of(source, fold), **versions()}
     manager = PlansManager(source.plans)
     channels = determine_num_input_channels(manager, source.configuration, source.dataset_json)
     # Two, so that not one is taken for the only number there is. Noise is what normalised images are scaled like.
@@ -71,10 +73,12 @@ def export_fold(source: Source, fold: str, file: Path, log: Callable[[str], None
         content = model.SerializeToString()
     except Exception as error:  # protobuf's own, of more than 2 GiB
         raise InputError("the network cannot be exported: it has more than the 2 GiB that a file holds") from error
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as part:
-        part.write_bytes(content)
-        said = compare(network, part, images, manager.get_label_manager(source.dataset_json), half=half)
+    try:
+        with whole_file(file) as part:
+            part.write_bytes(content)
+            said = compare(network, part, images, manager.get_label_manager(source.dataset_json), half=half)
+    except OSError as error:  # on a full disk it names no file
+        raise InputError(f"{file} cannot be written: {error.strerror or error}") from error
     kind = "half" if half else "single"
     log(
         f"{file}: opset {OPSET}, {kind} precision, {len(content) / 2**20:.1f} MiB; channels {channels}, patch "
@@ -83,13 +87,25 @@ def export_fold(source: Source, fold: str, file: Path, log: Callable[[str], None
     log(f"  onnxruntime and PyTorch, {len(images)} images of noise: {said}")
 
 
+def _require_place(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{file.parent} cannot be written to: {error.strerror}. Name a file elsewhere with -o, and with --onnx to "
+            "predict from it"
+        ) from error
+
+
 def network_of(source: Source, fold: str) -> nn.Module:
     """Return the network of a fold, with its weights.
 
     Raises:
         InputError: as `Source.weights`.
     """
-    source.weights(fold)  # which loads them into the network
+    source.weights(fold, OF_THE_NETWORK)  # which loads them into the network
     return source.network.eval()
 
 

@@ -75,7 +75,10 @@ def _open_in_onnxruntime(library: Any, file: Path) -> Run:
     kind = np.float16 if image.type == "tensor(float16)" else np.float32
 
     def run(x: NDArray[Any]) -> NDArray[Any]:
-        (logits,) = session.run(None, {image.name: x.astype(kind, copy=False)})
+        try:
+            (logits,) = session.run(None, {image.name: x.astype(kind, copy=False)})
+        except Exception as error:  # none of them is a RuntimeError, as which others know that memory ran out
+            raise RuntimeError(f"onnxruntime: {error}") from error
         return np.asarray(logits, np.float32)
 
     return run

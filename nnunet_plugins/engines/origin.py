@@ -28,7 +28,7 @@ def file_beside(source: Source, fold: str, *, half: bool = False) -> Path:
 
 
 def origin_of(source: Source, fold: str) -> dict[str, str]:
-    """Return what a file of a fold says of itself."""
+    """Return what tells a fold's model from others, which a file of it says of itself."""
     return {
         "dataset": source.folder.parent.name,
         "trainer": source.choice.trainer,
@@ -39,8 +39,12 @@ def origin_of(source: Source, fold: str) -> dict[str, str]:
         "labels": json.dumps(source.dataset_json["labels"]),
         "fold": fold,
         "checkpoint": Ledger({}).identity(checkpoint_of(source, fold)),
-        **{package: metadata.version(package) for package in _PACKAGES},
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what makes a file, which it says of itself as well; to predict from it takes less."""
+    return {package: metadata.version(package) for package in _PACKAGES}
 
 
 def read_origin(file: Path) -> dict[str, str]:

@@ -11,7 +11,8 @@ from nnunet_plugins.errors import InputError
 
 DESCRIPTION = (
     "Predict a folder of images as nnUNetv2_predict does, for every trainer, one case after the other; a case that "
-    "fails costs no other. Two things differ if they are asked for. --whole-volume: each case goes through the network "
+    "fails costs no other. Three things differ if they are asked for. --engine: another one than PyTorch computes the "
+    "network. --whole-volume: each case goes through the network "
     "in one pass, at its own size, and not in tiles. --spacing-factor: labels at another spacing than that of the "
     "images. Networks of places, MetaSeg and NISF, are fitted to an image and then know its labels at every place: "
     "with 0.5 the voxels of the label map have half the image's spacing along each axis, at the same extent, and each "

@@ -111,6 +111,11 @@ def make_quick(predictor: nnUNetPredictor) -> None:
     predictor.configuration_manager = Configuration(predictor.configuration_manager, previous=previous)
 
 
+def stock_configuration(configuration: ConfigurationManager) -> ConfigurationManager:
+    """Return a plan's configuration as nnU-Net has it, with its own resampling."""
+    return ConfigurationManager(configuration.configuration)
+
+
 def find_labels(predictor: nnUNetPredictor, logits: torch.Tensor, properties: dict[str, Any]) -> NDArray[Any]:
     """Return the segmentation `(z, y, x)` of an image, as nnU-Net would write it.
 
@@ -127,7 +132,7 @@ def find_labels(predictor: nnUNetPredictor, logits: torch.Tensor, properties: di
         axes = configuration.axes_of_logits(logits.shape[1:], size, spacing, own)
     if axes is None:
         found: NDArray[Any] = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits.numpy(), plans, configuration, manager, properties
+            logits.numpy(), plans, stock_configuration(configuration), manager, properties
         )
         return found
     labels = labels_of_logits(logits, axes, manager)

@@ -44,6 +44,8 @@ def compare_with_nnunet(
         command += ["-chk", source.checkpoint, "-step_size", str(request.step), "-device", device.type]
         command += ["-npp", "1", "-nps", "1", "--disable_progress_bar"]
         command += [] if request.mirroring else ["--disable_tta"]
+        # Labels are those with the largest probabilities then, of which rounding makes more ties than of logits.
+        command += ["--save_probabilities"] if request.probabilities else []
         command += ["-prev_stage_predictions", str(request.previous)] if request.previous else []
         log(f"Verifying {len(cases)} cases with nnU-Net's own command")
         run_quietly(command, "nnU-Net's own prediction failed", env=dict(os.environ))

@@ -39,16 +39,13 @@ from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.planning.splits import read_splits
 from nnunet_plugins.prediction.cases import BESIDE, Log, cases_in, predict_each
-from nnunet_plugins.prediction.export import find_labels, make_quick
+from nnunet_plugins.prediction.export import find_labels, make_quick, stock_configuration
 from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.prediction.verification import compare_with_nnunet, is_for_nnunet
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
 from nnunet_plugins.submission.cases import Case
 from nnunet_plugins.submission.images import ImageError, read_image
-from nnunet_plugins.submission.sources import Source
-
-_OF_THE_NETWORK = ("patch_size", "architecture")
-"""Parts of a plan that make another network; resampling, say, may be another one than in the training."""
+from nnunet_plugins.submission.sources import OF_THE_NETWORK, Source
 
 
 def load_predictor(source: Source, request: Request, device: torch.device) -> nnUNetPredictor:
@@ -65,7 +62,7 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
     """
     if request.whole_volume:
         require_any_size(source.choice.trainer)
-    checkpoints = [source.weights(fold, _OF_THE_NETWORK) for fold in source.folds]
+    checkpoints = [source.weights(fold, OF_THE_NETWORK) for fold in source.folds]
     network: Any = source.network
     weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
     if request.engine:
@@ -151,6 +148,8 @@ def cross_validate(source: Source, request: Request, device: torch.device, outpu
     if source.configuration.previous_stage_name or request.previous:
         raise InputError("--cross-validation is not possible for the second stage of a cascade")
     require_own_folder(outputs, overwrite=True)
+    if request.engine:
+        files_of(source, request.onnx)  # of all folds, before hours go into the first
     cases = {fold: validation_cases(source, fold, outputs) for fold in source.folds}
     failed = []
     for fold in source.folds:
@@ -184,6 +183,9 @@ def validation_cases(source: Source, fold: str, outputs: Path) -> list[Case]:
 def _predict_cases(
     source: Source, request: Request, predictor: nnUNetPredictor, cases: Sequence[Case], outputs: Path, log: Log
 ) -> list[str]:
+    if slow := predictor.configuration_manager.slow_parts():
+        names = ", ".join(dict.fromkeys(slow))
+        log(f"The plans name another resampling than nnU-Net's default, {names}: it is left to nnU-Net")
     tiled: list[str] = []
     begin = partial(_begin, source, request, predictor, tiled, log, Lock())
     # While the network has one case, another is read, resampled or written. A pass may need all the memory there is.
@@ -252,7 +254,8 @@ def _write(predictor: nnUNetPredictor, logits: torch.Tensor, properties: dict[st
     with tempfile.TemporaryDirectory(prefix=".unfinished_", dir=label_map.parent) as temporary:
         file = Path(temporary, label_map.name)
         if len(files) > 1:
-            plan = (predictor.configuration_manager, predictor.plans_manager, predictor.dataset_json)
+            configuration = stock_configuration(predictor.configuration_manager)
+            plan = (configuration, predictor.plans_manager, predictor.dataset_json)
             name = str(file).removesuffix(predictor.dataset_json["file_ending"])
             export_prediction_from_logits(logits.numpy(), properties, *plan, name, True)
             require_whole(file, label_map)

@@ -37,6 +37,9 @@ _CONFIGURATION = {
 KEPT = ("network_weights", "trainer_name", "init_args", "inference_allowed_mirroring_axes")
 """What inference reads of a checkpoint; the rest is the optimizer's state and the log."""
 
+OF_THE_NETWORK = ("patch_size", "architecture")
+"""Parts of a plan that make another network; resampling, say, may be another one than in the training."""
+
 
 class SubmissionError(InputError):
     """Networks cannot be exported as they are."""
