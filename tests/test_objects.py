@@ -94,6 +94,14 @@ def test_random_masks_against_the_definitions(drawn):
     assert_allclose(values(*drawn), reference(*drawn), rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7, 1), (5, 1, 1), (1, 5)])
+def test_objects_in_one_line_of_voxels(shape):
+    truth = np.arange(np.prod(shape)).reshape(shape) % 2 == 0
+    one = np.zeros(shape, bool)
+    one.flat[0] = True
+    assert values(one, truth)[:3] == [1, 0, truth.sum() - 1]
+
+
 def test_a_slice_is_2d_whichever_way_it_comes():
     prediction, truth = balls(2)
     for axis in range(3):

@@ -23,11 +23,12 @@ weight of fifty of another, and have no value where a case has none.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from nnunet_plugins.metrics.masks import Mask, bounding_box
 
@@ -35,8 +36,6 @@ COUNTS = ("objects_TP", "objects_FP", "objects_FN")
 QUALITIES = ("objects_F1", "objects_SQ", "objects_PQ", "objects_Dice")
 OBJECT_COLUMNS = (*COUNTS, *QUALITIES)
 """Columns of tables of metrics with labels that consist of objects; without a value for the other labels."""
-
-_CONNECTIVITY: dict[int, Literal[8, 26]] = {2: 8, 3: 26}
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,15 @@ def compare_objects(prediction: Mask, truth: Mask, *, counts: Mask | None = None
     Raises:
         ValueError: if the shapes differ, or are neither 2D nor 3D.
     """
-    import cc3d
-
     shapes = {prediction.shape, truth.shape, *([] if counts is None else [counts.shape])}
-    if len(shapes) > 1 or prediction.ndim not in _CONNECTIVITY:
+    if len(shapes) > 1 or prediction.ndim not in (2, 3):
         raise ValueError(f"masks must be 2D or 3D and of one shape, got shapes {sorted(shapes)}")
     box = bounding_box(prediction | truth)
     masks = [mask[box] if counts is None else mask[box] & counts[box] for mask in (prediction, truth)]
     if not masks[0].size:
         return Objects(0, 0, 0, 0.0, 0.0)
-    (ours, found), (theirs, there) = (
-        cc3d.connected_components(mask, connectivity=_CONNECTIVITY[mask.ndim], return_N=True) for mask in masks
-    )
+    # SciPy's and not cc3d's, which is faster and ends in an error where a box is one line of voxels.
+    (ours, found), (theirs, there) = (ndimage.label(mask, np.ones([3] * mask.ndim)) for mask in masks)
     sizes, true_sizes = np.bincount(ours.ravel()), np.bincount(theirs.ravel())
     both = masks[0] & masks[1]
     # Pairs that share a voxel, as one number each: two columns would be sorted as slowly as texts.
