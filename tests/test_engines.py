@@ -350,8 +350,9 @@ def test_memory_that_runs_out_is_known_as_such(tmp_path):
 
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerMetaSeg", "nnUNetTrainerNISF_5epochs"])
-def test_networks_that_are_fitted_to_an_image_cannot_be_exported(trainer, capsys):
-    assert main(["export-onnx", "-d", "1", "-c", "3d_fullres", "-tr", trainer]) == 2
+@pytest.mark.parametrize("command", ["export-onnx", "predict -i . -o labels --engine onnxruntime"])
+def test_networks_that_are_fitted_to_an_image_cannot_be_exported(command, trainer, capsys):
+    assert main([*command.split(), "-d", "1", "-c", "3d_fullres", "-tr", trainer]) == 2
     said = capsys.readouterr().err
     assert f"{trainer} cannot be exported: its network is fitted to every image by steps along a gradient" in said
     assert said.count("\n") == 1

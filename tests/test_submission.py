@@ -512,6 +512,7 @@ def test_the_pairs_own_postprocessing_is_taken(trained, tmp_path):
     [
         (["-tr", "nnUNetTrainerFIRENet"], "is missing; trained for this dataset: nnUNetTrainerFIRENet_1epochs"),
         (["-tr", FIRENET, "-f", "0", "3"], "has no checkpoint_final.pth in fold 3; folds that have one: 0, 1"),
+        (["-tr", FIRENET, "-f", "0", "0"], "-f 0 0 names a fold twice"),
         (["-tr", FIRENET, "-chk", "checkpoint_latest.pth"], "has no checkpoint_latest.pth in fold 0, 1"),
         (["-tr", FIRENET, "--ensemble-with", FIRENET], "stands in the ensemble twice"),
         (["-tr", FIRENET, "--ensemble-with", "a:b:c:d"], "is not TRAINER, TRAINER:CONFIGURATION"),

@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import full_disk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -28,6 +29,9 @@ from nnunet_plugins.prediction import volumes
 from nnunet_plugins.prediction.export import find_labels
 from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.prediction.volumes import load_predictor
+from nnunet_plugins.submission.effort import Clock, Effort
+from nnunet_plugins.submission.ensemble import Network
+from nnunet_plugins.submission.settings import Member
 from nnunet_plugins.submission.sources import Choice, find_model
 from nnunet_plugins.testing import training
 
@@ -491,9 +495,13 @@ def test_probabilities_are_nnunets_where_rounding_decides(root, images, tmp_path
     stock.predict_from_files_sequential(str(images), str(tmp_path / "stock"), save_probabilities=True)
     options = ("-f", "0", "-p", "ties", "--save_probabilities", "--verify", "1")
     assert predict(images, tmp_path / "ours", *options, kind="cube") == 0
+    network = Network(Member(folder.name, ("0",), file.name), models, torch.device("cpu"))
     for case in ("patch", "odd", "small"):
         ours, theirs = (np.load(tmp_path / way / f"{case}.npz")["probabilities"] for way in ("ours", "stock"))
         assert np.array_equal(ours, theirs)
+        image, properties = SimpleITKIO().read_images(sorted(map(str, images.glob(f"{case}_000*"))))
+        submitted = network.predict(image, properties, Effort(), Clock(), print, probabilities=True)
+        assert np.array_equal(submitted, theirs)
         assert len(np.unique(theirs)) > 2
 
 

@@ -151,6 +151,10 @@ def _require_fitting_engine(arguments: argparse.Namespace) -> None:
         raise InputError(f"--onnx is for --engine, {' or '.join(ENGINES)}")
     if not arguments.engine:
         return
+    from nnunet_plugins.engines.export import require_exportable
+    from nnunet_plugins.planning.setting import find_trainer
+
+    require_exportable(find_trainer(arguments.trainer))
     if arguments.device not in (None, "cpu"):
         raise InputError(f"--engine {arguments.engine} computes on the CPU; leave out -device {arguments.device}")
     if arguments.whole_volume or arguments.spacing_factor:

@@ -32,7 +32,7 @@ from nnunet_plugins.planning.dataset import largest_label
 from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import find_trainer, needs_whole_images
-from nnunet_plugins.prediction.export import find_labels, make_quick
+from nnunet_plugins.prediction.export import find_labels, make_quick, stock_configuration
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
 from nnunet_plugins.submission.settings import FILE, OUTPUT_TYPES, Member, Settings, fitting_type
@@ -93,7 +93,8 @@ class Network:
         p = self.predictor
         if not probabilities:
             return find_labels(p, logits, properties)
-        plan = (p.plans_manager, p.configuration_manager, p.label_manager)
+        # To the last bit, as a mean of half-precision numbers can be a tie.
+        plan = (p.plans_manager, stock_configuration(p.configuration_manager), p.label_manager)
         _, found = convert_predicted_logits_to_segmentation_with_correct_shape(logits.numpy(), *plan, properties, True)
         return found
 

@@ -219,6 +219,8 @@ def model_in(folder: Path, folds: Sequence[str], checkpoint: str, *, trusted: bo
 def _open(
     folder: Path, dataset: str, choice: Choice, folds: Sequence[str], checkpoint: str, *, trusted: bool
 ) -> Source:
+    if len(set(folds)) < len(folds):
+        raise SubmissionError(f"-f {' '.join(folds)} names a fold twice; name each fold once")
     missing = [fold for fold in folds if not (folder / f"fold_{fold}" / checkpoint).is_file()]
     if missing:
         there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
