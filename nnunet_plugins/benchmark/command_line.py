@@ -7,8 +7,8 @@ from pathlib import Path
 from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import ALL, DEFAULT_PLANS, PRESETS, Protocol, split_name
+from nnunet_plugins.datasets.plan_names import NORMALISATIONS, find_normalisation
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.names import NORMALISATIONS, find_normalisation
 from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
@@ -209,7 +209,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.benchmark import driver
     from nnunet_plugins.benchmark.folds import choose_folds
     from nnunet_plugins.benchmark.tasks import sources_of
-    from nnunet_plugins.planning.dataset import dataset_name
+    from nnunet_plugins.datasets.folders import dataset_name
 
     folders = driver.nnunet_folders(arguments.output)
     named = [dataset_name(dataset) for dataset in arguments.datasets]

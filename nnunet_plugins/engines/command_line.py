@@ -41,8 +41,8 @@ def add_command(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.engines.export import export_fold, require_exportable
     from nnunet_plugins.engines.origin import file_beside
+    from nnunet_plugins.models.sources import Choice, find_model
     from nnunet_plugins.planning.setting import find_trainer
-    from nnunet_plugins.submission.sources import Choice, find_model
 
     output: Path | None = arguments.output
     if output and output.is_dir():

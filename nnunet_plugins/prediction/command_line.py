@@ -161,9 +161,9 @@ def _require_fitting_engine(arguments: argparse.Namespace) -> None:
 
 
 def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
+    from nnunet_plugins.models.sources import Choice
     from nnunet_plugins.prediction.folder import predict_folder
     from nnunet_plugins.prediction.model import Model
-    from nnunet_plugins.submission.sources import Choice
 
     choice = Choice(arguments.trainer, arguments.configuration, arguments.plans)
     return predict_folder(
@@ -177,9 +177,9 @@ def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
 
 
 def _predict_volumes(arguments: argparse.Namespace, device: Any) -> list[str]:
+    from nnunet_plugins.models.sources import Choice, find_model
     from nnunet_plugins.prediction.request import Request
     from nnunet_plugins.prediction.volumes import cross_validate, predict_volumes
-    from nnunet_plugins.submission.sources import Choice, find_model
 
     source = find_model(
         arguments.dataset,

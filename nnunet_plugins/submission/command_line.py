@@ -5,9 +5,9 @@ from pathlib import Path
 
 from nnunet_plugins.arguments import WHOLE_VOLUME, positive, whole
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.models.settings import OUTPUT_TYPES
 from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.submission.platforms import PLATFORMS
-from nnunet_plugins.submission.settings import OUTPUT_TYPES
 
 DESCRIPTION = (
     "Write a folder that predicts by itself with trained networks: a container for a challenge, or a directory for any "
@@ -136,9 +136,9 @@ def run(arguments: argparse.Namespace) -> int:
         return check_submission(arguments.check, arguments.images, arguments.cases)
     if not arguments.dataset or not arguments.output:
         raise InputError("give the dataset with -d and the folder to write with -o, or a folder to --check")
-    from nnunet_plugins.planning.dataset import dataset_name
+    from nnunet_plugins.datasets.folders import dataset_name
+    from nnunet_plugins.models.sources import Choice, find_source, parse_choice
     from nnunet_plugins.submission.export import Request, check_request, write_submission
-    from nnunet_plugins.submission.sources import Choice, find_source, parse_choice
 
     first = Choice(arguments.trainer, arguments.configuration, arguments.plans)
     choices = [first, *(parse_choice(text, first) for text in arguments.ensemble_with)]
