@@ -61,6 +61,7 @@ ORDER = [
     "merging",
     "fixed_size",
     "preparation",
+    "starts",
     "models",
     "engines",
     "prediction",

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
@@ -19,6 +20,17 @@ DESCRIPTION = (
     "trainer, give the command again. For example: nnunet-plugins benchmark -d 4 -tr nnUNetTrainer "
     "nnUNetTrainerFIRENet -o comparison"
 )
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to a parser's subparsers."""
+    command = commands.add_parser(
+        "benchmark",
+        help="compare networks fairly, from training to report",
+        description=DESCRIPTION,
+    )
+    add_arguments(command)
+    command.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from nnunet_plugins.arguments import WHOLE_VOLUME, positive, whole
 from nnunet_plugins.errors import InputError
@@ -17,6 +18,17 @@ DESCRIPTION = (
     "--ensemble-with nnUNetTrainer:3d_fullres:nnUNetPlans -f 0 1 2 3 4 --platform grand-challenge --input-socket "
     "brain-mri --output-socket hippocampus-segmentation -o submission"
 )
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to a parser's subparsers."""
+    command = commands.add_parser(
+        "export-submission",
+        help="make a challenge submission, or any folder that predicts by itself, of trained networks",
+        description=DESCRIPTION,
+    )
+    add_arguments(command)
+    command.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
