@@ -49,9 +49,9 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from tqdm import tqdm
 
 from nnunet_plugins.cli import main as command_line
-from nnunet_plugins.submission.cases import find_cases
-from nnunet_plugins.submission.images import ImageError, read_image
-from nnunet_plugins.submission.settings import Settings
+from nnunet_plugins.models.cases import find_cases
+from nnunet_plugins.models.images import ImageError, read_image
+from nnunet_plugins.models.settings import Settings
 
 SECONDS, MEMORY = 60, 16 * 2**30
 

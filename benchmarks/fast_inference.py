@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 
 from nnunet_plugins.metrics.folders import evaluate_folders
-from nnunet_plugins.submission.cases import find_cases
+from nnunet_plugins.models.cases import find_cases
+from nnunet_plugins.models.images import read_image, write_segmentation
+from nnunet_plugins.models.settings import read_settings
 from nnunet_plugins.submission.effort import Clock
 from nnunet_plugins.submission.ensemble import Ensemble
-from nnunet_plugins.submission.images import read_image, write_segmentation
-from nnunet_plugins.submission.settings import read_settings
 
 
 def measure(submission: Path, images: Path, labels: Path, output: Path, device: str) -> dict[str, float]:

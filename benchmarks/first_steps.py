@@ -24,7 +24,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
-from nnunet_plugins.planning.dataset import preprocessed_folder
+from nnunet_plugins.datasets.folders import preprocessed_folder
 from nnunet_plugins.rows import STOCK_TRAINER
 
 

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from nnunet_plugins.forecast import SavedBytes, loss_as_in_training
 from nnunet_plugins.networks.layers.autofocus import FORMS, AutofocusConv
-from nnunet_plugins.planning.forecast import SavedBytes, loss_as_in_training
 from nnunet_plugins.planning.profile import measure_on_gpu
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, forecast_setting, patch_setting
 from nnunet_plugins.registry import BACKBONES

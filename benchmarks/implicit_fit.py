@@ -20,9 +20,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins import backbones
+from nnunet_plugins.forecast import format_size
 from nnunet_plugins.networks.implicit import ImplicitNetwork
 from nnunet_plugins.networks.layers.voxels import Voxels
-from nnunet_plugins.planning.forecast import format_size
 from nnunet_plugins.rows import locate
 
 TRAINERS = ("nnUNetTrainerMetaSeg", "nnUNetTrainerMetaSegPaper", "nnUNetTrainerNISF")

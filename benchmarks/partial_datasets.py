@@ -16,11 +16,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from nnunet_plugins.datasets.folders import dataset_name
+from nnunet_plugins.datasets.sources import MARK, read_sources
 from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files
 from nnunet_plugins.images.relabelling import relabel
-from nnunet_plugins.planning.dataset import dataset_name
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.sources import MARK, read_sources
 
 RAW = os.environ.get("nnUNet_raw", ".")  # noqa: SIM112 - nnU-Net's own spelling
 

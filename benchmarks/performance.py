@@ -29,10 +29,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import nnunet_plugins
+from nnunet_plugins.forecast import SavedBytes, cuda_autocast
 from nnunet_plugins.networks.afnet import AFNet
 from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
-from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast
 from nnunet_plugins.planning.profile import measure_on_gpu
 from nnunet_plugins.planning.setting import build_network, find_trainer, forecast_setting, patch_setting
 from nnunet_plugins.registry import BACKBONES

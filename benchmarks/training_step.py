@@ -20,7 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_plugins.planning.forecast import SavedBytes
+from nnunet_plugins.forecast import SavedBytes
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class

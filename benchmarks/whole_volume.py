@@ -25,8 +25,8 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_plugins.planning.dataset import preprocessed_folder, read_dataset_json
-from nnunet_plugins.planning.forecast import fake_tensors, format_bytes, format_size
+from nnunet_plugins.datasets.folders import preprocessed_folder, read_dataset_json
+from nnunet_plugins.forecast import fake_tensors, format_bytes, format_size
 from nnunet_plugins.planning.setting import build_network, find_trainer, plan_setting
 from nnunet_plugins.prediction.whole_volume import size_of_pass
 

@@ -3,37 +3,12 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 WHOLE_VOLUME = ("always", "auto")
 """How cases go through a network in one pass: whenever it can take them, or where memory allows it."""
 
 ENGINES = ("onnxruntime", "openvino")
 """What computes a network from an ONNX file."""
-
-
-def add_model(command: Any) -> None:
-    """Add the options that name a trained model, as nnUNetv2_predict has them."""
-    command.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="number or name of the dataset")
-    command.add_argument(
-        "-c", dest="configuration", required=True, metavar="CONFIGURATION", help="for example 3d_fullres"
-    )
-    command.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
-    command.add_argument(
-        "-tr", dest="trainer", required=True, metavar="TRAINER", help="for example nnUNetTrainerFIRENet"
-    )
-    command.add_argument(
-        "-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="default: 0 1 2 3 4"
-    )
-    command.add_argument(
-        "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s"
-    )
-    command.add_argument(
-        "--run-code-in-checkpoint",
-        action="store_true",
-        help="read checkpoints that hold more than tensors, numbers and text, and plans with foreign networks; only "
-        "for files from people you trust",
-    )
 
 
 def positive(text: str) -> float:

@@ -24,7 +24,7 @@ import torch
 from preloaded import write_commands
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast
+from nnunet_plugins.forecast import SavedBytes, cuda_autocast
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from nnunet_plugins.forecast import forecast_training, measure_training
 from nnunet_plugins.networks.adapted import Adapted
-from nnunet_plugins.planning.forecast import forecast_training, measure_training
 from nnunet_plugins.testing.outputs import full_precision_modules
 
 

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
+from nnunet_plugins.forecast import SavedBytes
 from nnunet_plugins.networks.layers.autofocus import FORMS, AutofocusConv, record_attention
-from nnunet_plugins.planning.forecast import SavedBytes
 
 
 def sharpen(layer, scale=30.0):

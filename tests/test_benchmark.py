@@ -26,9 +26,9 @@ from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
+from nnunet_plugins.datasets.preprocessed import is_preprocessed
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import unfinished, write_text
-from nnunet_plugins.planning.preprocessed import is_preprocessed
 from nnunet_plugins.registry import BACKBONES, RIVALS
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.record import read_record

@@ -372,12 +372,12 @@ class TestTorch:
         x = torch.ones(2, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
             (x * x).sum()
-        expect(len(kept), 2, "torch.autograd.graph.saved_tensors_hooks", "planning/forecast.py")
+        expect(len(kept), 2, "torch.autograd.graph.saved_tensors_hooks", "forecast.py")
 
     def test_fake_tensors_have_storages_with_sizes(self):
         with FakeTensorMode():
             storage = torch.empty(3, 5).untyped_storage()
-        expect(storage.nbytes(), 60, "the storage of a fake tensor", "planning/forecast.py")
+        expect(storage.nbytes(), 60, "the storage of a fake tensor", "forecast.py")
 
     def test_regions_are_computed_again_with_the_same_random_numbers(self):
         calls = []

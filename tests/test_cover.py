@@ -11,13 +11,13 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from planned import Planned, make_planned
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.datasets.folders import PlanError
+from nnunet_plugins.datasets.preprocessed import data_folder
 from nnunet_plugins.doctor.dataset import Case
 from nnunet_plugins.doctor.images import read_cases
 from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.planning import cover
 from nnunet_plugins.planning.cover import Images, cover_plans
-from nnunet_plugins.planning.dataset import PlanError
-from nnunet_plugins.planning.preprocessed import data_folder
 from nnunet_plugins.planning.setting import build_network, find_trainer, plan_setting
 from nnunet_plugins.planning.stages import plan_stages
 

@@ -24,9 +24,9 @@ from nnunet_plugins.engines.export import OPSET, compare, make_model, network_of
 from nnunet_plugins.engines.network import EngineNetwork, open_file
 from nnunet_plugins.engines.origin import files_of, read_origin, write_origin
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.models.sources import Choice, Source, find_model
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import Backbone
-from nnunet_plugins.submission.sources import Choice, Source, find_model
 from nnunet_plugins.testing.plans import build, image, networks
 from nnunet_plugins.testing.training import plans_and_dataset
 from nnunet_plugins.trainers.checkpoints import load_checkpoint

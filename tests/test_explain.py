@@ -22,8 +22,8 @@ from nnunet_plugins.explain.gradcam import GradCam, grad_cam
 from nnunet_plugins.explain.model import find_layers, load_model
 from nnunet_plugins.explain.receptive_field import find_field, measure
 from nnunet_plugins.explain.windows import Windows
+from nnunet_plugins.models.sources import model_in
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
-from nnunet_plugins.submission.sources import model_in
 from nnunet_plugins.testing import training
 from nnunet_plugins.testing.plans import build
 

@@ -10,8 +10,8 @@ from torchvision.models import vgg16, vgg16_bn
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.networks.fcn8s import FCN8s, bilinear
-from nnunet_plugins.planning import vgg16 as command
 from nnunet_plugins.planning.setting import patch_setting
+from nnunet_plugins.starts import vgg16 as command
 from nnunet_plugins.trainers.compose import trainer_class
 
 NARROW = {"features": (2, 2, 4, 4, 4), "hidden": 8}

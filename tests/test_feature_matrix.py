@@ -225,7 +225,7 @@ ALL = FIRENET | AFNET | U_NETS
         ("networks/layers/blocks.py", ALL),
         ("trainers/reliable.py", ALL),
         ("trainers/scanned/nnunet_plugins_trainers.py", ALL),
-        ("planning/forecast.py", ALL),
+        ("forecast.py", ALL),
         ("planning/fit.py", set()),
         ("benchmark/protocol.py", set()),
         ("nnunet_plugins.pth", ALL),

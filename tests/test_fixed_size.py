@@ -18,8 +18,8 @@ from nnunet_plugins.demo.phantom import make_case
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.fixed_size import twin
 from nnunet_plugins.images.resizing import resize_image, resize_labels
+from nnunet_plugins.models.sources import Choice, Source, SubmissionError, find_model, find_source
 from nnunet_plugins.prediction.cases import cases_in, predict_each
-from nnunet_plugins.submission.sources import Choice, Source, SubmissionError, find_model, find_source
 
 NAME, TWIN = "Dataset300_Bones", "Dataset301_BonesFixed"
 SIZES = {"a": (6, 9, 8), "b": (8, 11, 12), "c": (7, 10, 11)}

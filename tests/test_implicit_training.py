@@ -13,8 +13,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch.testing import assert_close
 
 from nnunet_plugins.backbones import find
+from nnunet_plugins.forecast import LiveBytes, forecast_training
 from nnunet_plugins.networks.implicit import Truth
-from nnunet_plugins.planning.forecast import LiveBytes, forecast_training
 from nnunet_plugins.testing import training
 from nnunet_plugins.testing.plans import PLANS, build, image, narrow_trainer
 from nnunet_plugins.trainers.centred import Centred, require_whole_cases

@@ -6,6 +6,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
+from nnunet_plugins.forecast import SavedBytes, cuda_autocast, fake_tensors
 from nnunet_plugins.networks.layers.aspp import ASPP3D
 from nnunet_plugins.networks.layers.blocks import (
     Activation,
@@ -19,7 +20,6 @@ from nnunet_plugins.networks.layers.blocks import (
 from nnunet_plugins.networks.layers.ise import ISE
 from nnunet_plugins.networks.layers.recompute import recompute
 from nnunet_plugins.networks.layers.wrs import WRS
-from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast, fake_tensors
 
 
 class TestWRS:

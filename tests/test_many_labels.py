@@ -9,9 +9,9 @@ import SimpleITK as sitk
 import torch
 from conftest import Sandbox, write_dataset
 
-from nnunet_plugins.planning.dataset import largest_label
+from nnunet_plugins.datasets.folders import largest_label
+from nnunet_plugins.models.settings import FILE, OUTPUT_TYPES, fitting_type
 from nnunet_plugins.submission.inference import main as predict
-from nnunet_plugins.submission.settings import FILE, OUTPUT_TYPES, fitting_type
 
 DATASET, TRAINER = "Dataset001_Many", "nnUNetTrainer_1epochs_1iterations"
 LABELS = 300

@@ -16,14 +16,14 @@ from conftest import SHAPE, Sandbox, write_dataset
 from PIL import Image
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.datasets.preprocessed import preprocessed_shapes
+from nnunet_plugins.datasets.sources import read_sources
 from nnunet_plugins.doctor.merged import check_sources
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.merging import merge
 from nnunet_plugins.merging.joint import LabelSet, join_channels, join_labels, own_values
 from nnunet_plugins.planning.groups import read_groups
-from nnunet_plugins.planning.preprocessed import preprocessed_shapes
-from nnunet_plugins.planning.sources import read_sources
 from nnunet_plugins.trainers.compose import trainer_class
 
 SIZE = (3, 4, 5)

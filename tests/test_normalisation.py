@@ -8,7 +8,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from planned import Planned, make_planned
 
 from nnunet_plugins.cli import main
-from nnunet_plugins.planning.names import NORMALISATIONS
+from nnunet_plugins.datasets.plan_names import NORMALISATIONS
 from nnunet_plugins.planning.normalisation import SCHEMES
 
 CHANNELS = {"0": "T1", "1": "CT", "2": "FLAIR"}

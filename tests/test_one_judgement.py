@@ -33,9 +33,9 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.facts import KINDS
 from nnunet_plugins.images.writing import read_labels
-from nnunet_plugins.submission.cases import Case, find_cases
-from nnunet_plugins.submission.images import ImageError, read_image, write_segmentation
-from nnunet_plugins.submission.settings import Settings
+from nnunet_plugins.models.cases import Case, find_cases
+from nnunet_plugins.models.images import ImageError, read_image, write_segmentation
+from nnunet_plugins.models.settings import Settings
 
 CASES = ROOT.parent / "shared" / "cases"
 BAD = "b"

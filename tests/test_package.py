@@ -29,30 +29,27 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-# Imports go one way: each part may import itself and what stands before it.
+# Imports go one way: each room, or file beside the rooms, may import itself and what stands before it.
 ORDER = [
     "errors",
     "files",
-    "provenance",
-    "stop_request",
     "container",
     "memory",
+    "program",
+    "provenance",
+    "stop_request",
     "workers",
     "rows",
-    "registry",
+    "arguments",
     "modifiers",
+    "registry",
+    "_startup",
+    "backbones",
     "networks.layers",
     "networks",
-    "images.facts",
-    "images.finding",
-    "planning.names",
-    "planning.architecture",
-    "planning.preprocessed",
-    "planning.sources",
-    "images.recipe",
-    "planning.forecast",
-    "planning.dataset",
     "images",
+    "datasets",
+    "forecast",
     "trainers",
     "planning",
     "metrics",
@@ -64,12 +61,11 @@ ORDER = [
     "merging",
     "fixed_size",
     "preparation",
-    "prediction.whole_volume",
-    "prediction.resampling",
-    "prediction.export",
-    "submission",
+    "starts",
+    "models",
     "engines",
     "prediction",
+    "submission",
     "explain",
     "testing",
     "template",
@@ -78,13 +74,26 @@ ORDER = [
 
 
 def part_of(module: str) -> int | None:
+    """Return the place of a module's room; None for what is not of this package, and for its top."""
+    if module == "nnunet_plugins" or not module.startswith("nnunet_plugins."):
+        return None
     fitting = [n for n, part in enumerate(ORDER) if f"{module}.".startswith(f"nnunet_plugins.{part}.")]
     return fitting[0] if fitting else None
 
 
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_every_room_has_its_place():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert rooms - {"__init__", "__pycache__"} == {part.split(".")[0] for part in ORDER}
+
+
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_go_one_way(file):
-    own = part_of(".".join(("nnunet_plugins", *file.relative_to(PACKAGE).with_suffix("").parts)))
+    own = part_of(module_of(file))
     for module in imports(file):
         other = part_of(module)
         if own is not None and other is not None:

@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.forecast import COMFORTABLE, GIB
 from nnunet_plugins.planning.fit import fit_configuration, fit_plans
-from nnunet_plugins.planning.forecast import COMFORTABLE, GIB
 from nnunet_plugins.planning.setting import plan_setting
 from nnunet_plugins.planning.stages import plan_stages
 from nnunet_plugins.trainers.compose import trainer_class

@@ -17,12 +17,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from nnunet_plugins import forecast
 from nnunet_plugins.cli import main
+from nnunet_plugins.forecast import GIB, forecast_training, measure_training
 from nnunet_plugins.networks.afnet import AFNet
 from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.networks.layers.device import compute_as_on
-from nnunet_plugins.planning import fit, forecast
-from nnunet_plugins.planning.forecast import GIB, forecast_training, measure_training
+from nnunet_plugins.planning import fit
 from nnunet_plugins.planning.setting import (
     build_network,
     copies_kept,

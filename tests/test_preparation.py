@@ -16,10 +16,10 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.preparing import prepare
 from nnunet_plugins.images.recipe import Recipe, prepared_with
+from nnunet_plugins.models.sources import Choice, Source, find_model
 from nnunet_plugins.planning.seen import Cases
 from nnunet_plugins.prediction.cases import cases_in
 from nnunet_plugins.preparation import twin
-from nnunet_plugins.submission.sources import Choice, Source, find_model
 
 __all__ = ["raw"]
 TWIN = "Dataset400_BonesCLAHE"

@@ -13,8 +13,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins.cli import main
-from nnunet_plugins.planning.dataset import PlanError
-from nnunet_plugins.planning.forecast import forecast_inference, measure_training
+from nnunet_plugins.datasets.folders import PlanError
+from nnunet_plugins.forecast import forecast_inference, measure_training
 from nnunet_plugins.planning.profile import profile_network
 from nnunet_plugins.planning.setting import build_network, find_trainer, patch_setting
 from nnunet_plugins.rows import Backbone

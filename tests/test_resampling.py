@@ -9,7 +9,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy.ndimage import gaussian_filter
 
-from nnunet_plugins.planning.forecast import LiveBytes
+from nnunet_plugins.forecast import LiveBytes
 from nnunet_plugins.prediction.resampling import axes_between, is_between_two, labels_of_logits, resample_image
 
 KINDS = {

@@ -8,8 +8,8 @@ import pytest
 from conftest import write_dataset
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.dataset import PlanError
 from nnunet_plugins.planning.splits import group_splits, read_groups, torn_groups
 
 GROUPS = {f"case_{n}": f"patient_{n // 2}" for n in range(10)}

@@ -10,8 +10,8 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.planning import fit
-from nnunet_plugins.planning.dataset import PlanError
 from nnunet_plugins.planning.setting import Setting
 
 RESENC = {"n_blocks_per_stage": (1, 3, 4, 6, 6, 6, 6, 6), "n_conv_per_stage_decoder": (1,) * 7}

@@ -24,16 +24,16 @@ from report_records import make_record
 from nnunet_plugins import memory
 from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.models.cases import find_cases
+from nnunet_plugins.models.settings import FILE, Member, Settings, read_settings
+from nnunet_plugins.models.sources import SubmissionError, require_released
 from nnunet_plugins.report.scores import case_scores
 from nnunet_plugins.submission import wheels
-from nnunet_plugins.submission.cases import find_cases
 from nnunet_plugins.submission.check import check_files
 from nnunet_plugins.submission.dockerfile import check_dockerfile
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
 from nnunet_plugins.submission.inference import main as predict
 from nnunet_plugins.submission.platforms import PLATFORMS
-from nnunet_plugins.submission.settings import FILE, Member, Settings, read_settings
-from nnunet_plugins.submission.sources import SubmissionError, require_released
 from nnunet_plugins.trainers.compose import trainer_class
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.starts.warm_start import warm_start
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
-from nnunet_plugins.trainers.warm_start import warm_start
 
 STOCK = "nnUNetTrainer_1epochs_1iterations"
 
@@ -189,7 +189,7 @@ from pathlib import Path
 import torch
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.trainers.warm_start import write_start
+from nnunet_plugins.starts.warm_start import write_start
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk to torch
 try:

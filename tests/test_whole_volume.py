@@ -24,6 +24,8 @@ from torch.nn import functional
 
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.cli import main
+from nnunet_plugins.models.settings import Member
+from nnunet_plugins.models.sources import Choice, find_model
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
 from nnunet_plugins.prediction import volumes
 from nnunet_plugins.prediction.export import find_labels
@@ -31,8 +33,6 @@ from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.prediction.volumes import load_predictor
 from nnunet_plugins.submission.effort import Clock, Effort
 from nnunet_plugins.submission.ensemble import Network
-from nnunet_plugins.submission.settings import Member
-from nnunet_plugins.submission.sources import Choice, find_model
 from nnunet_plugins.testing import training
 
 TRAINERS = '''

@@ -24,11 +24,11 @@ from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
 from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats, split_name
 from nnunet_plugins.benchmark.results import read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
+from nnunet_plugins.datasets.sources import SOURCES, read_sources
 from nnunet_plugins.files import is_json
 from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.objects import OBJECT_COLUMNS, whole_counts
 from nnunet_plugins.metrics.table import read_table
-from nnunet_plugins.planning.sources import SOURCES, read_sources
 from nnunet_plugins.provenance import Marker, author, now, read_marker
 from nnunet_plugins.report.record import CURVES, GATE, GONE, RECORD_FILES, RESULTS, RUNS, SOURCE, Record
 from nnunet_plugins.report.words import count

@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
 from nnunet_plugins.benchmark.protocol import ALL, DEFAULT_PLANS, PRESETS, Protocol, split_name
+from nnunet_plugins.datasets.plan_names import NORMALISATIONS, find_normalisation
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.names import NORMALISATIONS, find_normalisation
 from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 
@@ -19,6 +20,17 @@ DESCRIPTION = (
     "trainer, give the command again. For example: nnunet-plugins benchmark -d 4 -tr nnUNetTrainer "
     "nnUNetTrainerFIRENet -o comparison"
 )
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to a parser's subparsers."""
+    command = commands.add_parser(
+        "benchmark",
+        help="compare networks fairly, from training to report",
+        description=DESCRIPTION,
+    )
+    add_arguments(command)
+    command.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +221,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.benchmark import driver
     from nnunet_plugins.benchmark.folds import choose_folds
     from nnunet_plugins.benchmark.tasks import sources_of
-    from nnunet_plugins.planning.dataset import dataset_name
+    from nnunet_plugins.datasets.folders import dataset_name
 
     folders = driver.nnunet_folders(arguments.output)
     named = [dataset_name(dataset) for dataset in arguments.datasets]

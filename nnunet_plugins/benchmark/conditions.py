@@ -21,8 +21,8 @@ from typing import Any
 from nnunet_plugins.benchmark.command import usable_cores
 from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.tasks import Folders
+from nnunet_plugins.datasets.preprocessed import data_folder
 from nnunet_plugins.files import is_json, read_json, write_text
-from nnunet_plugins.planning.preprocessed import data_folder
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.report.equality import WITH_SEED
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_plugins.datasets.preprocessed import existing_cases
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.preprocessed import existing_cases
 
 
 def describe_dataset(folder: Path, groups_file: str | None) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.datasets.architecture import without_sizes
+from nnunet_plugins.datasets.preprocessed import PLANS, is_preprocessed
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json
-from nnunet_plugins.planning.architecture import without_sizes
-from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed
 from nnunet_plugins.provenance import Ledger
 
 
@@ -111,7 +111,7 @@ def splits_are_made(file: str, groups: str | None, number: int) -> bool:
     """Tell whether a dataset has splits, and whether they are those that the groups ask for."""
     if not groups or not is_json(Path(file)):
         return is_json(Path(file))
-    from nnunet_plugins.planning.dataset import PlanError
+    from nnunet_plugins.datasets.folders import PlanError
     from nnunet_plugins.planning.splits import check_splits
 
     try:

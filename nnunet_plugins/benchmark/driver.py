@@ -30,8 +30,8 @@ from nnunet_plugins.benchmark.repeats import check_repeats, find_trainers
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.start import check_start
 from nnunet_plugins.benchmark.tasks import Folders, Task, sources_of, training_tasks
+from nnunet_plugins.datasets.preprocessed import PLANS, existing_cases, is_preprocessed
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
-from nnunet_plugins.planning.preprocessed import PLANS, existing_cases, is_preprocessed
 from nnunet_plugins.report.record import GONE
 
 _LONGEST_FOLDER = 255  # bytes of a name, in most file systems

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nnunet_plugins import backbones
+from nnunet_plugins.datasets.plan_names import fitted_plans_name, normalised_plans_name, short_normalisation
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.modifiers import PRETRAINED
-from nnunet_plugins.planning.names import fitted_plans_name, normalised_plans_name, short_normalisation
 from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER, seed_of, without_seed
 

@@ -90,7 +90,7 @@ def describe(dataset: str, configuration: str, plans: str, trainer_name: str) ->
     from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    from nnunet_plugins.planning.dataset import preprocessed_folder
+    from nnunet_plugins.datasets.folders import preprocessed_folder
 
     folder = preprocessed_folder(dataset)
     kind = recursive_find_trainer_class_by_name(trainer_name)

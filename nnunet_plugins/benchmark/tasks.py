@@ -13,8 +13,8 @@ from typing import Any
 from nnunet_plugins.benchmark import done
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run, first_repeats, starts_from_weights
 from nnunet_plugins.benchmark.sources import source_files
+from nnunet_plugins.datasets.sources import read_sources
 from nnunet_plugins.files import read_json, short_name, unfinished
-from nnunet_plugins.planning.sources import read_sources
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.rows import without_seed
 from nnunet_plugins.trainers.fold_folder import LOCK

@@ -10,6 +10,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nnunet_plugins.arguments import natural, whole
 from nnunet_plugins.benchmark import command
@@ -29,6 +30,19 @@ class Settings:
     epochs: int
     iterations: int
     seed: int
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to a parser's subparsers."""
+    command = commands.add_parser(
+        "demo",
+        help="a whole benchmark on a small made-up dataset",
+        description="Make a small 3D phantom dataset and run a whole benchmark on it with the stock U-Net, FIRENet, "
+        "AutofocusUNet and ASPP3DUNet: plan, preprocess, train, predict, ensemble, evaluate, report. Started again "
+        "after an interruption, it goes on where it was. Your own nnU-Net folders are not touched.",
+    )
+    add_arguments(command)
+    command.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

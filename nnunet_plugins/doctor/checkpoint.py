@@ -5,8 +5,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.doctor.findings import Check, Finding, ok, problem, warning
-from nnunet_plugins.planning.dataset import PlanError
 from nnunet_plugins.planning.setting import find_trainer
 from nnunet_plugins.trainers.backbone import ORIGIN
 from nnunet_plugins.trainers.checkpoints import load_checkpoint

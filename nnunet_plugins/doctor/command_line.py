@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from nnunet_plugins.arguments import positive, whole
 from nnunet_plugins.errors import InputError
@@ -15,6 +16,17 @@ DESCRIPTION = (
     "The exit code is 1 if there is a problem. For example: nnunet-plugins doctor -d 4 -tr "
     "nnUNetTrainerFIRENet -c 3d_fullres --gpu-memory 24"
 )
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to a parser's subparsers."""
+    command = commands.add_parser(
+        "doctor",
+        help="check the installation, or a dataset before a job is queued, and say what to do about each problem",
+        description=DESCRIPTION,
+    )
+    add_arguments(command)
+    command.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_plugins.datasets.folders import PlanError, label_manager
 from nnunet_plugins.doctor.findings import Finding, of_cases, of_facts, ok, problem, warning
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, read_json
@@ -20,7 +21,6 @@ from nnunet_plugins.images.facts import Fact
 from nnunet_plugins.images.finding import Found, aside, find_files, list_folder, none_fits, twins
 from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.images.values import declared_labels
-from nnunet_plugins.planning.dataset import PlanError, label_manager
 from nnunet_plugins.planning.objects import object_labels
 
 _FORMAT = "see nnU-Net's documentation/dataset_format.md"
@@ -270,7 +270,7 @@ def _find_reader(dataset: RawDataset, cases: Mapping[str, Case]) -> Iterator[Fin
         examples = [Path(case.images[0]) for case in cases.values()]
         dataset.reader = choose_reader(dataset.description, examples)
         yield ok(f"nnU-Net reads them with {dataset.reader.__name__}")
-    except PlanError as error:
+    except InputError as error:
         yield problem(str(error), "convert the images, for example to .nii.gz, and correct 'file_ending'")
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_plugins.datasets.preprocessed import existing_cases
+from nnunet_plugins.datasets.sources import NEITHER, SOURCES, read_sources, source_of
 from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.preprocessed import existing_cases
-from nnunet_plugins.planning.sources import NEITHER, SOURCES, read_sources, source_of
 from nnunet_plugins.trainers.partial import PartialLabelsTrainer
 
 

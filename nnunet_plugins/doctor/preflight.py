@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_plugins.datasets.folders import PlanError, dataset_name
+from nnunet_plugins.datasets.preprocessed import existing_cases
+from nnunet_plugins.datasets.sources import twin_of
 from nnunet_plugins.doctor.cases import check_cases, check_channels
 from nnunet_plugins.doctor.comparison import compare_cases, duplicates
 from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
@@ -16,9 +19,6 @@ from nnunet_plugins.doctor.preprocessed import check_preprocessed
 from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
 from nnunet_plugins.images.recipe import find_difference, read_recipe
-from nnunet_plugins.planning.dataset import PlanError, dataset_name
-from nnunet_plugins.planning.preprocessed import existing_cases
-from nnunet_plugins.planning.sources import twin_of
 
 if TYPE_CHECKING:
     from nnunet_plugins.doctor.training import Training

@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnunet_plugins.datasets.preprocessed import find_truths, stale_cases
 from nnunet_plugins.doctor.findings import Finding, of_cases, of_facts, ok, warning
 from nnunet_plugins.images.finding import Found
-from nnunet_plugins.planning.preprocessed import find_truths, stale_cases
 
 WORKERS = "nnUNet_n_proc_DA"
 """nnU-Net's variable: processes that load the data of a training."""

@@ -7,12 +7,12 @@ from math import prod
 from pathlib import Path
 from statistics import median
 
+from nnunet_plugins.datasets.preprocessed import PLANS, is_preprocessed, look_up
 from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
 from nnunet_plugins.doctor.images import CaseFacts
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, is_json, read_json
-from nnunet_plugins.planning.forecast import format_bytes
-from nnunet_plugins.planning.preprocessed import PLANS, is_preprocessed, look_up
+from nnunet_plugins.forecast import format_bytes
 
 _UNET_PARAMETERS = 31_000_000  # of nnU-Net's 3D U-Net with six stages
 _CHECKPOINTS = 3  # best, latest and final, for a while

@@ -18,12 +18,12 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_plugins.datasets.plan_names import moving_commands
 from nnunet_plugins.doctor.findings import Finding, ok, problem, warning
 from nnunet_plugins.doctor.training import Training
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
-from nnunet_plugins.planning.forecast import fake_tensors, format_size
-from nnunet_plugins.planning.names import moving_commands
+from nnunet_plugins.forecast import fake_tensors, format_size
 from nnunet_plugins.planning.seen import Cases, folds_that_saw, shared_origins
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, plan_setting
 from nnunet_plugins.trainers.backbone import BackboneTrainer

@@ -14,15 +14,15 @@ from torch._subclasses.fake_tensor import (
 )
 
 from nnunet_plugins._startup import listed, trainer_folder
+from nnunet_plugins.datasets.folders import BYTE_WRITERS, DATASET, largest_label
+from nnunet_plugins.datasets.plan_names import WHOLE_REMEDY, fitting_commands
+from nnunet_plugins.datasets.preprocessed import PLANS, data_folder, existing_cases, missing_cases
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
 from nnunet_plugins.doctor.merged import check_sources
 from nnunet_plugins.doctor.whole import check_training_images
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
-from nnunet_plugins.planning.dataset import BYTE_WRITERS, DATASET, largest_label
-from nnunet_plugins.planning.forecast import GIB, Forecast, device_memory, format_bytes
-from nnunet_plugins.planning.names import WHOLE_REMEDY, fitting_commands
-from nnunet_plugins.planning.preprocessed import PLANS, data_folder, existing_cases, missing_cases
+from nnunet_plugins.forecast import GIB, Forecast, device_memory, format_bytes
 from nnunet_plugins.planning.setting import (
     Setting,
     find_trainer,

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnunet_plugins.doctor.findings import Finding, of_cases, ok
-from nnunet_plugins.doctor.images import CaseFacts
-from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.cover import Images
-from nnunet_plugins.planning.forecast import format_size
-from nnunet_plugins.planning.names import covering_command
-from nnunet_plugins.planning.native import keeps_voxels
-from nnunet_plugins.planning.preprocessed import (
+from nnunet_plugins.datasets.plan_names import covering_command
+from nnunet_plugins.datasets.preprocessed import (
     data_folder,
     existing_cases,
     larger_cases,
     missing_cases,
     preprocessed_shapes,
 )
+from nnunet_plugins.doctor.findings import Finding, of_cases, ok
+from nnunet_plugins.doctor.images import CaseFacts
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.forecast import format_size
+from nnunet_plugins.planning.cover import Images
+from nnunet_plugins.planning.native import keeps_voxels
 from nnunet_plugins.planning.setting import Setting, find_trainer, needs_whole_images, plan_setting
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import add_model
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.models.command_line import add_model, chosen_model
 
 DESCRIPTION = (
     "Write the trained network of each fold to an ONNX file, for nnunet-plugins predict --engine and for programs "
@@ -16,7 +16,7 @@ DESCRIPTION = (
 )
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
         "export-onnx", help="trained networks as ONNX files, for other engines", description=DESCRIPTION
@@ -42,7 +42,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.engines.export import export_fold, require_exportable
     from nnunet_plugins.engines.origin import file_beside
     from nnunet_plugins.planning.setting import find_trainer
-    from nnunet_plugins.submission.sources import Choice, find_model
 
     output: Path | None = arguments.output
     if output and output.is_dir():
@@ -50,13 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if output and output.suffix != ".onnx":
         raise InputError(f"-o {output}: the name has to end in .onnx, as in {output.with_suffix('.onnx')}")
     require_exportable(find_trainer(arguments.trainer))
-    source = find_model(
-        arguments.dataset,
-        Choice(arguments.trainer, arguments.configuration, arguments.plans),
-        arguments.folds,
-        arguments.checkpoint,
-        trusted=arguments.run_code_in_checkpoint,
-    )
+    source = chosen_model(arguments)
     for fold in source.folds:
         file = output or file_beside(source, fold, half=arguments.half)
         if output and len(source.folds) > 1:

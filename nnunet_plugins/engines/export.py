@@ -17,9 +17,9 @@ from nnunet_plugins.engines.network import open_file
 from nnunet_plugins.engines.origin import origin_of, versions, write_origin
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
+from nnunet_plugins.forecast import format_size
+from nnunet_plugins.models.sources import OF_THE_NETWORK, Source
 from nnunet_plugins.networks.layers.device import compute_as_on
-from nnunet_plugins.planning.forecast import format_size
-from nnunet_plugins.submission.sources import OF_THE_NETWORK, Source
 
 OPSET = 18
 """Version of ONNX's operators: the one that PyTorch's exporter is written for."""

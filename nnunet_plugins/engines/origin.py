@@ -8,8 +8,8 @@ from typing import Any
 
 from nnunet_plugins.engines.libraries import load_library
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.models.sources import Source
 from nnunet_plugins.provenance import Ledger
-from nnunet_plugins.submission.sources import Source
 
 _PACKAGES = ("nnunet-plugins", "nnunetv2", "torch", "onnxscript")
 _COMPARED = ("dataset", "trainer", "plans", "configuration", "patch_size", "channels", "labels", "fold", "checkpoint")

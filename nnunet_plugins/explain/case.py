@@ -24,11 +24,11 @@ from nnunet_plugins.explain.windows import Windows
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import Header, read_header
 from nnunet_plugins.images.writing import whole_image, write_array
+from nnunet_plugins.models.cases import Case
+from nnunet_plugins.models.images import ImageError, read_image
 from nnunet_plugins.networks.layers.autofocus import record_attention
 from nnunet_plugins.prediction.export import find_labels, maps_in_image
 from nnunet_plugins.prediction.volumes import preprocess
-from nnunet_plugins.submission.cases import Case
-from nnunet_plugins.submission.images import ImageError, read_image
 
 Log = Callable[[str], None]
 

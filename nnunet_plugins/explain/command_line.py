@@ -23,7 +23,7 @@ DESCRIPTION = (
 )
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
         "explain",
@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins import memory
     from nnunet_plugins.explain.folder import explain_cases
     from nnunet_plugins.explain.model import load_model, settle
-    from nnunet_plugins.submission.sources import model_in
+    from nnunet_plugins.models.sources import model_in
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("torch sees no GPU; leave out -device cuda, or see nnunet-plugins doctor")

@@ -17,8 +17,8 @@ from nnunet_plugins.explain.panels import draw_fabric, draw_field, draw_history
 from nnunet_plugins.explain.receptive_field import INPUTS, INSIDE, THRESHOLD, find_field
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.finding import image_ending
+from nnunet_plugins.models.cases import Case
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
-from nnunet_plugins.submission.cases import Case
 
 
 def find_named(model: Model, inputs: Sequence[Path], outputs: Path, log: Log) -> list[Case]:

@@ -17,8 +17,8 @@ from torch import nn
 from nnunet_plugins import memory
 from nnunet_plugins.explain.model import Head, Model
 from nnunet_plugins.explain.windows import Windows
+from nnunet_plugins.forecast import forecast_training
 from nnunet_plugins.networks.layers.blocks import INTERPOLATION
-from nnunet_plugins.planning.forecast import forecast_training
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer
 
 

@@ -14,12 +14,12 @@ from torch import nn
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.explain.command_line import MAPS
 from nnunet_plugins.explain.gates import find_gates
+from nnunet_plugins.models.sources import Source
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.networks.layers.gate import AttentionGate
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.prediction.volumes import load_predictor
-from nnunet_plugins.submission.sources import Source
 
 _LACKS = {
     "attention": "has no autofocus layer and no attention gate",

@@ -8,7 +8,7 @@ from nnunet_plugins.arguments import tell_failures, whole
 from nnunet_plugins.errors import InputError
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
         "fixed-size",

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.datasets.folders import label_manager, require_own_folder
+from nnunet_plugins.datasets.sources import FIXED
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.fixed_size.twin import read_fixed
@@ -16,8 +18,6 @@ from nnunet_plugins.images.reading import choose_reader
 from nnunet_plugins.images.resizing import restore_labels
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.metrics.folders import find_dataset_json
-from nnunet_plugins.planning.dataset import label_manager, require_own_folder
-from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 

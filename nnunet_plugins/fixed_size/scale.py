@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from nnunet_plugins.datasets.sources import FIXED
 from nnunet_plugins.fixed_size.twin import ENDING, read_fixed
 from nnunet_plugins.images.resizing import write_resized
-from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.raw.reading import description_file, find_images, require_images_folder
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 

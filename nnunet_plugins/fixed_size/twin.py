@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.configuration import default_num_processes
 
+from nnunet_plugins.datasets.sources import FIXED
 from nnunet_plugins.doctor.cases import check_channels
 from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.doctor.images import CaseFacts, read_cases
@@ -23,7 +24,6 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import problems, summarise
 from nnunet_plugins.images.resizing import write_resized
-from nnunet_plugins.planning.sources import FIXED
 from nnunet_plugins.raw.making import first_of, made_twin, new_place, refuse_failures
 from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw, read_test_cases, refuse_problems, refuse_twin
 from nnunet_plugins.workers import finish_jobs

@@ -10,7 +10,6 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.facts import problems
 from nnunet_plugins.images.finding import image_ending
 from nnunet_plugins.images.reading import choose_reader, quiet, read_header, read_image
-from nnunet_plugins.planning.dataset import PlanError
 
 
 def read_picture(file: Path) -> tuple[NDArray[Any], list[float]]:
@@ -21,10 +20,7 @@ def read_picture(file: Path) -> tuple[NDArray[Any], list[float]]:
     """
     if not file.is_file():
         raise InputError(f"{file} is missing")
-    try:
-        reader = choose_reader({"file_ending": image_ending(file.name).lower()}, [file])()
-    except PlanError as error:
-        raise InputError(str(error)) from None
+    reader = choose_reader({"file_ending": image_ending(file.name).lower()}, [file])()
     found = read_image(file, reader)
     wrong = problems(found.facts, "report")
     if [fact.kind for fact in wrong] == ["vector"]:  # as colours are: the first value of each voxel shows enough

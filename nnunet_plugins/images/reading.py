@@ -16,6 +16,7 @@ import tifffile
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from numpy.typing import NDArray
 from PIL import Image
@@ -27,7 +28,6 @@ from nnunet_plugins.images.facts import Fact
 from nnunet_plugins.images.finding import image_ending
 from nnunet_plugins.images.grid import Difference, Grid, compare_grids, make_grid
 from nnunet_plugins.images.spacing import Spacing, read_spacing_file, spacing_elsewhere, spacing_file
-from nnunet_plugins.planning.dataset import find_reader
 
 _TRIED = 4  # files, for the choice of a reader
 _PILLOW = (".png", ".bmp")
@@ -120,20 +120,29 @@ def choose_reader(description: Mapping[str, Any], files: Sequence[Path]) -> type
         files: some of them may be broken.
 
     Raises:
-        PlanError: if there is no reader for their ending.
+        InputError: if there is no reader for their ending.
     """
     whole = (file for file in files if not _is_broken(file))
     example = next(whole, files[0])
     if not description["file_ending"].lower().startswith(".tif"):
         with quiet():
-            return find_reader(dict(description), str(example))
+            return _find_reader(dict(description), str(example))
     # For .tif nnU-Net has two readers, and a file whose spacing is wrong is read by none.
     with quiet():
         for file in [example, *islice(whole, _TRIED - 1)]:
-            reader = find_reader(dict(description), str(file))
+            reader = _find_reader(dict(description), str(file))
             if _reads(reader, file):
                 return reader
     return reader if description.get("overwrite_image_reader_writer", "None") != "None" else Tiff3DIO
+
+
+def _find_reader(description: dict[str, Any], example: str) -> type[BaseReaderWriter]:
+    """Choose as nnU-Net does by one file; if that one cannot be read, the others may: then the ending decides."""
+    for file in (example, None):
+        # nnU-Net shows a traceback for what it cannot read.
+        with contextlib.suppress(RuntimeError), contextlib.redirect_stderr(io.StringIO()):
+            return determine_reader_writer_from_dataset_json(description, file, verbose=False)
+    raise InputError(f"nnU-Net has no reader for files {description['file_ending']!r}")
 
 
 def _is_broken(file: Path) -> bool:

@@ -11,7 +11,9 @@ from typing import Any
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, read_json
-from nnunet_plugins.planning.sources import PREPARED
+
+PREPARED = "nnunet_plugins_preparation"
+"""Key, in the dataset.json of a twin with prepared images, of how they were prepared."""
 
 SCHEMES = {
     "clahe": "contrast-limited adaptive histogram equalisation",

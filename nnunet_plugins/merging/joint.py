@@ -11,9 +11,9 @@ from typing import Any
 
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
+from nnunet_plugins.datasets.sources import NEITHER, Source
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.finding import composed
-from nnunet_plugins.planning.sources import NEITHER, Source
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 It is made beside its place, and is there completely or not at all; a run that was interrupted is gone on with. Of the
 sources nothing is changed: images are links to theirs, or copies, and segmentations are written anew with merged
-values. What each case's dataset annotates stands in dataset.json (`planning.sources`).
+values. What each case's dataset annotates stands in dataset.json (`datasets.sources`).
 """
 
 import json
@@ -17,19 +17,20 @@ from typing import Any
 from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
 
+from nnunet_plugins.datasets.folders import BYTE_WRITERS, dataset_name
+from nnunet_plugins.datasets.sources import FIXED, MARK, NEITHER, SOURCES
 from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.images.finding import composed
+from nnunet_plugins.images.recipe import PREPARED
 from nnunet_plugins.images.relabelling import relabel
 from nnunet_plugins.images.spacing import spacing_file
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import Joint, LabelSet, join_channels, join_labels
 from nnunet_plugins.metrics.table import write_table
-from nnunet_plugins.planning.dataset import BYTE_WRITERS, dataset_name
 from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.objects import OBJECTS, object_labels
-from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, PREPARED, SOURCES
 from nnunet_plugins.raw.making import GROUPS, give_file, made_beside, new_place, stamps
 from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw
 from nnunet_plugins.workers import FailedJobError, finish_jobs

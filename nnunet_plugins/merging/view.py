@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.datasets.folders import DATASET, label_manager, require_own_folder
+from nnunet_plugins.datasets.sources import FIXED, MARK, NEITHER, Source, read_sources
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import problems
@@ -16,9 +18,7 @@ from nnunet_plugins.images.relabelling import relabel
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import own_values
 from nnunet_plugins.metrics.folders import find_dataset_json
-from nnunet_plugins.planning.dataset import DATASET, label_manager, require_own_folder
 from nnunet_plugins.planning.objects import OBJECTS, object_labels
-from nnunet_plugins.planning.sources import FIXED, MARK, NEITHER, Source, read_sources
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 

@@ -24,21 +24,21 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import read_json
-from nnunet_plugins.images.writing import written_whole
-from nnunet_plugins.planning.dataset import preprocessed_folder, require_own_folder
-from nnunet_plugins.planning.forecast import format_size
-from nnunet_plugins.planning.names import covering_command, preprocessing_command
-from nnunet_plugins.planning.preprocessed import (
+from nnunet_plugins.datasets.folders import preprocessed_folder, require_own_folder
+from nnunet_plugins.datasets.plan_names import covering_command, preprocessing_command
+from nnunet_plugins.datasets.preprocessed import (
     data_folder,
     existing_cases,
     larger_cases,
     missing_cases,
     preprocessed_shapes,
 )
+from nnunet_plugins.datasets.sources import SOURCES, hidden_channels, read_sources, source_of
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import read_json
+from nnunet_plugins.forecast import format_size
+from nnunet_plugins.images.writing import written_whole
 from nnunet_plugins.planning.setting import Setting, plan_setting
-from nnunet_plugins.planning.sources import SOURCES, hidden_channels, read_sources, source_of
 from nnunet_plugins.planning.splits import Split, read_splits, split_command
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 

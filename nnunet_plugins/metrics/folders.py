@@ -16,6 +16,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from nnunet_plugins.datasets.folders import DATASET, label_manager
+from nnunet_plugins.datasets.sources import SOURCES, read_sources, source_of
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.facts import Fact, problems, remarks, summarise
@@ -25,9 +27,7 @@ from nnunet_plugins.images.values import check_values, declared_labels, distinct
 from nnunet_plugins.metrics.masks import MISSING, compare_masks
 from nnunet_plugins.metrics.objects import compare_objects, whole_counts
 from nnunet_plugins.metrics.table import write_table
-from nnunet_plugins.planning.dataset import DATASET, label_manager
 from nnunet_plugins.planning.objects import object_labels
-from nnunet_plugins.planning.sources import SOURCES, read_sources, source_of
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _SHOWN = 3  # cases that a message names

@@ -150,7 +150,7 @@ class Decoder(nn.Module):
         for level in reversed(range(len(self.stages))):
             shortcut = self.shortcuts[level]
             merge = partial(self._merge, level)
-            x = self.stages[level](recompute(merge, x, shortcut[0](skips[level]), random=self.random))
+            x = self.stages[level](recompute(merge, x, shortcut[0](skips[level]), preserve_rng_state=self.random))
         logits = self.seg_layers[0](x)
         return [logits] if self.deep_supervision else logits
 

@@ -160,8 +160,8 @@ class NISF(ImplicitNetwork):
     def features(self, codes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Map places `(B, n, dimensions)` of images with codes `(B, width)` to features `(B, n, width)`."""
         first, *others = self.layers
-        shared = codes[:, None]
-        x = first(places, shared) + shared
+        code = codes[:, None]
+        x = first(places, code) + code
         for layer in others:
             x = x + layer(x)
         return x

@@ -1,1 +1,1 @@
-"""How much memory a training step needs, and plans that fit a given GPU."""
+"""Plans that fit a given GPU, hold every image, or normalise otherwise; splits; and what a network costs on a plan."""

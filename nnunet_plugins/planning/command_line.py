@@ -113,8 +113,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.forecast import COMFORTABLE
     from nnunet_plugins.planning.fit import fit_plans
-    from nnunet_plugins.planning.forecast import COMFORTABLE
 
     if not arguments.trainer:
         raise InputError("--gpu-memory needs the trainer whose network is to fit: -tr TRAINER")
@@ -148,8 +148,8 @@ def _fit(arguments: argparse.Namespace) -> int:
 
 
 def _cover(arguments: argparse.Namespace) -> int:
+    from nnunet_plugins.datasets.plan_names import preprocessing_command
     from nnunet_plugins.planning.cover import SPARE, cover_plans
-    from nnunet_plugins.planning.names import preprocessing_command
 
     plans = cover_plans(
         arguments.dataset,
@@ -174,7 +174,7 @@ def _cover(arguments: argparse.Namespace) -> int:
 
 
 def _keep_resolution(arguments: argparse.Namespace) -> int:
-    from nnunet_plugins.planning.names import preprocessing_command
+    from nnunet_plugins.datasets.plan_names import preprocessing_command
     from nnunet_plugins.planning.native import native_plans
 
     plans = native_plans(
@@ -193,7 +193,7 @@ def _keep_resolution(arguments: argparse.Namespace) -> int:
 
 
 def _normalise(arguments: argparse.Namespace) -> int:
-    from nnunet_plugins.planning.names import preprocessing_command
+    from nnunet_plugins.datasets.plan_names import preprocessing_command
     from nnunet_plugins.planning.normalisation import normalised_plans
 
     if arguments.configurations:
@@ -356,7 +356,7 @@ def _split(arguments: argparse.Namespace) -> int:
     if arguments.like:
         if groups or arguments.strata or arguments.leakage_check:
             raise InputError("--like takes the folds of others: leave out --groups, --strata and --leakage-check")
-        from nnunet_plugins.planning.dataset import preprocessed_folder
+        from nnunet_plugins.datasets.folders import preprocessed_folder
         from nnunet_plugins.planning.merged_splits import splits_like
 
         folder = preprocessed_folder(arguments.dataset)

@@ -16,18 +16,18 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
-from nnunet_plugins.files import read_json
-from nnunet_plugins.planning.dataset import (
+from nnunet_plugins.datasets.folders import (
     PlanError,
     choose_configurations,
     load_plans,
     preprocessed_folder,
     save_plans,
 )
-from nnunet_plugins.planning.forecast import format_size
-from nnunet_plugins.planning.names import COVERING, covering_configuration
+from nnunet_plugins.datasets.plan_names import COVERING, covering_configuration
+from nnunet_plugins.datasets.preprocessed import data_folder, existing_cases, missing_cases, preprocessed_shapes
+from nnunet_plugins.files import read_json
+from nnunet_plugins.forecast import format_size
 from nnunet_plugins.planning.native import keeps_voxels
-from nnunet_plugins.planning.preprocessed import data_folder, existing_cases, missing_cases, preprocessed_shapes
 from nnunet_plugins.planning.setting import plan_setting
 from nnunet_plugins.planning.stages import plan_stages, replan, stages_of
 

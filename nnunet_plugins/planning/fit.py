@@ -11,15 +11,15 @@ from typing import Any
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_plugins.datasets.folders import PlanError, load_plans, preprocessed_folder, save_plans
+from nnunet_plugins.datasets.plan_names import WHOLE_REMEDY, fitted_plans_name
 from nnunet_plugins.files import find_fault
-from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, save_plans
-from nnunet_plugins.planning.forecast import (
+from nnunet_plugins.forecast import (
     COMFORTABLE,
     GIB,
     format_bytes,
     format_size,
 )
-from nnunet_plugins.planning.names import WHOLE_REMEDY, fitted_plans_name
 from nnunet_plugins.planning.setting import (
     Setting,
     find_trainer,

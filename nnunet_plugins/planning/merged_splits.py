@@ -6,11 +6,11 @@ It was merged of them, or is a twin of one, whose cases have the same names.
 from collections.abc import Mapping
 from pathlib import Path
 
+from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
+from nnunet_plugins.datasets.preprocessed import existing_cases
+from nnunet_plugins.datasets.sources import MARK, SOURCES, Source, original_of, read_sources
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.finding import composed
-from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
-from nnunet_plugins.planning.preprocessed import existing_cases
-from nnunet_plugins.planning.sources import MARK, SOURCES, Source, original_of, read_sources
 from nnunet_plugins.planning.splits import Split, read_splits
 
 FROM_SOURCES = "sources"

@@ -12,7 +12,7 @@ from typing import Any
 from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_plugins.planning.dataset import (
+from nnunet_plugins.datasets.folders import (
     PlanError,
     choose_configurations,
     load_plans,

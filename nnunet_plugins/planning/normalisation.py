@@ -16,10 +16,10 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_plugins.datasets.folders import DATASET, PlanError, load_plans, preprocessed_folder, save_plans
+from nnunet_plugins.datasets.plan_names import find_normalisation, normalised_plans_name
+from nnunet_plugins.datasets.preprocessed import PLANS
 from nnunet_plugins.files import is_json, read_json
-from nnunet_plugins.planning.dataset import DATASET, PlanError, load_plans, preprocessed_folder, save_plans
-from nnunet_plugins.planning.names import find_normalisation, normalised_plans_name
-from nnunet_plugins.planning.preprocessed import PLANS
 
 SCHEMES = {scheme.__name__: scheme for scheme in channel_name_to_normalization_mapping.values()}
 """nnU-Net's schemes by the names that plans have."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.datasets.sources import NEITHER
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
-from nnunet_plugins.planning.sources import NEITHER
 
 OBJECTS = "nnunet_plugins_objects"
 """Key of the list of names in dataset.json, which nnU-Net copies to preprocessed data and into models."""

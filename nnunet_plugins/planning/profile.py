@@ -15,9 +15,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.dataset import PlanError
-from nnunet_plugins.planning.forecast import fake_tensors, forecast_inference, loss_of_step, measure_training
+from nnunet_plugins.forecast import fake_tensors, forecast_inference, loss_of_step, measure_training
 from nnunet_plugins.planning.setting import Setting, build_network, build_optimizer, forecast_setting, shape_of_step
 
 

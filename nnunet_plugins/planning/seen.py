@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.planning.sources import MARK, SOURCES, original_of, read_sources
+from nnunet_plugins.datasets.sources import MARK, SOURCES, original_of, read_sources
 from nnunet_plugins.planning.splits import Split, read_splits
 
 _Case = tuple[str, str]

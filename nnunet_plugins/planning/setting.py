@@ -16,11 +16,11 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_plugins.datasets.architecture import MOST_FEATURES, check_numbers
+from nnunet_plugins.datasets.folders import PlanError, load_plans, preprocessed_folder, read_dataset_json
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
-from nnunet_plugins.planning.architecture import MOST_FEATURES, check_numbers
-from nnunet_plugins.planning.dataset import PlanError, load_plans, preprocessed_folder, read_dataset_json
-from nnunet_plugins.planning.forecast import Forecast, forecast_training, format_size, optimizer_copies
+from nnunet_plugins.forecast import Forecast, forecast_training, format_size, optimizer_copies
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.names import UnknownTrainerError
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 from sklearn.model_selection import GroupKFold
 
+from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
+from nnunet_plugins.datasets.preprocessed import existing_cases, find_truths, stale_cases
+from nnunet_plugins.datasets.sources import read_sources, source_of
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import problems, remarks, summarise
-from nnunet_plugins.planning.dataset import PlanError, preprocessed_folder
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.preprocessed import existing_cases, find_truths, stale_cases
-from nnunet_plugins.planning.sources import read_sources, source_of
 
 Split = dict[str, list[str]]
 """One fold: the cases to train on, `train`, and to validate on, `val`."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
+from nnunet_plugins.datasets.architecture import MOST_FEATURES, PER_STAGE
+from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.files import find_fault
-from nnunet_plugins.planning.architecture import MOST_FEATURES, PER_STAGE
-from nnunet_plugins.planning.dataset import PlanError
-from nnunet_plugins.planning.forecast import format_size
+from nnunet_plugins.forecast import format_size
 
 SMALLEST_MAP = 4
 """Voxels per axis below which nnU-Net pools nothing (`UNet_featuremap_min_edge_length` of its planner's objects)."""

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from nnunet_plugins import memory
+from nnunet_plugins.datasets.sources import twin_of
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.reading import read_header
 from nnunet_plugins.images.recipe import require_prepared
-from nnunet_plugins.planning.sources import twin_of
-from nnunet_plugins.submission.cases import Case, Earlier, find_cases
-from nnunet_plugins.submission.settings import Settings
-from nnunet_plugins.submission.sources import Source
+from nnunet_plugins.models.cases import Case, Earlier, find_cases
+from nnunet_plugins.models.settings import Settings
+from nnunet_plugins.models.sources import Source
 
 Log = Callable[[str], None]
 

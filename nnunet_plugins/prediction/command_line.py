@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.arguments import ENGINES, WHOLE_VOLUME, add_model, positive, whole
+from nnunet_plugins.arguments import ENGINES, WHOLE_VOLUME, positive, whole
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.models.command_line import add_model, chosen_model, chosen_network
 
 DESCRIPTION = (
     "Predict a folder of images as nnUNetv2_predict does, for every trainer, one case after the other; a case that "
@@ -21,7 +22,7 @@ DESCRIPTION = (
 )
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
         "predict",
@@ -167,11 +168,9 @@ def _require_fitting_engine(arguments: argparse.Namespace) -> None:
 def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
     from nnunet_plugins.prediction.folder import predict_folder
     from nnunet_plugins.prediction.model import Model
-    from nnunet_plugins.submission.sources import Choice
 
-    choice = Choice(arguments.trainer, arguments.configuration, arguments.plans)
     return predict_folder(
-        Model(arguments.dataset, choice, arguments.folds, arguments.checkpoint, device),
+        Model(arguments.dataset, chosen_network(arguments), arguments.folds, arguments.checkpoint, device),
         arguments.input,
         arguments.output,
         arguments.spacing_factor,
@@ -183,15 +182,8 @@ def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
 def _predict_volumes(arguments: argparse.Namespace, device: Any) -> list[str]:
     from nnunet_plugins.prediction.request import Request
     from nnunet_plugins.prediction.volumes import cross_validate, predict_volumes
-    from nnunet_plugins.submission.sources import Choice, find_model
 
-    source = find_model(
-        arguments.dataset,
-        Choice(arguments.trainer, arguments.configuration, arguments.plans),
-        arguments.folds,
-        arguments.checkpoint,
-        trusted=arguments.run_code_in_checkpoint,
-    )
+    source = chosen_model(arguments)
     request = Request(
         whole_volume=arguments.whole_volume,
         most_bytes=int(arguments.memory * 2**30) if arguments.memory else None,

@@ -8,17 +8,17 @@ from math import prod
 from pathlib import Path
 
 from nnunet_plugins import memory
+from nnunet_plugins.datasets.folders import require_own_folder
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import Header, read_header
 from nnunet_plugins.images.writing import write_array, written_whole
-from nnunet_plugins.planning.dataset import require_own_folder
+from nnunet_plugins.models.cases import Case
+from nnunet_plugins.models.images import ImageError, read_image
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
 from nnunet_plugins.prediction.grid import output_geometry, output_size
 from nnunet_plugins.prediction.model import Model
-from nnunet_plugins.submission.cases import Case
-from nnunet_plugins.submission.images import ImageError, read_image
 
 _COPIES = 3  # of a label map: as it is decoded, in the order of the image's axes, and SimpleITK's
 

@@ -19,15 +19,15 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from numpy.typing import NDArray
 
 from nnunet_plugins import backbones, memory
+from nnunet_plugins.datasets.folders import largest_label
+from nnunet_plugins.datasets.preprocessed import larger_cases
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.forecast import format_size
+from nnunet_plugins.models.settings import fitting_type
+from nnunet_plugins.models.sources import Choice, Source, find_model
 from nnunet_plugins.networks.implicit import ImplicitNetwork
-from nnunet_plugins.planning.dataset import largest_label
-from nnunet_plugins.planning.forecast import format_size
-from nnunet_plugins.planning.preprocessed import larger_cases
 from nnunet_plugins.planning.setting import find_trainer
 from nnunet_plugins.prediction.grid import blocks, planes_in_patch
-from nnunet_plugins.submission.settings import fitting_type
-from nnunet_plugins.submission.sources import Choice, Source, find_model
 
 AT_A_TIME = 2**15
 """Voxels of a label map whose logits are in memory together."""

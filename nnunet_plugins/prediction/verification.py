@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from nnunet_plugins.images.writing import read_labels
+from nnunet_plugins.models.cases import Case
+from nnunet_plugins.models.sources import Source
 from nnunet_plugins.prediction.cases import Log
 from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.program import run_quietly
-from nnunet_plugins.submission.cases import Case
-from nnunet_plugins.submission.sources import Source
 
 
 def compare_with_nnunet(

@@ -26,16 +26,19 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from numpy.typing import NDArray
 
+from nnunet_plugins.datasets.folders import preprocessed_folder, require_own_folder
+from nnunet_plugins.datasets.preprocessed import larger_cases
 from nnunet_plugins.engines.network import EngineNetwork
 from nnunet_plugins.engines.origin import files_of
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
+from nnunet_plugins.forecast import format_size
 from nnunet_plugins.images.facts import problems, summarise
 from nnunet_plugins.images.reading import read_channels
 from nnunet_plugins.images.writing import require_whole, written_whole
-from nnunet_plugins.planning.dataset import preprocessed_folder, require_own_folder
-from nnunet_plugins.planning.forecast import format_size
-from nnunet_plugins.planning.preprocessed import larger_cases
+from nnunet_plugins.models.cases import Case
+from nnunet_plugins.models.images import ImageError, read_image
+from nnunet_plugins.models.sources import OF_THE_NETWORK, Source
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.planning.splits import read_splits
 from nnunet_plugins.prediction.cases import BESIDE, Log, cases_in, predict_each
@@ -43,9 +46,6 @@ from nnunet_plugins.prediction.export import find_labels, make_quick, stock_conf
 from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.prediction.verification import compare_with_nnunet, is_for_nnunet
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
-from nnunet_plugins.submission.cases import Case
-from nnunet_plugins.submission.images import ImageError, read_image
-from nnunet_plugins.submission.sources import OF_THE_NETWORK, Source
 
 
 def load_predictor(source: Source, request: Request, device: torch.device) -> nnUNetPredictor:

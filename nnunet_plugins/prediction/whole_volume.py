@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.forecast import COMFORTABLE, fake_tensors, forecast_inference, format_bytes, format_size
+from nnunet_plugins.forecast import COMFORTABLE, fake_tensors, forecast_inference, format_bytes, format_size
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, needs_whole_images
 
 

@@ -16,7 +16,7 @@ _CLIP_LIMIT = 0.01  # scikit-image's
 _SHOWN = 3
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
         "prepare-images",

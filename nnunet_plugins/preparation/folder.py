@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.datasets.folders import DATASET
 from nnunet_plugins.doctor.dataset import Case
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, whole_file, write_text
 from nnunet_plugins.images.preparing import require_format, scikit_image_version, write_prepared
-from nnunet_plugins.images.recipe import BESIDE, Recipe, prepared_with, read_recipe
-from nnunet_plugins.planning.dataset import DATASET
-from nnunet_plugins.planning.sources import PREPARED
+from nnunet_plugins.images.recipe import BESIDE, PREPARED, Recipe, prepared_with, read_recipe
 from nnunet_plugins.raw.reading import description_file, find_images, require_images_folder
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 

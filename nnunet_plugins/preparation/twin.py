@@ -15,9 +15,8 @@ from nnunetv2.configuration import default_num_processes
 from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.preparing import Prepared, require_format, scikit_image_version, write_prepared
-from nnunet_plugins.images.recipe import Recipe
+from nnunet_plugins.images.recipe import PREPARED, Recipe
 from nnunet_plugins.planning.normalisation import channel_names, choose_channels
-from nnunet_plugins.planning.sources import PREPARED
 from nnunet_plugins.raw.making import give_file, made_twin, new_place, refuse_failures
 from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw, read_test_cases, refuse_twin
 from nnunet_plugins.workers import FailedJobError, finish_jobs

@@ -14,10 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnunet_plugins.datasets.sources import MARK
 from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, whole_file, write_text
-from nnunet_plugins.planning.sources import MARK
 from nnunet_plugins.raw.reading import raw_folder
 from nnunet_plugins.workers import FailedJobError
 

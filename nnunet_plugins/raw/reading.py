@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nnunet_plugins.datasets.folders import dataset_name, require_own_folder
+from nnunet_plugins.datasets.sources import FIXED
 from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
 from nnunet_plugins.doctor.findings import Finding
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.dataset import dataset_name, require_own_folder
-from nnunet_plugins.planning.sources import FIXED, PREPARED
+from nnunet_plugins.images.recipe import PREPARED
 
 
 def raw_folder() -> Path:

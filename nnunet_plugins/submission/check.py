@@ -8,8 +8,8 @@ from typing import Any
 from nnunet_plugins.doctor.findings import Check, Finding, examine, ok, problem, warning
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
+from nnunet_plugins.models.settings import MANIFEST, read_settings
 from nnunet_plugins.submission.platforms import PLATFORMS
-from nnunet_plugins.submission.settings import MANIFEST, read_settings
 from nnunet_plugins.submission.trial import Trial
 from nnunet_plugins.submission.wheels import sha256
 

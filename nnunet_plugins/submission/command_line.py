@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from nnunet_plugins.arguments import WHOLE_VOLUME, positive, whole
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.models.settings import OUTPUT_TYPES
 from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.submission.platforms import PLATFORMS
-from nnunet_plugins.submission.settings import OUTPUT_TYPES
 
 DESCRIPTION = (
     "Write a folder that predicts by itself with trained networks: a container for a challenge, or a directory for any "
@@ -17,6 +18,17 @@ DESCRIPTION = (
     "--ensemble-with nnUNetTrainer:3d_fullres:nnUNetPlans -f 0 1 2 3 4 --platform grand-challenge --input-socket "
     "brain-mri --output-socket hippocampus-segmentation -o submission"
 )
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to a parser's subparsers."""
+    command = commands.add_parser(
+        "export-submission",
+        help="make a challenge submission, or any folder that predicts by itself, of trained networks",
+        description=DESCRIPTION,
+    )
+    add_arguments(command)
+    command.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,9 +148,9 @@ def run(arguments: argparse.Namespace) -> int:
         return check_submission(arguments.check, arguments.images, arguments.cases)
     if not arguments.dataset or not arguments.output:
         raise InputError("give the dataset with -d and the folder to write with -o, or a folder to --check")
-    from nnunet_plugins.planning.dataset import dataset_name
+    from nnunet_plugins.datasets.folders import dataset_name
+    from nnunet_plugins.models.sources import Choice, find_source, parse_choice
     from nnunet_plugins.submission.export import Request, check_request, write_submission
-    from nnunet_plugins.submission.sources import Choice, find_source, parse_choice
 
     first = Choice(arguments.trainer, arguments.configuration, arguments.plans)
     choices = [first, *(parse_choice(text, first) for text in arguments.ensemble_with)]

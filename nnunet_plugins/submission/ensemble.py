@@ -26,16 +26,16 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from numpy.typing import NDArray
 
+from nnunet_plugins.datasets.folders import largest_label
+from nnunet_plugins.datasets.preprocessed import larger_cases
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.forecast import format_size
 from nnunet_plugins.images.recipe import read_recipe
-from nnunet_plugins.planning.dataset import largest_label
-from nnunet_plugins.planning.forecast import format_size
-from nnunet_plugins.planning.preprocessed import larger_cases
+from nnunet_plugins.models.settings import FILE, OUTPUT_TYPES, Member, Settings, fitting_type
 from nnunet_plugins.planning.setting import find_trainer, needs_whole_images
 from nnunet_plugins.prediction.export import find_labels, make_quick, stock_configuration
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
-from nnunet_plugins.submission.settings import FILE, OUTPUT_TYPES, Member, Settings, fitting_type
 
 Log = Callable[[str], None]
 

@@ -22,14 +22,9 @@ from nnunetv2.utilities.file_path_utilities import get_ensemble_name
 
 from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import listed, trainer_folder
+from nnunet_plugins.datasets.folders import BYTE_WRITERS, largest_label
 from nnunet_plugins.files import read_json, write_text
-from nnunet_plugins.planning.dataset import BYTE_WRITERS, largest_label
-from nnunet_plugins.prediction.whole_volume import require_any_size
-from nnunet_plugins.submission import wheels
-from nnunet_plugins.submission.model_card import write_model_card
-from nnunet_plugins.submission.platforms import Platform
-from nnunet_plugins.submission.rendering import render
-from nnunet_plugins.submission.settings import (
+from nnunet_plugins.models.settings import (
     FILE,
     MANIFEST,
     OUTPUT_TYPES,
@@ -38,7 +33,12 @@ from nnunet_plugins.submission.settings import (
     Settings,
     fitting_type,
 )
-from nnunet_plugins.submission.sources import Source, SubmissionError, require_one_task
+from nnunet_plugins.models.sources import Source, SubmissionError, require_one_task
+from nnunet_plugins.prediction.whole_volume import require_any_size
+from nnunet_plugins.submission import wheels
+from nnunet_plugins.submission.model_card import write_model_card
+from nnunet_plugins.submission.platforms import Platform
+from nnunet_plugins.submission.rendering import render
 
 _SLUG = re.compile(r"[a-z0-9]+([._-]+[a-z0-9]+)*")
 _POSTPROCESSING = {"postprocessing_fns": [str], "postprocessing_kwargs": [{"labels_or_regions": None}]}

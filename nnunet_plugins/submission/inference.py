@@ -20,8 +20,8 @@ from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.arguments import positive
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.recipe import prepared_with
-from nnunet_plugins.submission.cases import Case, Earlier, find_cases
-from nnunet_plugins.submission.settings import FILE, TRAINERS, Settings, read_settings
+from nnunet_plugins.models.cases import Case, Earlier, find_cases
+from nnunet_plugins.models.settings import FILE, TRAINERS, Settings, read_settings
 
 if TYPE_CHECKING:
     from nnunet_plugins.submission.ensemble import Ensemble
@@ -161,7 +161,7 @@ def _segment(case: Case, number: str, ensemble: "Ensemble") -> bool:
 
     clock, settings = Clock(ensemble.settings.seconds_per_case), ensemble.settings
     try:
-        from nnunet_plugins.submission.images import read_image, write_segmentation
+        from nnunet_plugins.models.images import read_image, write_segmentation
 
         image, properties = read_image(
             case,

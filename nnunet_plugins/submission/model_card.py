@@ -10,8 +10,10 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_plugins.files import read_json, write_text
+from nnunet_plugins.forecast import GIB, format_size
 from nnunet_plugins.images.recipe import read_recipe
-from nnunet_plugins.planning.forecast import GIB, format_size
+from nnunet_plugins.models.settings import Settings
+from nnunet_plugins.models.sources import Source, SubmissionError
 from nnunet_plugins.planning.profile import profile_inference
 from nnunet_plugins.planning.setting import Setting
 from nnunet_plugins.report.analysis import analyse
@@ -20,8 +22,6 @@ from nnunet_plugins.report.statistics import mean_with_ci
 from nnunet_plugins.report.writing import markdown_table
 from nnunet_plugins.rows import without_seed
 from nnunet_plugins.submission.rendering import render
-from nnunet_plugins.submission.settings import Settings
-from nnunet_plugins.submission.sources import Source, SubmissionError
 
 _SUMMARY = {"metric_per_case": [{"reference_file": str, "metrics": {str: {"Dice": (int, float)}}}]}
 _UNKNOWN = "not stated"

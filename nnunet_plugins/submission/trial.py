@@ -26,9 +26,9 @@ from nnunet_plugins.files import read_json
 from nnunet_plugins.images.reading import keeps_geometry, read_header
 from nnunet_plugins.images.recipe import Recipe, prepared_with, read_recipe
 from nnunet_plugins.images.writing import convert_image, read_labels
+from nnunet_plugins.models.cases import Case, find_cases
+from nnunet_plugins.models.settings import TRAINERS, Member, Settings
 from nnunet_plugins.program import run_quietly, tail
-from nnunet_plugins.submission.cases import Case, find_cases
-from nnunet_plugins.submission.settings import TRAINERS, Member, Settings
 from nnunet_plugins.submission.wheels import OWN, REQUIREMENTS
 
 NOBODY = 65534

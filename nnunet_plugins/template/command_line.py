@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
         "new-backbone",

@@ -9,7 +9,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.testing.selection import find_row
 
 
-def add_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
         "check-backbone",

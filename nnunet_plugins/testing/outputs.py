@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from nnunet_plugins.planning.forecast import cuda_autocast, fake_tensors
+from nnunet_plugins.forecast import cuda_autocast, fake_tensors
 
 _SEVERAL = "A module with several outputs needs a recipe that weighs them, nnunet_plugins.trainers.scales.ScalesTrainer"
 

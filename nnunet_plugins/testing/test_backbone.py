@@ -14,7 +14,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.testing import assert_close
 
-from nnunet_plugins.planning.forecast import fake_tensors, forecast_training, measure_training
+from nnunet_plugins.forecast import fake_tensors, forecast_training, measure_training
 from nnunet_plugins.rows import Backbone
 from nnunet_plugins.testing.distributed import two_processes
 from nnunet_plugins.testing.needs import needed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_plugins.planning.forecast import fake_tensors, loss_as_in_training
+from nnunet_plugins.forecast import fake_tensors, loss_as_in_training
 from nnunet_plugins.planning.setting import Setting, build_network, forecast_setting, plan_setting
 from nnunet_plugins.rows import Backbone
 from nnunet_plugins.testing.needs import needed

@@ -10,7 +10,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_plugins.backbones import Source, source_of
-from nnunet_plugins.planning.forecast import (
+from nnunet_plugins.datasets.plan_names import fitting_commands
+from nnunet_plugins.forecast import (
     GIB,
     device_memory,
     forecast_training,
@@ -18,7 +19,6 @@ from nnunet_plugins.planning.forecast import (
     format_size,
     optimizer_copies,
 )
-from nnunet_plugins.planning.names import fitting_commands
 from nnunet_plugins.rows import Backbone, locate, path_of
 from nnunet_plugins.trainers.followed import FollowedTrainer
 

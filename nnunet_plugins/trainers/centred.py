@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
-from nnunet_plugins.planning.forecast import format_size
+from nnunet_plugins.forecast import format_size
 
 
 class Centred:

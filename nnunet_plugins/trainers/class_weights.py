@@ -14,11 +14,11 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from torch import distributed, nn
 from torch.nn import functional
 
+from nnunet_plugins.datasets.preprocessed import truth_files
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import summarise
 from nnunet_plugins.images.reading import read_label_map
-from nnunet_plugins.planning.preprocessed import truth_files
 from nnunet_plugins.trainers.fold_folder import CLASS_WEIGHTS
 from nnunet_plugins.trainers.losses import NO_LABEL, as_labels, for_all_outputs, read_weights
 from nnunet_plugins.trainers.reliable import ReliableTrainer

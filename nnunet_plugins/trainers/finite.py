@@ -65,7 +65,7 @@ class FiniteTrainer(SplittingTrainer):
             return output
         scale = self.grad_scaler.get_scale() if self.grad_scaler else None
         self._gradient_is_bad = False
-        output = self._step(batch)
+        output = self._take_step(batch)
         self._progress.losses.append(float(output["loss"]))
         scaled_down = scale is not None and self.grad_scaler.get_scale() < scale
         finite = bool(np.isfinite(output["loss"]))
@@ -109,7 +109,7 @@ class FiniteTrainer(SplittingTrainer):
         """Tell whether the grad scaler does what it is for: try a larger scale now and then, and go back."""
         return self._bad_in_a_row < _REGULAR_IN_A_ROW and self.grad_scaler.get_scale() >= _SMALLEST_SCALE
 
-    def _step(self, batch: dict) -> dict:
+    def _take_step(self, batch: dict) -> dict:
         compute = self.loss
         # A loss that is not finite makes the gradient so, and that the gradient of all processes: 0 * inf is nan.
         self.loss = lambda *inputs: (loss := compute(*inputs)) * (1 + 0 * loss.detach())

@@ -14,8 +14,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import distributed, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from nnunet_plugins.datasets.plan_names import WHOLE_REMEDY, covering_command
 from nnunet_plugins.networks.implicit import Fitted, Truth
-from nnunet_plugins.planning.names import WHOLE_REMEDY, covering_command
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.centred import Centred, require_whole_cases
 from nnunet_plugins.trainers.finite import are_finite

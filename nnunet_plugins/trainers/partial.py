@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_plugins.datasets.sources import SOURCES, hidden_channels, read_sources, source_of
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.sources import SOURCES, hidden_channels, read_sources, source_of
 
 ABSENT = -1e4
 """Logit of what is not annotated: its probability is 0 in single precision, and half precision has the number."""

@@ -82,8 +82,8 @@ class ASPP3D(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, in, *size)` to `(N, out, *size)`."""
         convolved = [branch[0](x) for branch in self.branches if isinstance(branch, ConvBlock)]
-        z = recompute(self._finish_and_fuse, x, *convolved, random=self.random)
-        return recompute(self.fuse.finish, z, random=True) if self.random else self.fuse.finish(z)
+        z = recompute(self._finish_and_fuse, x, *convolved, preserve_rng_state=self.random)
+        return recompute(self.fuse.finish, z, preserve_rng_state=True) if self.random else self.fuse.finish(z)
 
     def _finish_and_fuse(self, x: torch.Tensor, *convolved: torch.Tensor) -> torch.Tensor:
         """Concatenate all branches, of which the convolutions have been done, and convolve once more."""

@@ -187,10 +187,10 @@ class ResidualUnit(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `(N, in, *size)` to `(N, out, *size)`."""
         conv2, norm2 = self.conv2
-        z = recompute(lambda z: conv2(self.conv1.finish(z)), self.conv1[0](x), random=self.random)
+        z = recompute(lambda z: conv2(self.conv1.finish(z)), self.conv1[0](x), preserve_rng_state=self.random)
 
         def add(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
             return self.activation(norm2(z) + self.skip(x))
 
         # Without dropout nothing but the result would be kept, which the next layer keeps anyway.
-        return recompute(add, z, x, random=True) if self.random else add(z, x)
+        return recompute(add, z, x, preserve_rng_state=True) if self.random else add(z, x)

@@ -25,16 +25,16 @@ class GaborLayer(nn.Module):
         self.window = nn.Linear(in_features, out_features)
         self.frequency, self.scale = frequency, scale
 
-    def forward(self, x: torch.Tensor, shared: torch.Tensor | None = None) -> torch.Tensor:
-        """Map points `(B, n, in)`, or `(B, n, in - k)` with k that all points of an image share, `(B, 1, k)`."""
-        wave, window = (_linear(layer, x, shared) for layer in (self.wave, self.window))
+    def forward(self, x: torch.Tensor, code: torch.Tensor | None = None) -> torch.Tensor:
+        """Map points `(B, n, in)`, or `(B, n, in - k)` with the `code` that all points of an image share, `(B, 1, k)`."""
+        wave, window = (_linear(layer, x, code) for layer in (self.wave, self.window))
         return torch.cos(self.frequency * wave) * torch.exp(-((self.scale * window) ** 2))
 
 
-def _linear(layer: nn.Linear, x: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
-    if shared is None:
+def _linear(layer: nn.Linear, x: torch.Tensor, code: torch.Tensor | None) -> torch.Tensor:
+    if code is None:
         return layer(x)
     # What is the same for all points is multiplied once.
     own = x.shape[-1]
-    rest = functional.linear(shared, layer.weight[:, own:], layer.bias)
+    rest = functional.linear(code, layer.weight[:, own:], layer.bias)
     return functional.linear(x, layer.weight[:, :own]) + rest

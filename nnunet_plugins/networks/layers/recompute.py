@@ -16,7 +16,7 @@ def recompute(
     function: Callable[..., torch.Tensor],
     *inputs: torch.Tensor,
     norms: Iterable[nn.Module] = (),
-    random: bool = False,
+    preserve_rng_state: bool = False,
 ) -> torch.Tensor:
     """Return `function(*inputs)`, of which the backward pass keeps the inputs alone and computes the rest again.
 
@@ -24,13 +24,13 @@ def recompute(
         function: of tensors alone; what else it uses must not have changed until the backward pass.
         inputs: its arguments.
         norms: modules in it whose running statistics must not count the same batch a second time.
-        random: whether it draws random numbers, which then are the same again.
+        preserve_rng_state: whether it draws random numbers, which then are the same again.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
     if torch.compiler.is_compiling():
         # The compiler itself sees to it that nothing counts twice.
-        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random)
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=preserve_rng_state)
     norms, calls = list(norms), 0
 
     def run(*arguments: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ def recompute(
         with _running_statistics_kept(norms):
             return function(*arguments)
 
-    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random)
+    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=preserve_rng_state)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.facts import KINDS, Fact, summarise
 from nnunet_plugins.images.finding import aside, image_ending, list_folder, twins, without_ending
-from nnunet_plugins.submission.settings import LAYOUTS, Settings
+from nnunet_plugins.models.settings import LAYOUTS, Settings
 
 _SOCKET = {"slug": str, "relative_path?": (str, type(None))}
 _INPUTS = [{"interface?": _SOCKET, "socket?": _SOCKET}]

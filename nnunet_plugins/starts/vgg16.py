@@ -8,8 +8,8 @@ from typing import Any
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.setting import build_network, find_trainer, plan_setting
+from nnunet_plugins.starts.warm_start import require_new, write_start
 from nnunet_plugins.trainers.checkpoints import CheckpointError, load_weights
-from nnunet_plugins.trainers.warm_start import require_new, write_start
 
 WANTED = "what is wanted is torchvision's VGG16 without batch norm, vgg16-397923af.pth"
 

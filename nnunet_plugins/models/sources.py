@@ -17,13 +17,13 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_plugins.datasets.folders import DATASET, dataset_name
+from nnunet_plugins.datasets.preprocessed import PLANS
+from nnunet_plugins.datasets.sources import FIXED
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, read_json
-from nnunet_plugins.images.recipe import read_recipe
-from nnunet_plugins.planning.dataset import DATASET, dataset_name
-from nnunet_plugins.planning.preprocessed import PLANS
+from nnunet_plugins.images.recipe import PREPARED, read_recipe
 from nnunet_plugins.planning.setting import find_trainer
-from nnunet_plugins.planning.sources import FIXED, PREPARED
 from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError, load_checkpoint, require_known_architecture
 
 _CONFIGURATION = {

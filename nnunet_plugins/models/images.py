@@ -18,7 +18,7 @@ from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import keeps_geometry, read_channels, read_header
 from nnunet_plugins.images.recipe import Recipe
 from nnunet_plugins.images.writing import convert_image, convert_segmentation, written_whole
-from nnunet_plugins.submission.cases import Case
+from nnunet_plugins.models.cases import Case
 
 
 class ImageError(InputError):

@@ -1,22 +1,19 @@
-"""Find a dataset's preprocessed folder, where its plans and splits lie."""
+"""A dataset's folder, its plans and its dataset.json: find, read and write them."""
 
 import contextlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import save_json
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_plugins.datasets.preprocessed import PLANS
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
-from nnunet_plugins.planning.preprocessed import PLANS
 
 DATASET = {
     "file_ending": str,
@@ -190,22 +187,3 @@ def largest_label(description: dict[str, Any], file: Path) -> int:
     """
     labels = label_manager(description, file)
     return int(max(description["regions_class_order"] if labels.has_regions else labels.foreground_labels, default=0))
-
-
-def find_reader(description: dict[str, Any], example: str) -> type[BaseReaderWriter]:
-    """Return nnU-Net's class that reads a dataset's files, chosen as it does by one of them.
-
-    If that one cannot be read, the others may: then the ending decides.
-
-    Args:
-        description: what dataset.json says.
-        example: one of the files.
-
-    Raises:
-        PlanError: if there is no reader for their ending.
-    """
-    for file in (example, None):
-        # nnU-Net shows a traceback for what it cannot read.
-        with contextlib.suppress(RuntimeError), contextlib.redirect_stderr(io.StringIO()):
-            return determine_reader_writer_from_dataset_json(description, file, verbose=False)
-    raise PlanError(f"nnU-Net has no reader for files {description['file_ending']!r}")

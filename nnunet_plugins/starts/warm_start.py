@@ -17,9 +17,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_plugins.datasets.architecture import check_numbers
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
-from nnunet_plugins.planning.architecture import check_numbers
 from nnunet_plugins.trainers.checkpoints import (
     CheckpointError,
     UnsafeCheckpointError,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
+from nnunet_plugins.images.recipe import PREPARED
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -20,9 +21,6 @@ SOURCES = "nnunet_plugins_sources"
 
 FIXED = "nnunet_plugins_fixed_size"
 """Key, in the dataset.json of a twin with images of one size, of what the twin is of."""
-
-PREPARED = "nnunet_plugins_preparation"
-"""Key, in the dataset.json of a twin with prepared images, of how they were prepared (`images.recipe`)."""
 
 MARK = "__"
 """Between a source's name and that of a case in it."""
