@@ -535,6 +535,12 @@ def test_a_prediction_goes_on_with_the_next_job(tmp_path, changed):
     assert not marker_file(part).exists()
 
 
+def test_no_training_is_bound_to_a_core(tmp_path):
+    """Where it would wait for what else runs there."""
+    (train,) = configure(tmp_path, device="cpu", slots=1, retries=0, used=["train"]).executors
+    assert train.cpu_affinity == "none"
+
+
 # Descriptions of clusters
 
 GOOD = """

@@ -209,13 +209,18 @@ def test_commands_get_the_users_variables_and_our_trainers(monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", "/my/trainers")
     monkeypatch.setenv("nnUNet_compile", "f")
     monkeypatch.setenv("PASSWORD", "not for others")
-    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    for name in ("nnUNet_n_proc_DA", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     variables = command.environment(slots=10_000)
     assert variables["nnUNet_extTrainer"].split(os.pathsep)[0] == "/my/trainers"
     assert variables["nnUNet_extTrainer"].endswith("scanned")
     assert variables["nnUNet_compile"] == "f"
-    assert variables["nnUNet_n_proc_DA"] == "1"
+    assert (variables["nnUNet_n_proc_DA"], variables["OMP_NUM_THREADS"]) == ("1", "1")
     assert "PASSWORD" not in variables
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert command.environment(slots=1)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert int(command.environment(slots=1)["OMP_NUM_THREADS"]) == command.usable_cores()
 
 
 def test_a_failing_command_is_logged_and_gives_its_exit_code(tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.benchmark.command import usable_cores
 from nnunet_plugins.benchmark.engine import TaskInterruptedError
 from nnunet_plugins.benchmark.protocol import BenchmarkError
 
@@ -118,7 +117,6 @@ def configure(
                     address="127.0.0.1",
                     max_workers_per_node=slots,
                     available_accelerators=accelerators(slots) if device == "cuda" else (),
-                    cpu_affinity="block" if slots <= usable_cores() and sys.platform == "linux" else "none",
                     provider=LocalProvider(init_blocks=1, max_blocks=1, min_blocks=1),
                     heartbeat_period=5,
                     heartbeat_threshold=30,

@@ -45,8 +45,10 @@ def environment(slots: int | None) -> dict[str, str]:
     # Threads that wait by spinning take the cores from the workers, and are far slower where other programs run too.
     variables["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
     if slots is not None:
-        # nnU-Net's own numbers, for a slot's share of the cores.
+        # PyTorch's and nnU-Net's own numbers, for a slot's share of the cores. No core is any slot's own: where other
+        # programs run on it, a pinned training would wait for them beside idle cores.
         cores = max(1, usable_cores() // slots)
+        variables["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(cores))
         variables.setdefault("nnUNet_n_proc_DA", str(min(12, cores)))
         variables.setdefault("nnUNet_def_n_proc", str(min(8, cores)))
     variables[_startup.VARIABLE] = _startup.with_ours()
