@@ -14,7 +14,11 @@ from matrix_record import TRAINERS, outcome, recorded, sources
 project = "nnunet_plugins"
 copyright = "the nnunet_plugins developers"
 release = __version__
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # of torch and nnU-Net
+default_role = "code"  # as our docstrings mean it
 exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = f"nnunet_plugins {release}"

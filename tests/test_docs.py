@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,23 @@ def test_the_curve_of_steps_is_the_table_of_its_page(monkeypatch):
     assert told.count("0.") > 8
     for drawing in (steps["FILE"].read_text(), steps["draw"]()):
         assert told in drawing, "run python docs/draw_steps.py"
+
+
+def test_what_has_moved_since_0_1_0_is_where_its_page_says():
+    page = (ROOT / "docs" / "from-0.1.0.md").read_text()
+    moved = re.findall(r"^\| `(\S+)` \| `(\S+)` \|$", page, re.MULTILINE)
+    assert len(moved) > 5
+    for before, now in moved:
+        assert find_spec(f"nnunet_plugins.{now}"), now
+        assert not find_spec(f"nnunet_plugins.{before}"), before
+    for test in re.findall(r"`(test_\w+\.py)`", page):
+        assert "0.1.0" in (ROOT / "tests" / test).read_text() or "older" in (ROOT / "tests" / test).read_text()
+
+
+def test_the_index_fits_one_screen_and_the_readme_three():
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert len(index.split("```{toctree}")[0].splitlines()) <= 30
+    assert len((ROOT / "README.md").read_text().splitlines()) < 110
 
 
 def test_links_between_pages_lead_somewhere():

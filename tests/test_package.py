@@ -1,8 +1,8 @@
 """The package's own rules: what imports what, what is light, and the command line."""
 
-import ast
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,64 +13,17 @@ from conftest import ROOT
 from nnunet_plugins.cli import main
 from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.registry import BACKBONES
+from nnunet_plugins.rows import locate
 
 PACKAGE = ROOT / "nnunet_plugins"
+sys.path.insert(0, str(ROOT / "docs"))
+ROOMS = runpy.run_path(str(ROOT / "docs" / "draw_rooms.py"))
+sys.path.remove(str(ROOT / "docs"))
+imports = ROOMS["imports"]
 
-
-def imports(file: Path) -> set[str]:
-    """Every module that a file imports, also inside functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module or "")
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-# Imports go one way: each room, or file beside the rooms, may import itself and what stands before it.
-ORDER = [
-    "errors",
-    "files",
-    "container",
-    "memory",
-    "program",
-    "provenance",
-    "stop_request",
-    "workers",
-    "rows",
-    "arguments",
-    "modifiers",
-    "registry",
-    "_startup",
-    "backbones",
-    "networks.layers",
-    "networks",
-    "images",
-    "datasets",
-    "forecast",
-    "trainers",
-    "planning",
-    "metrics",
-    "report",
-    "benchmark",
-    "demo",
-    "doctor",
-    "raw",
-    "merging",
-    "fixed_size",
-    "preparation",
-    "starts",
-    "models",
-    "engines",
-    "prediction",
-    "submission",
-    "explain",
-    "testing",
-    "template",
-    "cli",
-]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+# Each room, or file beside the rooms, may import itself and what stands below it in the page's table.
+ORDER = [room for row in re.findall(r"^\| (`.+?) \|", PAGE, re.MULTILINE) for room in re.findall("`(.+?)`", row)][::-1]
 
 
 def part_of(module: str) -> int | None:
@@ -86,18 +39,40 @@ def module_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def test_every_room_has_its_place():
+def test_every_room_has_its_place_on_the_page():
     rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert rooms - {"__init__", "__pycache__"} == {part.split(".")[0] for part in ORDER}
+    assert len(set(ORDER)) == len(ORDER)
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_go_one_way(file):
-    own = part_of(module_of(file))
-    for module in imports(file):
-        other = part_of(module)
-        if own is not None and other is not None:
-            assert other <= own, f"{file.name} imports {module}"
+def test_files_that_the_page_names_are_there():
+    named = set(re.findall(r"`([\w/]+\.py)`", PAGE))
+    assert len(named) > 40
+    assert [name for name in named if not (PACKAGE / name).is_file()] == []
+
+
+def test_the_picture_of_the_rooms_is_drawn_from_the_imports():
+    assert ROOMS["FILE"].read_text() == ROOMS["draw"](), "run python docs/draw_rooms.py"
+
+
+def test_trainers_stand_on_each_other_as_the_page_says():
+    line = next(line for line in PAGE.split("\n5. ")[1:] if "recipe" in line).split("\n6.")[0]
+    recipe = locate("nnunet_plugins.trainers.backbone.BackboneTrainer")
+    bases = [kind.__module__ for kind in recipe.__mro__ if kind.__module__.startswith("nnunet_plugins.")]
+    assert [f"nnunet_plugins.{name[:-3].replace('/', '.')}" for name in re.findall(r"`([\w/]+\.py)`", line)] == bases
+
+
+def test_imports_go_one_way():
+    upwards = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        own = part_of(module_of(file))
+        places = {module: part_of(module) for module in imports(file)}
+        upwards += [
+            f"{file.relative_to(PACKAGE)} imports {module}"
+            for module, place in places.items()
+            if None not in (own, place) and place > own
+        ]
+    assert upwards == []
 
 
 def test_one_room_reads_images():
@@ -107,9 +82,9 @@ def test_one_room_reads_images():
     assert places == {"images"}
 
 
-@pytest.mark.parametrize("file", sorted((PACKAGE / "networks").rglob("*.py")), ids=lambda file: file.name)
-def test_networks_do_not_know_nnunet(file):
-    assert not [m for m in imports(file) if m.startswith(("nnunetv2", "batchgenerators", "nnunet_plugins.trainers"))]
+def test_networks_do_not_know_nnunet():
+    for file in (PACKAGE / "networks").rglob("*.py"):
+        assert not [name for name in imports(file) if name.startswith(("nnunetv2", "batchgenerators"))], file.name
 
 
 @pytest.mark.parametrize("module", ["nnunet_plugins", "nnunet_plugins.cli", "nnunet_plugins.trainers.names"])

@@ -54,8 +54,8 @@ fused: all in one kernel on a GPU (`layers.fused_autofocus`); needs Triton, and 
 class AutofocusConv(nn.Module):
     """Convolution whose dilation rate every voxel chooses; `(N, in, *size)` to `(N, out, *size)`, in 2D or 3D.
 
-    out(v) = sum_k a_k(v) (W *_{r_k} x)(v) + b, with a = softmax(conv1(ReLU(conv3(x)))) (equations 2 and 3). It has the
-    weight and bias of an ordinary convolution, under their ordinary names, and the attention network beside them.
+    `out(v) = sum_k a_k(v) (W *_{r_k} x)(v) + b`, with `a = softmax(conv1(ReLU(conv3(x))))` (equations 2 and 3). It has
+    the weight and bias of an ordinary convolution, under their ordinary names, and the attention network beside them.
 
     Args:
         in_channels: channels of the input; the attention network has half of them.

@@ -26,7 +26,7 @@ class GaborLayer(nn.Module):
         self.frequency, self.scale = frequency, scale
 
     def forward(self, x: torch.Tensor, code: torch.Tensor | None = None) -> torch.Tensor:
-        """Map points `(B, n, in)`, or `(B, n, in - k)` with the `code` that all points of an image share, `(B, 1, k)`."""
+        """Map points `(B, n, in)`, or `(B, n, in - k)` with a code that its points share, `(B, 1, k)`."""
         wave, window = (_linear(layer, x, code) for layer in (self.wave, self.window))
         return torch.cos(self.frequency * wave) * torch.exp(-((self.scale * window) ** 2))
 
