@@ -72,7 +72,8 @@ def test_nnunet_finds_every_row_and_composes_on_the_stock_trainer():
         found = recursive_find_trainer_class_by_name(name)
         assert found.__name__ == name
         assert found.__module__ == "nnunet_plugins.trainers"
-        assert found is recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
+        assert found is getattr(trainers, name)
+    assert found is recursive_find_trainer_class_by_name(name)
 
 
 def test_nnunet_fails_on_an_unknown_name_with_our_hint(capfd):
@@ -101,14 +102,19 @@ def name_of(trainer: type) -> str:
     return trainer.__name__
 
 
-def test_classes_pickle_and_survive_spawn():
+def test_classes_pickle():
     classes = [
         trainer_class(name) for name in [*NAMES, "nnUNetTrainerFIRENet_2epochs_DA5", "nnUNetTrainer_3iterations"]
     ]
     assert pickle.loads(pickle.dumps(classes)) == classes
+
+
+def test_classes_survive_spawn(preloaded):
+    """They are composed anew there: one of a row, with modifiers and without, and one of nnU-Net's own."""
+    names = ["nnUNetTrainerFIRENet_2epochs_DA5", "nnUNetTrainerAFN4Paper", "nnUNetTrainer_3iterations"]
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        assert list(pool.map(name_of, classes)) == [c.__name__ for c in classes]
+        assert list(pool.map(name_of, map(trainer_class, names))) == names
 
 
 def test_upstream_classes_are_the_pieces():

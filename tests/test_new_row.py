@@ -46,7 +46,7 @@ ROW = """
         narrow=MappingProxyType({"width": 8}),
     ),
 """
-CHOSEN = "Toy or registry or sample or recorded or record_ or readme or pickle or upstream or list_"
+CHOSEN = "Toy or registry or sample or recorded or record_ or readme or classes_pickle or upstream or list_"
 
 
 @pytest.mark.slow
