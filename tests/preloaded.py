@@ -2,9 +2,10 @@
 
 Most of the time of a tiny nnU-Net command goes into importing torch and the like, once for the command and once more
 for every worker process that it spawns. Here a server imports what nnU-Net needs (not nnU-Net itself, nor this package:
-both read their environment at import), and what our commands import late, and forks one process per command. A launcher stands for the interpreter, also
-in what the command itself starts: `LAUNCHER ARGUMENTS...` does what `python ARGUMENTS...` does, with the same
-environment, folder, open files, signals and exit code. Linux only, as it needs pidfds and /proc.
+both read their environment at import) and what our commands import late, and forks one process per command. A launcher
+stands for the interpreter, also in what the command itself starts: `LAUNCHER ARGUMENTS...` does what
+`python ARGUMENTS...` does, with the same environment, folder, open files, signals and exit code. Linux only, as it
+needs pidfds and /proc.
 """
 
 import marshal

@@ -168,7 +168,7 @@ class TestFromPlan:
 
 
 def small(dim: int, **options) -> FIRENet:
-    """Two branches of two cells, which have all that a fabric has; a graph of the paper's twelve takes ten times as long."""
+    """Two branches of two cells, which have all that a fabric has; the paper's twelve take minutes."""
     sizes = {"strides": ((2,) * dim,) * 3, "kernel_sizes": ((3,) * dim,) * 4}
     return FIRENet(1, 2, features=(2, 4), depth=2, dropout=0, **sizes, **options)
 
