@@ -27,7 +27,6 @@ from preloaded import write_commands
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_plugins.planning.forecast import SavedBytes, cuda_autocast
-from nnunet_plugins.trainers.backbone import MEMORY_CHECK
 
 
 @contextlib.contextmanager
@@ -59,7 +58,7 @@ torch.set_num_threads(1)
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 # Trainers of ours count what a step needs before they train, which takes as long as these trainings themselves.
 # test_planning.py switches it on, and test_conformance.py counts for each network.
-os.environ[MEMORY_CHECK] = "0"
+os.environ["nnUNet_plugins_memory_check"] = "0"  # noqa: SIM112 - written as nnU-Net writes its own
 os.environ["MATPLOTLIBRC"] = str(ROOT / "tests" / "matplotlibrc")
 # Without a GPU, Triton's interpreter runs the kernels; it has to be chosen before Triton is imported.
 if not torch.cuda.is_available():
@@ -157,7 +156,7 @@ class Sandbox:
             Path(folder).mkdir(parents=True, exist_ok=True)
         # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs.
         workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
-        workers[MEMORY_CHECK] = "0"
+        workers["nnUNet_plugins_memory_check"] = "0"
         workers["PYTHONUNBUFFERED"] = "1"  # tests that follow the output must not see it late
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
         self.env = {**clean, **folders, **workers}
