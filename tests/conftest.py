@@ -72,8 +72,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-parameters", action="store_true", help="record the parameters of rows that have none")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at markers
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Files with slow tests come first, then those with many: in the end no worker waits long for another."""
+    for item in items:
+        belongs = getattr(getattr(item, "module", None), "belongs_to_the_campaign", None)
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        row, plan = given.get("case", (given.get("row"), given.get("plan")))
+        if belongs and plan and belongs(item.originalname, row, plan):
+            item.add_marker(pytest.mark.campaign)
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
