@@ -241,7 +241,8 @@ def test_a_comment_voids_the_rows_that_use_its_file(package, file, voided):
     with (package / file).open("a") as opened:
         opened.write("# a comment\n")
     try:
-        assert {row.trainer for row in BACKBONES if sources(row, package) != sources(row)} & ALL == voided
+        rows = [row for row in BACKBONES if row.trainer in ALL]
+        assert {row.trainer for row in rows if sources(row, package) != sources(row)} == voided
     finally:
         shutil.copy(ROOT / "nnunet_plugins" / file, package / file)
 

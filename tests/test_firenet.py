@@ -37,8 +37,8 @@ def forward_gflop(network: nn.Module) -> float:
 
 @pytest.fixture(scope="module")
 def narrow() -> FIRENet:
-    """The paper's topology with a few channels, to try many sizes quickly."""
-    return FIRENet(1, 2, features=(2, 4), dropout=0).eval()
+    """The paper's strides with a few channels and half the cells, to try many sizes quickly."""
+    return FIRENet(1, 2, features=(2, 4), depth=2, dropout=0).eval()
 
 
 def test_reference_form():
@@ -189,7 +189,7 @@ def test_examples_in_docstrings():
 
 @pytest.mark.parametrize("trainer", [f"nnUNetTrainerFIRENet{kind}" for kind in ("", "Paper", "NoFabric")])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize(("size", "most"), [(40, 1), (64, 0.9), (128, 0.9)])
+@pytest.mark.parametrize(("size", "most"), [(40, 1), (64, 0.9)])
 def test_keeps_less_for_the_backward_pass_than_the_unet(trainer, autocast, size, most):
     """On a GPU, in both precisions. Without recomputation it was 1.5 times as much, and with dropout 2.3 times."""
     setting = patch_setting((size,) * 3, batch=2, channels=1, classes=3)

@@ -68,12 +68,14 @@ def test_invalid_names_say_why_and_name_the_nearest(name, problem, nearest):
 
 
 def test_nnunet_finds_every_row_and_composes_on_the_stock_trainer():
-    for name in [*NAMES, "nnUNetTrainer_30epochs_50iterations", "nnUNetTrainerFIRENet_2epochs_NoMirroring_FocalLoss"]:
-        found = recursive_find_trainer_class_by_name(name)
+    others = ["nnUNetTrainer_30epochs_50iterations", "nnUNetTrainerFIRENet_2epochs_NoMirroring_FocalLoss"]
+    for name in [*NAMES, *others]:
+        found = getattr(trainers, name)
         assert found.__name__ == name
         assert found.__module__ == "nnunet_plugins.trainers"
-        assert found is getattr(trainers, name)
-    assert found is recursive_find_trainer_class_by_name(name)
+    # Each search goes over all modules that are loaded, for the same attribute.
+    for name in [*NAMES[::10], *others]:
+        assert recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
 
 
 def test_nnunet_fails_on_an_unknown_name_with_our_hint(capfd):
