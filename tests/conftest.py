@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         belongs = getattr(getattr(item, "module", None), "belongs_to_the_campaign", None)
         given = item.callspec.params if hasattr(item, "callspec") else {}
         row, plan = given.get("case", (given.get("row"), given.get("plan")))
-        if belongs and plan and belongs(item.originalname, row, plan):
+        if belongs and row and belongs(item.originalname, row, plan):
             item.add_marker(pytest.mark.campaign)
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
