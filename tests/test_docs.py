@@ -163,7 +163,7 @@ def test_commands_run(page: Path, hippocampus: Sandbox):
         check=False,
     )
     assert result.returncode == 0, f"{script}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-    runs = re.compile(r"(\w+=\S+ )?(\$PRELOADED/)?(nnUNetv2_|nnunet-plugins )")
+    runs = re.compile(r"(\w+=\S+ )?(\$PRELOADED/)?(nnUNetv2_|nnunet-plugins |pip )")
     RUN_BEFORE.update(without_npz(line) for line in new if runs.match(line))
 
 
