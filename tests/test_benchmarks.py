@@ -84,7 +84,7 @@ def test_first_steps(small):
 def test_makespan():
     script = ROOT / "benchmarks" / "makespan.py"
     options = ["--workers", "2", "--tasks", "3", "--seconds", "0.5"]
-    result = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, check=True)
+    result = subprocess.run([PYTHON, script, *options], capture_output=True, text=True, check=True)
     (line,) = result.stdout.splitlines()
     assert line.startswith("3 tasks of 0.5 s on 2 workers: ")
     taken, ideal, ratio = (float(re.search(rf"{word} ([\d.]+)", line)[1]) for word in ("workers:", "ideal", "ratio"))
