@@ -61,10 +61,11 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     environment = Environment(tmp_path / "env")
     link_nnunet(environment)
     environment.install(wheel)
+    folders = {name: value for name, value in sandbox.env.items() if name.startswith("nnUNet_")}
 
-    def listed() -> str:
-        """What the environment's own command tells; the others find the heavy libraries loaded, and its packages."""
-        result = environment.run(environment.bin / "nnunet-plugins", "list")
+    def run_there(*command: object) -> str:
+        """A command of the environment's own; others find the heavy libraries loaded, and the environment's packages."""
+        result = environment.run(environment.bin / str(command[0]), *command[1:], **folders)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout
 
@@ -73,10 +74,10 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     package = tmp_path / "my-lab"
     run("nnunet-plugins", "new-backbone", "my-lab", "-o", package)
     environment.install(package, "--no-index")
-    assert "two levels of convolutions (from my-lab 0.1.0)" in listed()
+    assert "two levels of convolutions (from my-lab 0.1.0)" in run_there("nnunet-plugins", "list")
     # pytest would warn in every environment of a package that is there before it.
     strict = ("-W", "error::pytest.PytestWarning", "-p", "no:cacheprovider")
-    passed = run("python", "-m", "pytest", "-q", *strict, package)
+    passed = run_there("python", "-m", "pytest", "-q", *strict, package)
     assert " passed" in passed
     assert "skipped" not in passed
     common = ("-tr", TRAINER, "-p", "small", "-device", "cpu")
@@ -96,7 +97,7 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     assert "0 problems" in checked
     environment.pip("uninstall", "-q", "-y", "my-lab")
     assert files_of(environment) == before
-    assert "MyLab" not in listed()
+    assert "MyLab" not in run_there("nnunet-plugins", "list")
     (checkpoint,) = sandbox.results.glob(f"Dataset001_Small/{TRAINER}__*/fold_0/checkpoint_final.pth")
     looked = run("nnunet-plugins", "doctor", checkpoint, ok=False)
     assert re.search(r"its network my_lab\.\w+ comes from my-lab 0.1.0", looked)
