@@ -174,12 +174,10 @@ def small(dim: int, **options) -> FIRENet:
 
 
 def test_compiles_into_one_graph():
-    """No graph break, also with the dynamic shapes that a second size brings; each size and mode costs a graph."""
+    """No graph break, also with the dynamic shapes that a second size brings."""
     torch._dynamo.reset()
-    network = small(3)
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
-    for size, training in [((21, 20, 22), True), ((33, 20, 20), True), ((33, 20, 20), False)]:
-        network.train(training)
+    compiled = torch.compile(small(3), backend="eager", fullgraph=True)
+    for size in [(21, 20, 22), (33, 20, 20)]:
         assert compiled(torch.randn(2, 1, *size)).shape == (2, 2, *size)
 
 

@@ -64,7 +64,7 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     folders = {name: value for name, value in sandbox.env.items() if name.startswith("nnUNet_")}
 
     def run_there(*command: object) -> str:
-        """A command of the environment's own; others find the heavy libraries loaded, and the environment's packages."""
+        """A command of the environment's own; others find the heavy libraries loaded, and its packages."""
         result = environment.run(environment.bin / str(command[0]), *command[1:], **folders)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout
