@@ -167,10 +167,10 @@ class TestFromPlan:
         assert plan((40, 56), [(1, 1), (2, 2), (2, 2)])(torch.zeros(1, 1, 40, 56)).shape == (1, 2, 40, 56)
 
 
-def small(dim: int, **options) -> FIRENet:
+def small(dim: int) -> FIRENet:
     """Two branches of two cells, which have all that a fabric has; the paper's twelve take minutes."""
     sizes = {"strides": ((2,) * dim,) * 3, "kernel_sizes": ((3,) * dim,) * 4}
-    return FIRENet(1, 2, features=(2, 4), depth=2, dropout=0, **sizes, **options)
+    return FIRENet(1, 2, features=(2, 4), depth=2, dropout=0, **sizes)
 
 
 def test_compiles_into_one_graph():
