@@ -67,8 +67,9 @@ SHAPE = (2, 1, 24, 24, 16)
 MAKERS = [firenet, afn4, afn4_plain, unet]
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("make", [afn4_plain, unet])
 def test_fake_tensors_cost_what_real_ones_do(make):
+    """Of networks that are no rows; those are in test_conformance.py."""
     foretold = forecast_training(make, SHAPE, autocast=False)
     assert foretold == measure_training(make(), SHAPE, autocast=False)
     assert foretold.parameters == sum(p.numel() for p in make().parameters())
