@@ -77,10 +77,11 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Files with slow tests come first, then those with many: in the end no worker waits long for another."""
     for item in items:
         belongs = getattr(getattr(item, "module", None), "belongs_to_the_campaign", None)
-        given = item.callspec.params if hasattr(item, "callspec") else {}
-        row, plan = given.get("case", (given.get("row"), given.get("plan")))
-        if belongs and row and belongs(item.originalname, row, plan):
-            item.add_marker(pytest.mark.campaign)
+        if belongs and hasattr(item, "callspec"):
+            given = item.callspec.params
+            row, plan = given.get("case") or (given["row"], given.get("plan"))
+            if belongs(item.originalname, row, plan):
+                item.add_marker(pytest.mark.campaign)
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
