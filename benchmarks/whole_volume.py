@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from nnunet_plugins.forecast import fake_tensors, format_bytes, format_size
 from nnunet_plugins.planning.setting import build_network, find_trainer, plan_setting
 from nnunet_plugins.prediction.whole_volume import size_of_pass
 
-SCRIPTS = Path(sysconfig.get_path("scripts"))
+SCRIPTS = Path(sys.executable).parent
 TILES, PASS = "nnunet-plugins predict", "nnunet-plugins predict --whole-volume"
 COMMANDS = {
     "nnUNetv2_predict": ["nnUNetv2_predict", "-npp", "1", "-nps", "1"],

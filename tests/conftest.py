@@ -5,6 +5,7 @@ import contextlib
 import functools
 import itertools
 import json
+import multiprocessing.spawn
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # must not wait for each other by spinning.
 torch.set_num_threads(1)
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# Trainers of ours count what a step needs before they train, which takes as long as these trainings themselves.
+# test_planning.py switches it on, and test_conformance.py counts for each network.
+os.environ["nnUNet_plugins_memory_check"] = "0"  # noqa: SIM112 - written as nnU-Net writes its own
 os.environ["MATPLOTLIBRC"] = str(ROOT / "tests" / "matplotlibrc")
 # Without a GPU, Triton's interpreter runs the kernels; it has to be chosen before Triton is imported.
 if not torch.cuda.is_available():
@@ -67,8 +72,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-parameters", action="store_true", help="record the parameters of rows that have none")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at markers
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Files with slow tests come first, then those with many: in the end no worker waits long for another."""
+    for item in items:
+        belongs = getattr(getattr(item, "module", None), "belongs_to_the_campaign", None)
+        if belongs and hasattr(item, "callspec"):
+            given = item.callspec.params
+            row, plan = given.get("case") or (given["row"], given.get("plan"))
+            if belongs(item.originalname, row, plan):
+                item.add_marker(pytest.mark.campaign)
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
@@ -113,6 +126,17 @@ def commands() -> Path:
     return folder
 
 
+@pytest.fixture
+def preloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the test starts from this process, spawned workers too, finds the heavy libraries loaded."""
+    resource_tracker.ensure_running()  # which outlives the test
+    before, launcher = multiprocessing.spawn.get_executable(), str(commands() / "python")
+    monkeypatch.setattr(sys, "executable", launcher)
+    multiprocessing.set_executable(launcher)
+    yield
+    multiprocessing.set_executable(before)
+
+
 def script(name: str) -> str:
     """Path of a console script of this environment, as a user starts it."""
     return str(Path(sys.executable).parent / name)
@@ -140,6 +164,7 @@ class Sandbox:
             Path(folder).mkdir(parents=True, exist_ok=True)
         # Few workers: each one that is spawned imports torch, which costs more than these tiny jobs.
         workers = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+        workers["nnUNet_plugins_memory_check"] = "0"
         workers["PYTHONUNBUFFERED"] = "1"  # tests that follow the output must not see it late
         clean = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
         self.env = {**clean, **folders, **workers}
@@ -249,6 +274,7 @@ def write_dataset(
     regions_class_order: list[int] | None = None,
     ignore_slices: int = 0,
     cases: int = 5,
+    test_cases: int = 2,
 ) -> Path:
     """Write nested ellipsoids (label 1 around label 2) with noise; `spacing` is z, y, x in mm.
 
@@ -259,7 +285,7 @@ def write_dataset(
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
     for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for number in range(cases + 2):
+    for number in range(cases + test_cases):
         part = "Tr" if number < cases else "Ts"
         distance = np.sqrt(((grid - random.uniform(-0.2, 0.2, (3, 1, 1, 1))) ** 2).sum(0))
         segmentation = (distance < 0.7).astype(np.uint8) + (distance < 0.4)

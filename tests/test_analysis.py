@@ -191,7 +191,7 @@ def records(draw) -> Record:
     return dataclasses.replace(record, results=results[~lost][RESULTS])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(records())
 def test_no_headline_contradicts_its_table(record):
     for comparison in analyse(record).comparisons:
@@ -240,7 +240,7 @@ def test_no_headline_contradicts_its_table(record):
             assert shown[name].startswith(f"{board.loc[name, 'Dice']:.3f}" if comparison.scored else "")
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(records(), st.randoms())
 def test_the_order_of_rows_and_a_further_algorithm_change_no_score(record, random):
     """What another algorithm finds decides nothing about the scores of this one, as long as it has all cases."""

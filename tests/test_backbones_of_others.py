@@ -399,7 +399,7 @@ def test_a_network_that_is_not_there_is_named_when_it_is_built(house):
 
 
 @pytest.mark.slow
-def test_a_folder_with_the_name_of_a_package_does_not_stand_in_for_it(house, tmp_path, monkeypatch):
+def test_a_folder_with_the_name_of_a_package_does_not_stand_in_for_it(house, tmp_path, monkeypatch, preloaded):
     """Where a package is written lies a folder of its name, and there its author works; so do programs of ours."""
     house.package("mylab", rows("Mylab"))
     monkeypatch.setenv("PYTHONPATH", str(house.site))

@@ -58,7 +58,7 @@ def happened(events: list[Event], what: str) -> list[str]:
     return [event.task.name for event in events if event.what == what]
 
 
-def test_a_failure_takes_along_only_what_needs_it(tmp_path):
+def test_a_failure_takes_along_only_what_needs_it(tmp_path, preloaded):
     tasks = [
         task(tmp_path, "first"),
         task(tmp_path, "broken", "print('no such luck'); sys.exit(3)", needs=("first",)),
@@ -76,7 +76,7 @@ def test_a_failure_takes_along_only_what_needs_it(tmp_path):
     assert not list((tmp_path / "made").glob("*.partial*"))
 
 
-def test_a_second_start_repeats_nothing_and_mends_what_failed(tmp_path):
+def test_a_second_start_repeats_nothing_and_mends_what_failed(tmp_path, preloaded):
     flaky = f"if not os.path.exists({str(tmp_path / 'mended')!r}): sys.exit(1)"
     tasks = [task(tmp_path, "first"), task(tmp_path, "flaky", flaky), task(tmp_path, "last", needs=("flaky", "first"))]
     assert perform(tasks, tmp_path)[0] == Outcome(("flaky",), {"last": "flaky"})
@@ -91,7 +91,7 @@ def test_a_second_start_repeats_nothing_and_mends_what_failed(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["input", "marker"])
-def test_what_is_there_is_made_again_unless_it_is_of_the_present_inputs(tmp_path, change):
+def test_what_is_there_is_made_again_unless_it_is_of_the_present_inputs(tmp_path, change, preloaded):
     source = tmp_path / "source"
     source.write_text("one")
     copy = f"open(out, 'w').write(open({str(source)!r}).read())"
@@ -108,7 +108,7 @@ def test_what_is_there_is_made_again_unless_it_is_of_the_present_inputs(tmp_path
     assert happened(events, "done") == (["first", "second"] if change == "input" else ["first"])
 
 
-def test_a_change_during_a_task_is_no_result(tmp_path):
+def test_a_change_during_a_task_is_no_result(tmp_path, preloaded):
     source = tmp_path / "source"
     source.write_text("one")
     tasks = [task(tmp_path, "first", f"open({str(source)!r}, 'w').write('two')", inputs=(source,))]
@@ -119,7 +119,7 @@ def test_a_change_during_a_task_is_no_result(tmp_path):
 
 
 @pytest.mark.parametrize(("retries", "done"), [(1, False), (2, True)])
-def test_a_failed_task_is_retried_as_asked(tmp_path, retries, done):
+def test_a_failed_task_is_retried_as_asked(tmp_path, retries, done, preloaded):
     count = tmp_path / "count"
     code = f"open({str(count)!r}, 'a').write('x'); assert len(open({str(count)!r}).read()) > 2"
     outcome, _ = perform([task(tmp_path, "flaky", code)], tmp_path, retries=retries)
@@ -127,7 +127,7 @@ def test_a_failed_task_is_retried_as_asked(tmp_path, retries, done):
     assert len(count.read_text()) == retries + 1
 
 
-def test_what_failed_in_an_earlier_graph_stops_the_next(tmp_path):
+def test_what_failed_in_an_earlier_graph_stops_the_next(tmp_path, preloaded):
     events: list[Event] = []
     config = configure(tmp_path, device="cpu", slots=1, retries=0, used=("light",))
     tasks = [task(tmp_path, "one", needs=("before",)), task(tmp_path, "two", needs=("long done",))]
@@ -273,7 +273,7 @@ def run_order(made: Order) -> int:
     return subprocess.run([sys.executable, "-m", "nnunet_plugins.benchmark.run_task", str(made.file)]).returncode
 
 
-def test_a_task_keeps_what_it_prints_and_gets_its_variables(tmp_path):
+def test_a_task_keeps_what_it_prints_and_gets_its_variables(tmp_path, preloaded):
     code = "import os; print(os.environ['nnUNet_raw']); print('two')"
     made = order(tmp_path, code, output=str(tmp_path / "said.txt"), keeps_text=True, variables={"nnUNet_raw": "here"})
     assert run_order(made) == 0
@@ -285,7 +285,7 @@ def test_a_task_keeps_what_it_prints_and_gets_its_variables(tmp_path):
     ("code", "writes", "partly", "expected"),
     [(1, True, True, 0), (1, True, False, 1), (1, False, True, 1), (2, True, True, 1), (0, True, False, 0)],
 )
-def test_a_table_that_lacks_cases_is_taken(tmp_path, code, writes, partly, expected):
+def test_a_table_that_lacks_cases_is_taken(tmp_path, code, writes, partly, expected, preloaded):
     """`evaluate` ends with 1 and a table where it left out a case, and without one where something else is wrong."""
     output, part = tmp_path / "metrics.csv", tmp_path / "metrics.partial.csv"
     part.write_text("of an earlier start")
@@ -319,7 +319,7 @@ def test_a_task_whose_starter_is_killed_at_once_does_not_run(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_a_task_without_its_command_says_so(tmp_path):
+def test_a_task_without_its_command_says_so(tmp_path, preloaded):
     made = Order("job", ["nnUNetv2_no_such_command"], str(tmp_path))
     made.file.parent.mkdir(parents=True)
     made.file.write_text(json.dumps(vars(made)))
@@ -364,7 +364,7 @@ def test_who_waits_for_a_lock_of_which_the_file_is_gone_waits_for_the_new_one(tm
     waiting.join(60)
 
 
-def test_a_training_that_asks_to_go_on_was_interrupted_and_costs_no_retry(tmp_path):
+def test_a_training_that_asks_to_go_on_was_interrupted_and_costs_no_retry(tmp_path, preloaded):
     """Exit code 75, as after a scheduler's warning."""
     assert run_order(order(tmp_path, f"import sys; sys.exit({STOPPED})")) == INTERRUPTED
     assert read_state(tmp_path, "job")["status"] == "interrupted"
@@ -410,7 +410,7 @@ def preprocessed(folder: Path) -> tuple[Run, dict[str, str]]:
     return run, {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
 
 
-def test_two_benchmarks_never_train_one_fold_at_once(tmp_path):
+def test_two_benchmarks_never_train_one_fold_at_once(tmp_path, preloaded):
     """Each is another benchmark's task, with a folder of its own; the trainer asks for the lock that is held for it."""
     run, variables = preprocessed(tmp_path)
     fold = tmp_path / "results" / run.dataset / run.model / "fold_0"
@@ -437,7 +437,7 @@ print(sys.argv[2:])
 """
 
 
-def test_a_training_from_weights_goes_on_without_them(tmp_path):
+def test_a_training_from_weights_goes_on_without_them(tmp_path, preloaded):
     """nnU-Net refuses both at a time."""
     run, variables = preprocessed(tmp_path)
     folders = Folders(*map(Path, variables.values()), tmp_path)

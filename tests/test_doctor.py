@@ -362,7 +362,7 @@ def test_files_that_a_list_of_cases_leaves_out_are_named(dataset, tmp_path, caps
         assert any(name in text and what in text for text in texts), texts
 
 
-def test_several_processes_find_the_same(dataset, capsys):
+def test_several_processes_find_the_same(dataset, capsys, preloaded):
     image(dataset, "case_0").write_text("no image")
     assert examine(capsys, "-np", 2) == examine(capsys, "-np", 1)
 

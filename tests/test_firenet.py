@@ -1,7 +1,6 @@
 """FIRENet: the reference form's exact numbers, sizes, and errors."""
 
 import doctest
-import itertools
 import random
 from functools import partial
 
@@ -38,8 +37,8 @@ def forward_gflop(network: nn.Module) -> float:
 
 @pytest.fixture(scope="module")
 def narrow() -> FIRENet:
-    """The paper's topology with a few channels, to try many sizes quickly."""
-    return FIRENet(1, 2, features=(2, 4), dropout=0).eval()
+    """The paper's strides with a few channels and half the cells, to try many sizes quickly."""
+    return FIRENet(1, 2, features=(2, 4), depth=2, dropout=0).eval()
 
 
 def test_reference_form():
@@ -168,12 +167,17 @@ class TestFromPlan:
         assert plan((40, 56), [(1, 1), (2, 2), (2, 2)])(torch.zeros(1, 1, 40, 56)).shape == (1, 2, 40, 56)
 
 
-def test_compiles_into_one_graph(narrow):
-    """No graph break, also with the dynamic shapes that a second size brings; each size and mode costs a graph."""
+def small(dim: int) -> FIRENet:
+    """Two branches of two cells, which have all that a fabric has; the paper's twelve take minutes."""
+    sizes = {"strides": ((2,) * dim,) * 3, "kernel_sizes": ((3,) * dim,) * 4}
+    return FIRENet(1, 2, features=(2, 4), depth=2, dropout=0, **sizes)
+
+
+def test_compiles_into_one_graph():
+    """No graph break, also with the dynamic shapes that a second size brings."""
     torch._dynamo.reset()
-    compiled = torch.compile(narrow, backend="eager", fullgraph=True)
-    for size, training in itertools.product([(21, 20, 22), (33, 20, 20)], [True, False]):
-        narrow.train(training)
+    compiled = torch.compile(small(3), backend="eager", fullgraph=True)
+    for size in [(21, 20, 22), (33, 20, 20)]:
         assert compiled(torch.randn(2, 1, *size)).shape == (2, 2, *size)
 
 
@@ -183,7 +187,7 @@ def test_examples_in_docstrings():
 
 @pytest.mark.parametrize("trainer", [f"nnUNetTrainerFIRENet{kind}" for kind in ("", "Paper", "NoFabric")])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize(("size", "most"), [(40, 1), (64, 0.9), (128, 0.9)])
+@pytest.mark.parametrize(("size", "most"), [(40, 1), (64, 0.9)])
 def test_keeps_less_for_the_backward_pass_than_the_unet(trainer, autocast, size, most):
     """On a GPU, in both precisions. Without recomputation it was 1.5 times as much, and with dropout 2.3 times."""
     setting = patch_setting((size,) * 3, batch=2, channels=1, classes=3)
@@ -221,7 +225,7 @@ def test_one_compiled_network_serves_all_sizes():
     """One graph for the first size, and one for all others, odd ones included."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    network = FIRENet(1, 2, dropout=0.0, strides=((2, 2),) * 4, kernel_sizes=((3, 3),) * 5).double()
+    network = small(2).double()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     for size in ((32, 24), (36, 44), (33, 47), (37, 41), (70, 22)):
         x = torch.randn(1, 1, *size, dtype=torch.float64)

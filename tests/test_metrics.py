@@ -275,7 +275,7 @@ def test_the_labels_are_found_where_nnunet_writes_them(folders, place):
     assert len(evaluate_folders(prediction, folders / "truth", folders / "m.csv", processes=1).table) == 8
 
 
-def test_one_bad_case_does_not_cost_the_others(folders, capsys):
+def test_one_bad_case_does_not_cost_the_others(folders, capsys, preloaded):
     describe(folders, "labels")
     write(folders / "prediction" / "case_1.nii.gz", np.zeros((8, 20, 17), np.uint8))
     write(folders / "prediction" / "case_2.nii.gz", np.zeros((8, 20, 18), np.uint8), spacing=(1.0, 1.0, 2.0))

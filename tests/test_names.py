@@ -68,11 +68,14 @@ def test_invalid_names_say_why_and_name_the_nearest(name, problem, nearest):
 
 
 def test_nnunet_finds_every_row_and_composes_on_the_stock_trainer():
-    for name in [*NAMES, "nnUNetTrainer_30epochs_50iterations", "nnUNetTrainerFIRENet_2epochs_NoMirroring_FocalLoss"]:
-        found = recursive_find_trainer_class_by_name(name)
+    others = ["nnUNetTrainer_30epochs_50iterations", "nnUNetTrainerFIRENet_2epochs_NoMirroring_FocalLoss"]
+    for name in [*NAMES, *others]:
+        found = getattr(trainers, name)
         assert found.__name__ == name
         assert found.__module__ == "nnunet_plugins.trainers"
-        assert found is recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
+    # Each search goes over all modules that are loaded, for the same attribute.
+    for name in [*NAMES[::10], *others]:
+        assert recursive_find_trainer_class_by_name(name) is getattr(trainers, name)
 
 
 def test_nnunet_fails_on_an_unknown_name_with_our_hint(capfd):
@@ -101,14 +104,19 @@ def name_of(trainer: type) -> str:
     return trainer.__name__
 
 
-def test_classes_pickle_and_survive_spawn():
+def test_classes_pickle():
     classes = [
         trainer_class(name) for name in [*NAMES, "nnUNetTrainerFIRENet_2epochs_DA5", "nnUNetTrainer_3iterations"]
     ]
     assert pickle.loads(pickle.dumps(classes)) == classes
+
+
+def test_classes_survive_spawn(preloaded):
+    """They are composed anew there: one of a row, with modifiers and without, and one of nnU-Net's own."""
+    names = ["nnUNetTrainerFIRENet_2epochs_DA5", "nnUNetTrainerAFN4Paper", "nnUNetTrainer_3iterations"]
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        assert list(pool.map(name_of, classes)) == [c.__name__ for c in classes]
+        assert list(pool.map(name_of, map(trainer_class, names))) == names
 
 
 def test_upstream_classes_are_the_pieces():

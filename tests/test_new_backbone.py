@@ -1,6 +1,7 @@
 """`nnunet-plugins new-backbone`: a package of four files that works as it is, and leaves without a trace."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,23 +58,26 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     write_dataset(sandbox.raw, "Dataset001_Small")
     sandbox.prepare(1, "2d")
     sandbox.edit_plans("Dataset001_Small", "small")
-    folders = {name: value for name, value in sandbox.env.items() if name.startswith("nnUNet_")}
     environment = Environment(tmp_path / "env")
     link_nnunet(environment)
     environment.install(wheel)
+    folders = {name: value for name, value in sandbox.env.items() if name.startswith("nnUNet_")}
 
-    def run(*command: object) -> str:
+    def run_there(*command: object) -> str:
+        """A command of the environment's own; others find the heavy libraries loaded, and its packages."""
         result = environment.run(environment.bin / str(command[0]), *command[1:], **folders)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout
 
+    run = partial(sandbox.run, PYTHONPATH=str(environment.site))
     before = files_of(environment)
-    run("nnunet-plugins", "new-backbone", "my-lab")
-    environment.install(environment.root / "my-lab", "--no-index")
-    assert "two levels of convolutions (from my-lab 0.1.0)" in run("nnunet-plugins", "list")
+    package = tmp_path / "my-lab"
+    run("nnunet-plugins", "new-backbone", "my-lab", "-o", package)
+    environment.install(package, "--no-index")
+    assert "two levels of convolutions (from my-lab 0.1.0)" in run_there("nnunet-plugins", "list")
     # pytest would warn in every environment of a package that is there before it.
     strict = ("-W", "error::pytest.PytestWarning", "-p", "no:cacheprovider")
-    passed = run("python", "-m", "pytest", "-q", *strict, environment.root / "my-lab")
+    passed = run_there("python", "-m", "pytest", "-q", *strict, package)
     assert " passed" in passed
     assert "skipped" not in passed
     common = ("-tr", TRAINER, "-p", "small", "-device", "cpu")
@@ -93,13 +97,12 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     assert "0 problems" in checked
     environment.pip("uninstall", "-q", "-y", "my-lab")
     assert files_of(environment) == before
-    assert "MyLab" not in run("nnunet-plugins", "list")
+    assert "MyLab" not in run_there("nnunet-plugins", "list")
     (checkpoint,) = sandbox.results.glob(f"Dataset001_Small/{TRAINER}__*/fold_0/checkpoint_final.pth")
-    looked = environment.run(environment.bin / "nnunet-plugins", "doctor", checkpoint, **folders)
-    assert looked.returncode == 1
-    assert re.search(r"its network my_lab\.\w+ comes from my-lab 0.1.0", looked.stdout)
-    assert "no backbone is called 'nnUNetTrainerMyLab'" in looked.stdout
-    assert "remedy: pip install 'my-lab==0.1.0'" in looked.stdout
+    looked = run("nnunet-plugins", "doctor", checkpoint, ok=False)
+    assert re.search(r"its network my_lab\.\w+ comes from my-lab 0.1.0", looked)
+    assert "no backbone is called 'nnUNetTrainerMyLab'" in looked
+    assert "remedy: pip install 'my-lab==0.1.0'" in looked
 
 
 def files_of(environment: Environment) -> set[Path]:

@@ -19,9 +19,7 @@ pytestmark = pytest.mark.slow
 TRAINER = "nnUNetTrainerFIRENet_2epochs_2iterations"
 
 
-@pytest.mark.parametrize(
-    ("backbone", "share"), [("FIRENet", 0.99), ("AFN6", 0.65), ("AutofocusUNet", 0.95), ("ASPP3DUNet", 0.7)]
-)
+@pytest.mark.parametrize(("backbone", "share"), [("FIRENet", 0.99), ("AutofocusUNet", 0.95), ("ASPP3DUNet", 0.7)])
 def test_plans_made_to_fit_train(small, backbone, share, monkeypatch):
     """What `nnunet-plugins plan` writes is smaller, has other stages, and stock training takes it."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

@@ -1,6 +1,7 @@
 """`nnunet-plugins profile`: its counts against real tensors, any trainer, and what it says."""
 
 import dataclasses
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -25,9 +26,12 @@ MEMORY = {"saved_bytes", "peak_bytes_training", "peak_bytes_inference"}
 
 
 @pytest.mark.parametrize(
-    "name", ["nnUNetTrainer", "nnUNetTrainerAFN2", "nnUNetTrainerASPP3DUNet", "nnUNetTrainerMedNeXtS"]
+    ("name", "patch"),
+    [
+        *itertools.product(("nnUNetTrainer", "nnUNetTrainerAFN2", "nnUNetTrainerASPP3DUNet"), [(16, 16, 16), (32, 24)]),
+        ("nnUNetTrainerMedNeXtS", (32, 24)),
+    ],
 )
-@pytest.mark.parametrize("patch", [(16, 16, 16), (32, 24)])
 def test_counts_are_those_of_real_tensors(name, patch):
     trainer, setting = find_trainer(name), patch_setting(patch, batch=2, channels=2, classes=3)
     found = profile_network(trainer, setting, device="cpu")

@@ -205,10 +205,23 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
-def test_unreadable_checkpoint_is_named_and_the_next_best_taken(faulty, how):
+@pytest.fixture(scope="module")
+def stopped_once(faulty: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy of the fold of a training that was stopped in its second epoch."""
     fresh(faulty)
     interrupt(faulty, "train 1 2", signal.SIGTERM)
+    return shutil.copytree(fold(faulty), tmp_path_factory.mktemp("stopped") / "fold")
+
+
+@pytest.fixture
+def stopped(faulty: Sandbox, stopped_once: Path) -> None:
+    """As if that training had been stopped just now."""
+    shutil.rmtree(fold(faulty))
+    shutil.copytree(stopped_once, fold(faulty))
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
+def test_unreadable_checkpoint_is_named_and_the_next_best_taken(faulty, stopped, how):
     assert (fold(faulty) / "checkpoint_best.pth").exists()
     damage(fold(faulty) / "checkpoint_latest.pth", how)
     output = train(faulty, "--c")
@@ -230,9 +243,7 @@ def test_no_readable_checkpoint_starts_afresh(faulty, uninterrupted):
 
 
 @pytest.mark.parametrize("what", ["module", "disk"])
-def test_a_checkpoint_that_cannot_be_read_here_is_not_trained_over(faulty, monkeypatch, tmp_path, what):
-    fresh(faulty)
-    interrupt(faulty, "train 1 2", signal.SIGTERM)
+def test_a_checkpoint_that_cannot_be_read_here_is_not_trained_over(faulty, stopped, monkeypatch, tmp_path, what):
     if what == "module":
         (tmp_path / "only_elsewhere.py").write_text("class Thing: pass")
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -249,10 +260,8 @@ def test_a_checkpoint_that_cannot_be_read_here_is_not_trained_over(faulty, monke
     assert not steps(output)
 
 
-def test_a_checkpoint_of_the_first_version_goes_on_bit_by_bit(faulty, uninterrupted):
+def test_a_checkpoint_of_the_first_version_goes_on_bit_by_bit(faulty, stopped, uninterrupted):
     """It names no run, and nor does its folder."""
-    fresh(faulty)
-    interrupt(faulty, "train 1 2", signal.SIGTERM)
     for path in fold(faulty).glob("checkpoint_*.pth"):
         content = load_checkpoint(path, trusted=True)
         state = content["optimizer_state"][PROGRESS]
@@ -326,9 +335,7 @@ def test_a_start_up_that_fails_is_no_stop(faulty, begun):
     assert checkpoints(fold(faulty)) == begun
 
 
-def test_a_stop_while_old_files_cannot_be_moved_saves_nothing_over_them(faulty):
-    fresh(faulty)
-    interrupt(faulty, "train 1 2", signal.SIGTERM)
+def test_a_stop_while_old_files_cannot_be_moved_saves_nothing_over_them(faulty, stopped):
     before = checkpoints(fold(faulty))
     output = interrupt(faulty, "move", signal.SIGTERM)
     assert output.endswith("exit code 1")
@@ -341,10 +348,10 @@ def test_a_stop_while_old_files_cannot_be_moved_saves_nothing_over_them(faulty):
 
 
 @pytest.fixture(scope="module")
-def begun(faulty: Sandbox) -> dict[str, bytes]:
+def begun(faulty: Sandbox, stopped_once: Path) -> dict[str, bytes]:
     """Checkpoints of a training that was interrupted in an epoch."""
-    fresh(faulty)
-    interrupt(faulty, "train 1 2", signal.SIGTERM)
+    shutil.rmtree(fold(faulty))
+    shutil.copytree(stopped_once, fold(faulty))
     return checkpoints(fold(faulty))
 
 

@@ -57,7 +57,7 @@ def take_steps(network: torch.nn.Module, bare: FIRENet, optimizer: torch.optim.O
 
 def small_firenet() -> FIRENet:
     torch.manual_seed(0)
-    return FIRENet(1, 2, strides=((2, 2),) * 4, kernel_sizes=((3, 3),) * 5, features=(2, 4), dropout=0)
+    return FIRENet(1, 2, strides=((2, 2),) * 3, kernel_sizes=((3, 3),) * 4, features=(2, 4), depth=2, dropout=0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import full_disk
+from conftest import commands, full_disk
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -378,7 +378,7 @@ def test_without_options_it_is_nnunets_prediction(root, images, expected, tmp_pa
         assert json.loads((tmp_path / name).read_text()) == json.loads((expected / name).read_text())
 
 
-def test_labels_without_probabilities_are_nnunets(root, images, expected, tmp_path, capsys):
+def test_labels_without_probabilities_are_nnunets(root, images, expected, tmp_path, capsys, preloaded):
     """They are found in slabs, and no probabilities of the whole image are made; nnU-Net's command is asked as well."""
     assert predict(images, tmp_path, "-f", "0", "1", "--verify", "2") == 0
     for case in ("patch", "odd", "small"):
@@ -400,7 +400,7 @@ def test_tiles_and_mirroring_are_as_asked_for(root, images, tmp_path):
     assert (tmp_path / "ours" / "odd.nii.gz").read_bytes() == (theirs / "odd.nii.gz").read_bytes()
 
 
-def test_labels_that_are_not_nnunets_are_told(root, images, tmp_path, capsys, monkeypatch):
+def test_labels_that_are_not_nnunets_are_told(root, images, tmp_path, capsys, monkeypatch, preloaded):
     found = volumes.find_labels
 
     def wrong(*arguments):
@@ -818,7 +818,20 @@ def test_the_benchmark_tells_what_tiles_and_a_pass_cost(root, images, tmp_path):
     for file in images.glob("odd_*"):
         shutil.copy(file, alone)
     script = Path(__file__).parents[1] / "benchmarks" / "whole_volume.py"
-    command = (sys.executable, script, "-i", alone, "-d", 1, "-c", "flat", "-p", "plans", "-tr", "nnUNetTrainerSmall")
+    command = (
+        commands() / "python",
+        script,
+        "-i",
+        alone,
+        "-d",
+        1,
+        "-c",
+        "flat",
+        "-p",
+        "plans",
+        "-tr",
+        "nnUNetTrainerSmall",
+    )
     environment = {**os.environ, "nnUNet_preprocessed": str(plans.parent)}
     result = subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True, text=True)
     rows = [[part.strip() for part in line.split("|")[1:-1]] for line in result.stdout.splitlines()[2:] if line]

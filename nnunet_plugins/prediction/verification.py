@@ -1,7 +1,7 @@
 """nnU-Net's own command beside ours, on some of the cases: the labels have to be the same in every voxel."""
 
 import os
-import sysconfig
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ def compare_with_nnunet(
         for case in cases:
             for image in case.images:
                 (inputs / image.name).symlink_to(image.resolve())
-        command = [str(Path(sysconfig.get_path("scripts"), "nnUNetv2_predict_from_modelfolder"))]
+        command = [str(Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder"))]
         command += ["-i", str(inputs), "-o", str(outputs), "-m", str(source.folder), "-f", *source.folds]
         command += ["-chk", source.checkpoint, "-step_size", str(request.step), "-device", device.type]
         command += ["-npp", "1", "-nps", "1", "--disable_progress_bar"]

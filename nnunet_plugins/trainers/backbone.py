@@ -110,11 +110,13 @@ class BackboneTrainer(FollowedTrainer):
         super().on_train_start()
 
     def check_memory(self) -> None:
-        """Log how much memory a training step needs, and how much the device has.
+        """Log how much memory a training step needs, and how much the device has; not if the user switched that off.
 
         Raises:
             RuntimeError: if a step needs over 10 % more than the device has, with the commands that mend it.
         """
+        if os.environ.get(MEMORY_CHECK) == "0":
+            return
         available = device_memory(self.device)
         patch_size = self.configuration_manager.patch_size
         try:
@@ -143,7 +145,7 @@ class BackboneTrainer(FollowedTrainer):
             self.print_to_log_file(f"{text}.")
             return
         text += f"; {self.device} has {format_bytes(available)}."
-        if needed > 1.1 * available and os.environ.get(MEMORY_CHECK) != "0":
+        if needed > 1.1 * available:
             raise RuntimeError(
                 f"nnunet_plugins: {type(self).__name__} cannot train {self.configuration_name} of the plans "
                 f"{self.plans_manager.plans_name} on this device. {text} {self._memory_remedy(available)}\n"
