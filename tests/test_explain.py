@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from PIL import Image
 from torch import nn
 
 from nnunet_plugins import backbones
@@ -290,6 +291,14 @@ class TestGradCam:
         assert truth.any()
         torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-4 * float(truth.max()))
 
+    def test_pictures_alone_say_what_they_show(self, known, images, tmp_path, capsys):
+        more = ("--layer", "seen", "--class", "nodule")
+        explain(known, images, tmp_path, "--without", "activations", "erf", "--no-nifti", *more)
+        assert "voxels in one pass, 1 picture " in capsys.readouterr().out
+        (picture,) = (path for path in (tmp_path / "case").rglob("*") if path.is_file())
+        with Image.open(picture) as opened:
+            assert opened.info["Title"] == "Grad-CAM of nodule at seen"
+
     def test_tiles_have_it_in_a_window_around_the_class(self, root, images, tmp_path, capsys):
         model = write_model(root / "regions", "nnUNetTrainer", labels=REGIONS)
         explain(model, images, tmp_path, "--maps", "gradcam", "--tiles", "--class", "all")
@@ -522,6 +531,25 @@ class TestErrors:
             (folder / name).write_bytes((known / name).read_bytes())
         said = self.fail(capsys, folder, "-i", images, "-o", tmp_path)
         assert "nnUNetTrainerNISF: its networks are fitted to every image" in said
+
+    def test_a_folder_of_something_else_is_left_alone(self, known, images, tmp_path, capsys):
+        for name in ("case.nii.gz", "imagesTr/case_0000.nii.gz", "checkpoint_final.pth"):
+            file = tmp_path / name.partition("/")[0] / name
+            file.parent.mkdir(parents=True)
+            file.write_text("kept")
+            said = self.fail(capsys, known, "-i", images, "-o", tmp_path / name.partition("/")[0])
+            assert "which no earlier run of this command has made; choose another folder with -o" in said
+            assert file.read_text() == "kept"
+        said = self.fail(capsys, known, "-i", images, "-o", images / "case_0000.nii.gz")
+        assert "case_0000.nii.gz is a file; choose a folder with -o" in said
+
+    def test_several_folds_are_no_network(self, known, images, tmp_path, capsys):
+        said = self.fail(capsys, known, "-i", images, "-o", tmp_path, "-f", 0, 1)
+        assert "-f 0 1: an ensemble has no map of its own; look into one fold at a time" in said
+
+    def test_nothing_left_to_show(self, known, images, tmp_path, capsys):
+        said = self.fail(capsys, known, "-i", images, "-o", tmp_path, "--without", "gradcam", "activations", "erf")
+        assert "nnUNetTrainerKnown has gradcam, activations, erf, and --without leaves none of them" in said
 
     def test_without_captum_all_other_maps_are_made(self, known, images, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -93,7 +93,7 @@ def draw_panel(
 
     Args:
         file: PNG to write.
-        heading: above all.
+        heading: above all, and the file's title.
         scene: below the maps.
         layers: the maps.
         centre: `(z, y, x)`, where the planes meet.
@@ -145,7 +145,7 @@ def draw_panel(
         bar.ax.tick_params(labelsize=6)
         if layer.names:
             bar.set_ticks(range(len(layer.names)), labels=layer.names)
-    _save(figure, file)
+    _save(figure, file, heading)
 
 
 def _mappable(norm: Normalize) -> Any:
@@ -267,7 +267,8 @@ def draw_history(file: Path, history: pd.DataFrame) -> None:
     _save(figure, file)
 
 
-def _save(figure: Figure, file: Path) -> None:
+def _save(figure: Figure, file: Path, title: str = "") -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as part:
-        figure.savefig(part, format="png")
+        # The title says what it shows, to whoever puts it elsewhere.
+        figure.savefig(part, format="png", metadata={"Title": title} if title else None)

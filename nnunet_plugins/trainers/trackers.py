@@ -4,6 +4,7 @@ Both are off unless an environment variable asks for them, and get their numbers
 told in docs/tracking.md.
 """
 
+import contextlib
 import importlib
 import io
 import os
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from numpy.typing import NDArray
 
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock
 from nnunet_plugins.trainers.fold_folder import TENSORBOARD
 
 TENSORBOARD_ON = "nnUNet_plugins_tensorboard"
@@ -170,6 +172,14 @@ class MlflowStore(Store):
 
     def open(self, about: About, begin: int) -> None:
         """Find the training's run, or begin it; it keeps what it has."""
+        with contextlib.ExitStack() as stack:
+            if not self._is_server:
+                # Two trainings that begin at once would both make the tables of a new store, and one would fail.
+                with contextlib.suppress(OSError):
+                    stack.enter_context(hold_lock(about.results / "mlflow.lock", waiting=lambda: None))
+            self._open(about)
+
+    def _open(self, about: About) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
