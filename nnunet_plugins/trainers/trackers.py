@@ -179,17 +179,26 @@ class MlflowStore(Store):
                     stack.enter_context(hold_lock(about.results / "mlflow.lock", waiting=lambda: None))
             self._open(about)
 
+    def places(self, results: Path) -> tuple[str, str | None]:
+        """Return the URI of the store, and that of the folder for pictures; None where a server knows it.
+
+        Args:
+            results: nnU-Net's folder of results, which its variable may name from the working directory on.
+        """
+        results = results.absolute()
+        uri = self.uri or f"sqlite:///{results / 'mlflow.db'}"
+        # Otherwise pictures would come into the folder in which the training was started.
+        return uri, None if self._is_server else (results / "mlflow_artifacts").as_uri()
+
     def _open(self, about: About) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
-        uri = self.uri or f"sqlite:///{about.results / 'mlflow.db'}"
+        uri, artifacts = self.places(about.results)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiment = self._client.get_experiment_by_name(about.dataset)
         if experiment is None:
-            # Otherwise they would come into the folder in which the training was started.
-            artifacts = None if self._is_server else (about.results / "mlflow_artifacts").as_uri()
             try:
                 self._client.create_experiment(about.dataset, artifact_location=artifacts)
             except MlflowException:  # another training was faster
