@@ -583,6 +583,7 @@ def test_the_page_shows_slices_without_a_network(browser, of_known):
     assert upper.evaluate("image => getComputedStyle(image).opacity") == "0"
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     assert page.locator("figure img").count() >= 3
+    assert page.locator("h2").all_inner_texts()[-1] == "case"
     context.close()
     assert problems == []
     assert asked == [(of_known / "index.html").as_uri()]

@@ -86,9 +86,9 @@ def _explain(
     windows, maps = look_at(model, data, attention="attention" in wanted.maps)
     logits = maps.pop("")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (_FILES[kind] for kind in wanted.maps if kind in _FILES):
+    for maps_of_kind in (_FILES[kind] for kind in wanted.maps if kind in _FILES):
         # Of an earlier run, of which other layers or classes may have been asked.
-        for pattern in (f"panels/{name}.png", *([f"{name}.nii.gz"] if wanted.nifti else [])):
+        for pattern in (f"panels/{maps_of_kind}.png", *([f"{maps_of_kind}.nii.gz"] if wanted.nifti else [])):
             for old in folder.glob(pattern):
                 old.unlink()
     labels = find_labels(model.predictor, logits, left)

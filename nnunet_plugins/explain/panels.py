@@ -9,17 +9,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunet_plugins.explain.gates import Gate
 from nnunet_plugins.explain.receptive_field import THRESHOLD, Field
 from nnunet_plugins.files import whole_file
+from nnunet_plugins.report.drawing import COLOURS as LINE_COLOURS
 
 COLOURS = "viridis"
 """Perceptually uniform: equal steps of a map are equal steps to the eye."""
 
 _PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))  # of axes (z, y, x), as most images lie
 _LONGEST, _DPI, _ALPHA = 220, 100, 0.55  # pixels of the longest side, and to the inch; of the map
+_NAMED = 4  # gates at either end
 _LEFT, _TOP, _RIGHT, _GAP = 20, 38, 90, 6  # pixels
 
 
@@ -91,6 +94,8 @@ def draw_panel(
 ) -> None:
     """Draw maps row by row, each in three planes; maps with numbers share one range, which the colour bar shows.
 
+    Whole images stand above their maps once more by themselves, since a map hides much of what is below it.
+
     Args:
         file: PNG to write.
         heading: above all, and the file's title.
@@ -99,6 +104,7 @@ def draw_panel(
         centre: `(z, y, x)`, where the planes meet.
         crop: box to show, which holds the centre.
     """
+    above = [Layer("image", scene.image)] if crop is None else []
     crop = crop or tuple(slice(0, n) for n in scene.image.shape)
     planes = [plane for plane in _PLANES if min(n for a, n in enumerate(scene.image.shape) if a != plane[1]) > 1]
     planes = planes or [_PLANES[0]]
@@ -110,12 +116,12 @@ def draw_panel(
     pixels = max((part.stop - part.start) * step for part, step in zip(crop, scene.spacing, strict=True)) / _LONGEST
     pictures = [
         [_plane(scene, one.values, norm, axis, centre, crop, pixels) for _, axis in planes]
-        for one, norm in zip(layers, norms, strict=True)
+        for one, norm in zip([*above, *layers], [None] * len(above) + norms, strict=True)
     ]
     height = max(len(picture) for picture in pictures[0])
     widths = [picture.shape[1] for picture in pictures[0]]
     starts = np.cumsum([0, *(width + _GAP for width in widths)])
-    sheet = np.ones((len(layers) * (height + _GAP), int(starts[-1]), 3))
+    sheet = np.ones((len(pictures) * (height + _GAP), int(starts[-1]), 3))
     for number, row in enumerate(pictures):
         for start, picture in zip(starts, row, strict=False):
             top = number * (height + _GAP)
@@ -129,12 +135,15 @@ def draw_panel(
         figure.text(
             (_LEFT + start + width / 2) / size[0], 1 - 28 / size[1], place, fontsize=6, ha="center", va="center"
         )
-    for number, (layer, norm) in enumerate(zip(layers, norms, strict=True)):
+    barred = False
+    for number, layer in enumerate([*above, *layers]):
         bottom = size[1] - _TOP - number * (height + _GAP) - height
         middle = (bottom + height / 2) / size[1]
         figure.text(10 / size[0], middle, layer.title, fontsize=6, rotation=90, ha="center", va="center")
-        if number and norm is shared:
+        norm = norms[number - len(above)] if number >= len(above) else None
+        if norm is None or (norm is shared and barred):
             continue
+        barred = barred or norm is shared
         box = (
             (size[0] - _RIGHT + 8) / size[0],
             (bottom + 0.1 * height) / size[1],
@@ -157,13 +166,16 @@ def _mappable(norm: Normalize) -> Any:
 def _plane(
     scene: Scene,
     values: NDArray[Any],
-    norm: Normalize,
+    norm: Normalize | None,
     axis: int,
     centre: Sequence[int],
     crop: tuple[slice, ...],
     pixels: float,
 ) -> NDArray[Any]:
-    """Return a plane `(rows, columns, 3)` of the image with a map above it and outlines of the labels; mm a pixel."""
+    """Return a plane `(rows, columns, 3)` of the image with outlines of the labels; mm a pixel.
+
+    Without a norm there is no map above it.
+    """
     rest = [n for n in range(3) if n != axis]
     length = [max(1, round((crop[n].stop - crop[n].start) * scene.spacing[n] / pixels)) for n in rest]
     picked = [
@@ -175,8 +187,9 @@ def _plane(
     place: list[Any] = [0, 0, 0]
     place[axis] = centre[axis]
     place[rest[0]], place[rest[1]] = picked[0][:, None], picked[1][None]
-    colours = _mappable(norm).to_rgba(values[tuple(place)])[..., :3]
-    found = (1 - _ALPHA) * scene.image[tuple(place)][..., None] + _ALPHA * colours
+    found = np.repeat(scene.image[tuple(place)][..., None], 3, axis=-1)
+    if norm is not None:
+        found = (1 - _ALPHA) * found + _ALPHA * _mappable(norm).to_rgba(values[tuple(place)])[..., :3]
     labels = scene.labels[tuple(place)].astype(np.int32)
     edge = np.zeros(labels.shape, bool)
     edge[1:] |= labels[1:] != labels[:-1]
@@ -244,23 +257,23 @@ def draw_fabric(file: Path, gates: Sequence[Gate]) -> None:
 
 
 def draw_history(file: Path, history: pd.DataFrame) -> None:
-    """Draw gates over the epochs; the four that end highest and the four that end lowest are named."""
+    """Draw gates over the epochs; the four that end highest (solid) and lowest (dashed) are named and in colour."""
     figure = Figure(figsize=(7, 3.6), dpi=_DPI, layout="constrained")
     place = figure.subplots()
     last = history.iloc[-1]
-    named = {*last.nlargest(4).index, *last.nsmallest(4).index}
-    norm = Normalize(last.min(), last.max() if last.max() > last.min() else last.min() + 1)
-    for gate, values in history.items():
+    order = last.sort_values(ascending=False, kind="stable").index
+    looks = dict(zip(order[:_NAMED], ((colour, "solid") for colour in LINE_COLOURS), strict=False))
+    rest = order[max(_NAMED, len(order) - _NAMED) :]
+    looks |= dict(zip(rest, ((colour, (0, (4, 1.5))) for colour in LINE_COLOURS), strict=False))
+    marker = "." if len(history) == 1 else ""  # one epoch is a point
+    for gate in [*order.difference([*looks], sort=False), *looks]:
+        colour, dashes = looks.get(gate, ("#b0b0b0", "solid"))
+        label = gate if gate in looks else None
         place.plot(
-            history.index,
-            values,
-            color=_mappable(norm).to_rgba(last[gate]),
-            linewidth=1,
-            marker="." if len(history) == 1 else "",  # one epoch is a point
+            history.index, history[gate], color=colour, linestyle=dashes, linewidth=1, marker=marker, label=label
         )
-    order = [gate for gate in last.sort_values(ascending=False).index if gate in named]
-    lines = dict(zip(history.columns, place.lines, strict=True))
-    place.legend([lines[gate] for gate in order], order, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    place.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    place.xaxis.set_major_locator(MaxNLocator(integer=True))
     place.set_xlabel("epoch", fontsize=8)
     place.set_ylabel("gate", fontsize=8)
     place.tick_params(labelsize=7)
