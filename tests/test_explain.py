@@ -17,6 +17,7 @@ from nnunet_plugins import backbones
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.cli import main
 from nnunet_plugins.explain.activations import find_sites
+from nnunet_plugins.explain.attention import COLUMNS, summarise
 from nnunet_plugins.explain.case import look_at
 from nnunet_plugins.explain.gates import find_gates
 from nnunet_plugins.explain.gradcam import GradCam, grad_cam
@@ -82,7 +83,15 @@ SPACING = (2.0, 0.8, 1.1)  # of the images, (x, y, z)
 
 
 def write_model(
-    root: Path, trainer: str, plan="3d isotropic", weights=None, labels=LABELS, spacing=None, reader="SimpleITKIO"
+    root: Path,
+    trainer: str,
+    plan="3d isotropic",
+    weights=None,
+    labels=LABELS,
+    spacing=None,
+    reader="SimpleITKIO",
+    axes=(FORWARD, BACK),
+    ending=".nii.gz",
 ) -> Path:
     """Write a model as nnU-Net's training leaves it; returns its folder."""
     plans, dataset = training.plans_and_dataset(plan)
@@ -96,12 +105,13 @@ def write_model(
             "force_separate_z": None,
         }
     # As large as an image's voxels, in the order of the plan's axes.
-    chosen["spacing"] = list(spacing or [SPACING[::-1][axis] for axis in FORWARD])[-len(chosen["patch_size"]) :]
+    forward, back = axes
+    chosen["spacing"] = list(spacing or [SPACING[::-1][axis] for axis in forward])[-len(chosen["patch_size"]) :]
     plans["configurations"]["inside"] = chosen
-    plans |= {"dataset_name": DATASET, "plans_name": "plans", "transpose_forward": FORWARD, "transpose_backward": BACK}
+    plans |= {"dataset_name": DATASET, "plans_name": "plans", "transpose_forward": forward, "transpose_backward": back}
     plans["image_reader_writer"] = reader
     plans["foreground_intensity_properties_per_channel"] = {"0": {}, "1": {}}
-    dataset["labels"] = labels
+    dataset |= {"labels": labels, "file_ending": ending}
     if labels is REGIONS:
         dataset["regions_class_order"] = [1, 2]
     if weights is None:
@@ -387,6 +397,21 @@ class TestAttention:
         found = read(tmp_path / "case" / files[0])[CROP]
         assert 0 < found.min() < found.max() < 1
 
+    def test_what_the_first_case_lacks_stands_with_its_layer(self):
+        rows = [
+            ("one", "a", "all", "2"),
+            ("one", "b", "all", "2"),
+            ("two", "a", "small", "2"),
+            ("two", "b", "all", "6"),
+        ]
+        shares = pd.DataFrame(
+            [(case, layer, name, rate, 1, 0.5, 0.5) for case, layer, name, rate in rows], columns=COLUMNS
+        )
+        found = summarise(shares)[["layer", "class", "rate"]]
+        assert [tuple(row) for row in found.to_numpy()] == [
+            *(("a", "all", "2"), ("a", "small", "2"), ("b", "all", "2"), ("b", "all", "6"))
+        ]
+
     def test_spread_over_cases(self, autofocus, images, tmp_path, capsys):
         for channel in range(2):  # the channels change places
             image = sitk.ReadImage(str(images / f"case_{channel:04}.nii.gz"))
@@ -473,6 +498,46 @@ def test_slices_in_2d(root, images, tmp_path, capsys):
     found = read(file).max(axis=(0, 2)) > 0  # slices lie across y
     assert set(found.nonzero()[0]) <= set((segmentation == 1).any(axis=(0, 2)).nonzero()[0])
     assert found.any()
+
+
+def test_pictures_of_a_camera(root, tmp_path):
+    """A voxel of them has no place in space; maps are as large, with voxels of one."""
+    axes = ([0, 1, 2], [0, 1, 2])
+    model = write_model(
+        root / "png",
+        "nnUNetTrainer",
+        "2d isotropic",
+        spacing=[1.0, 1.0],
+        reader="NaturalImage2DIO",
+        axes=axes,
+        ending=".png",
+    )
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for channel in range(2):
+        pixels = random.integers(1, 255, (40, 50)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"case_{channel:04}.png")
+    explain(model, tmp_path / "in" / "case_0000.png", tmp_path / "out", "--maps", "gradcam")
+    assert len(list((tmp_path / "out" / "case").glob("gradcam_*.nii.gz"))) == 2
+    assert read(tmp_path / "out" / "case" / "segmentation.nii.gz").shape == (40, 50)
+
+
+def test_nothing_is_predicted(root, images, tmp_path, capsys):
+    bias = torch.tensor([99.0, 0.0, 0.0])
+    model = write_model(root / "blank", "nnUNetTrainerKnown", weights={**WEIGHTS, "decoder.seg_layers.0.bias": bias})
+    explain(model, images, tmp_path, "--layer", "seen", "--without", "erf")
+    assert capsys.readouterr().out.count("is not predicted: its Grad-CAM is empty") == 2
+    maps = sorted(path.name for path in (tmp_path / "case").glob("*.nii.gz"))
+    assert [name[:7] for name in maps] == ["activat", "activat", "gradcam", "gradcam", "segment"]
+    assert not read(tmp_path / "case" / "segmentation.nii.gz").any()
+
+
+def test_names_of_classes_that_are_one_as_files(root, images, tmp_path):
+    labels = {"background": 0, "left, a": 1, "left a": 2, "ignore": 3}
+    model = write_model(root / "ignored", "nnUNetTrainerKnown", weights=WEIGHTS, labels=labels)
+    explain(model, images, tmp_path, "--maps", "gradcam", "--layer", "seen")
+    found = {path.name: read(path).any() for path in (tmp_path / "case").glob("gradcam_*")}
+    assert found == {"gradcam_seen_left-a.nii.gz": True, "gradcam_seen_left-a-2.nii.gz": False}
 
 
 def test_layers_that_are_looked_at_by_default(root):

@@ -169,6 +169,7 @@ def test_a_broken_tracker_is_told_once(tmp_path):
     assert "--c" in told[0]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_folder_of_results_may_be_named_from_here_on(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
@@ -179,6 +180,7 @@ def test_a_folder_of_results_may_be_named_from_here_on(tmp_path, monkeypatch):
     assert MlflowStore("http://localhost:5000").places(Path("results")) == ("http://localhost:5000", None)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_trainings_that_begin_at_once_do_not_both_make_a_store(tmp_path, monkeypatch):
     """MLflow itself has each of them make the tables, and all but the first one would fail."""
     pytest.importorskip("mlflow")

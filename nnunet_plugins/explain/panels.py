@@ -1,4 +1,4 @@
-"""Pictures of maps: three planes through a class's centre, the image below and the map above; and of all else."""
+"""Pictures of maps: three planes through a class's centre, the image and the maps below it; and of all else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ COLOURS = "viridis"
 """Perceptually uniform: equal steps of a map are equal steps to the eye."""
 
 _PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))  # of axes (z, y, x), as most images lie
-_LONGEST, _DPI, _ALPHA = 220, 100, 0.55  # pixels of the longest side, and to the inch; of the map
+_LONGEST, _DPI = 220, 100  # pixels of the longest side, and to the inch
+_ALIKE = 1e-3  # of the largest value: maps that vary by less have one colour
 _NAMED = 4  # gates at either end
 _LEFT, _TOP, _RIGHT, _GAP = 20, 38, 90, 6  # pixels
 
@@ -43,7 +44,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Scene:
-    """What lies below the maps.
+    """What maps are of.
 
     Attributes:
         image: `(z, y, x)`, gray values from 0 to 1.
@@ -92,36 +93,33 @@ def draw_panel(
     centre: Sequence[int],
     crop: tuple[slice, ...] | None = None,
 ) -> None:
-    """Draw maps row by row, each in three planes; maps with numbers share one range, which the colour bar shows.
+    """Draw the image, and below it maps row by row, each in three planes and with a colour bar of its own.
 
-    Whole images stand above their maps once more by themselves, since a map hides much of what is below it.
+    A map is not laid over the image, whose edges would look like its own; only the labels are outlined in it.
 
     Args:
         file: PNG to write.
         heading: above all, and the file's title.
-        scene: below the maps.
+        scene: the image and the labels.
         layers: the maps.
         centre: `(z, y, x)`, where the planes meet.
         crop: box to show, which holds the centre.
     """
-    above = [Layer("image", scene.image)] if crop is None else []
     crop = crop or tuple(slice(0, n) for n in scene.image.shape)
     planes = [plane for plane in _PLANES if min(n for a, n in enumerate(scene.image.shape) if a != plane[1]) > 1]
     planes = planes or [_PLANES[0]]
-    numbers = [layer.values for layer in layers if not layer.names]
-    low, high = (min(v.min() for v in numbers), max(v.max() for v in numbers)) if numbers else (0, 1)
-    shared = Normalize(low, high if high > low else low + 1)
-    norms = [BoundaryNorm(np.arange(len(one.names) + 1) - 0.5, 256) if one.names else shared for one in layers]
+    rows = [Layer("image", scene.image), *layers]
+    colours = [_mappable(Normalize(0, 1), "gray"), *map(_colours_of, layers)]
     # One picture of all planes: a matplotlib axis for each would take a hundred times as long.
     pixels = max((part.stop - part.start) * step for part, step in zip(crop, scene.spacing, strict=True)) / _LONGEST
     pictures = [
-        [_plane(scene, one.values, norm, axis, centre, crop, pixels) for _, axis in planes]
-        for one, norm in zip([*above, *layers], [None] * len(above) + norms, strict=True)
+        [_plane(scene, one.values, colour, axis, centre, crop, pixels) for _, axis in planes]
+        for one, colour in zip(rows, colours, strict=True)
     ]
     height = max(len(picture) for picture in pictures[0])
     widths = [picture.shape[1] for picture in pictures[0]]
     starts = np.cumsum([0, *(width + _GAP for width in widths)])
-    sheet = np.ones((len(pictures) * (height + _GAP), int(starts[-1]), 3))
+    sheet = np.ones((len(rows) * (height + _GAP), int(starts[-1]), 3))
     for number, row in enumerate(pictures):
         for start, picture in zip(starts, row, strict=False):
             top = number * (height + _GAP)
@@ -135,47 +133,52 @@ def draw_panel(
         figure.text(
             (_LEFT + start + width / 2) / size[0], 1 - 28 / size[1], place, fontsize=6, ha="center", va="center"
         )
-    barred = False
-    for number, layer in enumerate([*above, *layers]):
+    for number, (layer, colour) in enumerate(zip(rows, colours, strict=True)):
         bottom = size[1] - _TOP - number * (height + _GAP) - height
         middle = (bottom + height / 2) / size[1]
         figure.text(10 / size[0], middle, layer.title, fontsize=6, rotation=90, ha="center", va="center")
-        norm = norms[number - len(above)] if number >= len(above) else None
-        if norm is None or (norm is shared and barred):
+        if not number:
             continue
-        barred = barred or norm is shared
         box = (
             (size[0] - _RIGHT + 8) / size[0],
             (bottom + 0.1 * height) / size[1],
             12 / size[0],
             0.8 * height / size[1],
         )
-        bar = figure.colorbar(_mappable(norm), cax=figure.add_axes(box))
+        bar = figure.colorbar(colour, cax=figure.add_axes(box))
         bar.ax.tick_params(labelsize=6)
         if layer.names:
             bar.set_ticks(range(len(layer.names)), labels=layer.names)
+        else:
+            bar.ax.ticklabel_format(useOffset=False, style="plain")
     _save(figure, file, heading)
 
 
-def _mappable(norm: Normalize) -> Any:
+def _mappable(norm: Normalize, colours: str = COLOURS) -> Any:
     from matplotlib.cm import ScalarMappable
 
-    return ScalarMappable(norm, COLOURS)
+    return ScalarMappable(norm, colours)
+
+
+def _colours_of(layer: Layer) -> Any:
+    """Return the colours of a map's values, from its least to its largest; what is alike but for noise has one."""
+    if layer.names:
+        return _mappable(BoundaryNorm(np.arange(len(layer.names) + 1) - 0.5, 256))
+    low, high = float(layer.values.min()), float(layer.values.max())
+    least = _ALIKE * max(abs(low), abs(high)) or 1.0
+    return _mappable(Normalize(low, max(high, low + least)))
 
 
 def _plane(
     scene: Scene,
     values: NDArray[Any],
-    norm: Normalize | None,
+    colours: Any,
     axis: int,
     centre: Sequence[int],
     crop: tuple[slice, ...],
     pixels: float,
 ) -> NDArray[Any]:
-    """Return a plane `(rows, columns, 3)` of the image with outlines of the labels; mm a pixel.
-
-    Without a norm there is no map above it.
-    """
+    """Return a plane `(rows, columns, 3)` of a map with outlines of the labels; mm a pixel."""
     rest = [n for n in range(3) if n != axis]
     length = [max(1, round((crop[n].stop - crop[n].start) * scene.spacing[n] / pixels)) for n in rest]
     picked = [
@@ -187,9 +190,7 @@ def _plane(
     place: list[Any] = [0, 0, 0]
     place[axis] = centre[axis]
     place[rest[0]], place[rest[1]] = picked[0][:, None], picked[1][None]
-    found = np.repeat(scene.image[tuple(place)][..., None], 3, axis=-1)
-    if norm is not None:
-        found = (1 - _ALPHA) * found + _ALPHA * _mappable(norm).to_rgba(values[tuple(place)])[..., :3]
+    found: NDArray[Any] = colours.to_rgba(values[tuple(place)])[..., :3]
     labels = scene.labels[tuple(place)].astype(np.int32)
     edge = np.zeros(labels.shape, bool)
     edge[1:] |= labels[1:] != labels[:-1]
