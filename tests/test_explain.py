@@ -10,12 +10,14 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from PIL import Image
 from torch import nn
 
 from nnunet_plugins import backbones
 from nnunet_plugins._startup import VARIABLE, with_ours
 from nnunet_plugins.cli import main
 from nnunet_plugins.explain.activations import find_sites
+from nnunet_plugins.explain.attention import COLUMNS, summarise
 from nnunet_plugins.explain.case import look_at
 from nnunet_plugins.explain.gates import find_gates
 from nnunet_plugins.explain.gradcam import GradCam, grad_cam
@@ -81,7 +83,15 @@ SPACING = (2.0, 0.8, 1.1)  # of the images, (x, y, z)
 
 
 def write_model(
-    root: Path, trainer: str, plan="3d isotropic", weights=None, labels=LABELS, spacing=None, reader="SimpleITKIO"
+    root: Path,
+    trainer: str,
+    plan="3d isotropic",
+    weights=None,
+    labels=LABELS,
+    spacing=None,
+    reader="SimpleITKIO",
+    axes=(FORWARD, BACK),
+    ending=".nii.gz",
 ) -> Path:
     """Write a model as nnU-Net's training leaves it; returns its folder."""
     plans, dataset = training.plans_and_dataset(plan)
@@ -95,12 +105,13 @@ def write_model(
             "force_separate_z": None,
         }
     # As large as an image's voxels, in the order of the plan's axes.
-    chosen["spacing"] = list(spacing or [SPACING[::-1][axis] for axis in FORWARD])[-len(chosen["patch_size"]) :]
+    forward, back = axes
+    chosen["spacing"] = list(spacing or [SPACING[::-1][axis] for axis in forward])[-len(chosen["patch_size"]) :]
     plans["configurations"]["inside"] = chosen
-    plans |= {"dataset_name": DATASET, "plans_name": "plans", "transpose_forward": FORWARD, "transpose_backward": BACK}
+    plans |= {"dataset_name": DATASET, "plans_name": "plans", "transpose_forward": forward, "transpose_backward": back}
     plans["image_reader_writer"] = reader
     plans["foreground_intensity_properties_per_channel"] = {"0": {}, "1": {}}
-    dataset["labels"] = labels
+    dataset |= {"labels": labels, "file_ending": ending}
     if labels is REGIONS:
         dataset["regions_class_order"] = [1, 2]
     if weights is None:
@@ -290,6 +301,14 @@ class TestGradCam:
         assert truth.any()
         torch.testing.assert_close(found, truth, rtol=1e-3, atol=1e-4 * float(truth.max()))
 
+    def test_pictures_alone_say_what_they_show(self, known, images, tmp_path, capsys):
+        more = ("--layer", "seen", "--class", "nodule")
+        explain(known, images, tmp_path, "--without", "activations", "erf", "--no-nifti", *more)
+        assert "voxels in one pass, 1 picture " in capsys.readouterr().out
+        (picture,) = (path for path in (tmp_path / "case").rglob("*") if path.is_file())
+        with Image.open(picture) as opened:
+            assert opened.info["Title"] == "Grad-CAM of nodule at seen"
+
     def test_tiles_have_it_in_a_window_around_the_class(self, root, images, tmp_path, capsys):
         model = write_model(root / "regions", "nnUNetTrainer", labels=REGIONS)
         explain(model, images, tmp_path, "--maps", "gradcam", "--tiles", "--class", "all")
@@ -377,6 +396,21 @@ class TestAttention:
         assert files == [f"attention_gates.{number}.nii.gz" for number in range(2)]
         found = read(tmp_path / "case" / files[0])[CROP]
         assert 0 < found.min() < found.max() < 1
+
+    def test_what_the_first_case_lacks_stands_with_its_layer(self):
+        rows = [
+            ("one", "a", "all", "2"),
+            ("one", "b", "all", "2"),
+            ("two", "a", "small", "2"),
+            ("two", "b", "all", "6"),
+        ]
+        shares = pd.DataFrame(
+            [(case, layer, name, rate, 1, 0.5, 0.5) for case, layer, name, rate in rows], columns=COLUMNS
+        )
+        found = summarise(shares)[["layer", "class", "rate"]]
+        assert [tuple(row) for row in found.to_numpy()] == [
+            *(("a", "all", "2"), ("a", "small", "2"), ("b", "all", "2"), ("b", "all", "6"))
+        ]
 
     def test_spread_over_cases(self, autofocus, images, tmp_path, capsys):
         for channel in range(2):  # the channels change places
@@ -466,6 +500,46 @@ def test_slices_in_2d(root, images, tmp_path, capsys):
     assert found.any()
 
 
+def test_pictures_of_a_camera(root, tmp_path):
+    """A voxel of them has no place in space; maps are as large, with voxels of one."""
+    axes = ([0, 1, 2], [0, 1, 2])
+    model = write_model(
+        root / "png",
+        "nnUNetTrainer",
+        "2d isotropic",
+        spacing=[1.0, 1.0],
+        reader="NaturalImage2DIO",
+        axes=axes,
+        ending=".png",
+    )
+    random = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for channel in range(2):
+        pixels = random.integers(1, 255, (40, 50)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"case_{channel:04}.png")
+    explain(model, tmp_path / "in" / "case_0000.png", tmp_path / "out", "--maps", "gradcam")
+    assert len(list((tmp_path / "out" / "case").glob("gradcam_*.nii.gz"))) == 2
+    assert read(tmp_path / "out" / "case" / "segmentation.nii.gz").shape == (40, 50)
+
+
+def test_nothing_is_predicted(root, images, tmp_path, capsys):
+    bias = torch.tensor([99.0, 0.0, 0.0])
+    model = write_model(root / "blank", "nnUNetTrainerKnown", weights={**WEIGHTS, "decoder.seg_layers.0.bias": bias})
+    explain(model, images, tmp_path, "--layer", "seen", "--without", "erf")
+    assert capsys.readouterr().out.count("is not predicted: its Grad-CAM is empty") == 2
+    maps = sorted(path.name for path in (tmp_path / "case").glob("*.nii.gz"))
+    assert [name[:7] for name in maps] == ["activat", "activat", "gradcam", "gradcam", "segment"]
+    assert not read(tmp_path / "case" / "segmentation.nii.gz").any()
+
+
+def test_names_of_classes_that_are_one_as_files(root, images, tmp_path):
+    labels = {"background": 0, "left, a": 1, "left a": 2, "ignore": 3}
+    model = write_model(root / "ignored", "nnUNetTrainerKnown", weights=WEIGHTS, labels=labels)
+    explain(model, images, tmp_path, "--maps", "gradcam", "--layer", "seen")
+    found = {path.name: read(path).any() for path in (tmp_path / "case").glob("gradcam_*")}
+    assert found == {"gradcam_seen_left-a.nii.gz": True, "gradcam_seen_left-a-2.nii.gz": False}
+
+
 def test_layers_that_are_looked_at_by_default(root):
     for trainer in ("nnUNetTrainerSmallASPP3DUNet", "nnUNetTrainerSmallAFN4"):
         folder = root / "nnUNet_results" / DATASET / f"{trainer}__plans__inside"
@@ -523,6 +597,25 @@ class TestErrors:
         said = self.fail(capsys, folder, "-i", images, "-o", tmp_path)
         assert "nnUNetTrainerNISF: its networks are fitted to every image" in said
 
+    def test_a_folder_of_something_else_is_left_alone(self, known, images, tmp_path, capsys):
+        for name in ("case.nii.gz", "imagesTr/case_0000.nii.gz", "checkpoint_final.pth"):
+            file = tmp_path / name.partition("/")[0] / name
+            file.parent.mkdir(parents=True)
+            file.write_text("kept")
+            said = self.fail(capsys, known, "-i", images, "-o", tmp_path / name.partition("/")[0])
+            assert "which no earlier run of this command has made; choose another folder with -o" in said
+            assert file.read_text() == "kept"
+        said = self.fail(capsys, known, "-i", images, "-o", images / "case_0000.nii.gz")
+        assert "case_0000.nii.gz is a file; choose a folder with -o" in said
+
+    def test_several_folds_are_no_network(self, known, images, tmp_path, capsys):
+        said = self.fail(capsys, known, "-i", images, "-o", tmp_path, "-f", 0, 1)
+        assert "-f 0 1: an ensemble has no map of its own; look into one fold at a time" in said
+
+    def test_nothing_left_to_show(self, known, images, tmp_path, capsys):
+        said = self.fail(capsys, known, "-i", images, "-o", tmp_path, "--without", "gradcam", "activations", "erf")
+        assert "nnUNetTrainerKnown has gradcam, activations, erf, and --without leaves none of them" in said
+
     def test_without_captum_all_other_maps_are_made(self, known, images, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         said = self.fail(capsys, known, "-i", images, "-o", tmp_path, "--maps", "gradcam")
@@ -555,6 +648,7 @@ def test_the_page_shows_slices_without_a_network(browser, of_known):
     assert upper.evaluate("image => getComputedStyle(image).opacity") == "0"
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     assert page.locator("figure img").count() >= 3
+    assert page.locator("h2").all_inner_texts()[-1] == "case"
     context.close()
     assert problems == []
     assert asked == [(of_known / "index.html").as_uri()]

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import math
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -17,13 +18,21 @@ from report_records import make_record
 
 from nnunet_plugins.benchmark.collect import read_gates
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock
 from nnunet_plugins.networks.firenet import FIRENet
 from nnunet_plugins.report.gates import kind_of
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.fold_folder import begin_run
 from nnunet_plugins.trainers.gates import GateTable
 from nnunet_plugins.trainers.patch_picture import draw_patch, to_labels
-from nnunet_plugins.trainers.trackers import About, TensorBoardStore, Tracker, epochs_between_pictures, wanted_stores
+from nnunet_plugins.trainers.trackers import (
+    About,
+    MlflowStore,
+    TensorBoardStore,
+    Tracker,
+    epochs_between_pictures,
+    wanted_stores,
+)
 
 DATASET = "Dataset001_Small"
 FIRENET = "nnUNetTrainerFIRENet_3epochs_1iterations"
@@ -158,6 +167,35 @@ def test_a_broken_tracker_is_told_once(tmp_path):
     assert len(told) == 1
     assert "TensorBoard gets no more of this training, which goes on" in told[0]
     assert "--c" in told[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_folder_of_results_may_be_named_from_here_on(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    assert MlflowStore(None).places(Path("my results")) == (
+        f"sqlite:///{tmp_path}/my results/mlflow.db",
+        f"file://{tmp_path}/my%20results/mlflow_artifacts",
+    )
+    assert MlflowStore("http://localhost:5000").places(Path("results")) == ("http://localhost:5000", None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_trainings_that_begin_at_once_do_not_both_make_a_store(tmp_path, monkeypatch):
+    """MLflow itself has each of them make the tables, and all but the first one would fail."""
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("nnUNet_plugins_mlflow", "1")
+    (store,) = wanted_stores()
+    began = []
+    monkeypatch.setattr(store, "_open", began.append)
+    with hold_lock(tmp_path / "mlflow.lock") as held:
+        assert held
+        thread = threading.Thread(target=store.open, args=(about(tmp_path), 0))
+        thread.start()
+        thread.join(0.3)
+        assert began == []
+    thread.join(30)
+    assert began == [about(tmp_path)]
 
 
 @pytest.mark.parametrize(

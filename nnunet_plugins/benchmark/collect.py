@@ -59,7 +59,8 @@ def collect(
     trained = trained_folds(protocol, folders)
     unfinished = tasks_left(tasks, folders.ledger)
     # Of what is there, only what was made of the trainings as they are.
-    results = [_metrics(task, folders) for task in tasks if task.rows and task not in unfinished]
+    done = [task for task in tasks if task not in unfinished]
+    results = [_metrics(task, folders) for task in done if task.rows]
     costs, curves = [], []
     for run, folds in trained.items():
         for fold in folds:
@@ -83,6 +84,7 @@ def collect(
         about=kept.about(
             {
                 **_about(protocol, trained, folders, complete=not unfinished, command=command),
+                **({"maps": _maps(done)} if protocol.with_maps else {}),
                 "left_out": _left_out(protocol, trained, folders, [table for table in results if len(table)]),
             }
         ),
@@ -345,6 +347,22 @@ def _images(dataset: str, configuration: str, trained: Mapping[Run, list[int]], 
         "predictions": {run.algorithm: str(folders.validated(run, shown[run])) for run in first_repeats(shown)},
         "repeats": _repeats(shown, folders),
     }
+
+
+def _maps(tasks: Sequence[Task]) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the folders with the pictures of maps, by dataset/configuration, case and algorithm.
+
+    Args:
+        tasks: that are done.
+    """
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for task in tasks:
+        if task.maps is not None and task.output is not None:
+            run, cases = task.maps
+            for case in cases:
+                by_case = found.setdefault(f"{run.dataset}/{run.configuration}", {})
+                by_case.setdefault(case, {})[run.algorithm] = str(task.output / case / "panels")
+    return found
 
 
 def _repeats(shown: Mapping[Run, Sequence[int]], folders: Folders) -> dict[str, dict[str, str]]:

@@ -116,6 +116,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "patch has to hold every image (nnunet-plugins plan --cover)",
     )
     question.add_argument(
+        "--with-maps",
+        action="store_true",
+        help="show in the report what each network does with the worst and the most different case: attention, where "
+        "it has some, and Grad-CAM (nnunet-plugins explain; needs the extra explain)",
+    )
+    question.add_argument(
         "--merged",
         metavar="DATASET",
         help="add one network for many datasets: train each trainer, with _PartialLabels, on this dataset that "
@@ -245,6 +251,7 @@ def _run(arguments: argparse.Namespace) -> int:
         with_twins=arguments.with_twins,
         with_rivals=arguments.with_rivals,
         with_whole_volume=arguments.with_whole_volume,
+        with_maps=arguments.with_maps,
         with_ensembles=not arguments.without_ensembles,
         with_atlas=arguments.with_atlas,
         merged=merged,

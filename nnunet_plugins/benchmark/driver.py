@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
     if protocol.merged:
         _require_one_for_many(protocol)
     check_repeats(protocol)
+    if protocol.with_maps and find_spec("captum") is None:
+        raise BenchmarkError("--with-maps needs captum: pip install 'nnunet-plugins[explain]'")
     if protocol.normalisations and protocol.gpu_memory:
         raise BenchmarkError(
             "--normalisation changes nothing but that on plans that all share, and --gpu-memory gives each its own; "
@@ -261,6 +264,15 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
         display.total = len(tasks) + len(prediction_tasks(protocol, folders)) * (make is result_tasks)
         outcome = _perform(found, protocol, folders, place, display, outcome)
     kept = before.still_missing(folders)
+    if protocol.with_maps:
+        from nnunet_plugins.benchmark.collect import collect
+        from nnunet_plugins.benchmark.maps import map_tasks
+
+        record = collect(protocol, folders, tasks, accept_unequal=place.accept_unequal, command="", kept=kept)
+        found = map_tasks(record, protocol, folders)
+        tasks = [*tasks, *found]
+        display.total = len(tasks)
+        _perform(found, protocol, folders, place, display, outcome)
     page = write_report(protocol, folders, tasks, accept_unequal=place.accept_unequal, kept=kept)
     _say(f"Time of this run: {duration(time.monotonic() - start)}\nReport: {page}")
     left = tasks_left(tasks, folders.ledger)

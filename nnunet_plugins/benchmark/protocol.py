@@ -118,6 +118,7 @@ class Protocol:
         with_twins: add each network's ablation twin.
         with_rivals: add the published networks of `RIVALS` in all their recipes, with the modifiers of the baseline.
         with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
+        with_maps: show in the report what networks do with its worst and its most different case.
         with_ensembles: let nnU-Net make the ensembles of all pairs of networks, and choose among them.
         with_atlas: add what the place of a voxel alone tells, the majority of the training labels, as a reference.
         presets: of `PRESETS`, each a further baseline, on its own plans.
@@ -141,6 +142,7 @@ class Protocol:
     with_twins: bool = False
     with_rivals: bool = False
     with_whole_volume: bool = False
+    with_maps: bool = False
     with_ensembles: bool = True
     with_atlas: bool = False
     merged: str | None = None

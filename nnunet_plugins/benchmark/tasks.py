@@ -113,6 +113,7 @@ class Task:
         keeps_text: the output is what the command prints.
         partly: exit code 1 with an output means that it is made, but for cases that the command has named.
         training: for a training, its run and fold.
+        maps: for maps of a network, its run and the cases.
         variables: environment variables that only this command gets.
         rows: which rows of the results come from the output; see `provenance.py`.
     """
@@ -131,6 +132,7 @@ class Task:
     partly: bool = False
     goes_on: bool = False
     training: tuple[Run, int] | None = None
+    maps: tuple[Run, tuple[str, ...]] | None = None
     variables: Mapping[str, str] = field(default_factory=dict, compare=False)
     rows: Mapping[str, str] = field(default_factory=dict, compare=False)
 

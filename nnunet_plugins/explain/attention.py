@@ -65,11 +65,14 @@ def find_shares(
 
 def summarise(shares: pd.DataFrame) -> pd.DataFrame:
     """Return mean and standard deviation over cases, one row for each layer, class and rate."""
-    groups = shares.groupby(["layer", "class", "rate"], sort=False)
+    keys = ["layer", "class", "rate"]
+    # In the order of their coming, and not behind the others what the first cases lack.
+    ordered = shares.assign(**{key: pd.Categorical(shares[key], shares[key].unique()) for key in keys})
+    groups = ordered.groupby(keys, observed=True)
     parts = {"cases": groups["case"].nunique()}
     for column in ("attention", "largest"):
         parts[column], parts[f"{column}_sd"] = groups[column].mean(), groups[column].std()
-    return pd.DataFrame(parts).reset_index()
+    return pd.DataFrame(parts).reset_index().astype(dict.fromkeys(keys, object))
 
 
 def describe(summary: pd.DataFrame) -> str:

@@ -21,6 +21,7 @@ from nnunet_plugins.explain.model import Head, Model, Wanted
 from nnunet_plugins.explain.panels import Layer, Scene, centre_of, crop_of, draw_panel, gray
 from nnunet_plugins.explain.slices import VIEWERS, Stack, Viewer, cut
 from nnunet_plugins.explain.windows import Windows
+from nnunet_plugins.files import short_name
 from nnunet_plugins.images.grid import compare_grids
 from nnunet_plugins.images.reading import Header, read_header
 from nnunet_plugins.images.writing import whole_image, write_array
@@ -29,10 +30,14 @@ from nnunet_plugins.models.images import ImageError, read_image
 from nnunet_plugins.networks.layers.autofocus import record_attention
 from nnunet_plugins.prediction.export import find_labels, maps_in_image
 from nnunet_plugins.prediction.volumes import preprocess
+from nnunet_plugins.report.words import count
 
 Log = Callable[[str], None]
 
-_FILES = {"attention": "attention_*.nii.gz", "gradcam": "gradcam_*.nii.gz", "activations": "activation_*.nii.gz"}
+_FILES = {"attention": "attention_*", "gradcam": "gradcam_*", "activations": "activation_*"}
+
+PREFIXES = tuple(pattern.removesuffix("*") for pattern in _FILES.values())
+"""Begin the names of maps."""
 
 
 @dataclass
@@ -81,9 +86,11 @@ def _explain(
     windows, maps = look_at(model, data, attention="attention" in wanted.maps)
     logits = maps.pop("")
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (_FILES[kind] for kind in wanted.maps if kind in _FILES):
-        for old in folder.glob(pattern):  # of an earlier run, of which other layers or classes may have been asked
-            old.unlink()
+    for maps_of_kind in (_FILES[kind] for kind in wanted.maps if kind in _FILES):
+        # Of an earlier run, of which other layers or classes may have been asked.
+        for pattern in (f"panels/{maps_of_kind}.png", *([f"{maps_of_kind}.nii.gz"] if wanted.nifti else [])):
+            for old in folder.glob(pattern):
+                old.unlink()
     labels = find_labels(model.predictor, logits, left)
     writer = _Writer(model, wanted, folder, header, left, image, labels, name, viewed=len(found) < VIEWERS)
     writer.write_segmentation()
@@ -95,7 +102,8 @@ def _explain(
         writer.activations(windows)
     found.append(writer.finish())
     size = "x".join(map(str, data.shape[1:]))
-    return "; ".join([f"{size} voxels {windows.describe()}, {writer.written} maps", *writer.result.notes])
+    made = count(writer.written, "map") if wanted.nifti else count(len(writer.result.panels), "picture")
+    return "; ".join([f"{size} voxels {windows.describe()}, {made}", *writer.result.notes])
 
 
 def look_at(model: Model, data: torch.Tensor, *, attention: bool) -> tuple[Windows, dict[str, torch.Tensor]]:
@@ -170,6 +178,7 @@ class _Writer:
         self._box = tuple(slice(int(one[0]), int(one[-1]) + 1) for one in where)
         self.result = Explained(name)
         self._stacks: list[Stack] = []
+        self._names: dict[str, str] = {}  # by the file that has it
 
     def _as_stored(self, maps: NDArray[Any]) -> NDArray[Any]:
         """Return arrays `(n, z, y, x)` with their axes as in the file."""
@@ -198,8 +207,19 @@ class _Writer:
         kind = np.uint8 if self.labels.max(initial=0) < 256 else np.uint16
         self._write("segmentation", self.labels.astype(kind))
 
+    def _file_name(self, name: str) -> str:
+        """Return a name that every file system takes, another one for each name, also where case does not count."""
+        first = found = short_name(re.sub(r"[^\w.\-]+", "-", name))
+        number = 1
+        while self._names.setdefault(found.casefold(), name) != name:
+            number += 1
+            found = f"{first}-{number}"
+        return found
+
     def _write(self, name: str, values: NDArray[Any]) -> None:
-        file = self.folder / f"{_as_file(name)}.nii.gz"
+        if not self.wanted.nifti:
+            return
+        file = self.folder / f"{self._file_name(name)}.nii.gz"
         with whole_image(file) as part:
             write_array(values, part, self.header)
             written = read_header(part)
@@ -212,7 +232,7 @@ class _Writer:
         return self._as_stored(maps_in_image(self.model.predictor, maps, self.properties))
 
     def _panel(self, name: str, heading: str, layers: Sequence[Layer], mask: NDArray[np.bool_], crop: bool) -> None:
-        file = self.folder / "panels" / f"{_as_file(name)}.png"
+        file = self.folder / "panels" / f"{self._file_name(name)}.png"
         draw_panel(file, heading, self.scene, layers, centre_of(mask), crop_of(mask) if crop else None)
         self.result.panels.append((heading, file))
 
@@ -291,8 +311,3 @@ class _Writer:
             below = cut("image", self.scene.image, 0, 1)
             self.result.viewer = Viewer(below, self._stacks, self.scene.spacing)
         return self.result
-
-
-def _as_file(name: str) -> str:
-    """Return a name that every file system takes."""
-    return re.sub(r"[^\w.\-]+", "-", name)

@@ -47,13 +47,17 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("-o", dest="output", type=Path, required=True, metavar="DIR", help="folder to write")
     command.add_argument(
-        "-f", dest="fold", default="0", metavar="FOLD", help="whose network to look into; default: %(default)s"
+        "-f", dest="folds", nargs="+", default=["0"], metavar="FOLD", help="whose network to look into; default: 0"
     )
     command.add_argument(
         "-chk", dest="checkpoint", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s"
     )
-    command.add_argument(
+    which = command.add_mutually_exclusive_group()
+    which.add_argument(
         "--maps", nargs="+", choices=MAPS, metavar="MAP", help=f"of {', '.join(MAPS)}; default: all that there are"
+    )
+    which.add_argument(
+        "--without", nargs="+", choices=MAPS, default=(), metavar="MAP", help="all that there are but for these"
     )
     command.add_argument(
         "--class",
@@ -78,6 +82,9 @@ def add_commands(commands: Any) -> None:
         default=2,
         metavar="N",
         help="for activations: of each layer the N that differ most between voxels; default: %(default)s",
+    )
+    command.add_argument(
+        "--no-nifti", action="store_true", help="pictures, tables and the page alone, which take little room"
     )
     command.add_argument("--tiles", action="store_true", help="nnU-Net's tiles for every case, and no single pass")
     command.add_argument(
@@ -109,10 +116,24 @@ def _run(arguments: argparse.Namespace) -> int:
     if device.type == "cpu" and (limit := memory.container_limit()):
         # So that a pass that takes too much ends in an error, after which there are tiles.
         memory.keep_within(limit)
-    source = model_in(arguments.model, [arguments.fold], arguments.checkpoint, trusted=arguments.run_code_in_checkpoint)
+    if len(arguments.folds) > 1:
+        raise InputError(
+            f"-f {' '.join(arguments.folds)}: an ensemble has no map of its own; look into one fold at a time, each "
+            "with a folder of its own (-o)"
+        )
+    source = model_in(arguments.model, arguments.folds, arguments.checkpoint, trusted=arguments.run_code_in_checkpoint)
     most_bytes = int(arguments.memory * 2**30) if arguments.memory else None
     model = load_model(source, device, most_bytes, tiles=arguments.tiles)
-    wanted = settle(model, arguments.maps, arguments.classes, arguments.layers, arguments.channels, _log)
+    wanted = settle(
+        model,
+        arguments.maps,
+        arguments.classes,
+        arguments.layers,
+        arguments.channels,
+        _log,
+        without=arguments.without,
+        nifti=not arguments.no_nifti,
+    )
     failed = explain_cases(model, wanted, arguments.inputs, arguments.output, _log)
     if failed:
         print(f"nnunet-plugins explain: failed, see above: {', '.join(failed)}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """All cases, what there is to say of the network itself, and the tables of both."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 from nnunet_plugins import memory
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.explain.attention import COLUMNS, describe, summarise
-from nnunet_plugins.explain.case import Explained, begin_case
+from nnunet_plugins.explain.case import PREFIXES, Explained, begin_case
 from nnunet_plugins.explain.gates import as_table, find_gates, read_history
 from nnunet_plugins.explain.model import Model, Wanted
 from nnunet_plugins.explain.page import write_page
@@ -19,6 +20,12 @@ from nnunet_plugins.files import whole_file
 from nnunet_plugins.images.finding import image_ending
 from nnunet_plugins.models.cases import Case
 from nnunet_plugins.prediction.cases import Log, cases_in, predict_each
+
+_OWN = re.compile(
+    r"(index\.html|(attention|attention_summary|erf|gates)\.csv|(erf_.+|fabric|gates_over_epochs)\.png|"
+    r"(dataset|plans)\.json|.+\.partial\..+)"
+)
+"""Names of what lies beside the cases."""
 
 
 def find_named(model: Model, inputs: Sequence[Path], outputs: Path, log: Log) -> list[Case]:
@@ -48,6 +55,32 @@ def find_named(model: Model, inputs: Sequence[Path], outputs: Path, log: Log) ->
     return list(cases.values())
 
 
+def require_own(outputs: Path) -> None:
+    """Refuse to write where something else lies, which could be lost: a dataset, a model, segmentations.
+
+    Args:
+        outputs: a folder that is not there, is empty, or that an earlier run has made.
+
+    Raises:
+        InputError: naming what else is in it.
+    """
+    if not outputs.exists():
+        return
+    if not outputs.is_dir():
+        raise InputError(f"{outputs} is a file; choose a folder with -o")
+    for path in sorted(outputs.iterdir()):
+        own = _is_of_case(path) if path.is_dir() else _OWN.fullmatch(path.name) is not None
+        if not own and not path.name.startswith("."):
+            raise InputError(
+                f"{outputs} holds {path.name}, which no earlier run of this command has made; choose another folder "
+                "with -o"
+            )
+
+
+def _is_of_case(folder: Path) -> bool:
+    return all(path.name.startswith((".", "panels", "segmentation", *PREFIXES)) for path in folder.iterdir())
+
+
 def explain_cases(model: Model, wanted: Wanted, inputs: Sequence[Path], outputs: Path, log: Log) -> list[str]:
     """Write the maps of all cases, tables and a page; returns the cases of which that was not possible.
 
@@ -59,9 +92,10 @@ def explain_cases(model: Model, wanted: Wanted, inputs: Sequence[Path], outputs:
         log: takes lines.
 
     Raises:
-        InputError: as `find_named`.
+        InputError: as `find_named` and `require_own`.
         OSError: if nothing can be written.
     """
+    require_own(outputs)
     cases = find_named(model, inputs, outputs, log)
     outputs.mkdir(parents=True, exist_ok=True)
     found: list[Explained] = []

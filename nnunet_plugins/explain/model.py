@@ -82,6 +82,7 @@ class Wanted:
         layers: for Grad-CAM, never empty.
         named: the layers that the user named.
         channels: of the activations of a layer.
+        nifti: write maps as NIfTI; else pictures alone.
     """
 
     maps: tuple[str, ...]
@@ -89,6 +90,7 @@ class Wanted:
     layers: tuple[str, ...]
     named: tuple[str, ...]
     channels: int
+    nifti: bool = True
 
 
 def load_model(source: Source, device: torch.device, most_bytes: int | None, *, tiles: bool) -> Model:
@@ -150,6 +152,9 @@ def settle(
     layers: Sequence[str],
     channels: int,
     log: Callable[[str], None],
+    *,
+    without: Sequence[str] = (),
+    nifti: bool = True,
 ) -> Wanted:
     """Return what to show, all that there is by default.
 
@@ -160,16 +165,20 @@ def settle(
         layers: names of modules; empty for those that say most.
         channels: of the activations of a layer.
         log: takes what is left out, and which layer is taken.
+        without: some of `MAPS`, not to make by default.
+        nifti: write maps as NIfTI.
 
     Raises:
-        InputError: if the network has no such map, class or layer, or a library is missing.
+        InputError: if the network has no such map, class or layer, nothing is left, or a library is missing.
     """
     there = maps_of(model.network)
     if lacking := [name for name in maps or () if name not in there]:
         raise InputError(f"{model.trainer} {_LACKS[lacking[0]]}; it has: {', '.join(there)}")
-    chosen = [name for name in there if name in (maps or there)]
+    chosen = [name for name in there if name in (maps or there) and name not in without]
+    if not chosen:
+        raise InputError(f"{model.trainer} has {', '.join(there)}, and --without leaves none of them")
     if "gradcam" in chosen and importlib.util.find_spec("captum") is None:
-        if maps:
+        if maps or chosen == ["gradcam"]:
             raise InputError(_CAPTUM)
         log(f"Left out: {_CAPTUM}")
         chosen.remove("gradcam")
@@ -184,7 +193,7 @@ def settle(
         if not layers:
             log(f"Layer {default}, maps of {'x'.join(map(str, shapes[default][2:]))} voxels for a patch")
     wanted = tuple(heads[name] for name in dict.fromkeys(classes)) or model.heads
-    return Wanted(tuple(chosen), wanted, tuple(dict.fromkeys(layers)) or (default,), tuple(layers), channels)
+    return Wanted(tuple(chosen), wanted, tuple(dict.fromkeys(layers)) or (default,), tuple(layers), channels, nifti)
 
 
 def _require_layer(model: Model, name: str, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of maps: three planes through a class's centre, the image below and the map above; and of all else."""
+"""Pictures of maps: three planes through a class's centre, the image and the maps below it; and of all else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +9,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import BoundaryNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nnunet_plugins.explain.gates import Gate
 from nnunet_plugins.explain.receptive_field import THRESHOLD, Field
 from nnunet_plugins.files import whole_file
+from nnunet_plugins.report.drawing import COLOURS as LINE_COLOURS
 
 COLOURS = "viridis"
 """Perceptually uniform: equal steps of a map are equal steps to the eye."""
 
 _PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))  # of axes (z, y, x), as most images lie
-_LONGEST, _DPI, _ALPHA = 220, 100, 0.55  # pixels of the longest side, and to the inch; of the map
+_LONGEST, _DPI = 220, 100  # pixels of the longest side, and to the inch
+_ALIKE = 1e-3  # of the largest value: maps that vary by less have one colour
+_NAMED = 4  # gates at either end
 _LEFT, _TOP, _RIGHT, _GAP = 20, 38, 90, 6  # pixels
 
 
@@ -40,7 +44,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Scene:
-    """What lies below the maps.
+    """What maps are of.
 
     Attributes:
         image: `(z, y, x)`, gray values from 0 to 1.
@@ -89,12 +93,14 @@ def draw_panel(
     centre: Sequence[int],
     crop: tuple[slice, ...] | None = None,
 ) -> None:
-    """Draw maps row by row, each in three planes; maps with numbers share one range, which the colour bar shows.
+    """Draw the image, and below it maps row by row, each in three planes and with a colour bar of its own.
+
+    A map is not laid over the image, whose edges would look like its own; only the labels are outlined in it.
 
     Args:
         file: PNG to write.
-        heading: above all.
-        scene: below the maps.
+        heading: above all, and the file's title.
+        scene: the image and the labels.
         layers: the maps.
         centre: `(z, y, x)`, where the planes meet.
         crop: box to show, which holds the centre.
@@ -102,20 +108,18 @@ def draw_panel(
     crop = crop or tuple(slice(0, n) for n in scene.image.shape)
     planes = [plane for plane in _PLANES if min(n for a, n in enumerate(scene.image.shape) if a != plane[1]) > 1]
     planes = planes or [_PLANES[0]]
-    numbers = [layer.values for layer in layers if not layer.names]
-    low, high = (min(v.min() for v in numbers), max(v.max() for v in numbers)) if numbers else (0, 1)
-    shared = Normalize(low, high if high > low else low + 1)
-    norms = [BoundaryNorm(np.arange(len(one.names) + 1) - 0.5, 256) if one.names else shared for one in layers]
+    rows = [Layer("image", scene.image), *layers]
+    colours = [_mappable(Normalize(0, 1), "gray"), *map(_colours_of, layers)]
     # One picture of all planes: a matplotlib axis for each would take a hundred times as long.
     pixels = max((part.stop - part.start) * step for part, step in zip(crop, scene.spacing, strict=True)) / _LONGEST
     pictures = [
-        [_plane(scene, one.values, norm, axis, centre, crop, pixels) for _, axis in planes]
-        for one, norm in zip(layers, norms, strict=True)
+        [_plane(scene, one.values, colour, axis, centre, crop, pixels) for _, axis in planes]
+        for one, colour in zip(rows, colours, strict=True)
     ]
     height = max(len(picture) for picture in pictures[0])
     widths = [picture.shape[1] for picture in pictures[0]]
     starts = np.cumsum([0, *(width + _GAP for width in widths)])
-    sheet = np.ones((len(layers) * (height + _GAP), int(starts[-1]), 3))
+    sheet = np.ones((len(rows) * (height + _GAP), int(starts[-1]), 3))
     for number, row in enumerate(pictures):
         for start, picture in zip(starts, row, strict=False):
             top = number * (height + _GAP)
@@ -129,11 +133,11 @@ def draw_panel(
         figure.text(
             (_LEFT + start + width / 2) / size[0], 1 - 28 / size[1], place, fontsize=6, ha="center", va="center"
         )
-    for number, (layer, norm) in enumerate(zip(layers, norms, strict=True)):
+    for number, (layer, colour) in enumerate(zip(rows, colours, strict=True)):
         bottom = size[1] - _TOP - number * (height + _GAP) - height
         middle = (bottom + height / 2) / size[1]
         figure.text(10 / size[0], middle, layer.title, fontsize=6, rotation=90, ha="center", va="center")
-        if number and norm is shared:
+        if not number:
             continue
         box = (
             (size[0] - _RIGHT + 8) / size[0],
@@ -141,29 +145,40 @@ def draw_panel(
             12 / size[0],
             0.8 * height / size[1],
         )
-        bar = figure.colorbar(_mappable(norm), cax=figure.add_axes(box))
+        bar = figure.colorbar(colour, cax=figure.add_axes(box))
         bar.ax.tick_params(labelsize=6)
         if layer.names:
             bar.set_ticks(range(len(layer.names)), labels=layer.names)
-    _save(figure, file)
+        else:
+            bar.ax.ticklabel_format(useOffset=False, style="plain")
+    _save(figure, file, heading)
 
 
-def _mappable(norm: Normalize) -> Any:
+def _mappable(norm: Normalize, colours: str = COLOURS) -> Any:
     from matplotlib.cm import ScalarMappable
 
-    return ScalarMappable(norm, COLOURS)
+    return ScalarMappable(norm, colours)
+
+
+def _colours_of(layer: Layer) -> Any:
+    """Return the colours of a map's values, from its least to its largest; what is alike but for noise has one."""
+    if layer.names:
+        return _mappable(BoundaryNorm(np.arange(len(layer.names) + 1) - 0.5, 256))
+    low, high = float(layer.values.min()), float(layer.values.max())
+    least = _ALIKE * max(abs(low), abs(high)) or 1.0
+    return _mappable(Normalize(low, max(high, low + least)))
 
 
 def _plane(
     scene: Scene,
     values: NDArray[Any],
-    norm: Normalize,
+    colours: Any,
     axis: int,
     centre: Sequence[int],
     crop: tuple[slice, ...],
     pixels: float,
 ) -> NDArray[Any]:
-    """Return a plane `(rows, columns, 3)` of the image with a map above it and outlines of the labels; mm a pixel."""
+    """Return a plane `(rows, columns, 3)` of a map with outlines of the labels; mm a pixel."""
     rest = [n for n in range(3) if n != axis]
     length = [max(1, round((crop[n].stop - crop[n].start) * scene.spacing[n] / pixels)) for n in rest]
     picked = [
@@ -175,8 +190,7 @@ def _plane(
     place: list[Any] = [0, 0, 0]
     place[axis] = centre[axis]
     place[rest[0]], place[rest[1]] = picked[0][:, None], picked[1][None]
-    colours = _mappable(norm).to_rgba(values[tuple(place)])[..., :3]
-    found = (1 - _ALPHA) * scene.image[tuple(place)][..., None] + _ALPHA * colours
+    found: NDArray[Any] = colours.to_rgba(values[tuple(place)])[..., :3]
     labels = scene.labels[tuple(place)].astype(np.int32)
     edge = np.zeros(labels.shape, bool)
     edge[1:] |= labels[1:] != labels[:-1]
@@ -244,30 +258,31 @@ def draw_fabric(file: Path, gates: Sequence[Gate]) -> None:
 
 
 def draw_history(file: Path, history: pd.DataFrame) -> None:
-    """Draw gates over the epochs; the four that end highest and the four that end lowest are named."""
+    """Draw gates over the epochs; the four that end highest (solid) and lowest (dashed) are named and in colour."""
     figure = Figure(figsize=(7, 3.6), dpi=_DPI, layout="constrained")
     place = figure.subplots()
     last = history.iloc[-1]
-    named = {*last.nlargest(4).index, *last.nsmallest(4).index}
-    norm = Normalize(last.min(), last.max() if last.max() > last.min() else last.min() + 1)
-    for gate, values in history.items():
+    order = last.sort_values(ascending=False, kind="stable").index
+    looks = dict(zip(order[:_NAMED], ((colour, "solid") for colour in LINE_COLOURS), strict=False))
+    rest = order[max(_NAMED, len(order) - _NAMED) :]
+    looks |= dict(zip(rest, ((colour, (0, (4, 1.5))) for colour in LINE_COLOURS), strict=False))
+    marker = "." if len(history) == 1 else ""  # one epoch is a point
+    for gate in [*order.difference([*looks], sort=False), *looks]:
+        colour, dashes = looks.get(gate, ("#b0b0b0", "solid"))
+        label = gate if gate in looks else None
         place.plot(
-            history.index,
-            values,
-            color=_mappable(norm).to_rgba(last[gate]),
-            linewidth=1,
-            marker="." if len(history) == 1 else "",  # one epoch is a point
+            history.index, history[gate], color=colour, linestyle=dashes, linewidth=1, marker=marker, label=label
         )
-    order = [gate for gate in last.sort_values(ascending=False).index if gate in named]
-    lines = dict(zip(history.columns, place.lines, strict=True))
-    place.legend([lines[gate] for gate in order], order, fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    place.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    place.xaxis.set_major_locator(MaxNLocator(integer=True))
     place.set_xlabel("epoch", fontsize=8)
     place.set_ylabel("gate", fontsize=8)
     place.tick_params(labelsize=7)
     _save(figure, file)
 
 
-def _save(figure: Figure, file: Path) -> None:
+def _save(figure: Figure, file: Path, title: str = "") -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as part:
-        figure.savefig(part, format="png")
+        # The title says what it shows, to whoever puts it elsewhere.
+        figure.savefig(part, format="png", metadata={"Title": title} if title else None)

@@ -21,7 +21,7 @@ from nnunet_plugins.report.equality import ABSENT, SEED, UNKNOWN, UNTRAINED, Equ
 from nnunet_plugins.report.findings import describe_all, describe_beside, describe_twins, summarise
 from nnunet_plugins.report.headline import make_matrix, tell_first
 from nnunet_plugins.report.illustrations import Figure, illustrate, illustrate_overview, make_key, make_looks
-from nnunet_plugins.report.panels import Panels, draw_panels
+from nnunet_plugins.report.panels import Panels, draw_panels, shown_pair
 from nnunet_plugins.report.record import Record
 from nnunet_plugins.report.showing import Section
 from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, sections
@@ -185,15 +185,14 @@ def _is_folded(section: Section) -> bool:
 
 def _panels(comparison: Comparison, about: Mapping[str, Any], cache: Path) -> Panels | None:
     """Return pictures of the baseline and of the best other algorithm that is ranked."""
-    ranked = comparison.ranked
-    if comparison.split != "cross-validation" or not ranked:
+    pair = shown_pair(comparison)
+    if pair is None:
         return None
-    baseline = comparison.baseline or ranked[0]
-    method = next((name for name in ranked if name != baseline), baseline)
-    images = about.get("images", {})
+    images, place = about.get("images", {}), f"{comparison.dataset}/{comparison.configuration}"
     # One dataset in two configurations has two sets of segmentations.
-    files = images.get(f"{comparison.dataset}/{comparison.configuration}", images.get(comparison.dataset))
-    return draw_panels(comparison.by_case["Dice"], baseline, method, files, cache)
+    files = images.get(place, images.get(comparison.dataset))
+    maps = about["maps"].get(place, {}) if "maps" in about else None
+    return draw_panels(comparison.by_case["Dice"], *pair, files, cache, maps)
 
 
 def _proof(equality: Equality | None, looks: Mapping[str, Style]) -> list[Table]:

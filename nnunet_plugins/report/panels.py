@@ -8,7 +8,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
+from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import COLOURS
+from nnunet_plugins.report.maps import Maps, Picture, read_maps
 
 SIZE = 300
 """Pixels along the longer side of a picture; about 20 kB each."""
@@ -26,21 +28,6 @@ SIZE = 300
 
 class PanelError(Exception):
     """An image that cannot be shown; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a row.
-
-    Attributes:
-        title: what it shows.
-        score: the Dice, for segmentations; None otherwise.
-        source: a data URI.
-    """
-
-    title: str
-    score: float | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -52,12 +39,14 @@ class Row:
         why: for what it was chosen.
         place: which slice it is.
         pictures: from the image on.
+        maps: of networks that have some.
     """
 
     case: str
     why: str
     place: str
     pictures: list[Picture]
+    maps: list[Maps] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,6 +64,18 @@ class Panels:
     notes: list[str]
 
 
+def shown_pair(comparison: Comparison) -> tuple[str, str] | None:
+    """Return the algorithms that pictures show: the baseline and the best other one, which may be the same.
+
+    None for test images, and where nothing is ranked.
+    """
+    ranked = comparison.ranked
+    if comparison.split != "cross-validation" or not ranked:
+        return None
+    baseline = comparison.baseline or ranked[0]
+    return baseline, next((name for name in ranked if name != baseline), baseline)
+
+
 def choose_cases(scores: pd.DataFrame, baseline: str, method: str) -> dict[str, str]:
     """Return the cases to show, and why: the method's best, median and worst, and the largest difference.
 
@@ -83,6 +84,19 @@ def choose_cases(scores: pd.DataFrame, baseline: str, method: str) -> dict[str, 
         baseline: a column.
         method: another column, or the same.
     """
+    chosen: dict[str, list[str]] = {}
+    for reason, case in _reasons(scores, baseline, method).items():
+        chosen.setdefault(case, []).append(reason)
+    return {case: ", ".join(why) for case, why in chosen.items()}
+
+
+def cases_for_maps(scores: pd.DataFrame, baseline: str, method: str) -> list[str]:
+    """Return those of `choose_cases` of which maps are shown: the method's worst and the most different one."""
+    reasons = _reasons(scores, baseline, method).items()
+    return list(dict.fromkeys(case for reason, case in reasons if reason.startswith(("worst", "largest"))))
+
+
+def _reasons(scores: pd.DataFrame, baseline: str, method: str) -> dict[str, str]:
     both = scores[[*dict.fromkeys((baseline, method))]].dropna().sort_values(method, kind="stable")
     if both.empty:
         return {}
@@ -93,14 +107,16 @@ def choose_cases(scores: pd.DataFrame, baseline: str, method: str) -> dict[str, 
     }
     if method != baseline:
         reasons[f"largest difference from {baseline}"] = (both[method] - both[baseline]).abs().idxmax()
-    chosen: dict[str, list[str]] = {}
-    for reason, case in reasons.items():
-        chosen.setdefault(str(case), []).append(reason)
-    return {case: ", ".join(why) for case, why in chosen.items()}
+    return {reason: str(case) for reason, case in reasons.items()}
 
 
 def draw_panels(
-    scores: pd.DataFrame, baseline: str, method: str, files: Mapping[str, Any] | None, cache: Path
+    scores: pd.DataFrame,
+    baseline: str,
+    method: str,
+    files: Mapping[str, Any] | None,
+    cache: Path,
+    maps: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Panels:
     """Draw the pictures of a comparison, or take those that were drawn before where the images are not to be found.
 
@@ -110,31 +126,42 @@ def draw_panels(
         method: the algorithm to show, which may be the baseline itself.
         files: where images, truth and segmentations lie, as in `about.json`; None if that is not known.
         cache: JSON file that keeps the pictures.
+        maps: folders with pictures of maps, by case and algorithm; None if nobody has asked for them.
     """
     kept = {json.dumps(row["key"]): row for row in _kept(cache)}
     rows, keep = [], []
     missing: dict[str, list[str]] = {}
+    without: list[str] = []
+    mapped = cases_for_maps(scores, baseline, method) if maps is not None else []
     for case, why in choose_cases(scores, baseline, method).items():
         shown = {name: float(scores.loc[case, name]) for name in dict.fromkeys((baseline, method))}
         # Pictures of other trainings are not taken: these have other scores.
         key = [case, {name: round(score, 6) for name, score in shown.items()}]
+        old = kept.get(json.dumps(key))
         try:
             if files is None:
                 raise PanelError("it is not known where the images lie")
             row = _draw(case, why, shown, files)
         except PanelError as problem:
-            old = kept.get(json.dumps(key))
             if old is None:
                 missing.setdefault(str(problem), []).append(f"{case} ({why})")
                 continue
             pictures = [Picture(**picture) for picture in old["pictures"]]
             pictures = [replace(picture, score=shown.get(picture.title)) for picture in pictures]
             row = Row(case, why, old["place"], pictures)
+        if case in mapped:
+            own = scores.loc[case].dropna()
+            row = replace(row, maps=read_maps(own, (maps or {}).get(case, {}), (old or {}).get("maps", ())))
+            if lacking := [name for name in shown if name not in {one.algorithm for one in row.maps}]:
+                without.append(f"{' and '.join(lacking)} for {case}")
         rows.append(row)
         keep.append({"key": key, **asdict(row)})
     if keep:
         write_text(cache, json.dumps(keep, indent=1))
     notes = [f"Not shown, because {problem}: {'; '.join(cases)}." for problem, cases in missing.items()]
+    if without:
+        reason = "the models are not there, failed, or are fitted to every image and have none"
+        notes.append(f"There are no maps of {'; '.join(without)}: {reason}.")
     return Panels(rows, _legend((files or {}).get("labels", {})) if rows else [], notes)
 
 
@@ -154,12 +181,22 @@ def _kept(cache: Path) -> list[dict[str, Any]]:
         return []
 
 
+def image_of(case: str, files: Mapping[str, Any]) -> Path:
+    """Return the file of a case's first channel.
+
+    Args:
+        case: its name.
+        files: as in `about.json`.
+    """
+    own = files.get("files", {}).get(case)
+    return Path(own) if own else Path(files["images"]) / f"{case}_0000{files['ending']}"
+
+
 def _draw(case: str, why: str, shown: Mapping[str, float], files: Mapping[str, Any]) -> Row:
     ending, predictions = files["ending"], files["predictions"]
     if unknown := [name for name in shown if name not in predictions]:
         raise PanelError(f"it is not known where the segmentations of {unknown[0]} lie")
-    own = files.get("files", {}).get(case)
-    image, spacing = _read(Path(own) if own else Path(files["images"]) / f"{case}_0000{ending}")
+    image, spacing = _read(image_of(case, files))
     segmentations = [_read(Path(files["truth"]) / f"{case}{ending}")[0]]
     segmentations += [_read(Path(predictions[name]) / f"{case}{ending}")[0] for name in shown]
     if any(segmentation.shape != image.shape for segmentation in segmentations):

@@ -4,6 +4,7 @@ Both are off unless an environment variable asks for them, and get their numbers
 told in docs/tracking.md.
 """
 
+import contextlib
 import importlib
 import io
 import os
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from numpy.typing import NDArray
 
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock
 from nnunet_plugins.trainers.fold_folder import TENSORBOARD
 
 TENSORBOARD_ON = "nnUNet_plugins_tensorboard"
@@ -170,16 +172,33 @@ class MlflowStore(Store):
 
     def open(self, about: About, begin: int) -> None:
         """Find the training's run, or begin it; it keeps what it has."""
+        with contextlib.ExitStack() as stack:
+            if not self._is_server:
+                # Two trainings that begin at once would both make the tables of a new store, and one would fail.
+                with contextlib.suppress(OSError):
+                    stack.enter_context(hold_lock(about.results / "mlflow.lock", waiting=lambda: None))
+            self._open(about)
+
+    def places(self, results: Path) -> tuple[str, str | None]:
+        """Return the URI of the store, and that of the folder for pictures; None where a server knows it.
+
+        Args:
+            results: nnU-Net's folder of results, which its variable may name from the working directory on.
+        """
+        results = results.absolute()
+        uri = self.uri or f"sqlite:///{results / 'mlflow.db'}"
+        # Otherwise pictures would come into the folder in which the training was started.
+        return uri, None if self._is_server else (results / "mlflow_artifacts").as_uri()
+
+    def _open(self, about: About) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
-        uri = self.uri or f"sqlite:///{about.results / 'mlflow.db'}"
+        uri, artifacts = self.places(about.results)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         experiment = self._client.get_experiment_by_name(about.dataset)
         if experiment is None:
-            # Otherwise they would come into the folder in which the training was started.
-            artifacts = None if self._is_server else (about.results / "mlflow_artifacts").as_uri()
             try:
                 self._client.create_experiment(about.dataset, artifact_location=artifacts)
             except MlflowException:  # another training was faster
