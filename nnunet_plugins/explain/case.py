@@ -252,7 +252,8 @@ class _Writer:
                 self._write(f"attention_{layer}" + ("" if gate else f"_rate{rate}"), values)
                 title = "gate" if gate else f"rate {rate}"
                 layers.append(Layer(title, values))
-                self._show(f"attention {layer}, {title}", values, 0, float(found.max()))
+                there = values[self._box]
+                self._show(f"attention {layer}, {title}", values, float(there.min()), float(there.max()))
             if len(rates) > 1:
                 # Numbers from 1 on; 0 is what nnU-Net crops away.
                 first = np.zeros(self.labels.shape, np.uint8)

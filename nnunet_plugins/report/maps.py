@@ -1,7 +1,6 @@
 """Maps of what networks do with a case, from the pictures that `nnunet-plugins explain` has left in a folder."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 
 CLASSES = 3
 """Pictures of Grad-CAM at most for each network and case; all others lie in the folder."""
-
-_COLOURS = 128  # of a picture, which has some tens of kB then
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,12 @@ def _read(file: Path) -> Picture | None:
 
     try:
         with Image.open(file) as opened:
+            opened.load()
             title = str(opened.info.get("Title", file.stem))
-            small = opened.convert("RGB").quantize(_COLOURS)
+        content = file.read_bytes()
     except (OSError, ValueError, SyntaxError):  # what PIL raises for a torn file
         return None
-    buffer = io.BytesIO()
-    small.save(buffer, format="png", optimize=True)
-    return Picture(title, None, f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return Picture(title, None, f"data:image/png;base64,{base64.b64encode(content).decode()}")
 
 
 def _from_json(kept: Mapping[str, Any]) -> Maps:
