@@ -20,7 +20,11 @@ from nnunet_plugins.benchmark.collect import read_gates
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.networks.firenet import FIRENet
+from nnunet_plugins.networks.layers.autofocus import record_attention
 from nnunet_plugins.report.gates import kind_of
+from nnunet_plugins.testing.plans import CHANNELS, PLANS, smallest
+from nnunet_plugins.testing.selection import find_row
+from nnunet_plugins.testing.training import train_two_steps
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.fold_folder import begin_run
 from nnunet_plugins.trainers.gates import GateTable
@@ -147,6 +151,30 @@ def test_a_server_that_is_away_ends_no_training_and_a_stock_trainer_is_followed(
     events = accumulator.EventAccumulator(str(fold(small, STOCK) / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == SCALARS | FINAL
     assert not (fold(small, STOCK) / "gates.csv").exists()
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerAutofocusUNet", "nnUNetTrainerAttentionUNet"])
+def test_attention_is_followed_by_layer_and_rate(trainer, tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("nnUNet_plugins_tensorboard", "1")
+    row = find_row(trainer)
+    trained, network = train_two_steps(row, smallest(row), tmp_path, monkeypatch)
+    events = accumulator.EventAccumulator(str(Path(trained.output_folder, "tensorboard"))).Reload()
+    found: dict[str, list[float]] = {}
+    for name in events.Tags()["scalars"]:
+        if name.startswith("attention/"):
+            _, layer, rate = name.split("/")
+            assert rate == "gate" or rate.startswith("rate_")
+            (value,) = events.Scalars(name)
+            found.setdefault(layer, []).append(value.value)
+    # Shares of all rates of a layer are 1 together, a gate's mean is below.
+    with record_attention(network) as maps:
+        network(torch.randn(1, CHANNELS, *PLANS[smallest(row)][0]))
+    assert {layer: len(values) for layer, values in found.items()} == {
+        layer: one.shape[1] for layer, one in maps.items()
+    }
+    sums = [sum(values) for values in found.values()]
+    assert sums == pytest.approx([1] * len(sums), abs=1e-5) if "Autofocus" in trainer else all(0 < n < 1 for n in sums)
 
 
 def about(folder: Path) -> About:

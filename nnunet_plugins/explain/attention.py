@@ -6,22 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import nn
 
 from nnunet_plugins.arguments import lay_out
 from nnunet_plugins.explain.model import Head
-from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 
 EVERYWHERE = "(whole image)"
 COLUMNS = ("case", "layer", "class", "rate", "voxels", "attention", "largest")
-
-
-def rates_of(network: nn.Module, layer: str) -> list[str]:
-    """Return the names of a layer's maps: dilation rates, as 4 or 1x4x4; of an attention gate, "gate" alone."""
-    module = network.get_submodule(layer)
-    if not isinstance(module, AutofocusConv):
-        return ["gate"]
-    return [str(rate[0]) if len({*rate}) == 1 else "x".join(map(str, rate)) for rate in module.rates]
 
 
 def find_shares(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nnunet_plugins import memory
 from nnunet_plugins.explain.activations import find_sites, take_activations
-from nnunet_plugins.explain.attention import find_shares, rates_of
+from nnunet_plugins.explain.attention import find_shares
 from nnunet_plugins.explain.gradcam import GradCam
 from nnunet_plugins.explain.model import Head, Model, Wanted
 from nnunet_plugins.explain.panels import Layer, Scene, centre_of, crop_of, draw_panel, gray
@@ -27,7 +27,7 @@ from nnunet_plugins.images.reading import Header, read_header
 from nnunet_plugins.images.writing import whole_image, write_array
 from nnunet_plugins.models.cases import Case
 from nnunet_plugins.models.images import ImageError, read_image
-from nnunet_plugins.networks.layers.autofocus import record_attention
+from nnunet_plugins.networks.layers.autofocus import rates_of, record_attention
 from nnunet_plugins.prediction.export import find_labels, maps_in_image
 from nnunet_plugins.prediction.volumes import preprocess
 from nnunet_plugins.report.words import count

@@ -16,6 +16,7 @@ from torch import nn
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.memory import peak_bytes
+from nnunet_plugins.networks.layers.autofocus import mean_attention
 from nnunet_plugins.trainers.fold_folder import GATES
 from nnunet_plugins.trainers.gates import GateTable
 from nnunet_plugins.trainers.patch_picture import draw_patch, to_labels
@@ -36,6 +37,8 @@ class FollowedTrainer(ReliableTrainer):
     _gates_failed = False  # to be written, and that has been told
     _gates_broken = False  # in the network
     _pictures: dict[str, NDArray]
+    _attention: dict[str, float]
+    _seen = False  # whether a patch of this epoch's validation was looked at
 
     # nnU-Net looks up the arguments that the signature names.
     @wraps(ReliableTrainer.__init__)  # type: ignore[misc]
@@ -43,7 +46,7 @@ class FollowedTrainer(ReliableTrainer):
         self._stores = wanted_stores()
         self._picture_epochs = epochs_between_pictures()
         super().__init__(*arguments, **named)
-        self._pictures = {}
+        self._pictures, self._attention = {}, {}
 
     def bare_network(self) -> nn.Module:
         """Return the network without the wrappers of DDP and torch.compile."""
@@ -65,18 +68,19 @@ class FollowedTrainer(ReliableTrainer):
             self._open_gates()
 
     def validation_step(self, batch: dict) -> dict:
-        """Validate on a batch; a picture may be made of its last image, which nnU-Net draws around a label."""
-        if self._pictures or not self._draws():
+        """Validate on a batch; its last image, which nnU-Net draws around a label, may be looked at."""
+        if self._seen or not self._looks():
             return super().validation_step(batch)
+        self._seen = True
         compute = self.loss
         image = batch["data"][-1]
 
         # Here all trainers have logits and truth together, and the network, compiled or not, needs no hook.
-        def draw(output: Any, target: Any) -> torch.Tensor:
-            self._draw(image, output, target)
+        def look(output: Any, target: Any) -> torch.Tensor:
+            self._look(image, output, target)
             return compute(output, target)
 
-        self.loss = draw
+        self.loss = look
         try:
             return super().validation_step(batch)
         finally:
@@ -201,7 +205,8 @@ class FollowedTrainer(ReliableTrainer):
     def _tell_epoch(self) -> None:
         gates = self._gates() if self._gate_table or self._trackers else {}
         self._keep_gates(gates)
-        pictures, self._pictures = self._pictures, {}
+        pictures, attention = self._pictures, self._attention
+        self._pictures, self._attention, self._seen = {}, {}, False
         if not self._trackers:
             return
         values = {"epoch_seconds": time.time() - self.logger.get_value("epoch_start_timestamps", step=-1)}
@@ -209,33 +214,45 @@ class FollowedTrainer(ReliableTrainer):
             values["memory/gpu_peak_MiB"] = torch.cuda.max_memory_allocated(self.device) / _MEBI
         if peak := peak_bytes():
             values["memory/process_peak_MiB"] = peak / _MEBI
-        values |= {f"gates/{clean(name)}": gate for name, gate in gates.items()}
+        values |= {f"gates/{clean(name)}": gate for name, gate in gates.items()} | attention
         for tracker in self._trackers:
             tracker.end_epoch(self.current_epoch, values, pictures if self._shows(tracker) else {})
 
-    # Pictures
+    # A patch of the validation
 
     def _shows(self, tracker: Tracker) -> bool:
         """Tell whether a tracker gets pictures: asked for, all do; otherwise those that keep them here."""
         return tracker.store is not None and (tracker.store.is_near or self._picture_epochs is not None)
 
-    def _draws(self) -> bool:
+    def _looks(self) -> bool:
         every = max(1, self.num_epochs // 50) if self._picture_epochs is None else self._picture_epochs
-        return every > 0 and self.current_epoch % every == 0 and any(map(self._shows, self._trackers or ()))
+        return every > 0 and self.current_epoch % every == 0 and any(one.store for one in self._trackers or ())
 
-    def _draw(self, image: torch.Tensor, output: Any, target: Any) -> None:
-        """Draw the last image of a batch; `output` and `target` may be lists, full size first."""
+    def _look(self, image: torch.Tensor, output: Any, target: Any) -> None:
+        """Draw the last image of a batch, take its attention; `output` and `target` may be lists, full size first."""
         try:
-            logits, truth = (one[0] if isinstance(one, (list, tuple)) else one for one in (output, target))
-            regions = self.label_manager.has_regions
-            predicted = to_labels(logits[-1].detach(), regions=regions)
-            # There may be one channel more than regions, of what is ignored.
-            true = to_labels(truth[-1][: logits.shape[1]], regions=True) if regions else truth[-1][0]
-            arrays = (part.float().cpu().numpy() for part in (image, true, predicted))
-            self._pictures = {"validation_patch": draw_patch(*arrays)}
+            if any(map(self._shows, self._trackers or ())):
+                self._pictures = {"validation_patch": self._draw(image, output, target)}
+            # Without the wrapper of torch.compile, which would compile it once more for what is recorded.
+            layers = mean_attention(self.bare_network(), image[None].to(self.device))
+            self._attention = {
+                f"attention/{clean(layer)}/{'gate' if rate == 'gate' else f'rate_{rate}'}": share
+                for layer, shares in layers.items()
+                for rate, share in shares.items()
+            }
         except Exception as error:  # a network or a loss of others may have something else there
             self._picture_epochs = 0
-            self.print_to_log_file(f"WARNING: nnunet_plugins: no pictures of validation patches: {error!r}")
+            self.print_to_log_file(
+                f"WARNING: nnunet_plugins: no pictures and no attention of validation patches: {error!r}"
+            )
+
+    def _draw(self, image: torch.Tensor, output: Any, target: Any) -> NDArray:
+        logits, truth = (one[0] if isinstance(one, (list, tuple)) else one for one in (output, target))
+        regions = self.label_manager.has_regions
+        predicted = to_labels(logits[-1].detach(), regions=regions)
+        # There may be one channel more than regions, of what is ignored.
+        true = to_labels(truth[-1][: logits.shape[1]], regions=True) if regions else truth[-1][0]
+        return draw_patch(*(part.float().cpu().numpy() for part in (image, true, predicted)))
 
 
 def _value(label: Any) -> Any:

@@ -232,3 +232,26 @@ def record_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def rates_of(network: nn.Module, layer: str) -> list[str]:
+    """Return the names of a layer's maps: dilation rates, as 4 or 1x4x4; of an attention gate, "gate" alone."""
+    module = network.get_submodule(layer)
+    if not isinstance(module, AutofocusConv):
+        return ["gate"]
+    return [str(rate[0]) if len({*rate}) == 1 else "x".join(map(str, rate)) for rate in module.rates]
+
+
+def mean_attention(network: nn.Module, images: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Return the share of each rate in the attention that some images are given, by layer; of a gate, its mean.
+
+    Args:
+        network: run once on the images, if it has such layers.
+        images: `(N, C, *size)`.
+    """
+    if not any(isinstance(module, (AutofocusConv, AttentionGate)) for module in network.modules()):
+        return {}
+    with torch.no_grad(), record_attention(network) as maps:
+        network(images)
+    means = {layer: one.float().mean(dim=(0, *range(2, one.dim()))).tolist() for layer, one in maps.items()}
+    return {layer: dict(zip(rates_of(network, layer), shares, strict=True)) for layer, shares in means.items()}
