@@ -17,6 +17,7 @@ from nnunet_plugins.forecast import LiveBytes, forecast_training
 from nnunet_plugins.networks.implicit import Truth
 from nnunet_plugins.testing import training
 from nnunet_plugins.testing.plans import PLANS, build, image, narrow_trainer
+from nnunet_plugins.trainers.backbone import MEMORY_CHECK
 from nnunet_plugins.trainers.centred import Centred, require_whole_cases
 from nnunet_plugins.trainers.implicit import GroupsLR
 from nnunet_plugins.trainers.losses import FocalLoss
@@ -254,6 +255,7 @@ def test_fits_take_fewer_steps_in_the_validation_of_an_epoch_alone(folder):
 
 
 def test_a_step_that_no_memory_holds_is_not_mended_by_a_smaller_patch(folder, monkeypatch):
+    monkeypatch.delenv(MEMORY_CHECK)
     monkeypatch.setattr("nnunet_plugins.trainers.backbone.device_memory", lambda _: 2**10)
     with pytest.raises(RuntimeError, match=r"needs about .* The patch has to hold every image .*`voxels`") as error:
         make(METASEG).on_train_start()
