@@ -6,7 +6,8 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from nnunet_plugins.forecast import SavedBytes
-from nnunet_plugins.networks.layers.autofocus import FORMS, AutofocusConv, record_attention
+from nnunet_plugins.networks.layers.attention import record_attention
+from nnunet_plugins.networks.layers.autofocus import FORMS, AutofocusConv
 
 
 def sharpen(layer, scale=30.0):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from nnunet_plugins.cli import main
-from nnunet_plugins.networks.layers.autofocus import record_attention
+from nnunet_plugins.networks.layers.attention import record_attention
 from nnunet_plugins.networks.mednext import MedNeXt
 from nnunet_plugins.networks.segresnet import SegResNet
 from nnunet_plugins.networks.unet_classic import ClassicUNet

@@ -20,7 +20,7 @@ from nnunet_plugins.benchmark.collect import read_gates
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.networks.firenet import FIRENet
-from nnunet_plugins.networks.layers.autofocus import record_attention
+from nnunet_plugins.networks.layers.attention import record_attention
 from nnunet_plugins.report.gates import kind_of
 from nnunet_plugins.testing.plans import CHANNELS, PLANS, smallest
 from nnunet_plugins.testing.selection import find_row

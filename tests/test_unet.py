@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from nnunet_plugins.networks.aspp3d_unet import ASPP3DUNet
 from nnunet_plugins.networks.autofocus_unet import AutofocusUNet
 from nnunet_plugins.networks.layers.aspp import ASPP3D
-from nnunet_plugins.networks.layers.autofocus import AutofocusConv, record_attention
+from nnunet_plugins.networks.layers.attention import record_attention
+from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.networks.topology import fit_rates
 from nnunet_plugins.networks.unet import stage_sizes
 from nnunet_plugins.testing.plans import PLANS, architecture

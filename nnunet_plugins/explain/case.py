@@ -27,7 +27,7 @@ from nnunet_plugins.images.reading import Header, read_header
 from nnunet_plugins.images.writing import whole_image, write_array
 from nnunet_plugins.models.cases import Case
 from nnunet_plugins.models.images import ImageError, read_image
-from nnunet_plugins.networks.layers.autofocus import rates_of, record_attention
+from nnunet_plugins.networks.layers.attention import attending, record_attention
 from nnunet_plugins.prediction.export import find_labels, maps_in_image
 from nnunet_plugins.prediction.volumes import preprocess
 from nnunet_plugins.report.words import count
@@ -243,8 +243,9 @@ class _Writer:
     def attention(self, maps: dict[str, torch.Tensor]) -> None:
         """Write attention by layer and rate, and the rate that has most; count what is in the classes."""
         about, mask = self._largest()
+        attends = attending(self.model.network)
         for layer in list(maps):
-            rates = rates_of(self.model.network, layer)
+            rates = attends[layer].map_names
             found = self._in_image(maps.pop(layer))
             layers = []
             for rate, values in zip(rates, found, strict=True):

@@ -15,8 +15,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.explain.command_line import MAPS
 from nnunet_plugins.explain.gates import find_gates
 from nnunet_plugins.models.sources import Source
-from nnunet_plugins.networks.layers.autofocus import AutofocusConv
-from nnunet_plugins.networks.layers.gate import AttentionGate
+from nnunet_plugins.networks.layers.attention import attending
 from nnunet_plugins.planning.setting import needs_whole_images
 from nnunet_plugins.prediction.request import Request
 from nnunet_plugins.prediction.volumes import load_predictor
@@ -139,7 +138,7 @@ def _heads(predictor: nnUNetPredictor, source: Source) -> tuple[Head, ...]:
 def maps_of(network: nn.Module) -> tuple[str, ...]:
     """Return which of `MAPS` a network has."""
     kinds = {
-        "attention": any(isinstance(module, AutofocusConv | AttentionGate) for module in network.modules()),
+        "attention": bool(attending(network)),
         "gates": bool(find_gates(network)),
     }
     return tuple(name for name in MAPS if kinds.get(name, True))

@@ -16,7 +16,7 @@ from torch import nn
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.memory import peak_bytes
-from nnunet_plugins.networks.layers.autofocus import mean_attention
+from nnunet_plugins.networks.layers.attention import mean_attention
 from nnunet_plugins.trainers.fold_folder import GATES
 from nnunet_plugins.trainers.gates import GateTable
 from nnunet_plugins.trainers.patch_picture import draw_patch, to_labels

@@ -15,8 +15,7 @@ bias in the first only (`branch_norm`), and keeps the gradient of the attention 
 The rates need not cost a convolution each, nor their maps stay in memory until the backward pass; `FORMS` says how.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +33,6 @@ from nnunet_plugins.networks.layers.blocks import (
     same_padding,
 )
 from nnunet_plugins.networks.layers.device import device_type
-from nnunet_plugins.networks.layers.gate import AttentionGate
 from nnunet_plugins.networks.layers.recompute import recompute
 from nnunet_plugins.networks.layers.shared_convolution import shared_convolution
 
@@ -118,6 +116,16 @@ class AutofocusConv(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    @property
+    def map_source(self) -> nn.Module:
+        """What computes the maps: outside `attention` in a training step, and once more in the backward pass."""
+        return self.attention[-1]
+
+    @property
+    def map_names(self) -> list[str]:
+        """The dilation rates, as 4 or 1x4x4."""
+        return [str(rate[0]) if len({*rate}) == 1 else "x".join(map(str, rate)) for rate in self.rates]
+
     @torch.no_grad()
     def favour_first_rate(self, advantage: float) -> None:
         """Let a new layer's attention start at the first rate, at every voxel; the others share about K e^-advantage.
@@ -196,62 +204,3 @@ class AutofocusConv(nn.Module):
         """Show what the printed module needs beyond its children."""
         out_channels, in_channels = self.weight.shape[:2]
         return f"{in_channels}, {out_channels}, kernel_size={self.kernel_size}, rates={self.rates}"
-
-
-@contextmanager
-def record_attention(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect the attention maps of all autofocus layers and attention gates while the network runs.
-
-    Yields a dictionary, filled by each forward pass: an autofocus layer's name to its maps `(N, K, *size)`, in the
-    order of the layer's `rates`, which at every voxel sum to one; a gate's name to its map `(N, 1, *size)`.
-
-    Example:
-        >>> layer = AutofocusConv(4, 8, rates=(1, 2))
-        >>> with record_attention(layer) as maps:
-        ...     _ = layer(torch.zeros(1, 4, 9, 9, 9))
-        >>> maps[""].shape
-        torch.Size([1, 2, 9, 9, 9])
-    """
-    maps: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            maps[name] = output.detach()
-
-        return hook
-
-    handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, AutofocusConv):
-            # The softmax: in a training step it runs outside `attention`, and once more in the backward pass.
-            handles.append(module.attention[-1].register_forward_hook(keep(name)))
-        elif isinstance(module, AttentionGate):
-            handles.append(module.attention.register_forward_hook(keep(name)))
-    try:
-        yield maps
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def rates_of(network: nn.Module, layer: str) -> list[str]:
-    """Return the names of a layer's maps: dilation rates, as 4 or 1x4x4; of an attention gate, "gate" alone."""
-    module = network.get_submodule(layer)
-    if not isinstance(module, AutofocusConv):
-        return ["gate"]
-    return [str(rate[0]) if len({*rate}) == 1 else "x".join(map(str, rate)) for rate in module.rates]
-
-
-def mean_attention(network: nn.Module, images: torch.Tensor) -> dict[str, dict[str, float]]:
-    """Return the share of each rate in the attention that some images are given, by layer; of a gate, its mean.
-
-    Args:
-        network: run once on the images, if it has such layers.
-        images: `(N, C, *size)`.
-    """
-    if not any(isinstance(module, (AutofocusConv, AttentionGate)) for module in network.modules()):
-        return {}
-    with torch.no_grad(), record_attention(network) as maps:
-        network(images)
-    means = {layer: one.float().mean(dim=(0, *range(2, one.dim()))).tolist() for layer, one in maps.items()}
-    return {layer: dict(zip(rates_of(network, layer), shares, strict=True)) for layer, shares in means.items()}

@@ -59,6 +59,13 @@ class AttentionGate(nn.Module):
             nn.ReLU(inplace=True),
         )
 
+    map_names = ("gate",)
+
+    @property
+    def map_source(self) -> nn.Module:
+        """What computes the map."""
+        return self.attention
+
     def forward(self, skip: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         """Map the shortcut `(N, C, *size)`, by the map one scale below it, to its like."""
         return self.project(skip * self.attention(skip, gate))
