@@ -2,15 +2,20 @@
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 STOPPED = 75
 """Exit code of a training that was asked to stop and can go on with `--c`: EX_TEMPFAIL of sysexits.h, "try again"."""
+
+SECONDS_TO_END = 5.0
+"""Until a process that was to end at once is ended. Schedulers wait for 10 s or more before they kill."""
 
 
 class StopRequest:
@@ -29,13 +34,18 @@ class StopRequest:
 
     Attributes:
         signal: name of the signal that came; None if none did.
-        at_once: whether a signal ends the process with `STOPPED` where it is, because there is nothing to save.
+        at_once: whether a signal ends the process with `STOPPED` where it is, because there is nothing to save. What is
+            cleared away on the way out may wait for ever: where worker processes got the signal, too, one of them has
+            died with the lock of their queue, and a pool asks for it to end. So this has `SECONDS_TO_END`.
+        last_words: called where they were not enough, to tell what would have been told at the end.
     """
 
     def __init__(self, signals: Sequence[str], answer: str, *, second_ends: bool = True) -> None:
         self._signals, self._answer, self._second_ends = signals, answer, second_ends
         self.signal: str | None = None
         self.at_once = False
+        self.last_words: Callable[[], None] | None = None
+        self._limit: threading.Timer | None = None
         self._process = os.getpid()
         self._before: dict[int, tuple[Any, _Action]] = {}
 
@@ -58,6 +68,8 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
             action.restore()
         self._before.clear()
+        if self._limit is not None:
+            self._limit.cancel()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -69,16 +81,33 @@ class StopRequest:
         first, before = self.signal is None, self.signal
         self.signal = signal.Signals(number).name
         if self.at_once:
+            if self._limit is None:
+                self._limit = threading.Timer(SECONDS_TO_END, self._end)
+                self._limit.daemon = True
+                self._limit.start()
             raise SystemExit(STOPPED)
         if self._second_ends and before == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
         if first:
-            # Not print, which must not be entered a second time from within a handler. Whoever reads the output may be
-            # gone: `tee` by the same Ctrl-C, a terminal by the hang-up that the signal tells of.
-            if sys.stderr is None:  # closed before Python began: 2 may be any other file
-                return
-            with contextlib.suppress(OSError):
-                os.write(2, f"\nnnunet_plugins: {self.signal}: {self._answer}\n".encode())
+            self._say(self._answer)
+
+    def _say(self, what: str) -> None:
+        # Not print, which must not be entered a second time from within a handler. Whoever reads the output may be
+        # gone: `tee` by the same Ctrl-C, a terminal by the hang-up that the signal tells of.
+        if sys.stderr is None:  # closed before Python began: 2 may be any other file
+            return
+        with contextlib.suppress(OSError):
+            os.write(2, f"\nnnunet_plugins: {self.signal}: {what}\n".encode())
+
+    def _end(self) -> None:
+        try:
+            self._say("ended without waiting for worker processes.")
+            if self.last_words is not None:
+                self.last_words()
+            for child in multiprocessing.active_children():
+                child.kill()  # one that waits for the lock would wait for ever
+        finally:
+            os._exit(STOPPED)
 
 
 class _Action:

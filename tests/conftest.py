@@ -181,8 +181,8 @@ class Sandbox:
     def results(self) -> Path:
         return self.root / "nnUNet_results"
 
-    def start(self, *command: object, **env: str) -> subprocess.Popen[str]:
-        """Start a command that finds the heavy libraries loaded, or any other by its path."""
+    def start(self, *command: object, alone: bool = False, **env: str) -> subprocess.Popen[str]:
+        """Start a command that finds the heavy libraries loaded, or any other by its path; `alone` in its group."""
         first, *rest = map(str, command)
         return subprocess.Popen(
             [str(commands() / first), *rest],
@@ -191,6 +191,7 @@ class Sandbox:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=alone,
         )
 
     def run(self, *command: object, ok: bool = True, **env: str) -> str:

@@ -53,23 +53,34 @@ def train(sandbox: Sandbox, *options: str, trainer: str = FAULTS, ok: bool = Tru
     return sandbox.run(*command(trainer, *options), ok=ok, **env)
 
 
-def interrupt(sandbox: Sandbox, hold: str, number: int, *options: str, trainer: str = FAULTS, **env: str) -> str:
-    """Train until it holds, send the signal, let it go on; returns the output, with the exit code in its last line."""
+def interrupt(
+    sandbox: Sandbox, hold: str, number: int, *options: str, trainer: str = FAULTS, group: bool = False, **env: str
+) -> str:
+    """Train until it holds, send the signal, let it go on; returns the output, with the exit code in its last line.
+
+    With `group` its worker processes get the signal, too, as from a terminal, `timeout` and a cluster's scheduler.
+    """
     go = Path(sandbox.env["GO"])
     go.unlink(missing_ok=True)
-    process = sandbox.start(*command(trainer, *options), HOLD=hold, **env)
+    first, *rest = command(trainer, *options)
+    # Preloaded processes are children of their server, and in its group.
+    program = Path(sys.executable).with_name(str(first)) if group else first
+    process = sandbox.start(program, *rest, alone=group, HOLD=hold, **env)
+    limit = threading.Timer(300, process.kill)
+    limit.start()
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
         if line == "holding\n":
-            process.send_signal(number)
+            os.killpg(process.pid, number) if group else process.send_signal(number)
             if number == signal.SIGKILL:
                 continue
-            if hold != "whole images":
+            if hold not in ("whole images", "case"):
                 # The answer to the signal, before the training may go on.
                 seen.append(process.stdout.readline() + process.stdout.readline())
             go.touch()
+    limit.cancel()
     process.stdout.close()
     assert "holding\n" in seen, "".join(seen)[-3000:]
     return "".join(seen) + f"exit code {process.wait()}"
@@ -176,6 +187,18 @@ def test_stopped_during_the_last_validation(faulty, uninterrupted):
     summary.unlink(missing_ok=True)
     train(faulty, "--c")
     assert summary.exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_stopped_in_a_validation_whose_workers_end_first(faulty, uninterrupted, name):
+    """One of them holds the lock of their queue, for which nnU-Net's pool then waits at its end."""
+    shutil.rmtree(fold(faulty) / "validation", ignore_errors=True)
+    output = interrupt(faulty, "case", getattr(signal, name), "--c", group=True)
+    assert output.endswith(f"exit code {STOPPED}")
+    assert f"Stopped by {name} before the validation was done; go on with --c." in output
+    assert f"{name}: ended without waiting for worker processes" in output
+    train(faulty, "--c")
+    assert (fold(faulty) / "validation" / "summary.json").exists()
 
 
 def test_full_disk_spares_the_checkpoint_before(faulty, uninterrupted):

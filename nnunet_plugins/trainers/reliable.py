@@ -331,12 +331,10 @@ class ReliableTrainer(FiniteTrainer):
             try:
                 if self._stop.signal:
                     raise SystemExit(STOPPED)
-                self._stop.at_once = True
+                self._stop.at_once, self._stop.last_words = True, self._say_stopped
                 super().perform_actual_validation(save_probabilities)
             except SystemExit:
-                what = f"Stopped by {self._stop.signal} before the validation was done"
-                self.print_to_log_file(f"{what}; go on with --c. Exit code {STOPPED}.")
-                drop_unread_output()
+                self._say_stopped()
                 raise
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
@@ -388,6 +386,11 @@ class ReliableTrainer(FiniteTrainer):
         self.print_to_log_file(f"Stopped by {self._stop.signal} {place}. {saved}; go on with --c. Exit code {STOPPED}.")
         drop_unread_output()
         raise SystemExit(STOPPED)
+
+    def _say_stopped(self) -> None:
+        what = f"Stopped by {self._stop.signal} before the validation was done"
+        self.print_to_log_file(f"{what}; go on with --c. Exit code {STOPPED}.")
+        drop_unread_output()
 
     def _end_workers(self) -> None:
         """End the processes that load data, as nnU-Net does at the end; killed later, they look like a crash."""

@@ -2,10 +2,11 @@
 
 - `HOLD="train 1 2"`: before training step 2 of epoch 1, say "holding" and wait until the file `$GO` is there; likewise
   before a `validate` step after as many training steps. `HOLD="write 3"`: in the middle of writing the third
-  checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch. `HOLD="start"`: in the
-  start-up, before there is anything to load data with; `FAIL="start"` makes that fail, right after. `FAIL="batch 1 2"`:
-  a signal comes between the images of a step and the step, and something fails by it. `HOLD="move"`:
-  where files of an earlier training are moved aside, which fails then.
+  checkpoint. `HOLD="whole images"`: at the beginning of the validation after the last epoch. `HOLD="case"`: in the
+  middle of it, when the processes that write its segmentations wait for the next one. `HOLD="start"`: in the start-up,
+  before there is anything to load data with; `FAIL="start"` makes that fail, right after. `FAIL="batch 1 2"`: a signal
+  comes between the images of a step and the step, and something fails by it. `HOLD="move"`: where files of an earlier
+  training are moved aside, which fails then.
 - `UNREADABLE="1"`: checkpoints cannot be read, as of a disk that fails.
 - `LIMIT="1 40000"`: from epoch 1 on, no file can grow beyond 40000 bytes, as on a full disk.
 - `POISON="gradient 1 2 3"`: the gradient of step 2 of epoch 1 is not finite, nor that of the next two. `POISON="loss
@@ -18,6 +19,7 @@ Each training step says on which images and from which weights it is taken.
 
 import errno
 import io
+import multiprocessing
 import os
 import random
 import resource
@@ -29,6 +31,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 
@@ -50,6 +53,15 @@ def hold() -> None:
     print("holding", flush=True)
     while not Path(os.environ["GO"]).exists():
         time.sleep(0.02)
+
+
+def until_children_wait() -> None:
+    """Return when the processes started from here have begun and do nothing any more."""
+    before, now = [0.0], [0.0]
+    while min(now) == 0 or now != before:
+        time.sleep(1)
+        children = [psutil.Process(child.pid) for child in multiprocessing.active_children()]
+        before, now = now, [sum(child.cpu_times()[:2]) for child in children]
 
 
 class Faults:
@@ -133,6 +145,12 @@ class Faults:
         if not enabled and os.environ.get("HOLD") == "whole images":
             hold()
         super().set_deep_supervision_enabled(enabled)
+
+    def print_to_log_file(self, *args, **kwargs):
+        super().print_to_log_file(*args, **kwargs)
+        if os.environ.get("HOLD") == "case" and str(args[0]).startswith("predicting"):
+            until_children_wait()
+            hold()
 
     def save_checkpoint(self, filename):
         self.writes += 1
