@@ -16,7 +16,7 @@ from conftest import Sandbox, commands, write_dataset
 from planned import make_planned
 
 from nnunet_plugins.benchmark import conditions, driver, equality, recipe
-from nnunet_plugins.benchmark.collect import collect, provenance, read_log
+from nnunet_plugins.benchmark.collect import collect, provenance
 from nnunet_plugins.benchmark.compute import describe_compute
 from nnunet_plugins.benchmark.done import is_made_from, is_trained
 from nnunet_plugins.benchmark.engine import tasks_left
@@ -25,6 +25,7 @@ from nnunet_plugins.benchmark.protocol import Protocol, short_names
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.benchmark.tasks import Folders, training_tasks
+from nnunet_plugins.benchmark.training_log import read_log
 from nnunet_plugins.cli import main
 from nnunet_plugins.datasets.preprocessed import is_preprocessed
 from nnunet_plugins.errors import InputError

@@ -3,8 +3,6 @@
 import itertools
 import json
 import os
-import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -20,10 +18,10 @@ from nnunet_plugins.benchmark.dataset import describe_dataset
 from nnunet_plugins.benchmark.engine import read_state, tasks_left
 from nnunet_plugins.benchmark.folds import held_out
 from nnunet_plugins.benchmark.kept import NOTHING_KEPT, Kept
-from nnunet_plugins.benchmark.progress import STAMP, pseudo_dice
 from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats, split_name
 from nnunet_plugins.benchmark.results import read_choice, trained_folds, whole_groups
 from nnunet_plugins.benchmark.tasks import Folders, Task
+from nnunet_plugins.benchmark.training_log import log_files, read_log
 from nnunet_plugins.datasets.sources import SOURCES, read_sources
 from nnunet_plugins.files import is_json
 from nnunet_plugins.images.finding import composed, find_files
@@ -110,7 +108,7 @@ def collected_files(protocol: Protocol, folders: Folders) -> list[Path]:
     """Return the files from which costs, curves and conditions are read: those that the trainings have left."""
     runs = [(run, fold) for run in protocol.runs() for fold in protocol.folds]
     found = [conditions.conditions_file(folders.fold(run, fold)) for run, fold in runs]
-    found += [log for run, fold in runs for log in sorted(folders.fold(run, fold).glob("training_log*.txt"))]
+    found += [log for run, fold in runs for log in log_files(folders.fold(run, fold))]
     found += [folders.fold(run, fold) / GATES for run, fold in runs]
     return [file for file in found if file.is_file()]
 
@@ -160,57 +158,6 @@ def read_gates(fold: Path) -> dict[int, dict[str, float]]:
         return {int(epoch): row.to_dict() for epoch, row in numbers.iterrows()}
     except (OSError, ValueError):  # there is none, or somebody has edited it
         return {}
-
-
-def read_log(fold: Path) -> dict[str, Any]:
-    """Read a training's logs, of which there is one for each time it was started or gone on with.
-
-    A line that a kill has torn, or that two processes have written into, tells nothing.
-
-    Returns:
-        `epochs`, rows with the columns of `CURVES` from `epoch` on, and `voxels_per_second` of the validation.
-    """
-    epochs: dict[int, dict[str, Any]] = {}
-    voxels_per_second = np.nan
-    for file in sorted(fold.glob("training_log*.txt"), key=conditions.log_began):
-        epoch: dict[str, Any] = {}
-        begun: float | None = None
-        voxels = 0
-        for line in file.read_text(errors="replace").splitlines():
-            found = STAMP.match(line)
-            text = line[found.end() :].strip() if found else line.strip()
-            if match := re.fullmatch(r"Epoch (\d+)", text):
-                epoch = epochs[int(match[1])] = {"epoch": int(match[1])}
-            elif match := re.fullmatch(rf"Current learning rate: {_NUMBER}", text):
-                epoch["learning_rate"] = float(match[1])
-            elif match := re.fullmatch(rf"(train_loss|val_loss) {_NUMBER}", text):
-                epoch[match[1]] = float(match[2])
-            elif text.startswith("Pseudo dice ") and text.endswith("]"):
-                values = [value for value in pseudo_dice(text) if not np.isnan(value)]
-                epoch["pseudo_dice"] = float(np.mean(values)) if values else np.nan
-            elif match := re.fullmatch(rf"Epoch time: {_NUMBER} s", text):
-                epoch["seconds"] = float(match[1])
-            elif found and text.startswith("predicting ") and begun is None:
-                begun = _seconds(found[0])
-            elif match := re.search(r", shape torch.Size\(\[([\d, ]+)\]\)", text):
-                voxels += int(np.prod([int(n) for n in re.findall(r"\d+", match[1])][1:]))
-            elif found and text.startswith("Validation complete") and begun is not None:
-                ended = _seconds(found[0])
-                voxels_per_second = np.nan if ended is None else voxels / max(ended - begun, 1e-3)
-    rows = [row for _, row in sorted(epochs.items()) if "seconds" in row]
-    return {"epochs": rows, "voxels_per_second": voxels_per_second}
-
-
-_NUMBER = r"([-+]?(?:nan|inf|\d+\.?\d*(?:[eE][-+]?\d+)?))"
-
-
-def _seconds(stamp: str) -> float | None:
-    moment = stamp.rstrip(": ")
-    whole, _, fraction = moment.partition(".")
-    try:
-        return time.mktime(time.strptime(whole, "%Y-%m-%d %H:%M:%S")) + float(f"0.{fraction}")
-    except (ValueError, OverflowError):  # torn
-        return None
 
 
 def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict[str, Any]:

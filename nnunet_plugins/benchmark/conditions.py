@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 from nnunet_plugins.benchmark.command import usable_cores
 from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.tasks import Folders
+from nnunet_plugins.benchmark.training_log import log_began, log_files
 from nnunet_plugins.datasets.preprocessed import data_folder
 from nnunet_plugins.files import is_json, read_json, write_text
 from nnunet_plugins.provenance import Ledger
@@ -181,16 +181,7 @@ def _starts_since(fold: Path, attempt: Mapping[str, Any]) -> int:
     if "started" not in attempt:
         return 0
     began = datetime.strptime(attempt["started"], "%Y-%m-%dT%H:%M:%S%z").astimezone().replace(tzinfo=None)
-    return sum(log_began(log) >= began for log in fold.glob("training_log*.txt"))
-
-
-def log_began(log: Path) -> datetime:
-    """Return when a log was begun, which nnU-Net writes into its name, without leading zeros."""
-    numbers = [int(number) for number in re.findall(r"\d+", log.stem)]
-    try:
-        return datetime(*numbers[:6])  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return datetime.min  # another file
+    return sum(log_began(log) >= began for log in log_files(fold))
 
 
 def hardware() -> list[str]:

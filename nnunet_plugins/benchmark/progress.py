@@ -7,8 +7,7 @@ import time
 from collections.abc import Container, Sequence
 from typing import Any
 
-STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: ")
-_NUMBER = re.compile(r"nan|\d+(?:\.\d*)?(?:e[-+]?\d+)?")
+from nnunet_plugins.benchmark.training_log import read_line
 
 
 def duration(seconds: float) -> str:
@@ -19,12 +18,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def pseudo_dice(line: str) -> list[float]:
-    """Return the values in a line of nnU-Net's log that begins with "Pseudo dice"."""
-    # numpy 2 writes np.float32(0.5), numpy 1 just 0.5.
-    return [float(value) for value in _NUMBER.findall(re.sub(r"np\.float\d+", "", line.partition("[")[2]))]
 
 
 class Training:
@@ -48,28 +41,26 @@ class Training:
 
     def __call__(self, line: str) -> str | None:
         """Take one line of output; return what to tell the user, once per epoch and at the start of the validation."""
-        line = STAMP.sub("", line)
-        if found := re.fullmatch(r"Epoch (\d+)\s*", line):
-            self.done = int(found[1])
-            self.epoch = int(found[1]) + 1
-        elif line.startswith("train_loss "):
-            self.loss = line.split()[1]
-        elif line.startswith("Pseudo dice "):
-            self.dice = self._pseudo_dice(line)
-        elif found := re.match(r"Epoch time: ([\d.]+) s", line):
-            self.seconds.append(float(found[1]))
+        told = read_line(line)
+        if told is None:
+            return None
+        if told.about == "epoch":
+            self.done = told.value
+            self.epoch = told.value + 1
+        elif told.about == "train_loss":
+            self.loss = str(told.value)
+        elif told.about == "pseudo_dice":
+            self.dice = " ".join(f"{name} {value:.2f}" for name, value in zip(self.labels, told.value, strict=False))
+        elif told.about == "seconds":
+            self.seconds.append(told.value)
             self.done = self.epoch
             return self._epoch_line()
-        elif found := re.match(r"Stopped by .* in epoch (\d+) after iteration (\d+) of (\d+)", line):
-            self.done = int(found[1]) + int(found[2]) / int(found[3])
+        elif told.about == "stopped":
+            self.done = told.value
             return "stopped from outside"
-        elif line.startswith("Training done"):
+        elif told.about == "trained":
             return "validating"
         return None
-
-    def _pseudo_dice(self, line: str) -> str:
-        values = pseudo_dice(line)
-        return " ".join(f"{name} {value:.2f}" for name, value in zip(self.labels, values, strict=False))
 
     def _epoch_line(self) -> str:
         remaining, of = "", ""

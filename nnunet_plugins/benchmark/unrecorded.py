@@ -1,6 +1,5 @@
 """What can be known of a training that no benchmark has recorded, from the files that nnU-Net leaves in its folder."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from nnunet_plugins.benchmark.conditions import hash_content, hash_json
 from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.tasks import Folders
+from nnunet_plugins.benchmark.training_log import lines_of, log_files
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.planning.splits import read_splits
@@ -84,11 +84,7 @@ def _splits(run: Run, fold: int, folders: Folders) -> str | None:
         return None
     if validated and validated != sorted(split["val"]):
         return f"other cases in fold {fold}: {hash_content(validated)}"
-    said = [
-        re.search(r"This split has (\d+) training and (\d+) validation cases", log.read_text(errors="replace"))
-        for log in sorted(folder.glob("training_log*.txt"))
-    ]
-    numbers = {(int(found[1]), int(found[2])) for found in said if found}
+    numbers = {line.value for log in log_files(folder) for line in lines_of(log) if line.about == "split"}
     if validated and numbers == {(len(split["train"]), len(split["val"]))}:
         return hash_json(file)
     return None
