@@ -16,7 +16,7 @@ from nnunet_plugins.report.analysis import Comparison, analyse
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.findings import describe_all, summarise
 from nnunet_plugins.report.record import RESULTS, Record, ReportError, read_record
-from nnunet_plugins.report.scores import case_scores
+from nnunet_plugins.report.scores import score
 from nnunet_plugins.report.showing import DICE, SUMMARY
 from nnunet_plugins.report.statistics import LEVEL
 from nnunet_plugins.report.tables import sections
@@ -162,7 +162,7 @@ def test_two_trainings_under_one_name_are_refused():
     with pytest.raises(ReportError, match="MyNet stands for MyNet on nnUNetPlans and for nnUNetTrainerMyNet on"):
         analyse(twice)
     with pytest.raises(ReportError, match="is there twice"):
-        case_scores(twice.results, "Dice")
+        score(twice.results).by_case("Dice")
 
 
 @st.composite
@@ -257,8 +257,8 @@ def test_the_order_of_rows_and_a_further_algorithm_change_no_score(record, rando
             )
     alone = results[results["algorithm"] == BASELINE]
     if len(alone) and len(alone) * results["algorithm"].nunique() == len(results):
-        everywhere = case_scores(alone, "Dice")[BASELINE]
-        pd.testing.assert_series_equal(case_scores(results, "Dice")[BASELINE], everywhere)
+        everywhere = score(alone).by_case("Dice")[BASELINE]
+        pd.testing.assert_series_equal(score(results).by_case("Dice")[BASELINE], everywhere)
 
 
 # Repeats: several trainings of one algorithm

@@ -19,7 +19,7 @@ from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.findings import summarise
 from nnunet_plugins.report.latex import write_latex
 from nnunet_plugins.report.record import Record, describe_role, read_record
-from nnunet_plugins.report.scores import case_scores
+from nnunet_plugins.report.scores import score
 from nnunet_plugins.report.showing import DICE
 from nnunet_plugins.report.statistics import compare, mean_with_ci
 from nnunet_plugins.report.tables import sections
@@ -72,13 +72,13 @@ def test_a_comparison_is_one_split_dataset_and_configuration():
 def test_leaderboard_holds_the_statistics_of_dice():
     record = make_record(cases=12)
     board = only(record).board
-    scores = case_scores(record.results, "Dice")
+    scores = score(record.results).by_case("Dice")
     assert board["place"].tolist() == [1, 2, 3, 4]
     assert board["Dice"].is_monotonic_decreasing
     for ours, theirs in ((board["Dice"], scores.mean()), (board["ci_high"], mean_with_ci(scores)["ci_high"])):
         pd.testing.assert_series_equal(ours, theirs[board.index], check_names=False)
     for metric in METRICS:
-        assert_allclose(board[metric], case_scores(record.results, metric).mean()[board.index])
+        assert_allclose(board[metric], score(record.results).by_case(metric).mean()[board.index])
     compared = compare(scores, BASELINE, higher_is_better=True)
     others = board.drop(BASELINE)
     assert_allclose(others["p_holm"], compared.loc[others.index, "p_holm"])
@@ -97,7 +97,7 @@ def test_cases_that_one_algorithm_lacks_count_for_nobody():
     assert board["lacking"].to_dict() == {**dict.fromkeys(board.index, 0), last: 4}
     assert board.loc[last, "flags"] == "lacks 4 cases"
     shared = record.results[record.results["case"] < "case_006"]
-    assert_allclose(board["Dice"], case_scores(shared, "Dice").mean()[board.index])
+    assert_allclose(board["Dice"], score(shared).by_case("Dice").mean()[board.index])
     assert f"Only the 6 of 10 cases that all have count: {last} lacks 4." in said(record)
     assert "that all have" not in said(make_record(cases=10))
 
@@ -448,7 +448,9 @@ def test_markdown_latex_and_csv_hold_the_same_numbers(record, tmp_path):
         for other in others:
             assert ours.columns.tolist() == other.columns.tolist()
             assert ours.to_numpy().tolist() == other.to_numpy().tolist()
-    dice = case_scores(again.results[again.results["dataset"] == "Dataset001_Made"].query("case < 'case_019'"), "Dice")
+    dice = score(again.results[again.results["dataset"] == "Dataset001_Made"].query("case < 'case_019'")).by_case(
+        "Dice"
+    )
     assert f"{dice[BASELINE].mean():.3f} [" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 

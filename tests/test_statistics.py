@@ -14,7 +14,7 @@ from report_records import make_record
 from scipy import stats
 
 from nnunet_plugins.metrics.table import METRICS
-from nnunet_plugins.report.scores import VOLUME, case_scores
+from nnunet_plugins.report.scores import VOLUME, score
 from nnunet_plugins.report.statistics import (
     CASES,
     LEVEL,
@@ -51,7 +51,7 @@ def test_case_scores_are_means_over_the_labels_of_the_truth_with_penalties(recor
     results = record.results
     last = results["algorithm"].unique()[-1]
     rows = results[results["algorithm"] == last].set_index(["case", "label"])
-    dice, distance, volume = (case_scores(results, metric) for metric in ("Dice", "HD95_mm", "volume_error_ml"))
+    dice, distance, volume = (score(results).by_case(metric) for metric in ("Dice", "HD95_mm", "volume_error_ml"))
     assert list(dice.columns) == list(results["algorithm"].unique())
     assert list(dice.index) == list(results["case"].unique())
     assert dice.loc["case_000", last] == rows.loc[("case_000", "1"), "Dice"], "label 2 is in neither mask"
@@ -65,17 +65,17 @@ def test_case_scores_are_means_over_the_labels_of_the_truth_with_penalties(recor
 def test_a_case_without_any_label_has_no_score(record):
     only = record.results[record.results["label"] == "2"]
     for metric in METRICS:
-        scores = case_scores(only, metric)
+        scores = score(only).by_case(metric)
         assert (scores.loc["case_000"].eq(0) if metric == VOLUME else scores.loc["case_000"].isna()).all()
         assert np.isfinite(scores.drop("case_000")).all(axis=None)
 
 
 def test_missing_cases_are_nan_in_the_order_of_appearance():
     results = make_record(algorithms=2, cases=4, missing=1).results
-    scores = case_scores(results[::-1], "Dice")
+    scores = score(results[::-1]).by_case("Dice")
     assert list(scores.index) == ["case_002", "case_001", "case_000", "case_003"]
     assert scores.isna().sum().tolist() == [1, 0]
-    assert case_scores(results[:0], "Dice").empty
+    assert score(results[:0]).by_case("Dice").empty
 
 
 def test_comparison_by_hand():

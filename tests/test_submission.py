@@ -27,7 +27,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.models.cases import find_cases
 from nnunet_plugins.models.settings import FILE, Member, Settings, read_settings
 from nnunet_plugins.models.sources import SubmissionError, require_released
-from nnunet_plugins.report.scores import case_scores
+from nnunet_plugins.report.scores import score
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.check import check_files
 from nnunet_plugins.submission.dockerfile import check_dockerfile
@@ -475,7 +475,7 @@ def test_the_card_takes_a_benchmarks_figures(trained, tmp_path):
     lines = [line for line in card.splitlines() if "cross-validation" in line and line.startswith("|")]
     assert [line.split("|")[1].strip().split(",")[0] for line in lines] == [STOCK, FIRENET, "ensemble of the two best"]
     assert "| network | cases | Dice | ASSD_mm | HD95_mm | NSD |" in card
-    mean = case_scores(results[results["algorithm"] == FIRENET], "Dice").mean().iloc[0]
+    mean = score(results[results["algorithm"] == FIRENET]).by_case("Dice").mean().iloc[0]
     assert f"| 20 | {mean:.3f} (" in lines[1]
     assert "From a benchmark of these networks" in card
     message = export(

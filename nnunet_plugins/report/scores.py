@@ -312,8 +312,3 @@ def _refuse(results: pd.DataFrame, wrong: Mask, what: str) -> None:
             f"results.csv: {who}, case {row['case']}, label {row['label']} {what}. Give the benchmark's "
             "command again, which collects its results anew"
         )
-
-
-def case_scores(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return the scores of one comparison's cases, cases x algorithms, in order of first appearance."""
-    return score(results).by_case(metric)
