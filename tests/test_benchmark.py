@@ -656,6 +656,8 @@ def test_logs_of_a_training_that_was_resumed_are_one_curve(tmp_path):
     ]
     assert log["epochs"][0]["pseudo_dice"] == pytest.approx(0.6)
     assert log["voxels_per_second"] == pytest.approx(3000)
+    (tmp_path / "training_log_2026_3.txt").write_text(epoch(0, 0.4))  # anew, with fewer epochs
+    assert [(row["epoch"], row["train_loss"]) for row in read_log(tmp_path)["epochs"]] == [(0, 0.4)]
 
 
 def test_torn_lines_tell_nothing_and_logs_stand_in_the_order_of_time(tmp_path):

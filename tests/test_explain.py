@@ -1,6 +1,8 @@
 """`nnunet-plugins explain`: maps where the image's voxels are, and what they are maps of."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -607,6 +609,45 @@ class TestErrors:
             assert file.read_text() == "kept"
         said = self.fail(capsys, known, "-i", images, "-o", images / "case_0000.nii.gz")
         assert "case_0000.nii.gz is a file; choose a folder with -o" in said
+
+    def test_maps_of_another_model_are_left_alone(self, known, fabric, images, tmp_path, capsys):
+        explain(known, images, tmp_path, "--maps", "activations", "--layer", "seen", "--no-nifti")
+        before = {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()}
+        said = self.fail(capsys, fabric, "-i", images, "-o", tmp_path)
+        assert f"{tmp_path} holds maps of nnUNetTrainerKnown" in said
+        assert before == {file: file.read_bytes() for file in tmp_path.rglob("*.*") if file.is_file()}
+        (tmp_path / "explained.json").unlink()
+        assert f"{tmp_path} does not say whose maps it holds" in self.fail(capsys, known, "-i", images, "-o", tmp_path)
+
+    def test_a_case_that_fails_has_no_maps_of_an_earlier_run(self, known, images, tmp_path):
+        inputs = shutil.copytree(images, tmp_path / "in")
+        common = ("--maps", "activations", "--layer", "seen")
+        case = explain(known, inputs, tmp_path / "out", *common) / "case"
+        assert list(case.glob("activation_*.nii.gz"))
+        assert list(case.glob("panels/*.png"))
+        (inputs / "case_0001.nii.gz").write_bytes(b"torn")
+        explain(known, inputs, tmp_path / "out", *common, code=1)
+        assert not list(case.glob("activation_*"))
+        assert not list(case.glob("panels/*"))
+
+    def test_a_name_that_is_no_channel_is_no_other_case(self, known, images, tmp_path, capsys):
+        inputs = shutil.copytree(images, tmp_path / "in")
+        shutil.copyfile(inputs / "case_0000.nii.gz", inputs / "case_left.nii.gz")
+        explain(known, inputs / "case_left.nii.gz", tmp_path / "out", "--maps", "gradcam", code=1)
+        assert "case_left.nii.gz is not used, because its name has no number of a channel" in capsys.readouterr().out
+        assert not list((tmp_path / "out").glob("case/*"))
+
+    def test_numbers_that_are_not_finite_are_told(self, root, images, tmp_path, capsys):
+        """Of a training that has diverged; the page shows its slices all the same."""
+        weights = {name: torch.full_like(value, torch.nan) for name, value in WEIGHTS.items()}
+        model = write_model(root / "diverged", "nnUNetTrainerKnown", weights=weights)
+        explain(model, images, tmp_path, "--maps", "erf", "activations", "--layer", "seen", code=1)
+        said = capsys.readouterr().out
+        assert "field of seen FAILED: its gradients are not finite" in said
+        assert "some of the network's numbers are not finite" in said
+        page = (tmp_path / "index.html").read_text(encoding="utf-8")
+        (slices,) = re.findall(r'id="slices">(.*?)</script>', page, re.DOTALL)
+        assert json.loads(slices, parse_constant=pytest.fail)["case"]["above"]
 
     def test_several_folds_are_no_network(self, known, images, tmp_path, capsys):
         said = self.fail(capsys, known, "-i", images, "-o", tmp_path, "-f", 0, 1)

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Callable
 from datetime import datetime
-from math import nan, prod
+from math import isnan, nan, prod
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
-
-import numpy as np
 
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): ")
 _NUMBER = r"([-+]?(?:nan|inf|\d+\.?\d*(?:[eE][-+]?\d+)?))"
@@ -83,6 +82,11 @@ def _moment(stamp: re.Match[str] | None) -> datetime | None:
         return None
 
 
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not isnan(value)]
+    return fmean(known) if known else nan
+
+
 def log_files(fold: Path) -> list[Path]:
     """Return a training's logs in the order of time: one for each time that it was started or gone on with."""
     return sorted(fold.glob("training_log*.txt"), key=log_began)
@@ -113,17 +117,18 @@ def read_log(fold: Path) -> dict[str, Any]:
     epochs: dict[int, dict[str, Any]] = {}
     voxels_per_second = nan
     for file in log_files(fold):
-        epoch: dict[str, Any] = {}
+        epoch: dict[str, Any] | None = None
         begun: datetime | None = None
         voxels = 0
         for about, value, moment in lines_of(file):
             if about == "epoch":
+                if epoch is None:
+                    # Where this start went on, or began anew; what an earlier one had done from there on is lost.
+                    epochs = {number: row for number, row in epochs.items() if number < value}
                 epoch = epochs[value] = {"epoch": value}
-            elif about == "pseudo_dice":
-                known = [one for one in value if not np.isnan(one)]
-                epoch["pseudo_dice"] = float(np.mean(known)) if known else nan
-            elif about in ("learning_rate", "train_loss", "val_loss", "seconds"):
-                epoch[about] = value
+            elif about in ("pseudo_dice", "learning_rate", "train_loss", "val_loss", "seconds"):
+                if epoch is not None:  # its first line may be torn
+                    epoch[about] = _mean(value) if about == "pseudo_dice" else value
             elif about == "predicting":
                 begun = begun or moment
             elif about == "voxels":

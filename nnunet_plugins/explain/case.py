@@ -1,7 +1,7 @@
 """All maps of one case: written as NIfTI with the geometry of the image, drawn, and cut for the page."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from nnunet_plugins.explain.activations import find_sites, take_activations
 from nnunet_plugins.explain.attention import find_shares
 from nnunet_plugins.explain.gradcam import GradCam
 from nnunet_plugins.explain.model import Head, Model, Wanted
-from nnunet_plugins.explain.panels import Layer, Scene, centre_of, crop_of, draw_panel, gray
+from nnunet_plugins.explain.panels import Layer, Scene, centre_of, crop_of, draw_panel, gray, range_of
 from nnunet_plugins.explain.slices import VIEWERS, Stack, Viewer, cut
 from nnunet_plugins.explain.windows import Windows
 from nnunet_plugins.files import short_name
@@ -36,8 +36,7 @@ Log = Callable[[str], None]
 
 _FILES = {"attention": "attention_*", "gradcam": "gradcam_*", "activations": "activation_*"}
 
-PREFIXES = tuple(pattern.removesuffix("*") for pattern in _FILES.values())
-"""Begin the names of maps."""
+_OF_CASE = re.compile(r"panels|(segmentation|(attention|gradcam|activation)_.+)\.nii\.gz|.+\.partial\..+|\..*")
 
 
 @dataclass
@@ -57,6 +56,18 @@ class Explained:
     viewer: Viewer | None = None
     panels: list[tuple[str, Path]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def clear(folder: Path, kinds: Iterable[str] = tuple(_FILES), *, nifti: bool = True) -> None:
+    """Remove maps of a case, and what is left empty by it."""
+    for pattern in (_FILES[kind] for kind in kinds):
+        for file in (*folder.glob(f"panels/{pattern}.png"), *(folder.glob(f"{pattern}.nii.gz") if nifti else ())):
+            file.unlink()
+
+
+def is_of_case(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but what is written of a case."""
+    return all(_OF_CASE.fullmatch(path.name) for path in folder.iterdir())
 
 
 def begin_case(
@@ -86,11 +97,8 @@ def _explain(
     windows, maps = look_at(model, data, attention="attention" in wanted.maps)
     logits = maps.pop("")
     folder.mkdir(parents=True, exist_ok=True)
-    for maps_of_kind in (_FILES[kind] for kind in wanted.maps if kind in _FILES):
-        # Of an earlier run, of which other layers or classes may have been asked.
-        for pattern in (f"panels/{maps_of_kind}.png", *([f"{maps_of_kind}.nii.gz"] if wanted.nifti else [])):
-            for old in folder.glob(pattern):
-                old.unlink()
+    # Of an earlier run, of which other layers or classes may have been asked.
+    clear(folder, [kind for kind in wanted.maps if kind in _FILES], nifti=wanted.nifti)
     labels = find_labels(model.predictor, logits, left)
     writer = _Writer(model, wanted, folder, header, left, image, labels, name, viewed=len(found) < VIEWERS)
     writer.write_segmentation()
@@ -141,6 +149,8 @@ class _Writer:
         name: of the case.
         viewed: whether its slices go on the page.
     """
+
+    _NOT_FINITE = "some of the network's numbers are not finite: has its training diverged?"
 
     def __init__(
         self,
@@ -229,6 +239,8 @@ class _Writer:
         self.written += 1
 
     def _in_image(self, maps: torch.Tensor) -> NDArray[np.float32]:
+        if not maps.isfinite().all() and self._NOT_FINITE not in self.result.notes:
+            self.result.notes.append(self._NOT_FINITE)
         return self._as_stored(maps_in_image(self.model.predictor, maps, self.properties))
 
     def _panel(self, name: str, heading: str, layers: Sequence[Layer], mask: NDArray[np.bool_], crop: bool) -> None:
@@ -253,8 +265,7 @@ class _Writer:
                 self._write(f"attention_{layer}" + ("" if gate else f"_rate{rate}"), values)
                 title = "gate" if gate else f"rate {rate}"
                 layers.append(Layer(title, values))
-                there = values[self._box]
-                self._show(f"attention {layer}, {title}", values, float(there.min()), float(there.max()))
+                self._show(f"attention {layer}, {title}", values, *range_of(values[self._box]))
             if len(rates) > 1:
                 # Numbers from 1 on; 0 is what nnU-Net crops away.
                 first = np.zeros(self.labels.shape, np.uint8)
@@ -303,7 +314,7 @@ class _Writer:
             for number, one in zip(numbers, values, strict=True):
                 self._write(f"activation_{site.name}_{number}", one)
                 layers.append(Layer(f"channel {number}", one))
-                self._show(f"{site.title}, channel {number}", one, float(one.min()), float(one.max()))
+                self._show(f"{site.title}, channel {number}", one, *range_of(one))
             heading = f"Activations of {site.title}" + (f", around {about}" if about else "")
             self._panel(f"activation_{site.name}", heading, layers, mask, crop=True)
 

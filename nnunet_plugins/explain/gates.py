@@ -29,9 +29,16 @@ class Gate:
 
 
 def find_gates(network: nn.Module) -> list[Gate]:
-    """Return the gates of a network as it tells them; none of a network that has none to tell (`rows.Backbone`)."""
+    """Return the gates of a network as it tells them; none of a network that has none to tell (`rows.Backbone`).
+
+    Raises:
+        InputError: if it cannot tell them.
+    """
     tell = getattr(network, "gate_values", dict)
-    return [Gate(name, value, ends_of(name)) for name, value in tell().items()]
+    try:
+        return [Gate(str(name), float(value), ends_of(str(name))) for name, value in tell().items()]
+    except Exception as error:  # of networks of others
+        raise InputError(f"the network cannot tell its gates: {error!r}") from error
 
 
 def read_history(folder: Path) -> pd.DataFrame | None:
@@ -49,7 +56,7 @@ def read_history(folder: Path) -> pd.DataFrame | None:
     try:
         table = pd.read_csv(file)
         return table.set_index(EPOCH).astype(float)
-    except (ValueError, KeyError, UnicodeDecodeError) as error:  # pandas' own errors are ValueErrors
+    except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
         raise InputError(f"{file} is no table of gates, with a column epoch and one for each gate: {error}") from error
 
 

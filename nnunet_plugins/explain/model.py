@@ -1,5 +1,6 @@
 """A trained network to look into, and which maps it has."""
 
+import contextlib
 import difflib
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -137,10 +138,9 @@ def _heads(predictor: nnUNetPredictor, source: Source) -> tuple[Head, ...]:
 
 def maps_of(network: nn.Module) -> tuple[str, ...]:
     """Return which of `MAPS` a network has."""
-    kinds = {
-        "attention": bool(attending(network)),
-        "gates": bool(find_gates(network)),
-    }
+    kinds = {"attention": bool(attending(network)), "gates": False}
+    with contextlib.suppress(InputError):  # told to who asks for them
+        kinds["gates"] = bool(find_gates(network))
     return tuple(name for name in MAPS if kinds.get(name, True))
 
 

@@ -64,7 +64,7 @@ def write_page(
         others=[case.name for case in cases[VIEWERS:]],
         summary=[] if summary is None else summary.to_dict("records"),
         # Nothing in it may end the element that holds it.
-        data=json.dumps(data).replace("<", "\\u003c"),
+        data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -111,7 +111,10 @@ def draw_panel(
     rows = [Layer("image", scene.image), *layers]
     colours = [_mappable(Normalize(0, 1), "gray"), *map(_colours_of, layers)]
     # One picture of all planes: a matplotlib axis for each would take a hundred times as long.
-    pixels = max((part.stop - part.start) * step for part, step in zip(crop, scene.spacing, strict=True)) / _LONGEST
+    lengths = [(part.stop - part.start) * step for part, step in zip(crop, scene.spacing, strict=True)]
+    # Of the axes that are drawn: nnU-Net gives slices a thickness of 999.
+    drawn = {axis for axis in range(3) if any(axis != across for _, across in planes)}
+    pixels = max(lengths[axis] for axis in drawn) / _LONGEST
     pictures = [
         [_plane(scene, one.values, colour, axis, centre, crop, pixels) for _, axis in planes]
         for one, colour in zip(rows, colours, strict=True)
@@ -164,9 +167,15 @@ def _colours_of(layer: Layer) -> Any:
     """Return the colours of a map's values, from its least to its largest; what is alike but for noise has one."""
     if layer.names:
         return _mappable(BoundaryNorm(np.arange(len(layer.names) + 1) - 0.5, 256))
-    low, high = float(layer.values.min()), float(layer.values.max())
+    low, high = range_of(layer.values)
     least = _ALIKE * max(abs(low), abs(high)) or 1.0
     return _mappable(Normalize(low, max(high, low + least)))
+
+
+def range_of(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the least and the largest of the numbers that are finite; 0 and 0 of none."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _plane(

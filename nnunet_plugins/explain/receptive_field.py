@@ -43,6 +43,10 @@ def find_field(network: nn.Module, layer: str | None, shape: tuple[int, ...], de
         layer: module whose output is looked at; None for the logits.
         shape: `(1, channels, *size)` of the input.
         device: the network's.
+
+    Raises:
+        ValueError: if the gradients are not finite.
+        RuntimeError: if none comes from the layer to the input.
     """
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(shape[2:], dtype=torch.float64)
@@ -53,6 +57,8 @@ def find_field(network: nn.Module, layer: str | None, shape: tuple[int, ...], de
         place = (0, channel, *(n // 2 for n in output.shape[2:]))
         (gradient,) = torch.autograd.grad(output[place], x)
         total += gradient[0].abs().sum(dim=0).double().cpu()
+    if not total.isfinite().all():
+        raise ValueError("its gradients are not finite; has the training diverged?")
     return measure(total.numpy())
 
 

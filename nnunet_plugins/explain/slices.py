@@ -63,7 +63,8 @@ def cut(title: str, values: NDArray[Any], low: float, high: float, names: Sequen
     scale = 255 / (high - low) if high > low else 0.0
     pictures = []
     for number in numbers:
-        scaled = (values[number, ::step, ::step].astype(np.float32) - low) * scale
+        one = np.nan_to_num(values[number, ::step, ::step].astype(np.float32), nan=low, posinf=high, neginf=low)
+        scaled = (one - low) * scale
         pictures.append(_encode(np.clip(scaled.round(), 0, 255).astype(np.uint8), colours))
     return Stack(title, low, high, tuple(names), tuple(pictures), tuple((numbers + 1).tolist()))
 

@@ -174,6 +174,7 @@ class MlflowStore(Store):
         """Find the training's run, or begin it; it keeps what it has."""
         with contextlib.ExitStack() as stack:
             if not self._is_server:
+                self._require_answer(about.results)
                 # Two trainings that begin at once would both make the tables of a new store, and one would fail.
                 with contextlib.suppress(OSError):
                     stack.enter_context(hold_lock(about.results / "mlflow.lock", waiting=lambda: None))
@@ -189,6 +190,18 @@ class MlflowStore(Store):
         uri = self.uri or f"sqlite:///{results / 'mlflow.db'}"
         # Otherwise pictures would come into the folder in which the training was started.
         return uri, None if self._is_server else (results / "mlflow_artifacts").as_uri()
+
+    def _require_answer(self, results: Path) -> None:
+        """Ask a database once, shortly: MLflow asks ten times, and all other trainings would wait for that."""
+        from sqlalchemy import create_engine
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.pool import NullPool
+
+        url = make_url(self.places(results)[0])
+        if url.get_backend_name() == "file":
+            return
+        limits = {"connect_timeout": 10} if url.get_backend_name() in ("postgresql", "mysql") else {}
+        create_engine(url, connect_args=limits, poolclass=NullPool).connect().close()
 
     def _open(self, about: About) -> None:
         from mlflow import MlflowClient

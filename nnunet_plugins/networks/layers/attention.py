@@ -5,13 +5,12 @@ A layer takes part by saying which of its modules computes its maps, and what th
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
 
-@runtime_checkable
 class Attending(Protocol):
     """A layer with attention maps."""
 
@@ -26,7 +25,11 @@ class Attending(Protocol):
 
 def attending(network: nn.Module) -> dict[str, Attending]:
     """Return the layers that have attention maps, by name: autofocus layers and attention gates."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, Attending)}
+    return {
+        name: cast("Attending", module)
+        for name, module in network.named_modules()
+        if hasattr(module, "map_source") and hasattr(module, "map_names")
+    }
 
 
 @contextmanager
