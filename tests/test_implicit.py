@@ -1,6 +1,8 @@
 """Networks that are fitted to every image: their arithmetic, their fits under nnU-Net's modes, and that they learn."""
 
+import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -11,11 +13,14 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_plugins.models.sources import Choice
 from nnunet_plugins.networks.implicit import Truth
 from nnunet_plugins.networks.layers.descent import descend
 from nnunet_plugins.networks.layers.voxels import Voxels
 from nnunet_plugins.networks.metaseg import MetaSeg
 from nnunet_plugins.networks.nisf import NISF
+from nnunet_plugins.prediction.model import Model
+from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError
 from nnunet_plugins.trainers.losses import BinaryDiceLoss, FocalLoss
 
 PATCH = (6, 7, 5)
@@ -611,3 +616,27 @@ def test_folds_with_other_codes_predict_in_one_network_as_each_alone():
                 one.load_state_dict(network.state_dict())
                 assert torch.equal(one(x.clone()), network(x))
                 assert_close(network(x[1:]), network(x)[1:], rtol=0, atol=1e-5)
+
+
+class _Harmful:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_code_in_a_checkpoint_is_not_run_unasked(tmp_path, monkeypatch):
+    """Labels at any spacing are found by networks that nnU-Net loads, which runs whatever a checkpoint holds."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    choice = Choice("nnUNetTrainerNISF", "3d_fullres", "nnUNetPlans")
+    folder = tmp_path / "nnUNet_results" / "Dataset001_Bad" / str(choice)
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps({"configurations": {"3d_fullres": {}}}))
+    description = {"labels": {"background": 0, "one": 1}, "channel_names": {"0": "x"}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    torch.save({"network_weights": _Harmful(str(tmp_path / "ran"))}, folder / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(UnsafeCheckpointError, match="mkdir, which may run code"):
+        Model("Dataset001_Bad", choice, ["0"], "checkpoint_final.pth", torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()

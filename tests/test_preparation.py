@@ -297,6 +297,14 @@ def test_nothing_else_is_written_over(raw, tmp_path, capsys):
     assert (output / "new_0000.nii.gz").read_text() == "mine"
     assert prepare_folder(source / "imagesTs", 400, source / "imagesTr") == 2
     assert prepare_folder(source / "imagesTs", 400, source / "imagesTs", "--overwrite") == 2
+    links, images = tmp_path / "links", shutil.copytree(source / "imagesTs", tmp_path / "images")
+    links.mkdir()
+    for image in images.iterdir():
+        (links / image.name).symlink_to(image)
+    before = snapshot(images)
+    assert prepare_folder(links, 400, images, "--overwrite") == 2
+    assert re.search(r"is a link to new_000\d.nii.gz in .*; choose another folder", capsys.readouterr().err)
+    assert snapshot(images) == before
     assert prepare_folder(source / "imagesTs", 400, output, "--overwrite") == 0
     assert np.array_equal(read(output / "new_0000.nii.gz"), read(raw / TWIN / "imagesTs" / "new_0000.nii.gz"))
 

@@ -163,6 +163,10 @@ def require_own_folder(output: Path, *others: Path, overwrite: bool) -> None:
     """
     if output.exists() and (not output.is_dir() or output.resolve() in [other.resolve() for other in others]):
         raise InputError(f"{output} cannot be the folder to write; choose another one")
+    target = output.resolve()
+    for path in (path for other in others if other.is_dir() for path in other.iterdir()):
+        if path.is_symlink() and path.resolve().parent == target:
+            raise InputError(f"{path} is a link to {path.resolve().name} in {output}; choose another folder")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if output.resolve().name in _OF_DATASETS:

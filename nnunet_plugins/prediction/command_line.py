@@ -170,7 +170,14 @@ def _predict_places(arguments: argparse.Namespace, device: Any) -> list[str]:
     from nnunet_plugins.prediction.model import Model
 
     return predict_folder(
-        Model(arguments.dataset, chosen_network(arguments), arguments.folds, arguments.checkpoint, device),
+        Model(
+            arguments.dataset,
+            chosen_network(arguments),
+            arguments.folds,
+            arguments.checkpoint,
+            device,
+            trusted=arguments.run_code_in_checkpoint,
+        ),
         arguments.input,
         arguments.output,
         arguments.spacing_factor,

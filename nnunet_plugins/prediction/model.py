@@ -24,7 +24,7 @@ from nnunet_plugins.datasets.preprocessed import larger_cases
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.forecast import format_size
 from nnunet_plugins.models.settings import fitting_type
-from nnunet_plugins.models.sources import Choice, Source, find_model
+from nnunet_plugins.models.sources import OF_THE_NETWORK, Choice, Source, find_model
 from nnunet_plugins.networks.implicit import ImplicitNetwork
 from nnunet_plugins.planning.setting import find_trainer
 from nnunet_plugins.prediction.grid import blocks, planes_in_patch
@@ -60,6 +60,7 @@ class Model:
         folds: numbers, or "all"; their logits are averaged, as nnU-Net does.
         checkpoint: file in each fold.
         device: to compute on.
+        trusted: read checkpoints that may run code.
 
     Raises:
         InputError: if the trainer's networks are of another kind, something is missing or cannot be loaded, or the
@@ -67,11 +68,20 @@ class Model:
     """
 
     def __init__(
-        self, dataset: str, choice: Choice, folds: Sequence[str], checkpoint: str, device: torch.device
+        self,
+        dataset: str,
+        choice: Choice,
+        folds: Sequence[str],
+        checkpoint: str,
+        device: torch.device,
+        *,
+        trusted: bool = False,
     ) -> None:
         require_implicit(choice.trainer)
         self.dataset, self.device = dataset, device
-        self.source = find_model(dataset, choice, folds, checkpoint)
+        self.source = find_model(dataset, choice, folds, checkpoint, trusted=trusted)
+        for fold in self.source.folds:
+            self.source.weights(fold, OF_THE_NETWORK)  # nnU-Net runs what code there may be in it
         predictor = self._predictor = _load(self.source, device)
         self.reader: BaseReaderWriter = predictor.plans_manager.image_reader_writer_class()
         if type(self.reader) not in READERS:

@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -190,9 +191,10 @@ def write_submission(request: Request, output: Path) -> None:
     """
     if output.exists():
         raise SubmissionError(f"{output} exists already; choose another folder or remove it")
-    part = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    part = room / output.name  # with the permissions of any other folder
+    part.mkdir()
     try:
         settings = _write_models(request, part / "model")
         versions = _write_packages(request, part)
@@ -201,7 +203,7 @@ def write_submission(request: Request, output: Path) -> None:
         _write_manifest(request, versions, part)
         part.rename(output)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def _write_models(request: Request, models: Path) -> Settings:
