@@ -47,7 +47,7 @@ MODIFIERS: tuple[Modifier, ...] = (
         "CELoss",
         "loss",
         "cross-entropy alone",
-        f"{_VARIANTS}.loss.nnUNetTrainerCELoss.nnUNetTrainerCELoss",
+        f"{_TRAINERS}.losses.CELossTrainer",
         unsupported=("regions",),
     ),
     Modifier(

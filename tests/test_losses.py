@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import torch
 from conftest import Sandbox
 from nnunetv2.training.loss.compound_losses import DC_and_topk_loss
+from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from nnunetv2.training.loss.robust_ce_loss import TopKLoss as TopKLossOfNnunet
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_names import FakeDataset
@@ -23,10 +24,10 @@ from torch.testing import assert_close
 from nnunet_plugins.benchmark import recipe
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.trainers.class_weights import MOST, WeightedCELoss, balance
-from nnunet_plugins.trainers.losses import FocalLoss, TopKLoss
+from nnunet_plugins.trainers.losses import CELoss, FocalLoss, TopKLoss
 
 IGNORED = 3
-EVERY = ["FocalLoss", "WeightedCELoss", "30percentCELoss", "TopKLoss", "DiceTopKLoss"]
+EVERY = ["CELoss", "FocalLoss", "WeightedCELoss", "30percentCELoss", "TopKLoss", "DiceTopKLoss"]
 
 
 def example(classes: int = 3, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,6 +66,7 @@ def hardest(logits, target, percent):
 
 
 FORMULAS = {
+    "cross-entropy": (CELoss(ignore_label=IGNORED), lambda *a: weighted(*a, [1.0, 1.0, 1.0])),
     "focal": (FocalLoss(2, ignore_label=IGNORED), lambda *a: focal(*a, 2, [1.0, 1.0, 1.0])),
     "focal, one alpha": (
         FocalLoss(1.5, alpha=0.75, ignore_label=IGNORED),
@@ -124,6 +126,14 @@ def test_of_ignored_voxels_alone_the_loss_is_0(name):
     value.backward()
     assert value == 0
     assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("ignored", [None, IGNORED])
+def test_cross_entropy_is_nnunets_own(ignored):
+    logits, target = example(dtype=torch.float32)
+    target = target.clamp(max=2) if ignored is None else target
+    own = RobustCrossEntropyLoss(ignore_index=-100 if ignored is None else ignored)
+    assert_close(CELoss(ignore_label=ignored)(logits, target), own(logits, target.float()))
 
 
 def test_weighted_loss_of_a_class_without_weight_is_0():

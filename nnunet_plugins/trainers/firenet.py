@@ -21,11 +21,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import (
     nnUNetTrainerNoMirroring,
 )
-from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerCELoss import nnUNetTrainerCELoss
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerVanillaAdam1en3
 
 from nnunet_plugins.networks.fabric import DenseResidualFabric
 from nnunet_plugins.trainers.backbone import BackboneTrainer
+from nnunet_plugins.trainers.losses import CELossTrainer
 
 STAGES = {
     1: "all WRS gates stand still",
@@ -105,7 +105,7 @@ class FIRENetTrainer(BackboneTrainer):
             self.print_to_log_file(bottleneck.describe())
 
 
-class FIRENetPaperTrainer(nnUNetTrainerNoMirroring, nnUNetTrainerCELoss, nnUNetTrainerVanillaAdam1en3, FIRENetTrainer):
+class FIRENetPaperTrainer(nnUNetTrainerNoMirroring, CELossTrainer, nnUNetTrainerVanillaAdam1en3, FIRENetTrainer):
     """The paper's recipe: Adam, plain cross-entropy, spatial augmentation only, best checkpoint by raw Dice.
 
     The paper names neither learning rate nor schedule: 1e-3 with nnU-Net's polynomial decay. Its augmentation is

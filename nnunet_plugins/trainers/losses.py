@@ -162,6 +162,36 @@ class FocalLossTrainer(nnUNetTrainer):
         return for_all_outputs(self, loss)
 
 
+class CELoss(nn.Module):
+    """Mean cross-entropy of the voxels that count.
+
+    Args:
+        ignore_label: label without loss.
+    """
+
+    def __init__(self, *, ignore_label: int | None = None) -> None:
+        super().__init__()
+        self.ignore_label = ignore_label
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Reduce logits `(N, C, *size)` and target `(N, 1, *size)` to a scalar."""
+        logits, labels = as_labels(logits, target, self.ignore_label)
+        losses = functional.cross_entropy(logits, labels, ignore_index=NO_LABEL, reduction="sum")
+        # Of a coarse output no voxel may be annotated; its loss is 0, not nan.
+        return losses / (labels != NO_LABEL).sum().clamp(min=1)
+
+
+class CELossTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with the cross-entropy alone.
+
+    nnU-Net's own variant is not taken: its loss is nan where nothing of an output is annotated, and it leaves the
+    coarsest output without a gradient also where several processes train, which PyTorch does not allow.
+    """
+
+    def _build_loss(self) -> nn.Module:
+        return for_all_outputs(self, CELoss(ignore_label=self.label_manager.ignore_label))
+
+
 class TopKLoss(nn.Module):
     """Mean cross-entropy of the k % of the voxels where it is largest. Ignored voxels have none, and count among all.
 

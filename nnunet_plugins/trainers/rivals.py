@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerCELoss import nnUNetTrainerCELoss
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
 from torch.optim.lr_scheduler import LRScheduler
 
 from nnunet_plugins.trainers.afnet import DropLR
 from nnunet_plugins.trainers.backbone import BackboneTrainer
+from nnunet_plugins.trainers.losses import CELossTrainer
 from nnunet_plugins.trainers.scales import EqualScalesTrainer, ScalesTrainer
 
 Optimizer = tuple[torch.optim.Optimizer, LRScheduler]
@@ -67,7 +67,7 @@ class SegResNetPaperTrainer(nnUNetTrainerDiceLoss, PaperTrainer):
     decay_of_weights: ClassVar[float] = 1e-5
 
 
-class FCN8sPaperTrainer(nnUNetTrainerCELoss, PaperTrainer):
+class FCN8sPaperTrainer(CELossTrainer, PaperTrainer):
     """Long et al. 2015, section 4.3: SGD with momentum 0.9, a constant 1e-4, weight decay 5e-4, cross-entropy.
 
     The paper has twice the rate for biases.
