@@ -239,6 +239,14 @@ def test_of_a_merged_dataset_each_case_counts_in_the_labels_of_its_source(folder
     assert_allclose(pool(lesions, ["label"]).loc["2", list(COUNTS)], [1, 0, 1])
 
 
+def test_a_label_that_is_written_as_a_list_is_the_same(folders):
+    describe(folders / "prediction", **{OBJECTS: ["lesion"]})
+    expected = evaluated(folders)
+    (folders / "m.csv").unlink()
+    describe(folders / "prediction", labels={"background": 0, "liver": [1], "lesion": [2]}, **{OBJECTS: ["lesion"]})
+    pd.testing.assert_frame_equal(evaluated(folders), expected)
+
+
 @pytest.mark.parametrize(
     ("more", "names", "message"),
     [

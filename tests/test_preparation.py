@@ -15,7 +15,7 @@ from test_fixed_size import DIRECTION, NAME, SIZES, make, raw, read, snapshot, w
 from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.preparing import prepare
-from nnunet_plugins.images.recipe import Recipe, prepared_with
+from nnunet_plugins.images.recipe import Recipe, find_difference, prepared_with
 from nnunet_plugins.models.sources import Choice, Source, find_model
 from nnunet_plugins.planning.seen import Cases
 from nnunet_plugins.prediction.cases import cases_in
@@ -331,7 +331,7 @@ def test_images_that_were_not_prepared_are_told_and_not_predicted(raw, tmp_path,
     capsys.readouterr()
     for images, number, wrong in (
         (source / "imagesTs", 400, "holds images that were not prepared, as far as the folder tells"),
-        (other, 400, "holds images that were prepared in another way (iqr)"),
+        (other, 400, "holds images that were prepared in another way (iqr: "),
         (prepared, 400, ""),
         (raw / TWIN / "imagesTs", 400, ""),
         (prepared, 300, "holds prepared images (clahe), and the network was trained on images as they are"),
@@ -350,6 +350,24 @@ def test_images_that_were_not_prepared_are_told_and_not_predicted(raw, tmp_path,
         else:
             cases = cases_in(model, images, tmp_path / "out", lambda line: pytest.fail(line))
             assert [case.name for case in cases] == ["new"]
+
+
+def test_an_image_among_prepared_ones_that_was_not_is_told(raw, tmp_path, capsys):
+    source = make(raw)
+    assert run() == 0
+    assert run("--name", "Other", number=401, scheme="iqr") == 0
+    description, file = json.loads((raw / TWIN / "dataset.json").read_text()), raw / TWIN / "dataset.json"
+    prepared, more = tmp_path / "prepared", shutil.copytree(source / "imagesTs", tmp_path / "more")
+    for image in sorted(more.iterdir()):
+        image.rename(more / image.name.replace("new", "later"))
+    assert prepare_folder(source / "imagesTs", 400, prepared) == 0
+    assert prepare_folder(more, 400, prepared) == 0  # beside the others
+    assert find_difference(description, file, prepared) is None
+    assert prepare_folder(more, 401, prepared, "--overwrite") == 0
+    other = json.loads((raw / "Dataset401_Other" / "dataset.json").read_text())
+    said = find_difference(other, raw / "Dataset401_Other" / "dataset.json", prepared)[0]
+    assert re.search(r"holds new_0000\.nii\.gz and 1 more, which \S+ there does not list", said)
+    assert "scheme iqr and not clahe" in find_difference(description, file, prepared)[0]
 
 
 def test_a_recipe_that_was_edited_is_named(raw, tmp_path, capsys):

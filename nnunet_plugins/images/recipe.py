@@ -4,9 +4,11 @@
 predictions, and beside images that it has prepared to be predicted. Loads nothing heavy.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nnunet_plugins.errors import InputError
@@ -114,6 +116,15 @@ def prepared_with(folder: Path) -> Recipe | None:
     return None
 
 
+def _not_listed(folder: Path) -> list[str]:
+    """Return the images in a folder that the file beside them does not name; none where there is no such file."""
+    listed = read_json(folder / BESIDE, dict).get("files") if (folder / BESIDE).is_file() else None
+    if not isinstance(listed, dict):
+        return []
+    names = [path.name for path in folder.iterdir() if re.search(r"_\d{4}\.", path.name) and path.name[0] != "."]
+    return sorted(name for name in names if name not in listed)
+
+
 def preparing_command(images: Path | str, like: Path | str) -> str:
     """Return the command that prepares images.
 
@@ -121,7 +132,7 @@ def preparing_command(images: Path | str, like: Path | str) -> str:
         images: folder of those as they are.
         like: number or name of the twin, or a dataset.json.
     """
-    return f"nnunet-plugins prepare-images -i {images} -o PREPARED --like {like}"
+    return f"nnunet-plugins prepare-images -i {quote(str(images))} -o PREPARED --like {quote(str(like))}"
 
 
 def find_difference(description: Mapping[str, Any], file: Path, images: Path) -> tuple[str, str] | None:
@@ -137,11 +148,23 @@ def find_difference(description: Mapping[str, Any], file: Path, images: Path) ->
     """
     wanted, found = read_recipe(description, file), prepared_with(images)
     if wanted == found:
-        return None
+        strangers = _not_listed(images) if found else []
+        if not strangers:
+            return None
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        return (
+            f"{images} holds {strangers[0]}{more}, which {BESIDE} there does not list: nothing tells how it was "
+            "prepared",
+            f"prepare all images into a new folder: {preparing_command('IMAGES', file)}",
+        )
     if wanted is None:
         what = f"prepared images ({found}), and the network was trained on images as they are"
         return f"{images} holds {what}", "give the images as they were"
-    what = f"images that were prepared in another way ({found})" if found else "images that were not prepared"
+    what = "images that were not prepared"
+    if found:
+        differs = [name for name in _SHAPE if getattr(wanted, name) != getattr(found, name)]
+        said = ", ".join(f"{name} {getattr(found, name)} and not {getattr(wanted, name)}" for name in differs)
+        what = f"images that were prepared in another way ({found}: {said})"
     return (
         f"{images} holds {what}, as far as the folder tells, and the network was trained on prepared ones ({wanted})",
         f"prepare the images: {preparing_command(images, file)}",

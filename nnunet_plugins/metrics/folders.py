@@ -279,6 +279,8 @@ def evaluate_folders(
     manager, ending, values = label_manager(description, file), description["file_ending"], description["labels"]
     labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     known = {tuple(value) if isinstance(value, list) else value: name for name, value in values.items()}
+    if not manager.has_regions:  # then [1] is a label
+        known = {value[0] if isinstance(value, tuple) else value: name for value, name in known.items()}
     pairs = _pair(prediction, truth, ending, chill)
     of = _sources(description, file, pairs)
     if not pairs.files:

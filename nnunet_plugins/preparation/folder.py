@@ -96,7 +96,11 @@ def _write(
         for place in case:  # of an earlier run; whatever else is there stays
             if before.get(place.name) != now[place.name]:
                 place.unlink(missing_ok=True)
-    write_text(output / BESIDE, json.dumps({PREPARED: recipe.as_json(), "files": now}, indent=1, ensure_ascii=False))
+    # Of other cases, which were prepared in the same way and have left the input since.
+    kept = {name: stamp for name, stamp in before.items() if name not in now and (output / name).exists()}
+    write_text(
+        output / BESIDE, json.dumps({PREPARED: recipe.as_json(), "files": kept | now}, indent=1, ensure_ascii=False)
+    )
     jobs = {}
     for name, case in places.items():
         missing = {place: image for place, image in case.items() if not place.exists()}
