@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,20 @@ def test_folds_are_those_of_the_dataset(raw, monkeypatch):
     assert main(["split", "-d", "400", "--like", "300"]) == 0
     file = raw.parent / "nnUNet_preprocessed" / TWIN / "splits_final.json"
     assert json.loads(file.read_text()) == splits
+    # Accents as macOS writes them, and as a twin has them.
+    for folder, form in ((file.parent, "NFC"), (file.parents[1] / NAME, "NFD")):
+        truth = folder / "gt_segmentations"
+        (truth / "b.nii.gz").rename(truth / f"{unicodedata.normalize(form, 'é')}.nii.gz")
+    for fold in splits:
+        for part, names in fold.items():
+            fold[part] = [unicodedata.normalize("NFD", "é") if name == "b" else name for name in names]
+    (file.parents[1] / NAME / "splits_final.json").write_text(json.dumps(splits))
+    assert main(["split", "-d", "400", "--like", "300", "--overwrite"]) == 0
+    found = [
+        {part: [unicodedata.normalize("NFD", name) for name in fold[part]] for part in fold}
+        for fold in json.loads(file.read_text())
+    ]
+    assert found == splits
     (file.parent / "gt_segmentations" / "a.nii.gz").unlink()
     assert main(["split", "-d", "400", "--like", "300"]) == 2
 

@@ -41,13 +41,14 @@ def splits_like(folder: Path, like: str) -> list[Split]:
 
 def _of_original(twin: Path, original: Path) -> list[Split]:
     splits = _existing_splits(original)
-    odd = {case for fold in splits for part in fold.values() for case in part} ^ set(existing_cases(twin))
+    own = {composed(case): case for case in existing_cases(twin)}
+    odd = {composed(case) for fold in splits for part in fold.values() for case in part} ^ set(own)
     if odd:
         raise PlanError(
             f"{twin.name} and {original.name} do not have the same cases, see {min(odd)} ({len(odd)} such); make the "
             "twin anew"
         )
-    return splits
+    return [{part: [own[composed(case)] for case in names] for part, names in fold.items()} for fold in splits]
 
 
 def same_folds(some: list[Split], others: list[Split]) -> bool:
