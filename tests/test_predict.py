@@ -329,7 +329,7 @@ def test_models_that_cannot_be_used_are_refused(parity, images, tmp_path):
     assert f"{folder / 'plans.json'}: images are read with NibabelIOWithReorient, which turns their axes" in said
     (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"no checkpoint")
     said = predict(parity, images, tmp_path, trainer="Parity_2epochs", ok=False)
-    assert f"the networks in {folder}, folds 0, cannot be loaded" in said
+    assert "checkpoint_final.pth is no checkpoint of nnU-Net that can be read safely: it is damaged" in said
     assert "Traceback" not in said
 
 

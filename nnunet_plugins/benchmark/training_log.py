@@ -89,7 +89,7 @@ def _mean(values: list[float]) -> float:
 
 def log_files(fold: Path) -> list[Path]:
     """Return a training's logs in the order of time: one for each time that it was started or gone on with."""
-    return sorted(fold.glob("training_log*.txt"), key=log_began)
+    return sorted(fold.glob("training_log*.txt"), key=lambda log: (log_began(log), log.name))
 
 
 def log_began(log: Path) -> datetime:
