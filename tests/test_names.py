@@ -17,7 +17,7 @@ from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import STOCK_TRAINER
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.followed import FollowedTrainer
-from nnunet_plugins.trainers.losses import FocalLoss
+from nnunet_plugins.trainers.losses import CELoss, FocalLoss
 from nnunet_plugins.trainers.names import UnknownTrainerError, parse
 
 NAMES = [row.trainer for row in BACKBONES]
@@ -207,7 +207,7 @@ def test_paper_target_class_must_exist(dataset):
 
 def test_losses(dataset):
     assert "DiceLoss" in type(dataset.trainer("nnUNetTrainerFIRENet_DiceLoss")._build_loss()).__name__
-    assert "CrossEntropy" in type(dataset.trainer("nnUNetTrainerFIRENet_CELoss")._build_loss()).__name__
+    assert isinstance(dataset.trainer("nnUNetTrainerFIRENet_CELoss")._build_loss(), CELoss)
     assert isinstance(dataset.trainer("nnUNetTrainerFIRENet_FocalLoss")._build_loss(), FocalLoss)
     assert isinstance(dataset.trainer("nnUNetTrainer_FocalLoss")._build_loss().loss, FocalLoss)
 
