@@ -5,6 +5,7 @@ import io
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -79,3 +80,17 @@ def test_what_the_disk_does_not_give_is_no_damage(path, monkeypatch, code, where
     monkeypatch.setattr(*{"open": (Path, "open"), "testzip": (zipfile.ZipFile, "testzip")}[where], fail)
     with pytest.raises(OSError, match="not now"):
         load_checkpoint(path, trusted=True)
+
+
+def test_names_in_numpys_type_are_text(tmp_path):
+    """As nnU-Net's splits name cases; a network fitted to images keeps them."""
+    file, plans = tmp_path / "checkpoint_final.pth", {"configurations": {"2d": {}}}
+    arguments = {"plans": plans, "configuration": "2d", "dataset_json": {}}
+    content = {
+        "network_weights": {},
+        "init_args": arguments,
+        "trainer_name": "nnUNetTrainerNISF",
+        "cases": [np.str_("é")],
+    }
+    torch.save(content, file)
+    assert load_checkpoint(file)["cases"] == ["é"]

@@ -28,7 +28,8 @@ _NUMBERS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
-    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64")),
+    # "str": names of cases, as NISF's checkpoints had them.
+    *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "str")),
 ]
 _SHAPE: dict[str, Any] = {
     "network_weights": {str: torch.Tensor},

@@ -43,7 +43,7 @@ class NISFTrainer(ImplicitTrainer):
         return super()._do_i_compile()
 
     def _state(self) -> dict[str, Any]:
-        return {**super()._state(), CODES: list(self._cases)}
+        return {**super()._state(), CODES: [str(case) for case in self._cases]}
 
     def _take_state(self, state: dict[str, Any]) -> dict[str, Any]:
         self._coded = state.get(PROGRESS, {}).get(CODES)
