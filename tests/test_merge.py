@@ -402,15 +402,9 @@ def test_a_view_of_regions_is_the_way_back():
     assert found["lesion"] == {0: 0, 1: 0, 2: 1, 3: 1, 4: 0}
 
 
-@pytest.mark.parametrize(
-    ("others", "value", "own"),
-    [
-        ({"labels": {"liver": 1, "tumour": 2}}, 2, 2),
-        ({"labels": {"tumour": [1, 2], "necrosis": 2}, "regions_class_order": [1, 2]}, 4, 2),
-    ],
-)
-def test_all_that_nnunet_writes_has_a_value_in_every_view(others, value, own):
-    """Also where datasets do not agree about what lies in what: then it is what is innermost."""
+def test_all_that_nnunet_writes_has_a_value_in_every_view():
+    """Also where a structure has another one in it that a dataset does not know: then it is what is innermost there."""
+    others = {"labels": {"tumour": [1, 2], "necrosis": 2}, "regions_class_order": [1, 2]}
     table = {"one": {"labels": {"liver": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]}, "other": others}
     joint = join({name: LabelSet.of(row) for name, row in table.items()})
     description = {
@@ -420,7 +414,27 @@ def test_all_that_nnunet_writes_has_a_value_in_every_view(others, value, own):
     found = {name: own_values(joint.labels, one) for name, one in read_sources(description).items()}
     for view in found.values():
         assert set(joint.order) <= set(view)
-    assert found["other" if value == 2 else "one"][value] == own
+    assert found["one"][4] == 2, "necrosis, which lies in a tumour"
+
+
+@pytest.mark.parametrize("plain_first", [True, False])
+def test_one_structure_within_another_and_beside_it_contradict_each_other(plain_first):
+    """Of a tumour, one dataset would teach that it is liver, and the other that it is none."""
+    within = {"labels": {"background": 0, "liver": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]}
+    beside = {"labels": {"background": 0, "liver": 1, "tumour": 2}}
+    table = {"Within": LabelSet.of(within), "Beside": LabelSet.of(beside)}
+    with pytest.raises(InputError) as caught:
+        join(dict(reversed(table.items())) if plain_first else table)
+    for word in ("Within", "Beside", "'liver'", "'tumour'", "share values", "--rename"):
+        assert word in str(caught.value)
+
+
+def test_renamed_structures_contradict_no_others():
+    within = {"labels": {"background": 0, "liver": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]}
+    beside = {"labels": {"background": 0, "liver": 1, "tumour": 2}}
+    names = {"Within": {"liver": "liver", "tumour": "tumour"}, "Beside": {"liver": "healthy liver", "tumour": "tumour"}}
+    joint = join_labels({"Within": LabelSet.of(within), "Beside": LabelSet.of(beside)}, names)
+    assert joint.labels == {"background": 0, "liver": [1, 2], "tumour": [2, 4], "healthy liver": 3}
 
 
 def test_what_covers_another_region_comes_before_it_whichever_dataset_says_so():

@@ -62,8 +62,8 @@ def by_quartiles(image: np.ndarray) -> np.ndarray:
             ["--tile", 4, 6, 40, "--clip-limit", 0.2],
             lambda image: equalize_adapthist(between(image), (4, 6, image.shape[2]), clip_limit=0.2),
         ),
-        ("equalize", [], equalize_hist),
-        ("equalize", ["--percentiles", 5, 90], lambda image: equalize_hist(clip(image, 5, 90))),
+        ("equalize", [], lambda image: equalize_hist(image.astype(float))),
+        ("equalize", ["--percentiles", 5, 90], lambda image: equalize_hist(clip(image, 5, 90).astype(float))),
         ("percentile", [], lambda image: clip(image, 0.5, 99.5)),
         ("percentile", ["--percentiles", 5, 90], lambda image: clip(image, 5, 90)),
         ("iqr", [], by_quartiles),
@@ -103,6 +103,19 @@ def test_a_volume_of_three_columns_is_no_picture_in_colours():
     )
     # The same arithmetic with or without a further axis.
     assert np.array_equal(whole, equalize_adapthist(between(image)[None], (1, 4, 6, 2), 0.1)[0])
+
+
+@pytest.mark.parametrize("scheme", ["clahe", "equalize", "percentile", "iqr", "per-slice"])
+def test_a_narrow_range_far_from_zero_is_spread(scheme):
+    """Between such numbers, single precision has too few for the 256 bins of a histogram."""
+    steps = np.random.default_rng(0).integers(0, 8, (8, 9, 10))
+    recipe = Recipe("", scheme, (0,), clip_limit=0.01)
+    found, left = prepare((1e6 + steps).astype(np.float32), recipe)
+    assert left == ""
+    assert np.isfinite(found).all()
+    if scheme != "percentile":
+        near, _ = prepare(steps.astype(np.float32), recipe)
+        assert np.allclose(found, near, atol=1e-3), "as the same steps near to 0"
 
 
 @pytest.mark.parametrize("scheme", ["clahe", "equalize", "percentile", "iqr", "per-slice"])
@@ -402,6 +415,19 @@ def test_a_recipe_that_was_edited_is_named(raw, tmp_path, capsys):
         told = capsys.readouterr().err
         assert message in told
         assert str(file) in told
+
+
+def test_another_scikit_image_than_that_of_the_training_is_told(raw, tmp_path, capsys):
+    source = make(raw)
+    assert run() == 0
+    assert prepare_folder(source / "imagesTs", 400, tmp_path / "prepared") == 0
+    assert "scikit-image" not in capsys.readouterr().err
+    file = raw / TWIN / "dataset.json"
+    content = json.loads(file.read_text())
+    content["nnunet_plugins_preparation"]["scikit_image"] = "0.1"
+    file.write_text(json.dumps(content))
+    assert prepare_folder(source / "imagesTs", 400, tmp_path / "again") == 0
+    assert "were prepared with scikit-image 0.1, and here is" in capsys.readouterr().err
 
 
 # What is refused

@@ -592,6 +592,27 @@ def test_a_twins_network_gets_images_that_are_prepared_as_it_knows_them(of_twin,
     assert "T1: clahe (scikit-image " in (of_twin / "MODEL_CARD.md").read_text()
 
 
+def test_another_scikit_image_than_that_of_the_training_is_told(of_twin, images, trained, tmp_path, capsys):
+    """By the export, which takes the packages along, and by the log of what was exported."""
+    told = "prepared with scikit-image 0.1, and here is"
+    model = trained.results / TWIN / f"{STOCK}__small__3d_fullres"
+    description = model / "dataset.json"
+    before = description.read_text()
+    content = json.loads(before)
+    content["nnunet_plugins_preparation"]["scikit_image"] = "0.1"
+    try:
+        description.write_text(json.dumps(content))
+        output = export(trained, tmp_path / "older", "-d", 401, "-tr", STOCK, "-f", 0, "--fast")
+    finally:
+        description.write_text(before)
+    assert told in output
+    assert "pip install scikit-image==0.1, and export again" in output
+    assert predict(["-i", str(images), "-o", str(tmp_path / "out")], models=tmp_path / "older" / "model") == 0
+    assert f"WARNING: the training images were {told}" in capsys.readouterr().out
+    assert predict(["-i", str(images), "-o", str(tmp_path / "same")], models=of_twin / "model") == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("spoil", [spoil_nan, spoil_constant])
 def test_an_image_that_cannot_be_prepared_costs_no_other(spoil, of_twin, images, tmp_path, capsys):
     inputs = shutil.copytree(images, tmp_path / "in")

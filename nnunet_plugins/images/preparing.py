@@ -33,6 +33,16 @@ def scikit_image_version() -> str:
     return metadata.version("scikit-image")
 
 
+def another_version(recipe: Recipe) -> str:
+    """Return, in words, that another scikit-image is installed than the one that made the training images; else ''."""
+    if scikit_image_version() == recipe.scikit_image:
+        return ""
+    return (
+        f"the training images were prepared with scikit-image {recipe.scikit_image}, and here is "
+        f"{scikit_image_version()}; if results differ: pip install scikit-image=={recipe.scikit_image}"
+    )
+
+
 def prepare(image: Image, recipe: Recipe) -> tuple[Image, str]:
     """Return an image with other intensities.
 
@@ -67,7 +77,7 @@ def _clahe(image: Image, recipe: Recipe) -> tuple[Image, str]:
 
 
 def _equalize(image: Image, _: Recipe) -> tuple[Image, str]:
-    return equalize_hist(image), ""
+    return equalize_hist(image.astype(np.float64)), ""  # in single precision, a narrow range far from 0 has no 256 bins
 
 
 def _only_clipped(image: Image, _: Recipe) -> tuple[Image, str]:
@@ -84,11 +94,8 @@ def _iqr(image: Image, _: Recipe) -> tuple[Image, str]:
 
 
 def _per_slice(image: Image, _: Recipe) -> tuple[Image, str]:
-    mean, spread = (
-        statistic(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
-        for statistic in (image.mean, image.std)
-    )
-    return (image - mean) / np.where(spread > 0, spread, np.float32(1)), ""
+    mean, spread = (statistic(axis=(1, 2), keepdims=True, dtype=np.float64) for statistic in (image.mean, image.std))
+    return (image - mean) / np.where(spread > 0, spread, 1), ""
 
 
 _SCHEMES: dict[str, Callable[[Image, Recipe], tuple[Image, str]]] = {

@@ -7,6 +7,7 @@ to: one where there are labels, several where there are regions, such as the who
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
@@ -88,6 +89,7 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
         for value, found in renamed[dataset].structures().items():
             if len(found) > 1 and not one.order:
                 raise InputError(f"{dataset}: {' and '.join(map(repr, sorted(found)))} have one value, {value}")
+    _require_agreement(renamed)
     ordered = sorted(renamed, key=lambda dataset: renamed[dataset].order is None)
     in_order = _in_order({dataset: renamed[dataset] for dataset in ordered})
     merged: dict[frozenset[str], int] = {}
@@ -112,6 +114,22 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
     regions = regions and any(isinstance(value, list) for value in labels.values())
     own_names = {dataset: dict(names[dataset]) for dataset in sets}
     return Joint(labels, order if regions else None, own_names, values)
+
+
+def _require_agreement(sets: Mapping[str, LabelSet]) -> None:
+    """Refuse two structures that have voxels in common in one dataset, and can have none in another."""
+    said: dict[frozenset[str], tuple[str, bool]] = {}
+    for dataset, one in sets.items():
+        for first, second in combinations(one.values, 2):
+            common = not {*one.values[first]}.isdisjoint(one.values[second])
+            other, before = said.setdefault(frozenset((first, second)), (dataset, common))
+            if common != before:
+                within, beside = (dataset, other) if common else (other, dataset)
+                raise InputError(
+                    f"{first!r} and {second!r} share values in {within}, and never do in {beside}, so that one dataset "
+                    f"would teach what the other contradicts. If they lie in each other, make them regions in a copy "
+                    f"of {beside}; if not, give one another name with --rename"
+                )
 
 
 def _in_order(sets: Mapping[str, LabelSet]) -> list[str]:

@@ -143,12 +143,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
     )
     _tell_left(done.left)
-    if done.version:
-        print(
-            f"nnunet-plugins prepare-images: the twin was made with scikit-image {done.recipe.scikit_image}, and here "
-            f"is {done.version}; if results differ: pip install scikit-image=={done.recipe.scikit_image}",
-            file=sys.stderr,
-        )
+    if done.warning:
+        print(f"nnunet-plugins prepare-images: {done.warning}", file=sys.stderr)
     print(f"Wrote {len(done.cases)} cases to {arguments.output}, {done.recipe}")
     return tell_failures("prepare-images", done.failures)
 

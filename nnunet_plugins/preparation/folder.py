@@ -12,7 +12,7 @@ from nnunet_plugins.datasets.folders import DATASET
 from nnunet_plugins.doctor.dataset import Case
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, whole_file, write_text
-from nnunet_plugins.images.preparing import require_format, scikit_image_version, write_prepared
+from nnunet_plugins.images.preparing import another_version, require_format, write_prepared
 from nnunet_plugins.images.recipe import BESIDE, PREPARED, Recipe, prepared_with, read_recipe
 from nnunet_plugins.raw.reading import description_file, find_images, require_images_folder
 from nnunet_plugins.workers import FailedJobError, finish_jobs
@@ -27,14 +27,14 @@ class PreparedFolder:
         cases: those that are there now.
         failures: by case, why it is not.
         left: by file, why an image was left as it is.
-        version: of scikit-image here, if it is not that of the recipe.
+        warning: that scikit-image is not the recipe's here, if so.
     """
 
     recipe: Recipe
     cases: list[str]
     failures: dict[str, str]
     left: dict[str, str]
-    version: str | None
+    warning: str
 
 
 def prepare_folder(
@@ -68,13 +68,12 @@ def prepare_folder(
     found, cases = find_images(images, description, "prepared")
     output.mkdir(parents=True, exist_ok=True)
     left, failures = _write(cases, recipe, output, found.description["file_ending"], goes_on, processes)
-    version = scikit_image_version()
     return PreparedFolder(
         recipe,
         [name for name in cases if name not in failures],
         failures,
         left,
-        version if version != recipe.scikit_image else None,
+        another_version(recipe),
     )
 
 

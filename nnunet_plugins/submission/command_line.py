@@ -1,6 +1,7 @@
 """The options of `nnunet-plugins export-submission`. Loads nothing heavy before it runs."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_request(request)
     if not request.without_postprocessing and request.found_postprocessing is None:
         print("No post-processing is exported: nnUNetv2_find_best_configuration has determined none for these networks")
+    for warning in request.warnings():
+        print(f"nnunet-plugins export-submission: {warning}", file=sys.stderr)
     write_submission(request, arguments.output)
     print(f"Wrote {arguments.output}; its README.md says how to use it. Prove it with")
     print(f"  nnunet-plugins export-submission --check {arguments.output}")

@@ -25,6 +25,8 @@ from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.datasets.folders import BYTE_WRITERS, largest_label
 from nnunet_plugins.files import read_json, write_text
+from nnunet_plugins.images.preparing import another_version
+from nnunet_plugins.images.recipe import read_recipe
 from nnunet_plugins.models.settings import (
     FILE,
     MANIFEST,
@@ -113,6 +115,12 @@ class Request:
         if self.postprocessing:
             return self.postprocessing
         return next((path for path in _postprocessing_places(self.sources) if path.is_file()), None)
+
+    def warnings(self) -> list[str]:
+        """Return what may make the submission's segmentations others than those of the training's validation."""
+        recipe = read_recipe(self.first.dataset_json, self.first.folder / "dataset.json")
+        found = another_version(recipe) if recipe else ""
+        return [f"{found}, and export again: the submission takes the packages along that are here"] if found else []
 
 
 def check_request(request: Request) -> None:

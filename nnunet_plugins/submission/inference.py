@@ -150,7 +150,11 @@ def _load(settings: Settings, folder: Path, device: str | None) -> "Ensemble":
     ensemble = Ensemble(settings, folder, chosen)
     networks = sum(len(network.weights) for network in ensemble.networks)
     if ensemble.recipe:
+        from nnunet_plugins.images.preparing import another_version
+
         log(f"Images are prepared as for the training: {ensemble.recipe}")
+        if warning := another_version(ensemble.recipe):
+            log(f"WARNING: {warning}")
     log(f"Loaded {networks} networks in {time.monotonic() - begun:.1f} s; they run on {chosen}")
     return ensemble
 
