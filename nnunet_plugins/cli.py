@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from nnunet_plugins import __version__
@@ -58,13 +59,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 INTERRUPTED, READER_GONE = 130, 141  # as a shell tells the signals INT and PIPE
+FAULT = 70  # of the program, as sysexits.h has it; Python's own 1 says here that some cases failed, and were named
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code.
 
     What the user has to know or to change is one message and code 2. After Ctrl-C it is 130, and 141 if whoever reads
-    the output wants no more of it, as `head`.
+    the output wants no more of it, as `head`. A fault of the program is 70, with its traceback.
     """
     arguments = parser().parse_args(argv)
     try:
@@ -82,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         print(f"nnunet-plugins {arguments.command}: {str(error).removeprefix('nnunet_plugins: ')}", file=sys.stderr)
         return 2
+    except Exception:  # told whole
+        _drop_output()
+        traceback.print_exc()
+        return FAULT
     return code
 
 

@@ -1,5 +1,6 @@
 """The benchmark's engine with small commands of its own: order, failures, retries, kills, GPUs."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nnunet_plugins import cli
 from nnunet_plugins.benchmark.cluster import accelerators, configure, read_cluster
 from nnunet_plugins.benchmark.conditions import read_conditions
 from nnunet_plugins.benchmark.driver import _Progress
@@ -27,7 +29,7 @@ from nnunet_plugins.benchmark.progress import Training
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Run
 from nnunet_plugins.benchmark.run_task import INTERRUPTED, Order
 from nnunet_plugins.benchmark.tasks import Folders, Task
-from nnunet_plugins.files import hold_lock, lock_holder, write_text
+from nnunet_plugins.files import hold_lock, lock_holder, unfinished, write_text
 from nnunet_plugins.provenance import marker_file
 from nnunet_plugins.stop_request import STOPPED
 from nnunet_plugins.trainers.fold_folder import LOCK
@@ -292,6 +294,26 @@ def test_a_table_that_lacks_cases_is_taken(tmp_path, code, writes, partly, expec
     command = f"import sys, pathlib; {writes} and pathlib.Path({str(part)!r}).write_text('rows'); sys.exit({code})"
     assert run_order(order(tmp_path, command, output=str(output), partly=partly)) == expected
     assert output.is_file() == (expected == 0)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, 0), (2, 1), (cli.FAULT, 1)])
+def test_a_folder_that_lacks_cases_is_taken(tmp_path, code, expected, preloaded):
+    """As of `predict` and `labels`; what a fault of the program has left is no result, however much of it there is."""
+    output, part = tmp_path / "predicted", unfinished(tmp_path / "predicted")
+    command = (
+        f"import sys, pathlib; path = pathlib.Path({str(part)!r}); path.mkdir(); (path / 'a').touch(); sys.exit({code})"
+    )
+    assert run_order(order(tmp_path, command, output=str(output), partly=True)) == expected
+    assert (output / "a").is_file() == (expected == 0)
+
+
+def test_a_fault_of_the_program_is_no_case_that_failed(monkeypatch, capsys):
+    def fault(arguments: argparse.Namespace) -> int:
+        raise RuntimeError("of the program")
+
+    monkeypatch.setattr("nnunet_plugins.trainers.command_line._list", fault)
+    assert cli.main(["list"]) == cli.FAULT
+    assert "RuntimeError: of the program" in capsys.readouterr().err
 
 
 ORPHAN = """

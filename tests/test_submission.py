@@ -157,6 +157,16 @@ def test_predicts_as_nnunets_own_commands(folder, images, expected, tmp_path, ca
     assert "2 cases have a segmentation already" in capsys.readouterr().out
 
 
+def test_a_stray_image_is_told_at_every_start_and_costs_no_segmentation(cheap, images, tmp_path, capsys):
+    """Even one with the name that a case's segmentation has."""
+    given = shutil.copytree(images, tmp_path / "in")
+    shutil.copy(given / "case_5_0000.nii.gz", given / "case_5.nii.gz")
+    for _ in range(2):
+        assert predict(["-i", str(given), "-o", str(tmp_path / "out")], models=cheap / "model") == 1
+        assert "Failed: case_5.nii.gz" in capsys.readouterr().out
+        assert sorted(os.listdir(tmp_path / "out")) == ["case_5.nii.gz", "case_6.nii.gz"]
+
+
 def spoil_empty(path: Path) -> None:
     path.write_bytes(b"")
 

@@ -165,7 +165,7 @@ def _do(order: Order, state: "_State", variables: Mapping[str, str]) -> int:
     if code == STOPPED:
         # A signal that reached the training alone, say a scheduler's; it has saved what it had done.
         raise KeyboardInterrupt
-    made_partly = order.partly and code == FAILED and part is not None and part.is_file()
+    made_partly = order.partly and code == FAILED and part is not None and part.exists()
     if code and not made_partly:
         return code
     if part is not None and order.output:

@@ -97,7 +97,8 @@ def _expected(settings: Settings) -> str:
 
 def _left_out(path: Path, kind: str, outputs: Path, case: str = "") -> Case:
     """Return a case that stands for an image that cannot be one, so that it is told and counted."""
-    return Case(case or path.name, (path,), outputs / path.name, Fact(kind, str(path)).with_remedy())
+    nowhere = outputs / f"{path.name}.left_out"  # not where another case has its segmentation
+    return Case(case or path.name, (path,), nowhere, Fact(kind, str(path)).with_remedy())
 
 
 def _is_image(path: Path, what: str, settings: Settings) -> bool:
