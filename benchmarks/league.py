@@ -1,0 +1,134 @@
+"""A league table: networks against the standard U-Net, in one benchmark that can be stopped and goes on.
+
+    python benchmarks/league.py cpu league      the table of docs/results.md: Hippocampus, three folds by subject, 12
+                                                epochs of 50 iterations; about ten hours on two cores
+    python benchmarks/league.py gpu league      the Decathlon's datasets that are in nnUNet_raw, five folds, nnU-Net's
+                                                own plans and full budget
+
+nnU-Net's three folders have to be set. Networks are added two at a time, the standard U-Net and FIRENet first and their
+repeats last; after each step the record and the report in the folder are whole, and the record is packed to be shared.
+The same command goes on, also on another machine from a record alone: a new folder for the CPU's table begins with the
+record in docs/league. What else `nnunet-plugins benchmark` takes can be added, such as --workers 2, --gpus 4 or
+--cluster cluster.yaml.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import pandas as pd
+
+from nnunet_plugins.benchmark.command import FOLDERS, find
+
+NETWORKS = ("", "FIRENet", "FIRENetNoFabric", "SegResNet", "AutofocusUNet", "ASPP3DUNet", "UNet3D", "MedNeXtS")
+"""As they stand in the names of trainers."""
+REPEATED = ("", "FIRENet")
+SEEDS = 3
+BUDGET = "_12epochs_50iterations"
+DATASET = "Dataset004_Hippocampus"
+PATCH, BATCH = [32, 40, 32], 2
+PLANS = "nnUNetPlans_small"
+COMMITTED = Path(__file__).parents[1] / "docs" / "league" / "record"
+
+
+def steps(seeds: int = SEEDS) -> list[list[str]]:
+    """Return what is asked for in each step: the networks so far, each as often as it is to be trained."""
+    firsts = [list(NETWORKS[at : at + 2]) for at in range(0, len(NETWORKS), 2)]
+    return list(accumulate([*firsts, *[list(REPEATED)] * (seeds - 1)]))
+
+
+def options(networks: Sequence[str], budget: str) -> list[str]:
+    """Return a benchmark's options for networks that are named as often as they are to be trained."""
+    trainers = {f"nnUNetTrainer{name}{budget}": networks.count(name) for name in dict.fromkeys(networks)}
+    several = [f"{trainer}:{number}" for trainer, number in trainers.items() if number > 1]
+    return ["-tr", *trainers, "--repeats", "1", *several]
+
+
+def recorded(record: Path) -> Iterator[str]:
+    """Name the networks of a record, each as often as it was trained."""
+    for file in record.glob("runs.csv*"):
+        for trainer in pd.read_csv(file)[["trainer", "seed"]].drop_duplicates()["trainer"]:
+            yield next(name for name in NETWORKS if trainer.startswith(f"nnUNetTrainer{name}_"))
+
+
+def first_step(all_steps: Sequence[Sequence[str]], record: Path) -> int:
+    """Return the number of the step that goes on from a record, which has to ask for everything in it."""
+    known = list(recorded(record))
+    return next(at for at, step in enumerate(all_steps) if all(step.count(name) >= known.count(name) for name in known))
+
+
+def write_plans(preprocessed: Path) -> None:
+    """Write the plans with a patch for a CPU, if they are not there."""
+    file = preprocessed / DATASET / f"{PLANS}.json"
+    if file.is_file():
+        return
+    plans = json.loads(file.with_name("nnUNetPlans.json").read_text())
+    configuration = {**plans["configurations"]["3d_fullres"], "patch_size": PATCH, "batch_size": BATCH}
+    plans |= {"plans_name": PLANS, "configurations": {"3d_fullres": configuration}}
+    file.write_text(json.dumps(plans, indent=4))
+
+
+def pack(record: Path) -> None:
+    """Pack the tables, which is what makes a record large."""
+    for file in record.glob("*.csv"):
+        packed = file.with_name(f"{file.name}.gz")
+        packed.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+        file.unlink()
+
+
+def run(*command: object) -> None:
+    """Run a command to its end; if it fails, or is interrupted, so does this program."""
+    if code := subprocess.run([find(str(command[0])), *map(str, command[1:])]).returncode:
+        raise SystemExit(code)
+
+
+def decathlon(raw: Path) -> list[str]:
+    """Return the Decathlon's datasets that are there, Dataset001 to Dataset010."""
+    if not (found := sorted(folder.name for folder in raw.glob("Dataset0*") if 1 <= int(folder.name[7:10]) <= 10)):
+        raise SystemExit(f"{raw} has none of the Decathlon's datasets; nnUNetv2_convert_MSD_dataset converts them")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("machine", choices=("cpu", "gpu"))
+    parser.add_argument("folder", type=Path, help="for all that is made but models")
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, help="of the standard U-Net and of FIRENet; default: %(default)s"
+    )
+    arguments, more = parser.parse_known_args(argv)
+    if missing := [name for name in FOLDERS if name not in os.environ]:
+        raise SystemExit(f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set")
+    raw, preprocessed, _ = (Path(os.environ[name]) for name in FOLDERS)
+    record, on_cpu = arguments.folder / "record", arguments.machine == "cpu"
+    common: list[object] = ["-c", "3d_fullres", "--without-ensembles", "-o", arguments.folder]
+    if on_cpu:
+        groups = raw / DATASET / "groups.csv"
+        if not groups.is_file():
+            raise SystemExit(
+                f"{groups} is missing: a table with the columns case and group, which names each case's subject"
+            )
+        common += ["-d", DATASET, "-p", PLANS, "--groups", groups, "--folds", 3, "--device", "cpu"]
+        if not (preprocessed / DATASET / "nnUNetPlans.json").is_file():
+            run("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "--verify_dataset_integrity")
+        write_plans(preprocessed)
+        if COMMITTED.is_dir() and not record.exists():
+            shutil.copytree(COMMITTED, record)
+    else:
+        common += ["-d", *decathlon(raw)]
+    all_steps = steps(arguments.seeds)
+    for step in all_steps[first_step(all_steps, record) :]:
+        run("nnunet-plugins", "benchmark", *common, *options(step, BUDGET if on_cpu else ""), *more)
+        pack(record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
