@@ -1,6 +1,7 @@
 """The command `nnunet-plugins`: each room adds its commands, see its `command_line.py`."""
 
 import argparse
+import errno
 import os
 import sys
 import traceback
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return READER_GONE
     except (InputError, OSError) as error:
         _drop_output()
-        print(f"nnunet-plugins {arguments.command}: {str(error).removeprefix('nnunet_plugins: ')}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        told = str(error).removeprefix("nnunet_plugins: ") + "; make room, and give the command again" * full
+        print(f"nnunet-plugins {arguments.command}: {told}", file=sys.stderr)
         return 2
     except Exception:  # told whole
         _drop_output()

@@ -39,12 +39,24 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     part = unfinished(path)
     try:
-        yield part
-        _sync(part)
-        part.replace(path)
-        _sync(path.parent)
+        with _named(path):
+            yield part
+            _sync(part)
+            part.replace(path)
+            _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an error of writing, as on a full disk, say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _sync(path: Path) -> None:
@@ -149,8 +161,9 @@ def write_text(path: Path, text: str) -> None:
     # A name of its own, because two processes may write at a time.
     part = unfinished(path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}"))
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with _named(path):
+            part.write_text(text, encoding="utf-8")
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

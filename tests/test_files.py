@@ -1,13 +1,17 @@
 """Files that are whole, by several writers at a time."""
 
+import argparse
 import errno
 import fcntl
+import os
 import threading
 
 import pytest
+from conftest import full_disk
 
+from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import hold_lock, is_json, read_json, short_name, unfinished, write_text
+from nnunet_plugins.files import hold_lock, is_json, read_json, short_name, unfinished, whole_file, write_text
 
 
 def test_several_writers_leave_one_whole_file(tmp_path):
@@ -88,6 +92,28 @@ def test_json_of_others_is_as_it_has_to_be_or_the_place_is_named(tmp_path, text,
         return
     with pytest.raises(InputError, match=message):
         read_json(tmp_path / "file.json", SHAPE)
+
+
+def test_a_disk_that_is_full_is_named(tmp_path):
+    """Python names a file that cannot be opened, and none that cannot be written to; what was there before stays."""
+    file = tmp_path / "page.html"
+    write_text(file, "before")
+    with full_disk(1000):
+        with pytest.raises(OSError, match=r"File too large: .*page\.html"):
+            write_text(file, "x" * 2000)
+        with pytest.raises(OSError, match=r"File too large: .*page\.html"), whole_file(file) as part:
+            part.write_text("x" * 2000)
+    assert file.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_full_disk_comes_with_its_remedy(monkeypatch, capsys):
+    def full(_: argparse.Namespace) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "page.html")
+
+    monkeypatch.setattr("nnunet_plugins.trainers.command_line._list", full)
+    assert main(["list"]) == 2
+    assert "No space left on device: 'page.html'; make room, and give the command again" in capsys.readouterr().err
 
 
 def test_json_that_is_missing_or_a_folder(tmp_path):
