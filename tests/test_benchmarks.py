@@ -214,7 +214,7 @@ def test_league(tmp_path, monkeypatch):
         each = [list(map(str, command)) for command in commands_run]
         return [command[command.index("-tr") + 1 : -2] for command in each]
 
-    standard, fabric = "nnUNetTrainer_12epochs_50iterations", "nnUNetTrainerFIRENet_12epochs_50iterations"
+    standard, fabric = (f"nnUNetTrainer{name}{league['BUDGET']}" for name in ("", "FIRENet"))
     steps = asked()
     assert [len(step) for step in steps] == [4, 6, 8, 10, 12, 12]
     assert steps[0] == [standard, fabric, "--repeats", "1"]
