@@ -449,6 +449,18 @@ def test_what_covers_another_region_comes_before_it_whichever_dataset_says_so():
         join({"other": LabelSet.of(other), "inner": LabelSet.of(inner)})
 
 
+@pytest.mark.parametrize("equal_first", [True, False])
+def test_regions_with_equal_values_in_one_dataset_are_written_apart_where_another_tells_them_apart(equal_first):
+    equal = {"labels": {"background": 0, "whole": [1, 2], "core": [1, 2]}, "regions_class_order": [2, 1]}
+    apart = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    table = {"equal": LabelSet.of(equal), "apart": LabelSet.of(apart)}
+    joint = join(table if equal_first else dict(reversed(table.items())))
+    whole, both = joint.values["apart"][1], joint.values["apart"][2]
+    assert joint.labels == {"background": 0, "whole": sorted((whole, both)), "core": both}
+    assert joint.order == [whole, both], "a whole alone is no core"
+    assert joint.values["equal"] == {0: 0, 1: both, 2: both}
+
+
 def test_equal_regions_stay_as_they_are():
     one = LabelSet.of({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]})
     joint = join({"a": one, "b": one})
