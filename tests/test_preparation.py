@@ -20,6 +20,7 @@ from nnunet_plugins.images.recipe import Recipe, find_difference, prepared_with
 from nnunet_plugins.models.sources import Choice, Source, find_model
 from nnunet_plugins.planning.seen import Cases
 from nnunet_plugins.prediction.cases import cases_in
+from nnunet_plugins.preparation import folder as preparation_folder
 from nnunet_plugins.preparation import twin
 
 __all__ = ["raw"]
@@ -372,7 +373,8 @@ def test_images_that_were_not_prepared_are_told_and_not_predicted(raw, tmp_path,
         if number == 300:
             continue
         if wrong:
-            assert f"prepare-images -i {images} -o PREPARED --like {raw / TWIN / 'dataset.json'}" in told[0]["remedy"]
+            given = "as they were: nnunet-plugins prepare-images -i IMAGES" if images == other else f"-i {images}"
+            assert f"{given} -o PREPARED --like {raw / TWIN / 'dataset.json'}" in told[0]["remedy"]
             with pytest.raises(InputError, match=re.escape(wrong)):
                 cases_in(model, images, tmp_path / "out", print)
         else:
@@ -396,6 +398,47 @@ def test_an_image_among_prepared_ones_that_was_not_is_told(raw, tmp_path, capsys
     said = find_difference(other, raw / "Dataset401_Other" / "dataset.json", prepared)[0]
     assert re.search(r"holds new_0000\.nii\.gz and 1 more, which \S+ there does not list", said)
     assert "scheme iqr and not clahe" in find_difference(description, file, prepared)[0]
+
+
+def test_what_was_not_written_is_not_listed(raw, tmp_path, monkeypatch):
+    """Whatever lies in its place later was not prepared, as far as anything tells."""
+    source = make(raw, channels=("MRI",))
+    assert run() == 0
+    file, images, prepared = raw / TWIN / "dataset.json", tmp_path / "images", tmp_path / "prepared"
+    images.mkdir()
+    for case in "abc":
+        shutil.copy(source / "imagesTr" / f"{case}_0000.nii.gz", images)
+    (images / "a_0000.nii.gz").write_bytes(b"none")
+    done, write_prepared = [], preparation_folder.write_prepared
+
+    def count(files, places, recipe):
+        if places[0].name == stop_at:
+            raise KeyboardInterrupt
+        done.append(places[0].name)
+        return write_prepared(files, places, recipe)
+
+    def strangers():
+        for name in ("a_0000.nii.gz", "c_0000.nii.gz"):
+            if not (prepared / name).exists():
+                shutil.copy(source / "imagesTr" / name, prepared)
+        return find_difference(json.loads(file.read_text()), file, prepared)
+
+    monkeypatch.setattr(preparation_folder, "write_prepared", count)
+    stop_at = "c_0000.nii.gz"
+    assert prepare_folder(images, 400, prepared) == 130
+    assert "holds a_0000.nii.gz and 1 more, which" in strangers()[0]
+    stop_at = None
+    assert prepare_folder(images, 400, prepared) == 1
+    assert done.count("b_0000.nii.gz") == 1, "what an interrupted run has written is kept"
+    assert (prepared / "c_0000.nii.gz").read_bytes() == (raw / TWIN / "imagesTr" / "c_0000.nii.gz").read_bytes()
+    assert "holds a_0000.nii.gz, which" in strangers()[0]
+    shutil.copy(source / "imagesTr" / "a_0000.nii.gz", images)
+    assert prepare_folder(images, 400, prepared) == 0
+    assert strangers() is None
+    # A case that is listed, and fails now.
+    (images / "a_0000.nii.gz").write_bytes(b"none")
+    assert prepare_folder(images, 400, prepared) == 1
+    assert "holds a_0000.nii.gz, which" in strangers()[0]
 
 
 def test_a_recipe_that_was_edited_is_named(raw, tmp_path, capsys):

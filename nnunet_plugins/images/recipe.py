@@ -160,14 +160,15 @@ def find_difference(description: Mapping[str, Any], file: Path, images: Path) ->
     if wanted is None:
         what = f"prepared images ({found}), and the network was trained on images as they are"
         return f"{images} holds {what}", "give the images as they were"
-    what = "images that were not prepared"
+    what, remedy = "images that were not prepared", f"prepare the images: {preparing_command(images, file)}"
     if found:
         differs = [name for name in _SHAPE if getattr(wanted, name) != getattr(found, name)]
         said = ", ".join(f"{name} {getattr(found, name)} and not {getattr(wanted, name)}" for name in differs)
         what = f"images that were prepared in another way ({found}: {said})"
+        remedy = f"prepare the images as they were: {preparing_command('IMAGES', file)}"
     return (
         f"{images} holds {what}, as far as the folder tells, and the network was trained on prepared ones ({wanted})",
-        f"prepare the images: {preparing_command(images, file)}",
+        remedy,
     )
 
 
