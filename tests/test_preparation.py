@@ -16,7 +16,7 @@ from test_fixed_size import DIRECTION, NAME, SIZES, make, raw, read, snapshot, w
 from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.preparing import prepare
-from nnunet_plugins.images.recipe import Recipe, find_difference, prepared_with
+from nnunet_plugins.images.recipe import Recipe, find_difference, prepared_with, read_recipe
 from nnunet_plugins.models.sources import Choice, Source, find_model
 from nnunet_plugins.planning.seen import Cases
 from nnunet_plugins.prediction.cases import cases_in
@@ -143,6 +143,28 @@ def test_what_has_no_quartiles_or_percentiles_is_left_as_it_is(raw, capsys):
         assert np.array_equal(read(raw / f"Dataset{400 + number}_Twin" / "imagesTr" / "a_0000.nii.gz"), image)
 
 
+def test_a_recipe_in_words_has_all_that_is_not_the_default():
+    """Recipes of trainings of before, which have the scheme alone, stay what they were where that is all there is."""
+    named = {"channel_names": {"0": "MRI", "1": "FLAIR", "2": "T2"}}
+    for description, more, words in (
+        (named, {}, "clahe"),
+        ({"channel_names": {"0": "MRI"}}, {"channels": [0]}, "clahe"),
+        ({"modality": {"0": "MRI", "1": "FLAIR"}}, {"channels": [0]}, "clahe, channel 0 alone"),
+        (named, {"channels": [0, 2]}, "clahe, channels 0, 2 alone"),
+        ({}, {}, "clahe"),
+        ({}, {"channels": [1]}, "clahe, channel 1 alone"),
+        (named, {"tile": [12, 16, 12]}, "clahe, tile 12 x 16 x 12"),
+        (named, {"clip_limit": 0.2, "percentiles": [1, 99]}, "clipped to the percentiles 1 and 99, then clahe, clip"),
+        (named, {"scheme": "percentile", "percentiles": [1, 99.5]}, "clipped to the percentiles 1 and 99.5"),
+        (named, {"scheme": "iqr", "clip_limit": None}, "iqr"),
+    ):
+        content = Recipe("", "clahe", (0, 1, 2), clip_limit=0.01).as_json() | more
+        found = read_recipe({**description, "nnunet_plugins_preparation": content})
+        assert str(found) == words + " limit 0.2" * words.endswith("clip")
+        assert found.as_json() == content
+        assert found == read_recipe({"nnunet_plugins_preparation": content}), "whatever tells how many channels"
+
+
 # The twin
 
 
@@ -154,7 +176,7 @@ def test_what_is_written(raw, capsys, ending):
     assert run("--channel", 1) == 0
     told = capsys.readouterr().out
     folder = raw / TWIN
-    assert f"Wrote {folder}: 3 training cases and 1 to predict, clahe" in told
+    assert f"Wrote {folder}: 3 training cases and 1 to predict, clahe, channel 1 alone. Go on" in told
     assert {path: kept for path, kept in snapshot(raw).items() if folder not in path.parents} == before
     description = json.loads((folder / "dataset.json").read_text())
     recipe = description.pop("nnunet_plugins_preparation")
@@ -273,7 +295,7 @@ def test_images_to_predict_are_prepared_as_those_of_the_twin(raw, tmp_path, caps
     shutil.copy(raw / TWIN / "dataset.json", model)
     assert prepare_folder(images, 400, output) == 1
     told = capsys.readouterr()
-    assert f"Wrote 1 cases to {output}, clahe" in told.out
+    assert f"Wrote 1 cases to {output}, clahe, channel 0 alone" in told.out
     assert re.search(f"bad is not in it: .*bad_0000{ending}", told.err)
     names = [f"new_0000{ending}", f"new_0001{ending}"]
     assert sorted(os.listdir(output)) == sorted(["nnunet_plugins_preparation.json", *names])

@@ -118,11 +118,11 @@ def _write(
             left.update(result.left)
             if result.wrong:
                 failures[name] = "; ".join(result.wrong)
-        own = {place.name: now[place.name] for place in places[name]}
+        files = {place.name: now[place.name] for place in places[name]}
         if name in failures:
-            listed = {file: stamp for file, stamp in listed.items() if file not in own}
+            listed = {file: stamp for file, stamp in listed.items() if file not in files}
         else:
-            listed |= own
+            listed |= files
         _list(listed, recipe, output)
         if name in failures:  # nnU-Net would predict a case with the channels that are there
             for place in places[name]:
