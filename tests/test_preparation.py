@@ -104,6 +104,9 @@ def test_a_volume_of_three_columns_is_no_picture_in_colours():
     )
     # The same arithmetic with or without a further axis.
     assert np.array_equal(whole, equalize_adapthist(between(image)[None], (1, 4, 6, 2), 0.1)[0])
+    equal = Recipe("", "equalize", (0,))
+    thin, _ = prepare(image[:, :, :3], equal)
+    assert np.array_equal(thin, prepare(image[:, :, :3].transpose(2, 0, 1), equal)[0].transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("scheme", ["clahe", "equalize", "percentile", "iqr", "per-slice"])
@@ -504,11 +507,17 @@ def spoil(source: Path, value: float) -> None:
     write(source / "imagesTr" / "b_0001.nii.gz", image, (1.5, 1.5, 2.0))
 
 
+def stretch(source: Path) -> None:
+    file = source / "imagesTr" / "b_0001.nii.gz"
+    write(file, np.where(read(file) > np.median(read(file)), 3e38, -3e38).astype(np.float32), (1.5, 1.5, 2.0))
+
+
 @pytest.mark.parametrize(
     ("break_it", "arguments", "message"),
     [
         (lambda source: spoil(source, np.nan), [], r"1 cases cannot be prepared; .*b_0001.nii.gz .*NaN or infinite"),
         (lambda source: spoil(source, np.inf), [], r"1 cases cannot be prepared; .*b_0001.nii.gz .*NaN or infinite"),
+        (stretch, [], r"1 cases cannot be prepared; .*b_0001.nii.gz has intensities further apart than numbers of 32"),
         (None, ["--channel", 0, 2], r"there is no channel 2; there are 0 \(MRI\), 1 \(FLAIR\)"),
         (None, {"dataset": 7}, "'7' is not the number or name of exactly one dataset"),
         (None, {"number": 300}, f"-o 300: .*{NAME} is the dataset itself; choose another number"),
