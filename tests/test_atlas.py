@@ -1,6 +1,7 @@
 """`nnunet-plugins evaluate --atlas`: the voxelwise majority of training labels, by nnU-Net's own export and metrics."""
 
 import itertools
+import json
 import pickle
 import re
 
@@ -209,6 +210,19 @@ def test_the_truth_is_no_place_for_it(planned, capsys):
     assert main(["evaluate", "--atlas", "-d", "1", "-o", str(truth), "--overwrite"]) == 2
     assert "holds files of a dataset, which nothing replaces" in capsys.readouterr().err
     assert sorted(truth.iterdir()) == there
+
+
+def test_nothing_with_other_labels_stays_beside_it(planned, tmp_path, capsys):
+    ready(planned)
+    output = tmp_path / "atlas"
+    output.mkdir()
+    (output / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "other": 1}, "file_ending": ".nii.gz"})
+    )
+    (output / "other.nii.gz").touch()
+    assert main(["evaluate", "--atlas", "-d", "1", "-o", str(output), "--overwrite"]) == 2
+    assert "holds other.nii.gz, with the labels background 0, other 1, and here are" in capsys.readouterr().err
+    assert len(list(output.iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -399,6 +399,14 @@ def test_a_case_that_cannot_be_brought_back_costs_no_other(raw, tmp_path, capsys
         shutil.copy(tmp_path / "restored" / "a.nii.gz", tmp_path / "restored" / f"{name}.nii.gz")
     assert restore(predicted, source / "imagesTr", tmp_path / "restored", "--overwrite") == 1
     assert sorted(path.name for path in (tmp_path / "restored").glob("*.nii.gz")) == ["a.nii.gz", "mine.nii.gz"]
+    # Nor does anything stay beside it whose values mean something else.
+    description = json.loads((predicted / "dataset.json").read_text())
+    renamed = {f"other {name}": value for name, value in description["labels"].items() if value} | {"background": 0}
+    (predicted / "dataset.json").write_text(json.dumps({**description, "labels": renamed}))
+    before = snapshot(tmp_path / "restored")
+    assert restore(predicted, source / "imagesTr", tmp_path / "restored", "--overwrite") == 2
+    assert f"{tmp_path / 'restored'} holds mine.nii.gz, with the labels " in capsys.readouterr().err
+    assert snapshot(tmp_path / "restored") == before
 
 
 # What is refused

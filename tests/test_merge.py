@@ -22,6 +22,7 @@ from nnunet_plugins.doctor.merged import check_sources
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.merging import merge
+from nnunet_plugins.merging import view as merging_view
 from nnunet_plugins.merging.joint import LabelSet, join_channels, join_labels, own_values
 from nnunet_plugins.planning.groups import read_groups
 from nnunet_plugins.trainers.compose import trainer_class
@@ -449,6 +450,18 @@ def test_what_covers_another_region_comes_before_it_whichever_dataset_says_so():
         join({"other": LabelSet.of(other), "inner": LabelSet.of(inner)})
 
 
+@pytest.mark.parametrize("equal_first", [True, False])
+def test_regions_with_equal_values_in_one_dataset_are_written_apart_where_another_tells_them_apart(equal_first):
+    equal = {"labels": {"background": 0, "whole": [1, 2], "core": [1, 2]}, "regions_class_order": [2, 1]}
+    apart = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    table = {"equal": LabelSet.of(equal), "apart": LabelSet.of(apart)}
+    joint = join(table if equal_first else dict(reversed(table.items())))
+    whole, both = joint.values["apart"][1], joint.values["apart"][2]
+    assert joint.labels == {"background": 0, "whole": sorted((whole, both)), "core": both}
+    assert joint.order == [whole, both], "a whole alone is no core"
+    assert joint.values["equal"] == {0: 0, 1: both, 2: both}
+
+
 def test_equal_regions_stay_as_they_are():
     one = LabelSet.of({"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]})
     joint = join({"a": one, "b": one})
@@ -501,6 +514,49 @@ def test_labels_shows_one_sources_view(two, tmp_path, capsys):
     shutil.copy(two / "Dataset001_Knee" / "dataset.json", predicted)
     assert main(["labels", "-i", str(predicted), "-o", str(tmp_path / "y"), "--dataset", "Hip"]) == 2
     assert "has no 'nnunet_plugins_sources'" in capsys.readouterr().err
+
+
+def test_views_of_two_sources_do_not_mix(two, tmp_path, capsys):
+    """Their values mean different things, and one dataset.json is there for all."""
+    assert run() == 0
+    for name, cases in (("both", "uv"), ("one", "v")):
+        (tmp_path / name).mkdir()
+        shutil.copy(two / "Dataset900_Both" / "dataset.json", tmp_path / name)
+        for case in cases:
+            write(tmp_path / name / f"{case}.nii.gz", (np.arange(60).reshape(SIZE) % 4).astype(np.uint8))
+    output = tmp_path / "view"
+
+    def show(predicted, source, *more):
+        arguments = ["-i", str(tmp_path / predicted), "-o", str(output), "--dataset", source, *more]
+        return main(["labels", *arguments])
+
+    assert show("both", "Knee") == 0
+    before = snapshot(output)
+    capsys.readouterr()
+    assert show("one", "Hip", "--overwrite") == 2
+    both = "with the labels background 0, femur 1, tibia 2, and here are background 0, pelvis 1, femur 2"
+    assert f"{output} holds u.nii.gz, {both}; choose another folder" in capsys.readouterr().err
+    assert snapshot(output) == before
+    assert show("one", "Knee", "--overwrite") == 0
+    assert sorted(os.listdir(output)) == ["dataset.json", "u.nii.gz", "v.nii.gz"]
+    assert show("both", "Hip", "--overwrite") == 0, "nothing of the other is left"
+    assert np.array_equal(np.unique(read(output / "u.nii.gz")), [0, 1, 2])
+
+
+def test_an_interrupted_view_says_whose_values_it_has(two, tmp_path, monkeypatch):
+    assert run() == 0
+    truth, output = two / "Dataset900_Both" / "labelsTr", tmp_path / "view"
+    assert main(["labels", "-i", str(truth), "-o", str(output), "--dataset", "Knee"]) == 0
+
+    def stop(jobs, processes):
+        for job in list(jobs.values())[:1]:
+            job()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merging_view, "finish_jobs", stop)
+    assert main(["labels", "-i", str(truth), "-o", str(output), "--dataset", "Hip", "--overwrite"]) == 130
+    assert len(os.listdir(output)) == 2
+    assert list(json.loads((output / "dataset.json").read_text())["labels"]) == ["background", "pelvis", "femur"]
 
 
 def test_a_view_knows_no_ignore_label(raw, tmp_path):

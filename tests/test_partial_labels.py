@@ -138,7 +138,7 @@ def test_half_precision_is_left_for_the_sum():
 
 @pytest.mark.parametrize("ignored", [False, True])
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_hidden_regions_are_in_no_term(hidden, ignored):
+def test_hidden_regions_are_constants_of_the_loss(hidden, ignored):
     logits, _ = draw(hidden)
     random = np.random.default_rng(1)
     target = torch.tensor(random.random((2, CHANNELS, *SIZE)) < 0.4)

@@ -16,10 +16,11 @@ from test_fixed_size import DIRECTION, NAME, SIZES, make, raw, read, snapshot, w
 from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.preparing import prepare
-from nnunet_plugins.images.recipe import Recipe, find_difference, prepared_with
+from nnunet_plugins.images.recipe import Recipe, find_difference, prepared_with, read_recipe
 from nnunet_plugins.models.sources import Choice, Source, find_model
 from nnunet_plugins.planning.seen import Cases
 from nnunet_plugins.prediction.cases import cases_in
+from nnunet_plugins.preparation import folder as preparation_folder
 from nnunet_plugins.preparation import twin
 
 __all__ = ["raw"]
@@ -103,6 +104,9 @@ def test_a_volume_of_three_columns_is_no_picture_in_colours():
     )
     # The same arithmetic with or without a further axis.
     assert np.array_equal(whole, equalize_adapthist(between(image)[None], (1, 4, 6, 2), 0.1)[0])
+    equal = Recipe("", "equalize", (0,))
+    thin, _ = prepare(image[:, :, :3], equal)
+    assert np.array_equal(thin, prepare(image[:, :, :3].transpose(2, 0, 1), equal)[0].transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("scheme", ["clahe", "equalize", "percentile", "iqr", "per-slice"])
@@ -142,6 +146,28 @@ def test_what_has_no_quartiles_or_percentiles_is_left_as_it_is(raw, capsys):
         assert np.array_equal(read(raw / f"Dataset{400 + number}_Twin" / "imagesTr" / "a_0000.nii.gz"), image)
 
 
+def test_a_recipe_in_words_has_all_that_is_not_the_default():
+    """Recipes of trainings of before, which have the scheme alone, stay what they were where that is all there is."""
+    named = {"channel_names": {"0": "MRI", "1": "FLAIR", "2": "T2"}}
+    for description, more, words in (
+        (named, {}, "clahe"),
+        ({"channel_names": {"0": "MRI"}}, {"channels": [0]}, "clahe"),
+        ({"modality": {"0": "MRI", "1": "FLAIR"}}, {"channels": [0]}, "clahe, channel 0 alone"),
+        (named, {"channels": [0, 2]}, "clahe, channels 0, 2 alone"),
+        ({}, {}, "clahe"),
+        ({}, {"channels": [1]}, "clahe, channel 1 alone"),
+        (named, {"tile": [12, 16, 12]}, "clahe, tile 12 x 16 x 12"),
+        (named, {"clip_limit": 0.2, "percentiles": [1, 99]}, "clipped to the percentiles 1 and 99, then clahe, clip"),
+        (named, {"scheme": "percentile", "percentiles": [1, 99.5]}, "clipped to the percentiles 1 and 99.5"),
+        (named, {"scheme": "iqr", "clip_limit": None}, "iqr"),
+    ):
+        content = Recipe("", "clahe", (0, 1, 2), clip_limit=0.01).as_json() | more
+        found = read_recipe({**description, "nnunet_plugins_preparation": content})
+        assert str(found) == words + " limit 0.2" * words.endswith("clip")
+        assert found.as_json() == content
+        assert found == read_recipe({"nnunet_plugins_preparation": content}), "whatever tells how many channels"
+
+
 # The twin
 
 
@@ -153,7 +179,7 @@ def test_what_is_written(raw, capsys, ending):
     assert run("--channel", 1) == 0
     told = capsys.readouterr().out
     folder = raw / TWIN
-    assert f"Wrote {folder}: 3 training cases and 1 to predict, clahe" in told
+    assert f"Wrote {folder}: 3 training cases and 1 to predict, clahe, channel 1 alone. Go on" in told
     assert {path: kept for path, kept in snapshot(raw).items() if folder not in path.parents} == before
     description = json.loads((folder / "dataset.json").read_text())
     recipe = description.pop("nnunet_plugins_preparation")
@@ -272,7 +298,7 @@ def test_images_to_predict_are_prepared_as_those_of_the_twin(raw, tmp_path, caps
     shutil.copy(raw / TWIN / "dataset.json", model)
     assert prepare_folder(images, 400, output) == 1
     told = capsys.readouterr()
-    assert f"Wrote 1 cases to {output}, clahe" in told.out
+    assert f"Wrote 1 cases to {output}, clahe, channel 0 alone" in told.out
     assert re.search(f"bad is not in it: .*bad_0000{ending}", told.err)
     names = [f"new_0000{ending}", f"new_0001{ending}"]
     assert sorted(os.listdir(output)) == sorted(["nnunet_plugins_preparation.json", *names])
@@ -372,7 +398,8 @@ def test_images_that_were_not_prepared_are_told_and_not_predicted(raw, tmp_path,
         if number == 300:
             continue
         if wrong:
-            assert f"prepare-images -i {images} -o PREPARED --like {raw / TWIN / 'dataset.json'}" in told[0]["remedy"]
+            given = "as they were: nnunet-plugins prepare-images -i IMAGES" if images == other else f"-i {images}"
+            assert f"{given} -o PREPARED --like {raw / TWIN / 'dataset.json'}" in told[0]["remedy"]
             with pytest.raises(InputError, match=re.escape(wrong)):
                 cases_in(model, images, tmp_path / "out", print)
         else:
@@ -396,6 +423,47 @@ def test_an_image_among_prepared_ones_that_was_not_is_told(raw, tmp_path, capsys
     said = find_difference(other, raw / "Dataset401_Other" / "dataset.json", prepared)[0]
     assert re.search(r"holds new_0000\.nii\.gz and 1 more, which \S+ there does not list", said)
     assert "scheme iqr and not clahe" in find_difference(description, file, prepared)[0]
+
+
+def test_what_was_not_written_is_not_listed(raw, tmp_path, monkeypatch):
+    """Whatever lies in its place later was not prepared, as far as anything tells."""
+    source = make(raw, channels=("MRI",))
+    assert run() == 0
+    file, images, prepared = raw / TWIN / "dataset.json", tmp_path / "images", tmp_path / "prepared"
+    images.mkdir()
+    for case in "abc":
+        shutil.copy(source / "imagesTr" / f"{case}_0000.nii.gz", images)
+    (images / "a_0000.nii.gz").write_bytes(b"none")
+    done, write_prepared = [], preparation_folder.write_prepared
+
+    def count(files, places, recipe):
+        if places[0].name == stop_at:
+            raise KeyboardInterrupt
+        done.append(places[0].name)
+        return write_prepared(files, places, recipe)
+
+    def strangers():
+        for name in ("a_0000.nii.gz", "c_0000.nii.gz"):
+            if not (prepared / name).exists():
+                shutil.copy(source / "imagesTr" / name, prepared)
+        return find_difference(json.loads(file.read_text()), file, prepared)
+
+    monkeypatch.setattr(preparation_folder, "write_prepared", count)
+    stop_at = "c_0000.nii.gz"
+    assert prepare_folder(images, 400, prepared) == 130
+    assert "holds a_0000.nii.gz and 1 more, which" in strangers()[0]
+    stop_at = None
+    assert prepare_folder(images, 400, prepared) == 1
+    assert done.count("b_0000.nii.gz") == 1, "what an interrupted run has written is kept"
+    assert (prepared / "c_0000.nii.gz").read_bytes() == (raw / TWIN / "imagesTr" / "c_0000.nii.gz").read_bytes()
+    assert "holds a_0000.nii.gz, which" in strangers()[0]
+    shutil.copy(source / "imagesTr" / "a_0000.nii.gz", images)
+    assert prepare_folder(images, 400, prepared) == 0
+    assert strangers() is None
+    # A case that is listed, and fails now.
+    (images / "a_0000.nii.gz").write_bytes(b"none")
+    assert prepare_folder(images, 400, prepared) == 1
+    assert "holds a_0000.nii.gz, which" in strangers()[0]
 
 
 def test_a_recipe_that_was_edited_is_named(raw, tmp_path, capsys):
@@ -439,11 +507,17 @@ def spoil(source: Path, value: float) -> None:
     write(source / "imagesTr" / "b_0001.nii.gz", image, (1.5, 1.5, 2.0))
 
 
+def stretch(source: Path) -> None:
+    file = source / "imagesTr" / "b_0001.nii.gz"
+    write(file, np.where(read(file) > np.median(read(file)), 3e38, -3e38).astype(np.float32), (1.5, 1.5, 2.0))
+
+
 @pytest.mark.parametrize(
     ("break_it", "arguments", "message"),
     [
         (lambda source: spoil(source, np.nan), [], r"1 cases cannot be prepared; .*b_0001.nii.gz .*NaN or infinite"),
         (lambda source: spoil(source, np.inf), [], r"1 cases cannot be prepared; .*b_0001.nii.gz .*NaN or infinite"),
+        (stretch, [], r"1 cases cannot be prepared; .*b_0001.nii.gz has intensities further apart than numbers of 32"),
         (None, ["--channel", 0, 2], r"there is no channel 2; there are 0 \(MRI\), 1 \(FLAIR\)"),
         (None, {"dataset": 7}, "'7' is not the number or name of exactly one dataset"),
         (None, {"number": 300}, f"-o 300: .*{NAME} is the dataset itself; choose another number"),

@@ -136,6 +136,9 @@ def test_a_normalisation_is_told_where_it_is_not_the_planned_one(describe, tmp_p
     found = describe("PlainTrainer")["recipe"]
     assert found["normalisation"] == ["CTNormalization"]
     assert found["preparation"] == "clipped to the percentiles 1 and 99, then clahe"
+    tiled = {**recipe, "tile": [12, 16, 12]}
+    (folder / "dataset.json").write_text(json.dumps({**LABELS, "nnunet_plugins_preparation": tiled}))
+    assert describe("PlainTrainer")["recipe"]["preparation"] == f"{found['preparation']}, tile 12 x 16 x 12"
 
 
 def test_own_steps_loaders_and_weights_are_no_longer_the_same_recipe(describe):

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,28 @@ def require_own_folder(output: Path, *others: Path, overwrite: bool) -> None:
         raise InputError(f"{output} holds files of a dataset, which nothing replaces; choose another folder")
     if not overwrite:
         raise InputError(f"{output} holds something already; choose another folder, or give --overwrite")
+
+
+def require_own_labels(output: Path, written: Container[str], description: Mapping[str, Any]) -> None:
+    """Check that no segmentations with other labels stay where new ones are written: one dataset.json stands for all.
+
+    Args:
+        output: the folder, which need not be there.
+        written: names of the files that are written or removed.
+        description: the new dataset.json.
+
+    Raises:
+        InputError: if some do.
+    """
+    file, labels = output / "dataset.json", description["labels"]
+    before = read_json(file, {"labels": dict})["labels"] if file.is_file() else labels
+    if before == labels:
+        return
+    ending = description["file_ending"]
+    others = [path.name for path in output.iterdir() if path.name.endswith(ending) and path.name[0] != "."]
+    if stays := sorted(name for name in others if name not in written):
+        old, new = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (before, labels))
+        raise InputError(f"{output} holds {stays[0]}, with the labels {old}, and here are {new}; choose another folder")
 
 
 BYTE_WRITERS = ("SimpleITKIOWithReorient",)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.datasets.folders import label_manager, require_own_folder
+from nnunet_plugins.datasets.folders import label_manager, require_own_folder, require_own_labels
 from nnunet_plugins.datasets.sources import FIXED
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
@@ -42,10 +42,11 @@ def restore(predicted: Path, reference: Path, output: Path, *, processes: int = 
         reference: folder of the images as they were, such as imagesTs of the dataset.
         output: folder to write.
         processes: cases at a time.
-        overwrite: replace what is in `output`.
+        overwrite: write into a folder with content.
 
     Raises:
-        InputError: if a folder or the dataset.json is missing, or nothing fits.
+        InputError: if a folder or the dataset.json is missing, nothing fits, or `output` has segmentations with other
+            labels that would stay.
     """
     for folder in (predicted, reference):
         if not folder.is_dir():
@@ -75,14 +76,15 @@ def restore(predicted: Path, reference: Path, output: Path, *, processes: int = 
             jobs[case] = partial(work, path, image, output / f"{case}{fixed['file_ending']}")
         else:
             failures[case] = f"{reference} has no image {case}_0000{fixed['file_ending']}"
-    for case in {*jobs, *failures}:  # of an earlier run; whatever else is there stays
-        (output / f"{case}{fixed['file_ending']}").unlink(missing_ok=True)
+    left = {key: value for key, value in description.items() if key != FIXED} | {"file_ending": fixed["file_ending"]}
+    written = {f"{case}{fixed['file_ending']}" for case in {*jobs, *failures}}
+    require_own_labels(output, written, left)
+    for name in written:  # of an earlier run; whatever else is there stays
+        (output / name).unlink(missing_ok=True)
+    write_text(output / "dataset.json", json.dumps(left, indent=2, ensure_ascii=False))
     for case, result in finish_jobs(jobs, processes):
         if isinstance(result, FailedJobError):
             failures[case] = str(result)
         elif result:
             failures[case] = "; ".join(result)
-    left = {key: value for key, value in description.items() if key != FIXED}
-    left["file_ending"] = fixed["file_ending"]
-    write_text(output / "dataset.json", json.dumps(left, indent=2, ensure_ascii=False))
     return Restored([case for case in jobs if case not in failures], failures)

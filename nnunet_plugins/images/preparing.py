@@ -25,6 +25,8 @@ FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _FENCE = 1.5  # interquartile ranges beyond the quartiles; what is further out is an outlier (Tukey 1977)
 _COLOURS = (3, 4)  # along the last axis of three, scikit-image takes them for those of a picture
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Image = NDArray[np.float32]
 
 
@@ -77,7 +79,8 @@ def _clahe(image: Image, recipe: Recipe) -> tuple[Image, str]:
 
 
 def _equalize(image: Image, _: Recipe) -> tuple[Image, str]:
-    return equalize_hist(image.astype(np.float64)), ""  # in single precision, a narrow range far from 0 has no 256 bins
+    # In single precision, a narrow range far from 0 has no 256 bins; with a further axis, it is no picture.
+    return equalize_hist(image[None].astype(np.float64))[0], ""
 
 
 def _only_clipped(image: Image, _: Recipe) -> tuple[Image, str]:
@@ -135,7 +138,11 @@ def write_prepared(files: Sequence[Path], places: Sequence[Path], recipe: Recipe
         if found.array is None or header is None or wrong:
             done.wrong += summarise(wrong) or [f"{file} cannot be read"]
             continue
-        image, left = prepare(np.asarray(found.array[0], dtype=np.float32), recipe)
+        whole = np.asarray(found.array[0], dtype=np.float32)
+        if float(whole.max()) - float(whole.min()) > _LARGEST:
+            done.wrong.append(f"{file} has intensities further apart than numbers of 32 bits go; scale them")
+            continue
+        image, left = prepare(whole, recipe)
         if left:
             done.left[str(file)] = left
         with whole_image(place) as part:

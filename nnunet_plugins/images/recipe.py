@@ -6,7 +6,7 @@ predictions, and beside images that it has prepared to be predicted. Loads nothi
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -28,6 +28,9 @@ SCHEMES = {
 
 BESIDE = f"{PREPARED}.json"
 """The file beside images that were prepared to be predicted."""
+
+CLIP_LIMIT = 0.01
+"""Of CLAHE, scikit-image's default."""
 
 _SHAPE = {
     "dataset": str,
@@ -52,6 +55,7 @@ class Recipe:
         tile: of CLAHE, voxels `(z, y, x)`; None for an eighth of the image along each axis.
         clip_limit: of CLAHE, as scikit-image has it.
         scikit_image: the version that has done it.
+        all_channels: how many the images have, where that is known; it is no part of what is done.
     """
 
     dataset: str
@@ -61,17 +65,33 @@ class Recipe:
     tile: tuple[int, ...] | None = None
     clip_limit: float | None = None
     scikit_image: str = ""
+    all_channels: int | None = field(default=None, compare=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return it as what `read_recipe` reads."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: getattr(self, name) for name in _SHAPE}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def steps(self) -> str:
+        """What is done to a channel, in words, without what is the default."""
+        what = self.scheme
+        if self.percentiles:
+            low, high = self.percentiles
+            first = f"clipped to the percentiles {low:g} and {high:g}"
+            what = first if self.scheme == "percentile" else f"{first}, then {self.scheme}"
+        if self.tile:
+            what += f", tile {' x '.join(map(str, self.tile))}"
+        if self.clip_limit not in (None, CLIP_LIMIT):
+            what += f", clip limit {self.clip_limit:g}"
+        return what
 
     def __str__(self) -> str:
-        if not self.percentiles:
-            return self.scheme
-        low, high = self.percentiles
-        first = f"clipped to the percentiles {low:g} and {high:g}"
-        return first if self.scheme == "percentile" else f"{first}, then {self.scheme}"
+        """Return the steps, and the channels if they are not all, as far as it is known how many there are."""
+        if self.channels == tuple(range(self.all_channels or len(self.channels))):
+            return self.steps
+        several = "s" * (len(self.channels) > 1)
+        return f"{self.steps}, channel{several} {', '.join(map(str, self.channels))} alone"
 
 
 def read_recipe(description: Mapping[str, Any], file: Path | str = "dataset.json") -> Recipe | None:
@@ -96,7 +116,8 @@ def read_recipe(description: Mapping[str, Any], file: Path | str = "dataset.json
             raise InputError(f"{file}: {name!r} in {PREPARED!r} is {value}, and not {number} numbers")
     known: dict[str, Any] = {name: found[name] for name in _SHAPE}
     known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-    return Recipe(**known)
+    names = description.get("channel_names") or description.get("modality") or ()
+    return Recipe(**known, all_channels=len(names) or None)
 
 
 def prepared_with(folder: Path) -> Recipe | None:
@@ -160,14 +181,15 @@ def find_difference(description: Mapping[str, Any], file: Path, images: Path) ->
     if wanted is None:
         what = f"prepared images ({found}), and the network was trained on images as they are"
         return f"{images} holds {what}", "give the images as they were"
-    what = "images that were not prepared"
+    what, remedy = "images that were not prepared", f"prepare the images: {preparing_command(images, file)}"
     if found:
         differs = [name for name in _SHAPE if getattr(wanted, name) != getattr(found, name)]
         said = ", ".join(f"{name} {getattr(found, name)} and not {getattr(wanted, name)}" for name in differs)
         what = f"images that were prepared in another way ({found}: {said})"
+        remedy = f"prepare the images as they were: {preparing_command('IMAGES', file)}"
     return (
         f"{images} holds {what}, as far as the folder tells, and the network was trained on prepared ones ({wanted})",
-        f"prepare the images: {preparing_command(images, file)}",
+        remedy,
     )
 
 

@@ -101,12 +101,15 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
     }
     labels: dict[str, int | list[int]] = {"background": 0}
     order: list[int] = []
-    sizes = {value: len(found) for found, value in merged.items()}
-    for name in in_order:
+    within = {value: found for found, value in merged.items()}
+    for place, name in enumerate(in_order):
         several = [value for found, value in merged.items() if name in found]
         labels[name] = several if len(several) > 1 else several[0]
         written = [values[one][renamed[one].written(name)] for one in ordered if name in renamed[one].values]
-        order.append(max(written, key=sizes.__getitem__))  # which lies in all that another dataset knows around it
+        # That which lies in all that another dataset knows around it, and in nothing that is written over it: a dataset
+        # in which two regions are equal has no value for the outer one alone.
+        before = {*in_order[: place + 1]}
+        order.append(max(written, key=lambda value: (within[value] <= before, len(within[value]))))
     if any(one.ignored is not None for one in sets.values()):
         labels["ignore"] = len(merged) + 1
     for dataset, one in sets.items():

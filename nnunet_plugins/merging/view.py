@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.datasets.folders import DATASET, label_manager, require_own_folder
+from nnunet_plugins.datasets.folders import DATASET, label_manager, require_own_folder, require_own_labels
 from nnunet_plugins.datasets.sources import FIXED, MARK, NEITHER, Source, read_sources
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
@@ -56,10 +56,11 @@ def write_view(
         dataset_json: that of the merged dataset; found beside the segmentations if None.
         own_cases: write only the cases that come from the source, under their names in it.
         processes: cases at a time.
-        overwrite: replace what is in `output`.
+        overwrite: write into a folder with content.
 
     Raises:
-        InputError: if folders or the table of sources are missing, or there is no such source.
+        InputError: if folders or the table of sources are missing, there is no such source, or `output` has
+            segmentations with other labels that would stay.
     """
     if not predicted.is_dir():
         raise InputError(f"{predicted} is no folder")
@@ -92,19 +93,28 @@ def write_view(
         if not wanted:
             raise InputError(f"{predicted} has no case of {key}: their names begin with {start}")
     jobs = {case: partial(work, files[case], output / f"{name}{ending}") for case, name in wanted.items()}
-    for case in {*jobs, *failures}:  # of an earlier run; whatever else is there stays
-        written = case.partition(MARK)[2] if own_cases else case
-        (output / f"{written}{ending}").unlink(missing_ok=True)
+    own = _description(description, file, source)
+    written = {f"{case.partition(MARK)[2] if own_cases else case}{ending}" for case in {*jobs, *failures}}
+    require_own_labels(output, written, own)
+    for one in written:  # of an earlier run; whatever else is there stays
+        (output / one).unlink(missing_ok=True)
+    write_text(output / "dataset.json", json.dumps(own, indent=2, ensure_ascii=False))
     for case, result in finish_jobs(jobs, processes):
         if isinstance(result, FailedJobError):
             failures[case] = str(result)
         elif result:
             failures[case] = "; ".join(result)
+    structures = {label: value for label, value in source.labels.items() if label not in NEITHER}
+    return View([case for case in jobs if case not in failures], failures, structures)
+
+
+def _description(description: dict[str, Any], file: Path, source: Source) -> dict[str, Any]:
+    """Return the dataset.json of a view, of that of the merged dataset."""
     own: dict[str, Any] = {
         "channel_names": description.get("channel_names", {"0": "unknown"}),
         "labels": {"background": 0, **source.labels},
         "numTraining": 0,
-        "file_ending": ending,
+        "file_ending": description["file_ending"],
     }
     if FIXED in description:  # they can still be brought back
         own[FIXED] = description[FIXED]
@@ -112,9 +122,7 @@ def write_view(
         own[OBJECTS] = objects
     if source.order:
         own["regions_class_order"] = list(source.order)
-    write_text(output / "dataset.json", json.dumps(own, indent=2, ensure_ascii=False))
-    structures = {label: value for label, value in source.labels.items() if label not in NEITHER}
-    return View([case for case in jobs if case not in failures], failures, structures)
+    return own
 
 
 def _find(sources: dict[str, Source], name: str, file: Path) -> tuple[str, Source]:

@@ -24,7 +24,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from nnunet_plugins.datasets.folders import preprocessed_folder, require_own_folder
+from nnunet_plugins.datasets.folders import preprocessed_folder, require_own_folder, require_own_labels
 from nnunet_plugins.datasets.plan_names import covering_command, preprocessing_command
 from nnunet_plugins.datasets.preprocessed import (
     data_folder,
@@ -147,9 +147,10 @@ def evaluate_atlas(
     description = read_json(folder / "dataset.json")
     labels = setting.plans.get_label_manager(description)
     hidden = _hidden(description, folder / "dataset.json", labels, named)
+    written = ["summary.json", *(f"{case}{description['file_ending']}" for case in existing_cases(folder))]
+    require_own_labels(output, written, description)
     output.mkdir(parents=True, exist_ok=True)
-    # Of an atlas of other folds; whatever else is there stays.
-    for name in ("summary.json", *(f"{case}{description['file_ending']}" for case in existing_cases(folder))):
+    for name in written:  # of an atlas of other folds; whatever else is there stays
         (output / name).unlink(missing_ok=True)
     shutil.copy(folder / "dataset.json", output)
     shutil.copy(folder / f"{plans}.json", output / "plans.json")

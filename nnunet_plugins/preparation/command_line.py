@@ -8,11 +8,10 @@ from typing import Any
 
 from nnunet_plugins.arguments import natural, tell_failures, whole
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.images.recipe import SCHEMES, Recipe, preparing_command
+from nnunet_plugins.images.recipe import CLIP_LIMIT, SCHEMES, Recipe, preparing_command
 from nnunet_plugins.rows import STOCK_TRAINER
 
 _PERCENTILES = (0.5, 99.5)  # nnU-Net's for CT
-_CLIP_LIMIT = 0.01  # scikit-image's
 _SHOWN = 3
 
 
@@ -61,7 +60,7 @@ def add_commands(commands: Any) -> None:
         help="of clahe, voxels; default: an eighth of the image along each axis",
     )
     command.add_argument(
-        "--clip-limit", type=float, metavar="F", help=f"of clahe, from 0 to 1; default: {_CLIP_LIMIT:g}"
+        "--clip-limit", type=float, metavar="F", help=f"of clahe, from 0 to 1; default: {CLIP_LIMIT:g}"
     )
     command.add_argument("--name", metavar="NAME", help="of the new dataset; default: that of the other, with CLAHE")
     command.add_argument(
@@ -90,7 +89,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     clahe = arguments.scheme == "clahe"
     if not clahe and (arguments.tile or arguments.clip_limit is not None):
         raise InputError("--tile and --clip-limit go with --scheme clahe")
-    limit = _CLIP_LIMIT if arguments.clip_limit is None else arguments.clip_limit
+    limit = CLIP_LIMIT if arguments.clip_limit is None else arguments.clip_limit
     if not 0 <= limit <= 1:
         raise InputError(f"--clip-limit {limit:g} is not from 0 to 1")
     percentiles = tuple(arguments.percentiles or (_PERCENTILES if arguments.scheme == "percentile" else ())) or None

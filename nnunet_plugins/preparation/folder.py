@@ -91,15 +91,13 @@ def _write(
     }
     now = {place.name: _stamp(image) for case in places.values() for place, image in case.items()}
     before: dict[str, Any] = read_json(output / BESIDE, dict).get("files", {}) if goes_on else {}
+    # Also of other cases, which were prepared in the same way and have left the input since.
+    listed = {name: one for name, one in before.items() if now.get(name, one) == one and (output / name).exists()}
+    _list(listed, recipe, output)
     for case in places.values():
         for place in case:  # of an earlier run; whatever else is there stays
-            if before.get(place.name) != now[place.name]:
+            if place.name not in listed:
                 place.unlink(missing_ok=True)
-    # Of other cases, which were prepared in the same way and have left the input since.
-    kept = {name: stamp for name, stamp in before.items() if name not in now and (output / name).exists()}
-    write_text(
-        output / BESIDE, json.dumps({PREPARED: recipe.as_json(), "files": kept | now}, indent=1, ensure_ascii=False)
-    )
     jobs = {}
     for name, case in places.items():
         missing = {place: image for place, image in case.items() if not place.exists()}
@@ -108,20 +106,34 @@ def _write(
             if place not in own:
                 with whole_file(place) as unfinished:
                     shutil.copyfile(image, unfinished)
+                listed[place.name] = now[place.name]
         if todo := {place: image for place, image in missing.items() if place in own}:
             jobs[name] = partial(write_prepared, list(todo.values()), list(todo), recipe)
+    _list(listed, recipe, output)
     left, failures = {}, {}
     for name, result in finish_jobs(jobs, processes):
         if isinstance(result, FailedJobError):
             failures[name] = str(result)
-            continue
-        left.update(result.left)
-        if result.wrong:
-            failures[name] = "; ".join(result.wrong)
-    for name in failures:  # nnU-Net would predict a case with the channels that are there
-        for place in places[name]:
-            place.unlink(missing_ok=True)
+        else:
+            left.update(result.left)
+            if result.wrong:
+                failures[name] = "; ".join(result.wrong)
+        files = {place.name: now[place.name] for place in places[name]}
+        if name in failures:
+            listed = {file: stamp for file, stamp in listed.items() if file not in files}
+        else:
+            listed |= files
+        _list(listed, recipe, output)
+        if name in failures:  # nnU-Net would predict a case with the channels that are there
+            for place in places[name]:
+                place.unlink(missing_ok=True)
     return left, failures
+
+
+def _list(files: Mapping[str, Any], recipe: Recipe, output: Path) -> None:
+    """Write which files were prepared, and how: those alone that are there, whenever a run is stopped."""
+    content = {PREPARED: recipe.as_json(), "files": files}
+    write_text(output / BESIDE, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _stamp(file: Path) -> list[Any]:

@@ -76,8 +76,9 @@ def write_twin(
     found = read_raw(raw_folder() / own, _DONE)
     refuse_twin(found)
     require_format(found.description["file_ending"], own)
-    chosen = choose_channels(channels, channel_names(found.description))
-    recipe = replace(recipe, dataset=own, channels=tuple(chosen), scikit_image=scikit_image_version())
+    names = channel_names(found.description)
+    chosen = tuple(choose_channels(channels, names))
+    recipe = replace(recipe, dataset=own, channels=chosen, scikit_image=scikit_image_version(), all_channels=len(names))
     parts = {"Tr": found.cases, "Ts": read_test_cases(found, _DONE)}
     _require_ending(found, [case for cases in parts.values() for case in cases.values()])
     kept = {key: value for key, value in found.description.items() if key != _LISTING}

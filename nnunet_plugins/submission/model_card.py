@@ -108,7 +108,7 @@ def _normalization(source: Source) -> str:
     if recipe is None:
         return schemes
     names = ", ".join(source.channels[channel] for channel in recipe.channels)
-    return f"{names}: {recipe} (scikit-image {recipe.scikit_image}); then {schemes}"
+    return f"{names}: {recipe.steps} (scikit-image {recipe.scikit_image}); then {schemes}"
 
 
 def _describe(source: Source) -> tuple[str, list[str]]:
