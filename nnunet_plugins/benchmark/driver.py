@@ -184,7 +184,8 @@ def _require_room_for_atlas(dataset: str, protocol: Protocol, folder: Path) -> N
 
 def _require_known_cases(splits: Path, number: int, groups: str | None) -> None:
     """Refuse splits with cases that have left the dataset since: their trainings would fail."""
-    from nnunet_plugins.planning.splits import read_splits, split_command
+    from nnunet_plugins.datasets.split_commands import split_command
+    from nnunet_plugins.planning.splits import read_splits
 
     if not (splits.parent / "gt_segmentations").is_dir():
         return

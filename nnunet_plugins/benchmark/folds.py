@@ -6,9 +6,10 @@ from pathlib import Path
 from nnunet_plugins.benchmark.protocol import BenchmarkError
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.datasets.preprocessed import existing_cases, raw_cases
+from nnunet_plugins.datasets.split_commands import split_command
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits, split_command
+from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits
 
 
 def choose_folds(

@@ -9,9 +9,10 @@ from pathlib import Path
 from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
 from nnunet_plugins.datasets.preprocessed import existing_cases
 from nnunet_plugins.datasets.sources import MARK, SOURCES, Source, original_of, read_sources
+from nnunet_plugins.datasets.split_commands import split_command
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.finding import composed
-from nnunet_plugins.planning.splits import Split, read_splits
+from nnunet_plugins.planning.splits import NNUNET_FOLDS, Split, read_splits
 
 FROM_SOURCES = "sources"
 """What stands for the datasets that a merged one was made of."""
@@ -52,8 +53,10 @@ def _of_original(twin: Path, original: Path) -> list[Split]:
 
 
 def same_folds(some: list[Split], others: list[Split]) -> bool:
-    """Tell whether splits have the same cases in every fold, in whatever order."""
-    first, second = ([{part: set(names) for part, names in fold.items()} for fold in one] for one in (some, others))
+    """Tell whether splits have the same cases in every fold, in whatever order, and however letters are encoded."""
+    first, second = (
+        [{part: set(map(composed, names)) for part, names in fold.items()} for fold in one] for one in (some, others)
+    )
     return first == second
 
 
@@ -99,7 +102,7 @@ def _require_same(some: set[str], others: set[str], merged: Path, source: Source
 def _existing_splits(folder: Path) -> list[Split]:
     file = folder / "splits_final.json"
     if not file.is_file():
-        raise PlanError(f"{file} is missing; make it first: nnunet-plugins split -d {folder.name}")
+        raise PlanError(f"{file} is missing; make it first: {split_command(folder.name, NNUNET_FOLDS)}")
     return read_splits(file)
 
 

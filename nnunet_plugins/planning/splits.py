@@ -8,7 +8,6 @@ dataset's preprocessed folder, if it exists.
 import json
 import os
 import random
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,19 +132,6 @@ def _joint_splits(
 def _too_few(number: int, what: str, folds: int) -> str:
     text = f"{number} {what}{'s' * (number != 1)} cannot be split into {folds} folds"
     return f"{text}; give --folds {number}" if number > 1 else f"{text}, nor into any other number"
-
-
-def split_command(dataset: str, folds: int, groups_file: Path | str | None = None, *, overwrite: bool = False) -> str:
-    """Return the command that makes a dataset's splits.
-
-    Args:
-        dataset: number or name.
-        folds: how many.
-        groups_file: table of the cases' groups.
-        overwrite: other splits that are there.
-    """
-    groups = f" --groups {shlex.quote(str(groups_file))}" if groups_file else ""
-    return f"nnunet-plugins split -d {dataset}{groups} --folds {folds}{' --overwrite' * overwrite}"
 
 
 def torn_groups(splits: Sequence[Split], groups: Mapping[str, str]) -> list[list[str]]:
