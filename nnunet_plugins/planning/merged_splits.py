@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
 from nnunet_plugins.datasets.preprocessed import existing_cases
-from nnunet_plugins.datasets.sources import MARK, SOURCES, Source, original_of, read_sources
+from nnunet_plugins.datasets.sources import MARK, SOURCES, Source, find_description, original_of, read_sources
 from nnunet_plugins.datasets.split_commands import split_command
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.finding import composed
@@ -23,8 +23,8 @@ def splits_like(folder: Path, like: str) -> list[Split]:
 
     Args:
         folder: of the dataset, in nnUNet_preprocessed.
-        like: number or name of the merged dataset that was made of it and others, or of the one that it is a twin of;
-            or `FROM_SOURCES`, if it was merged itself.
+        like: number or name of the merged dataset that was made of it and others, or of the one that it is a twin of,
+            of a twin of it, or of another twin of the same; or `FROM_SOURCES`, if it was merged itself.
 
     Raises:
         InputError: if the datasets do not belong together, their cases are not the same, or one has no splits.
@@ -32,15 +32,21 @@ def splits_like(folder: Path, like: str) -> list[Split]:
     if like == FROM_SOURCES:
         return _joined(folder)
     merged = preprocessed_folder(like)
-    if original_of(read_json(folder / "dataset.json", dict), folder / "dataset.json") == merged.name:
-        return _of_original(folder, merged)
+    if merged.name != folder.name and _original(folder) == _original(merged):
+        return _of_twin(folder, merged)
     for name, source in _sources(merged).items():
         if source.dataset == folder.name:
             return _part(merged, name, source, folder)
     raise PlanError(f"{merged.name} was not merged of {folder.name}; it was merged of {_told(_sources(merged))}")
 
 
-def _of_original(twin: Path, original: Path) -> list[Split]:
+def _original(folder: Path) -> str:
+    """Return the dataset that one is a twin of, or its own name."""
+    description, file = find_description(folder.name, folder.parent)
+    return original_of(description, file) or folder.name
+
+
+def _of_twin(twin: Path, original: Path) -> list[Split]:
     splits = _existing_splits(original)
     own = {composed(case): case for case in existing_cases(twin)}
     odd = {composed(case) for fold in splits for part in fold.values() for case in part} ^ set(own)
