@@ -12,6 +12,7 @@ from nnunet_plugins.benchmark.engine import _order
 from nnunet_plugins.benchmark.protocol import Protocol
 from nnunet_plugins.benchmark.tasks import training_tasks
 from nnunet_plugins.cli import main
+from nnunet_plugins.planning.merged_splits import same_folds
 
 A, B = "Dataset001_A", "Dataset002_B"
 
@@ -131,6 +132,73 @@ def test_splits_with_a_case_that_has_left_the_dataset_are_refused(tmp_path, monk
     assert main(message.rpartition("nnunet-plugins ")[2].split()) == 0
     capsys.readouterr()
     assert trained(output, capsys, [A]) == list(range(5))
+
+
+TWIN = "Dataset101_AClipped"
+
+
+def make_twin(tmp_path, kind="nnunet_plugins_preparation"):
+    about = {"dataset": A, "size": [8, 8, 8]} if "size" in kind else {"dataset": A}
+    file = tmp_path / "nnUNet_preprocessed" / TWIN / "dataset.json"
+    file.write_text(json.dumps({"file_ending": ".nii.gz", kind: about}))
+
+
+def splits_of(output, capsys, datasets, *options) -> dict[str, list[str]]:
+    """The commands that make splits, in their order, by dataset."""
+    question = ["-d", *datasets, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output)]
+    assert main(["benchmark", *question, "--dry-run", *options]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("nnunet-plugins split ")]
+    return {line[3]: line[4:] for line in lines}
+
+
+@pytest.mark.parametrize("kind", ["nnunet_plugins_preparation", "nnunet_plugins_fixed_size"])
+@pytest.mark.parametrize(
+    ("splits", "datasets", "commands"),
+    [
+        ({A: 0, TWIN: 0}, [TWIN, A], {A: ["--folds", "5"], TWIN: ["--like", A]}),
+        ({A: 3, TWIN: 0}, [A, TWIN], {A: ["--folds", "3"], TWIN: ["--like", A]}),
+        ({A: 0, TWIN: 3}, [A, TWIN], {TWIN: ["--folds", "3"], A: ["--like", TWIN]}),
+        ({A: 3, TWIN: 0}, [TWIN], {TWIN: ["--like", A]}),
+        ({A: 0, TWIN: 0}, [TWIN], {TWIN: ["--folds", "5"]}),
+    ],
+)
+def test_a_twin_and_its_dataset_have_the_same_folds(tmp_path, monkeypatch, capsys, splits, datasets, commands, kind):
+    output = world(tmp_path, monkeypatch, splits)
+    make_twin(tmp_path, kind)
+    found = splits_of(output, capsys, datasets)
+    assert list(found.items()) == list(commands.items())
+    number = max(splits.values()) or 5
+    assert trained(output, capsys, datasets) == list(range(number))
+    for dataset, options in found.items():
+        assert splits[dataset] or main(["split", "-d", dataset, *options]) == 0
+    files = [tmp_path / "nnUNet_preprocessed" / dataset / "splits_final.json" for dataset in datasets]
+    for file in files:
+        content = json.loads(file.read_text())
+        assert len(content) == number
+        assert same_folds(content, json.loads(files[0].read_text()))
+
+
+def test_a_twin_alone_keeps_groups_together_whatever_its_dataset_does(tmp_path, monkeypatch, capsys):
+    output = world(tmp_path, monkeypatch, {A: 3, TWIN: 0})
+    make_twin(tmp_path)
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\n" + "".join(f"c{number:02d},{number // 2}\n" for number in range(12)))
+    found = splits_of(output, capsys, [TWIN], "--groups", str(table))
+    assert found == {TWIN: ["--folds", "5", "--groups", str(table)]}
+
+
+def test_a_twin_with_other_folds_is_refused_with_what_mends_it(tmp_path, monkeypatch, capsys):
+    output = world(tmp_path, monkeypatch, {A: 3, TWIN: 3})
+    make_twin(tmp_path)
+    file = tmp_path / "nnUNet_preprocessed" / TWIN / "splits_final.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[::-1]))
+    assert trained(output, capsys, [TWIN]) == [0, 1, 2], "alone it may have its own"
+    assert main(["benchmark", "-d", A, TWIN, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output)]) == 2
+    message = capsys.readouterr().err.strip()
+    assert f"{TWIN} has other folds than {A}" in message
+    assert main(message.rpartition("nnunet-plugins ")[2].split()) == 0
+    capsys.readouterr()
+    assert trained(output, capsys, [A, TWIN]) == [0, 1, 2]
 
 
 def test_planning_gets_a_thread_where_training_loads_without_processes(tmp_path, monkeypatch, capsys):

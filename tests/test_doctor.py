@@ -448,6 +448,72 @@ def test_fewer_cases_or_groups_than_folds(dataset, preprocessed, tmp_path, capsy
     assert not [finding for finding in examine(capsys)[1] if finding["section"] == "Splits"]
 
 
+@pytest.fixture
+def twin(dataset, preprocessed) -> Path:
+    """The preprocessed folder of a dataset of which the one that is examined is a twin; returns it."""
+    folder = preprocessed.with_name("Dataset004_Original")
+    shutil.copytree(preprocessed, folder)
+    recipe = {"dataset": folder.name, "scheme": "iqr", "channels": [0], "percentiles": None, "tile": None}
+    for place in (dataset, preprocessed):
+        describe(place, nnunet_plugins_preparation={**recipe, "clip_limit": None, "scikit_image": None})
+    return folder
+
+
+@pytest.mark.parametrize("splits", [None, [*SPLITS[::-1]], [{"train": CASES[1:], "val": CASES[:1]}]])
+def test_a_twin_with_other_folds_than_its_dataset_is_told(preprocessed, twin, capsys, splits):
+    (twin / "splits_final.json").write_text(json.dumps(SPLITS))
+    if splits:
+        (preprocessed / "splits_final.json").write_text(json.dumps(splits))
+    *_, found = [finding for finding in examine(capsys)[1] if finding["section"] == "Splits"]
+    assert found["level"] == "warning"
+    assert twin.name in found["text"]
+    command = found["remedy"].rpartition("nnunet-plugins ")[2]
+    assert command == f"split -d {NAME} --like {twin.name}" + " --overwrite" * bool(splits)
+    assert main(command.split()) == 0
+    capsys.readouterr()
+    assert not [finding for finding in examine(capsys)[1] if finding["section"] == "Splits"]
+    assert json.loads((preprocessed / "splits_final.json").read_text()) == SPLITS
+
+
+@pytest.mark.parametrize("others", [None, SPLITS])
+def test_too_few_cases_of_a_twin_are_split_as_its_dataset(dataset, preprocessed, twin, tmp_path, capsys, others):
+    if others:
+        (twin / "splits_final.json").write_text(json.dumps(others))
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\n" + "".join(f"{case},{min(2, int(case[-1]))}\n" for case in CASES))
+    (found,) = [one for one in examine(capsys, "--groups", table)[1] if one["section"] == "Splits"]
+    first, *commands = found["remedy"].split("nnunet-plugins ")
+    assert first == "make splits that fit: "
+    of_original = f"split -d {twin.name} --groups {table} --folds 3 && "
+    assert commands == [*([] if others else [of_original]), f"split -d {NAME} --like {twin.name}"]
+    for command in commands:
+        assert main(command.removesuffix(" && ").split()) == 0
+    same = [json.loads((folder / "splits_final.json").read_text()) for folder in (twin, preprocessed)]
+    assert same[0] == same[1]
+
+
+def test_a_merged_dataset_is_split_by_its_sources(dataset, preprocessed, tmp_path, capsys):
+    """As often as the smallest of them can be."""
+    remove(dataset, "case_4")
+    for number, case in enumerate(CASES[:4]):
+        new = f"{'ab'[number // 2]}__{case}"
+        for file in (*dataset.rglob(f"{case}*"), *preprocessed.rglob(f"{case}*")):
+            file.rename(file.with_name(file.name.replace(case, new)))
+    for file in preprocessed.rglob("case_4*"):
+        file.unlink()
+    own = json.loads((dataset / "dataset.json").read_text())["labels"]
+    labels = {name: value for name, value in own.items() if value}
+    sources = {name: {"dataset": f"Dataset00{n}_{name}", "labels": labels, "cases": []} for n, name in enumerate("ab")}
+    for folder in (dataset, preprocessed):
+        describe(folder, numTraining=4, nnunet_plugins_sources=sources)
+    (found,) = [finding for finding in examine(capsys)[1] if finding["section"] == "Splits"]
+    command = found["remedy"].rpartition("nnunet-plugins ")[2]
+    assert command == f"split -d {NAME} --strata sources --folds 2"
+    assert main(command.split()) == 0
+    capsys.readouterr()
+    assert not [finding for finding in examine(capsys)[1] if finding["section"] == "Splits"]
+
+
 def test_one_case_has_no_splits(dataset, capsys):
     remove(dataset, *CASES[1:])
     (found,) = [finding for finding in examine(capsys)[1] if finding["section"] == "Splits"]

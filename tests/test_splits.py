@@ -10,7 +10,7 @@ from conftest import write_dataset
 from nnunet_plugins.cli import main
 from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.planning.splits import group_splits, read_groups, torn_groups
+from nnunet_plugins.planning.splits import group_splits, read_groups, source_splits, torn_groups
 
 GROUPS = {f"case_{n}": f"patient_{n // 2}" for n in range(10)}
 
@@ -353,3 +353,45 @@ def test_what_splits_of_sources_cannot_be_is_said(merged, capsys):
     (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {"bone": 1}}))
     assert main(["split", "-d", "1", "--strata", "sources"]) == 2
     assert "has no 'nnunet_plugins_sources', which tells" in capsys.readouterr().err
+
+
+def share_patients(folder, table, groups, shared):
+    """Give cases of the sources one group, and the first of them many cases, and write the table."""
+    groups = {**groups, **dict.fromkeys(shared, "in both")}
+    for number in range(6):
+        case = f"a__more_{number}"
+        (folder / "gt_segmentations" / f"{case}.nii.gz").touch()
+        groups[case] = "large"
+    pd.DataFrame({"case": groups.keys(), "group": groups.values()}).to_csv(table, index=False)
+    return groups
+
+
+def test_a_patient_in_two_sources_stays_together(merged, capsys):
+    folder, table, groups = merged
+    groups = share_patients(folder, table, groups, ["a__case_0", "a__case_1", "b__case_9"])
+    assert split(table, "--strata", "sources", "--folds", "2") == 0
+    splits = json.loads((folder / "splits_final.json").read_text())
+    assert torn_groups(splits, groups) == [[], []]
+    assert sorted(case for fold in splits for case in fold["val"]) == sorted(groups)
+    for fold in splits:
+        assert sorted(fold["train"] + fold["val"]) == sorted(groups)
+        assert sorted(case[0] for case in fold["val"]).count("b") in (1, 2)
+        assert 6 <= len([case for case in fold["val"] if case.startswith("a")]) <= 7
+    assert split(table, "--leakage-check") == 0
+    assert split(table, "--strata", "sources", "--folds", "2") == 0, "the same again"
+
+
+def test_groups_within_their_sources_are_split_as_ever(merged):
+    folder, table, _ = merged
+    assert split(table, "--strata", "sources", "--folds", "2") == 0
+    first, second = json.loads((folder / "splits_final.json").read_text())
+    assert sorted(first["val"]) == ["a__case_0", "a__case_1", "a__case_6", "b__case_8", "b__case_9"]
+    assert sorted(second["val"]) == ["a__case_2", "a__case_3", "a__case_4", "a__case_5", "b__case_7"]
+
+
+def test_shared_patients_that_leave_a_source_out_of_a_fold_are_refused():
+    """Of three patients, of whom each source has two, some two share one of two folds."""
+    groups = {"a__1": "1", "a__2": "2", "b__2": "2", "b__3": "3", "c__1": "1", "c__3": "3"}
+    sources = {case: case[0] for case in groups}
+    with pytest.raises(PlanError, match=r"[abc]: groups that are in other sources, too, leave none for one of 2 folds"):
+        source_splits(sorted(groups), sources, 2, groups)

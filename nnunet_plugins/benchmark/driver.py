@@ -30,7 +30,7 @@ from nnunet_plugins.benchmark.protocol import (
 from nnunet_plugins.benchmark.repeats import check_repeats, find_trainers
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.start import check_start
-from nnunet_plugins.benchmark.tasks import Folders, Task, sources_of, training_tasks
+from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
 from nnunet_plugins.datasets.preprocessed import PLANS, existing_cases, is_preprocessed
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.report.record import GONE
@@ -81,6 +81,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
         read_cluster(place.cluster)
     import torch
 
+    from nnunet_plugins.benchmark.folds import require_folds_of_twins, require_same_folds
     from nnunet_plugins.planning.splits import read_splits
 
     if protocol.merged:
@@ -134,7 +135,8 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
                 f"fold {max(protocol.folds)} does not exist: {dataset} is split into {number} folds; {remedy}"
             )
     if protocol.merged:
-        _require_same_folds(protocol.merged, folders)
+        require_same_folds(protocol.merged, folders)
+    require_folds_of_twins(protocol, folders)
     if protocol.device == "cuda" and place.cluster is None and torch.cuda.device_count() < place.slots:
         raise BenchmarkError(
             f"{place.slots} GPU{'s are' if place.slots > 1 else ' is'} asked for, torch {torch.__version__} sees "
@@ -155,24 +157,6 @@ def _require_one_for_many(protocol: Protocol) -> None:
         )
 
 
-def _require_same_folds(merged: str, folders: Folders) -> None:
-    """Refuse folds of a merged dataset in which a case is in another one than in its own dataset."""
-    from nnunet_plugins.planning.merged_splits import same_folds, splits_like
-    from nnunet_plugins.planning.splits import read_splits
-
-    for dataset in sources_of(merged, folders):
-        files = [folders.preprocessed / one / "splits_final.json" for one in (dataset, merged)]
-        if not all(file.is_file() for file in files):
-            continue
-        if not same_folds(read_splits(files[0]), splits_like(files[0].parent, merged)):
-            raise BenchmarkError(
-                f"{dataset} has other folds than {merged} has of its cases, so that networks would be compared on "
-                f"cases that one of them has seen. Before anything is trained on one of the two: nnunet-plugins split "
-                f"-d {dataset} --like {merged} --overwrite, or nnunet-plugins split -d {merged} --like sources "
-                "--overwrite"
-            )
-
-
 def _require_room_for_atlas(dataset: str, protocol: Protocol, folder: Path) -> None:
     """Refuse patches that do not hold every image, as far as these are preprocessed."""
     from nnunet_plugins.metrics.atlas import require_room
@@ -184,7 +168,8 @@ def _require_room_for_atlas(dataset: str, protocol: Protocol, folder: Path) -> N
 
 def _require_known_cases(splits: Path, number: int, groups: str | None) -> None:
     """Refuse splits with cases that have left the dataset since: their trainings would fail."""
-    from nnunet_plugins.planning.splits import read_splits, split_command
+    from nnunet_plugins.datasets.split_commands import split_command
+    from nnunet_plugins.planning.splits import read_splits
 
     if not (splits.parent / "gt_segmentations").is_dir():
         return

@@ -3,12 +3,14 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from nnunet_plugins.benchmark.protocol import BenchmarkError
-from nnunet_plugins.benchmark.tasks import Folders
+from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
+from nnunet_plugins.benchmark.tasks import Folders, shares_folds_of, sources_of
 from nnunet_plugins.datasets.preprocessed import existing_cases, raw_cases
+from nnunet_plugins.datasets.split_commands import split_command
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits, split_command
+from nnunet_plugins.planning.merged_splits import same_folds, splits_like
+from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits
 
 
 def choose_folds(
@@ -31,6 +33,10 @@ def choose_folds(
         BenchmarkError: if the splits that are there contradict this or each other, with the command that mends it.
     """
     files = {dataset: folders.preprocessed / dataset / "splits_final.json" for dataset in datasets}
+    for dataset in datasets:
+        like = shares_folds_of(dataset, datasets, folders, grouped=groups is not None)
+        if like and not files[dataset].is_file():
+            files[dataset] = folders.preprocessed / like / "splits_final.json"
     there = {dataset: len(read_splits(file)) for dataset, file in files.items() if file.is_file()}
     if empty := next((dataset for dataset, found in there.items() if not found), None):
         mend = split_command(empty, number or NNUNET_FOLDS, groups, overwrite=True)
@@ -66,6 +72,43 @@ def _require_cases(dataset: str, folder: Path, number: int, groups: Path | None)
         raise BenchmarkError(
             f"{dataset} has {len(cases)} {what}, too few for {number} folds; give --folds {len(cases)}"
         )
+
+
+def require_same_folds(merged: str, folders: Folders) -> None:
+    """Refuse folds of a merged dataset in which a case is in another one than in its own dataset.
+
+    Raises:
+        BenchmarkError: if there are such.
+    """
+    for dataset in sources_of(merged, folders):
+        files = [folders.preprocessed / one / "splits_final.json" for one in (dataset, merged)]
+        if not all(file.is_file() for file in files):
+            continue
+        if not same_folds(read_splits(files[0]), splits_like(files[0].parent, merged)):
+            raise BenchmarkError(
+                f"{dataset} has other folds than {merged} has of its cases, so that networks would be compared on "
+                f"cases that one of them has seen. Before anything is trained on one of the two: nnunet-plugins split "
+                f"-d {dataset} --like {merged} --overwrite, or nnunet-plugins split -d {merged} --like sources "
+                "--overwrite"
+            )
+
+
+def require_folds_of_twins(protocol: Protocol, folders: Folders) -> None:
+    """Refuse folds of a twin in which a case is in another one than in the dataset that it is of, or in its twin.
+
+    Raises:
+        BenchmarkError: if there are such.
+    """
+    for dataset in protocol.datasets:
+        like = shares_folds_of(dataset, protocol.datasets, folders, grouped=bool(protocol.groups))
+        files = [folders.preprocessed / str(one) / "splits_final.json" for one in (dataset, like)]
+        if like not in protocol.datasets or not all(file.is_file() for file in files):
+            continue
+        if not same_folds(*map(read_splits, files)):
+            raise BenchmarkError(
+                f"{dataset} has other folds than {like}, whose cases it shares. Before anything is trained on it: "
+                f"nnunet-plugins split -d {dataset} --like {like} --overwrite"
+            )
 
 
 def held_out(folders: Folders, dataset: str) -> dict[str, int]:

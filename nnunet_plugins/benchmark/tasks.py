@@ -13,8 +13,8 @@ from typing import Any
 from nnunet_plugins.benchmark import done
 from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run, first_repeats, starts_from_weights
 from nnunet_plugins.benchmark.sources import source_files
-from nnunet_plugins.datasets.sources import read_sources
-from nnunet_plugins.files import read_json, short_name, unfinished
+from nnunet_plugins.datasets.sources import find_description, original_of, read_sources
+from nnunet_plugins.files import short_name, unfinished
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.rows import without_seed
 from nnunet_plugins.trainers.fold_folder import LOCK
@@ -145,7 +145,7 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
     """Return the tasks up to the trainings: plans, preprocessed data, splits, recipes, and every fold of every run."""
     runs = protocol.runs()
     tasks: list[Task] = []
-    for dataset in merged_first(protocol, folders):
+    for dataset in _in_order(protocol, folders):
         of_dataset = [run for run in runs if run.dataset == dataset]
         made_to_fit = {run.plans: run for run in of_dataset if protocol.is_made_to_fit(run)}
         planned: list[str] = []
@@ -260,9 +260,37 @@ def sources_of(merged: str, folders: Folders) -> list[str]:
     Raises:
         InputError: if it was not merged.
     """
-    files = [root / merged / "dataset.json" for root in (folders.preprocessed, folders.raw)]
-    file = next((file for file in files if file.is_file()), files[-1])
-    return [source.dataset for source in read_sources(read_json(file, {"labels": {str: (int, list)}}), file).values()]
+    description, file = find_description(merged, folders.preprocessed, folders.raw)
+    return [source.dataset for source in read_sources(description, file).values()]
+
+
+def shares_folds_of(dataset: str, datasets: Sequence[str], folders: Folders, *, grouped: bool) -> str | None:
+    """Return the dataset whose folds a twin, or the dataset that it is of, takes; None if it makes its own.
+
+    Args:
+        dataset: full name.
+        datasets: all of the benchmark. Of twins among them, the first with splits has those of all.
+        folders: where things lie.
+        grouped: groups are to be kept together, as splits from outside the benchmark may not do.
+    """
+    roots = (folders.preprocessed, folders.raw)
+    originals = {one: original_of(*find_description(one, *roots)) or one for one in datasets}
+    original = originals[dataset]
+    alike = sorted((one for one in originals if originals[one] == original), key=lambda one: one != original)
+    outside = [] if grouped else [original]
+    first = next((one for one in (*alike, *outside) if _splits(one, folders).is_file()), alike[0])
+    return None if first == dataset else first
+
+
+def _in_order(protocol: Protocol, folders: Folders) -> list[str]:
+    """Return the datasets so that each comes after that whose folds it takes."""
+    return sorted(merged_first(protocol, folders), key=lambda one: _twin_with_folds(one, protocol, folders) is not None)
+
+
+def _twin_with_folds(dataset: str, protocol: Protocol, folders: Folders) -> str | None:
+    if protocol.merged and dataset in (protocol.merged, *sources_of(protocol.merged, folders)):
+        return None
+    return shares_folds_of(dataset, protocol.datasets, folders, grouped=bool(protocol.groups))
 
 
 def _splits(dataset: str, folders: Folders) -> Path:
@@ -280,6 +308,9 @@ def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[s
     elif dataset in of_it and is_first:
         command += ["--like", str(merged)]
         needs.append(task_name("split", merged))
+    elif like := _twin_with_folds(dataset, protocol, folders):
+        command += ["--like", like]
+        needs += [task_name("split", like)] if like in protocol.datasets else []
     else:
         command += ["--folds", str(protocol.number_of_folds), *(["--groups", groups] if groups else [])]
         command += ["--strata", "sources"] if dataset == merged else []

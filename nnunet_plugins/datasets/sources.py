@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import find_fault
+from nnunet_plugins.files import find_fault, read_json
 from nnunet_plugins.images.recipe import PREPARED
 
 if TYPE_CHECKING:
@@ -123,6 +123,18 @@ def original_of(description: Mapping[str, Any], file: Path | str = "dataset.json
     if fault := find_fault(description[PREPARED], {"dataset": str}, repr(PREPARED)):
         raise InputError(f"{file}: {fault}; make the twin anew with nnunet-plugins prepare-images")
     return str(description[PREPARED]["dataset"])
+
+
+def find_description(dataset: str, *roots: Path) -> tuple[dict[str, Any], Path]:
+    """Return what the dataset.json of a dataset says in the first folder that has one, and its file; else nothing.
+
+    Args:
+        dataset: full name.
+        roots: some of nnU-Net's folders.
+    """
+    files = [root / dataset / "dataset.json" for root in roots]
+    file = next((file for file in files if file.is_file()), None)
+    return (read_json(file, dict), file) if file else ({}, files[-1])
 
 
 def source_of(case: str, sources: Mapping[str, Source], file: Path | str = "dataset.json") -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nnunet_plugins.datasets.folders import PlanError, dataset_name
 from nnunet_plugins.datasets.preprocessed import existing_cases
-from nnunet_plugins.datasets.sources import twin_of
+from nnunet_plugins.datasets.sources import find_description, twin_of
 from nnunet_plugins.doctor.cases import check_cases, check_channels
 from nnunet_plugins.doctor.comparison import compare_cases, duplicates
 from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
@@ -99,7 +99,8 @@ def preflight(question: Question) -> dict[str, Check]:
 
     def check_its_splits() -> Iterator[Finding]:
         cases = list(dataset.cases) or (existing_cases(folder) if preprocessed else [])
-        return check_splits(folder / "splits_final.json", cases, duplicates(facts), question.groups)
+        description, _ = find_description(name, folder.parent, *([raw.parent] if raw else []))
+        return check_splits(folder / "splits_final.json", cases, duplicates(facts), question.groups, description)
 
     def check_its_space() -> Iterator[Finding]:
         configuration = question.configuration if question.of_training else None

@@ -3,15 +3,23 @@
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from nnunet_plugins.datasets.sources import MARK, SOURCES, original_of
+from nnunet_plugins.datasets.split_commands import split_command
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits, split_command, torn_groups
+from nnunet_plugins.planning.merged_splits import same_folds
+from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits, torn_groups
 
 
 def check_splits(
-    file: Path, cases: Collection[str], twins: Sequence[Sequence[str]], groups_file: Path | None
+    file: Path,
+    cases: Collection[str],
+    twins: Sequence[Sequence[str]],
+    groups_file: Path | None,
+    description: Mapping[str, Any],
 ) -> Iterator[Finding]:
     """Check the splits of a dataset.
 
@@ -20,13 +28,18 @@ def check_splits(
         cases: of the dataset.
         twins: groups of cases with the same images.
         groups_file: table of the cases' groups, which splits are to keep together.
+        description: what the dataset.json says.
     """
     table = read_groups(groups_file) if groups_file else {}
     groups = groups_of(cases, table)
     without = {case: "" for case in sorted(cases) if groups_file and case not in groups}
     yield from of_cases("problem", f"{groups_file} names no group for {{}}", without, "add them")
+    most = _most_folds(groups if groups_file else {case: case for case in cases}, description)
+    original = original_of(description)
+    of_original = file.parents[1] / str(original) / file.name
+    others = read_splits(of_original) if of_original.is_file() else []
     if not file.is_file():
-        yield _without_splits(file, cases, twins, groups, groups_file)
+        yield _without_splits(file, cases, twins, groups, groups_file, most, str(original) if others else None)
         return
     splits = read_splits(file)
     if not splits:
@@ -34,8 +47,7 @@ def check_splits(
         return
     named = {case for split in splits for part in split.values() for case in part}
     sound = True
-    most = len(set(groups.values())) if groups_file else len(cases)
-    anew = split_command(file.parent.name, max(2, min(len(splits), most)), groups_file, overwrite=True)
+    anew = split_command(file.parent.name, max(2, min(len(others or splits), most)), groups_file, overwrite=True)
     for finding in _check_folds(file, splits, cases, named, anew):
         sound = False
         yield finding
@@ -51,6 +63,12 @@ def check_splits(
                 "remove the copies, or keep them in one fold: nnunet-plugins split --groups",
                 tuple(twin),
             )
+    if others and not same_folds(splits, others):
+        sound = False
+        yield warning(
+            f"{file} has other folds than {original}, of which this is a twin",
+            f"before anything is trained: {split_command(file.parent.name, len(others), overwrite=True)}",
+        )
     groups = groups_of(named, table)
     if groups and len(groups) == len(named):
         torn = torn_groups(splits, groups)
@@ -72,9 +90,12 @@ def _without_splits(
     twins: Sequence[Sequence[str]],
     groups: Mapping[str, str],
     groups_file: Path | None,
+    most: int,
+    original: str | None,
 ) -> Finding:
-    """Say what nnU-Net will do without a file of splits."""
+    """Say what nnU-Net will do without a file of splits, for a twin whose original has splits with its name."""
     number, what = (len(set(groups.values())), "group") if groups_file else (len(cases), "case")
+    fitting = max(2, min(NNUNET_FOLDS, most))
     if 0 < number < NNUNET_FOLDS:
         text = (
             f"{number} {what}{'s' * (number > 1)}, and no splits yet ({file}): nnU-Net would split into {NNUNET_FOLDS}"
@@ -82,12 +103,23 @@ def _without_splits(
         if number == 1:
             return problem(text, f"one {what} cannot be split: add more, or train on all cases, fold 'all'")
         first = "" if (file.parent / "gt_segmentations").is_dir() else "when the dataset is preprocessed, "
-        return problem(text, f"{first}make splits that fit: {split_command(file.parent.name, number, groups_file)}")
+        return problem(text, f"{first}make splits that fit: {split_command(file.parent.name, fitting, groups_file)}")
     text = f"no splits yet ({file}): nnU-Net makes random ones when the first training begins"
+    if original:
+        command = split_command(file.parent.name, fitting)
+        return warning(f"{text}; {original}, of which this is a twin, has splits", f"take these: {command}")
     if groups_file or twins:
-        command = split_command(file.parent.name, NNUNET_FOLDS, groups_file or "FILE")
+        command = split_command(file.parent.name, fitting, groups_file or "FILE")
         return warning(text, f"make splits that keep groups together: {command}")
     return ok(text)
+
+
+def _most_folds(groups: Mapping[str, str], description: Mapping[str, Any]) -> int:
+    """Return into how many folds groups can be split, of a merged dataset those of the source that has fewest."""
+    by_source: dict[str, set[str]] = {}
+    for case, group in groups.items():
+        by_source.setdefault(case.partition(MARK)[0] * (SOURCES in description), set()).add(group)
+    return min(map(len, by_source.values()), default=0)
 
 
 def _check_folds(

@@ -334,9 +334,9 @@ def _add_split(commands: Any) -> None:
     command.add_argument(
         "--like",
         metavar="DATASET",
-        help="take the folds of the dataset that this one is a twin of, or of a merged dataset that was made of this "
-        "one; or, with the word 'sources', of a merged dataset those of the datasets that it was made of: no case "
-        "changes its fold between them",
+        help="take the folds of the dataset that this one is a twin of, or of a twin of it, or of a merged dataset "
+        "that was made of this one; or, with the word 'sources', of a merged dataset those of the datasets that it was "
+        "made of: no case changes its fold between them",
     )
     command.add_argument("--folds", type=at_least_two, default=5, metavar="N", help="default: %(default)s")
     command.add_argument(

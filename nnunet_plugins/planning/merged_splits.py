@@ -8,10 +8,11 @@ from pathlib import Path
 
 from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
 from nnunet_plugins.datasets.preprocessed import existing_cases
-from nnunet_plugins.datasets.sources import MARK, SOURCES, Source, original_of, read_sources
+from nnunet_plugins.datasets.sources import MARK, SOURCES, Source, find_description, original_of, read_sources
+from nnunet_plugins.datasets.split_commands import split_command
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.finding import composed
-from nnunet_plugins.planning.splits import Split, read_splits
+from nnunet_plugins.planning.splits import NNUNET_FOLDS, Split, read_splits
 
 FROM_SOURCES = "sources"
 """What stands for the datasets that a merged one was made of."""
@@ -22,8 +23,8 @@ def splits_like(folder: Path, like: str) -> list[Split]:
 
     Args:
         folder: of the dataset, in nnUNet_preprocessed.
-        like: number or name of the merged dataset that was made of it and others, or of the one that it is a twin of;
-            or `FROM_SOURCES`, if it was merged itself.
+        like: number or name of the merged dataset that was made of it and others, or of the one that it is a twin of,
+            of a twin of it, or of another twin of the same; or `FROM_SOURCES`, if it was merged itself.
 
     Raises:
         InputError: if the datasets do not belong together, their cases are not the same, or one has no splits.
@@ -31,15 +32,21 @@ def splits_like(folder: Path, like: str) -> list[Split]:
     if like == FROM_SOURCES:
         return _joined(folder)
     merged = preprocessed_folder(like)
-    if original_of(read_json(folder / "dataset.json", dict), folder / "dataset.json") == merged.name:
-        return _of_original(folder, merged)
+    if merged.name != folder.name and _original(folder) == _original(merged):
+        return _of_twin(folder, merged)
     for name, source in _sources(merged).items():
         if source.dataset == folder.name:
             return _part(merged, name, source, folder)
     raise PlanError(f"{merged.name} was not merged of {folder.name}; it was merged of {_told(_sources(merged))}")
 
 
-def _of_original(twin: Path, original: Path) -> list[Split]:
+def _original(folder: Path) -> str:
+    """Return the dataset that one is a twin of, or its own name."""
+    description, file = find_description(folder.name, folder.parent)
+    return original_of(description, file) or folder.name
+
+
+def _of_twin(twin: Path, original: Path) -> list[Split]:
     splits = _existing_splits(original)
     own = {composed(case): case for case in existing_cases(twin)}
     odd = {composed(case) for fold in splits for part in fold.values() for case in part} ^ set(own)
@@ -52,8 +59,10 @@ def _of_original(twin: Path, original: Path) -> list[Split]:
 
 
 def same_folds(some: list[Split], others: list[Split]) -> bool:
-    """Tell whether splits have the same cases in every fold, in whatever order."""
-    first, second = ([{part: set(names) for part, names in fold.items()} for fold in one] for one in (some, others))
+    """Tell whether splits have the same cases in every fold, in whatever order, and however letters are encoded."""
+    first, second = (
+        [{part: set(map(composed, names)) for part, names in fold.items()} for fold in one] for one in (some, others)
+    )
     return first == second
 
 
@@ -99,7 +108,7 @@ def _require_same(some: set[str], others: set[str], merged: Path, source: Source
 def _existing_splits(folder: Path) -> list[Split]:
     file = folder / "splits_final.json"
     if not file.is_file():
-        raise PlanError(f"{file} is missing; make it first: nnunet-plugins split -d {folder.name}")
+        raise PlanError(f"{file} is missing; make it first: {split_command(folder.name, NNUNET_FOLDS)}")
     return read_splits(file)
 
 

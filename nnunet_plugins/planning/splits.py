@@ -7,7 +7,8 @@ dataset's preprocessed folder, if it exists.
 
 import json
 import os
-import shlex
+import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def source_splits(
 ) -> list[Split]:
     """Split the cases of each source of a merged dataset on their own, so that every fold has its share of all.
 
+    Where a group has cases in several sources, all are split together, with shares as equal as the groups allow.
+
     Args:
         cases: their names.
         sources: of each case.
@@ -80,7 +83,7 @@ def source_splits(
         groups: of each case, which are kept together; without them the cases are split as nnU-Net does.
 
     Raises:
-        PlanError: if a source has fewer cases, or groups, than folds.
+        PlanError: if a source has fewer cases, or groups, than folds, or a fold would validate on none of its cases.
     """
     splits: list[Split] = [{"train": [], "val": []} for _ in range(folds)]
     for name in dict.fromkeys(sources[case] for case in cases):
@@ -92,25 +95,43 @@ def source_splits(
         for split, part in zip(splits, parts, strict=True):
             for which, names in part.items():
                 split[which] += names
-    return splits
+    return _joint_splits(cases, sources, folds, groups) if groups and any(torn_groups(splits, groups)) else splits
+
+
+def _joint_splits(
+    cases: Sequence[str], sources: Mapping[str, str], folds: int, groups: Mapping[str, str]
+) -> list[Split]:
+    """Put every group, the largest first, into the fold that has least of its sources; the same for equal input."""
+    totals = Counter(sources[case] for case in cases)
+    shares: dict[str, Counter[str]] = {}
+    for case in sorted(cases):
+        shares.setdefault(groups[case], Counter())[sources[case]] += 1
+    names = sorted(shares)
+    random.Random(SEED).shuffle(names)  # as in `group_splits`
+    names.sort(key=lambda name: max(size / totals[source] for source, size in shares[name].items()), reverse=True)
+    contents = [Counter[str]() for _ in range(folds)]
+    chosen = {}
+    for name in names:
+        own = {source: size / totals[source] ** 2 for source, size in shares[name].items()}
+        chosen[name] = min(range(folds), key=lambda fold: sum(contents[fold][one] * own[one] for one in own))
+        contents[chosen[name]].update(shares[name])
+    if left_out := [source for source in totals for content in contents if not content[source]]:
+        raise PlanError(
+            f"{left_out[0]}: groups that are in other sources, too, leave none for one of {folds} folds; give fewer "
+            "--folds, or leave out --strata"
+        )
+    return [
+        {
+            "train": [case for case in cases if chosen[groups[case]] != fold],
+            "val": [case for case in cases if chosen[groups[case]] == fold],
+        }
+        for fold in range(folds)
+    ]
 
 
 def _too_few(number: int, what: str, folds: int) -> str:
     text = f"{number} {what}{'s' * (number != 1)} cannot be split into {folds} folds"
     return f"{text}; give --folds {number}" if number > 1 else f"{text}, nor into any other number"
-
-
-def split_command(dataset: str, folds: int, groups_file: Path | str | None = None, *, overwrite: bool = False) -> str:
-    """Return the command that makes a dataset's splits.
-
-    Args:
-        dataset: number or name.
-        folds: how many.
-        groups_file: table of the cases' groups.
-        overwrite: other splits that are there.
-    """
-    groups = f" --groups {shlex.quote(str(groups_file))}" if groups_file else ""
-    return f"nnunet-plugins split -d {dataset}{groups} --folds {folds}{' --overwrite' * overwrite}"
 
 
 def torn_groups(splits: Sequence[Split], groups: Mapping[str, str]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_plugins.datasets.split_commands import split_command
 from nnunet_plugins.files import read_json
 
 _FOLDS = 5  # that nnU-Net makes when it finds no splits
@@ -29,7 +30,7 @@ def require_splits(file: Path, data: Path, fold: int) -> None:
     if not file.exists():
         if len(cases) < _FOLDS:
             few = f"{len(cases)} case{'s' * (len(cases) > 1)} in {data}, which nnU-Net cannot split into {_FOLDS} folds"
-            remedy = f"make splits that fit: nnunet-plugins split -d {dataset} --folds {len(cases)}"
+            remedy = f"make splits that fit: {split_command(dataset, len(cases))}"
             if len(cases) == 1:
                 remedy = "add cases, or train on all of them, fold 'all'"
             raise RuntimeError(f"nnunet_plugins: {few}; {remedy}")
