@@ -27,7 +27,7 @@ REGIONS = {"background": 0, "whole": [1, 2], "inner": 2}
 IGNORE = {"background": 0, "outer": 1, "inner": 2, "ignore": 3}
 
 DATASETS: dict[str, dict] = {
-    "Dataset001_Plain": {},
+    "Dataset001_Small": {},
     "Dataset002_Anisotropic": {"shape": (6, 24, 20), "spacing": (5.0, 1.0, 1.0)},
     "Dataset003_Channels": {"channels": 4},
     "Dataset004_Regions": {"labels": REGIONS, "regions_class_order": [1, 2]},
@@ -48,7 +48,7 @@ class NotSupportedError(Exception):
 class Setting:
     """What to train on."""
 
-    dataset: str = "Dataset001_Plain"
+    dataset: str = "Dataset001_Small"
     configuration: str = "3d_fullres"
     plans: str = "small"
     foreground: tuple[str, ...] = ("1", "2")
@@ -60,7 +60,13 @@ CASCADE = Setting(configuration="3d_cascade_fullres")
 
 
 class Datasets(Sandbox):
-    """A sandbox whose datasets are written, planned and preprocessed when a feature first needs them."""
+    """A sandbox whose datasets are written, planned and preprocessed when a feature first needs them.
+
+    The plain one is a copy of that in the sandbox `prepared`.
+    """
+
+    def __init__(self, root: Path, prepared: Sandbox) -> None:
+        super().__init__(shutil.copytree(prepared.root, root, dirs_exist_ok=True))
 
     @functools.cached_property
     def ready(self) -> set[str]:
@@ -69,14 +75,14 @@ class Datasets(Sandbox):
     def require(self, dataset: str) -> None:
         if dataset in self.ready:
             return
-        write_dataset(self.raw, dataset, **DATASETS[dataset])
-        self.prepare(int(dataset[7:10]), "3d_fullres", "2d")
         if dataset == PLAIN.dataset:
             self.edit_plans(dataset, "small", add_cascade)
             self.run("nnUNetv2_preprocess", "-d", 1, "-plans_name", "small", "-c", "3d_lowres", "-np", 1)
             self.run("nnUNetv2_plan_experiment", "-d", 1, "-pl", "nnUNetPlannerResEncM", nnUNet_n_proc_DA="1")
             self.edit_plans(dataset, "resenc", like="nnUNetResEncUNetMPlans")
         else:
+            write_dataset(self.raw, dataset, **DATASETS[dataset])
+            self.prepare(int(dataset[7:10]), "3d_fullres", "2d")
             self.edit_plans(dataset, "small")
         self.ready.add(dataset)
 

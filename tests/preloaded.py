@@ -6,6 +6,9 @@ both read their environment at import) and what our commands import late, and fo
 stands for the interpreter, also in what the command itself starts: `LAUNCHER ARGUMENTS...` does what
 `python ARGUMENTS...` does, with the same environment, folder, open files, signals and exit code. Linux only, as it
 needs pidfds and /proc.
+
+But PyTorch gets one thread: other tests need the other cores, and with a tiny network threads wait for each other for
+longer than they work.
 """
 
 import marshal
@@ -26,8 +29,6 @@ PARTS = ["evaluation", "experiment_planning", "imageio", "inference", "postproce
 PARTS += ["training", "utilities"]
 # What takes our own commands longest to import.
 OURS = {"captum.attr", "jinja2", "monai.metrics", "parsl", "parsl.executors.high_throughput.executor"}
-# A third of the time that nnU-Net takes for the picture that it draws after every epoch.
-UNREAD = ("xtick.bottom", "xtick.labelbottom", "ytick.left", "ytick.labelleft")
 PR_SET_CHILD_SUBREAPER = 36  # of linux/prctl.h
 MADV_COLLAPSE, HUGE_PAGE = 25, 2**21  # of linux/mman.h; bytes
 
@@ -228,8 +229,11 @@ def _run(arguments: list[str], launcher: str) -> None:
     import runpy
     import types
 
+    import torch
+
     sys.executable = launcher
     multiprocessing.set_executable(launcher)
+    torch.set_num_threads(1)
     sys.path[1:1] = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     while arguments[0].startswith("-") and arguments[0] not in ("-c", "-m"):
         arguments = arguments[1:]  # options of the interpreter, which is the same anyway
@@ -243,13 +247,26 @@ def _run(arguments: list[str], launcher: str) -> None:
         sys.path[0] = os.getcwd()
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
-        if os.path.basename(arguments[0]) == "nnUNetv2_train":
-            import matplotlib
-
-            matplotlib.rcParams.update(dict.fromkeys(UNREAD, False))
+        command = os.path.basename(arguments[0])
+        if command.startswith("nnUNetv2_"):
+            multiprocessing.cpu_count = lambda: 1  # as many threads it takes on a CPU
+        if command == "nnUNetv2_train":
+            _leave_pictures_empty()
         sys.argv = arguments
         sys.path[0] = os.path.dirname(arguments[0])
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _leave_pictures_empty() -> None:
+    """Draw nothing of the picture after every epoch, which takes nnU-Net a fifth of a second, and which no test reads.
+
+    It is drawn where trainings run in the tests' own process or in a real interpreter.
+    """
+    from nnunetv2.training.logging import nnunet_logger
+
+    for logger in vars(nnunet_logger).values():
+        if hasattr(logger, "plot_progress_png"):
+            logger.plot_progress_png = lambda _, folder: Path(folder, "progress.png").write_bytes(b"")
 
 
 if __name__ == "__main__":

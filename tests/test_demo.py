@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from conftest import commands, script
+from conftest import commands
 from scipy import ndimage
 
 from nnunet_plugins.benchmark import command, progress
@@ -274,7 +274,8 @@ def test_a_failing_step_shows_its_log_and_exits_with_1(tmp_path):
     raw.mkdir(parents=True)  # made, as it seems, but empty
     (raw / "dataset.json").write_text("{}")
     options = ["--output", tmp_path, "--epochs", 1, "--iterations", 2, "--device", "cpu"]
-    result = subprocess.run([script("nnunet-plugins"), "demo", *map(str, options)], capture_output=True, text=True)
+    start = [commands() / "nnunet-plugins", "demo", *map(str, options)]
+    result = subprocess.run(start, capture_output=True, text=True)
     assert result.returncode == 1
     assert "plan and preprocess, nnUNetPlans: failed: exit code 1" in result.stdout
     assert "Error" in result.stdout

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import Sandbox, write_dataset
+from conftest import Sandbox
 from test_discovery import Environment, link_nnunet, wheel  # noqa: F401 - a fixture
 
 from nnunet_plugins import __version__
@@ -54,14 +54,11 @@ def test_bad_names_are_refused_with_the_reason(tmp_path, monkeypatch, capsys, op
 
 
 @pytest.mark.slow
-def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(tmp_path, sandbox: Sandbox, wheel):  # noqa: F811
-    write_dataset(sandbox.raw, "Dataset001_Small")
-    sandbox.prepare(1, "2d")
-    sandbox.edit_plans("Dataset001_Small", "small")
+def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(tmp_path, small: Sandbox, wheel):  # noqa: F811
     environment = Environment(tmp_path / "env")
     link_nnunet(environment)
     environment.install(wheel)
-    folders = {name: value for name, value in sandbox.env.items() if name.startswith("nnUNet_")}
+    folders = {name: value for name, value in small.env.items() if name.startswith("nnUNet_")}
 
     def run_there(*command: object) -> str:
         """A command of the environment's own; others find the heavy libraries loaded, and its packages."""
@@ -69,7 +66,7 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
         return result.stdout
 
-    run = partial(sandbox.run, PYTHONPATH=str(environment.site))
+    run = partial(small.run, PYTHONPATH=str(environment.site))
     before = files_of(environment)
     package = tmp_path / "my-lab"
     run("nnunet-plugins", "new-backbone", "my-lab", "-o", package)
@@ -82,7 +79,7 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     assert "skipped" not in passed
     common = ("-tr", TRAINER, "-p", "small", "-device", "cpu")
     run("nnUNetv2_train", 1, "2d", 0, *common)
-    images, output = sandbox.raw / "Dataset001_Small" / "imagesTs", tmp_path / "predicted"
+    images, output = small.raw / "Dataset001_Small" / "imagesTs", tmp_path / "predicted"
     data = ("-i", images, "-o", output, "-d", 1, "-c", "2d", "-f", 0, "-npp", 1, "-nps", 1, "--disable_tta")
     run("nnUNetv2_predict", *data, *common)
     assert len(list(output.glob("*.nii.gz"))) == len(list(images.iterdir()))
@@ -98,7 +95,7 @@ def test_the_package_installs_trains_predicts_passes_and_leaves_without_a_trace(
     environment.pip("uninstall", "-q", "-y", "my-lab")
     assert files_of(environment) == before
     assert "MyLab" not in run_there("nnunet-plugins", "list")
-    (checkpoint,) = sandbox.results.glob(f"Dataset001_Small/{TRAINER}__*/fold_0/checkpoint_final.pth")
+    (checkpoint,) = small.results.glob(f"Dataset001_Small/{TRAINER}__*/fold_0/checkpoint_final.pth")
     looked = run("nnunet-plugins", "doctor", checkpoint, ok=False)
     assert re.search(r"its network my_lab\.\w+ comes from my-lab 0.1.0", looked)
     assert "no backbone is called 'nnUNetTrainerMyLab'" in looked

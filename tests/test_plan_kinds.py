@@ -24,7 +24,7 @@ def test_plans_made_to_fit_train(small, backbone, share, monkeypatch):
     """What `nnunet-plugins plan` writes is smaller, has other stages, and stock training takes it."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, small.env[name])
-    trainer, name = f"nnUNetTrainer{backbone}_1epochs_1iterations", f"fit_{backbone}"
+    trainer, name = f"nnUNetTrainer{backbone}_1epochs_1iterations_NoMirroring", f"fit_{backbone}"
     setting = plan_setting("Dataset001_Small", "3d_fullres", "small")
     before, _ = fit_configuration(trainer_class(trainer), setting, budget=math.inf, autocast=False)
     memory = share * before.needed / GIB / COMFORTABLE

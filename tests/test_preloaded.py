@@ -37,6 +37,10 @@ def test_has_the_variables_and_the_folder_of_its_caller(tmp_path):
     assert result.stdout == f"b {tmp_path}\n"
 
 
+def test_has_one_thread():
+    assert run("import torch; print(torch.get_num_threads())").stdout == "1\n"
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 7), (signal.SIGKILL, -9)])
 def test_signals_reach_it(tmp_path, number, status):
     code = "import os, signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); print(os.getpid(), flush=True)"

@@ -575,7 +575,7 @@ def test_bad_images_are_named_and_reach_no_batch_norm(faulty):
     (folder / "dataset.json").write_text(json.dumps(description))
     faulty.prepare(2, "3d_fullres")
     faulty.edit_plans(folder.name, "small")
-    trainer = "nnUNetTrainerAFNBasic_1epochs_16iterations"
+    trainer = "nnUNetTrainerAFNBasic_1epochs_16iterations_NoMirroring"
     output = faulty.run("nnUNetv2_train", 2, "3d_fullres", 0, "-tr", trainer, "-p", "small", "-device", "cpu")
     found = re.findall(r"iteration \d+: the images hold values that are not finite \(cases: (.*)\)", output)
     assert set(found) == {"case_1"}

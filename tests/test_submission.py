@@ -908,8 +908,8 @@ def test_check_needs_a_submission(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(Datasets(tmp_path_factory.mktemp("stages")), "nnUNetTrainer")
+def stages(tmp_path_factory: pytest.TempPathFactory, prepared: Sandbox) -> Model:
+    return Model(Datasets(tmp_path_factory.mktemp("stages"), prepared), "nnUNetTrainer")
 
 
 @pytest.mark.parametrize("configuration", ["3d_cascade_fullres", "2d"])

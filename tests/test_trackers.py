@@ -39,7 +39,7 @@ from nnunet_plugins.trainers.trackers import (
 )
 
 DATASET = "Dataset001_Small"
-FIRENET = "nnUNetTrainerFIRENet_3epochs_1iterations"
+FIRENET = "nnUNetTrainerFIRENet_3epochs_1iterations_NoMirroring"
 STOCK = "nnUNetTrainer_1epochs_1iterations"
 BOTH = {"nnUNet_plugins_tensorboard": "1", "nnUNet_plugins_mlflow": "1"}
 SCALARS = {

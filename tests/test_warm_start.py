@@ -42,7 +42,8 @@ def test_fine_tunes_from_a_stock_u_net(small, checkpoint, capsys):
     told = capsys.readouterr().out
     assert "attention" in told
     assert str(start) in told
-    command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", "nnUNetTrainerAutofocusUNet_1epochs_1iterations")
+    trainer = "nnUNetTrainerAutofocusUNet_1epochs_1iterations_NoMirroring"
+    command = ("nnUNetv2_train", 1, "3d_fullres", 0, "-tr", trainer)
     log = small.run(*command, "-p", "three", "-device", "cpu", "-pretrained_weights", start)
     assert "Loading pretrained weights from file" in log
     assert "encoder.stages.2.0.convs.1.conv.attention.0.weight shape" in log

@@ -35,6 +35,7 @@ import psutil
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 
+from nnunet_plugins import stop_request
 from nnunet_plugins.trainers import (
     nnUNetTrainer_3epochs_4iterations_NoMirroring,
     nnUNetTrainer_14epochs_10iterations_NoMirroring,
@@ -64,7 +65,15 @@ def until_children_wait() -> None:
         before, now = now, [sum(child.cpu_times()[:2]) for child in children]
 
 
-class Faults:
+class OnePass:
+    """In front of a trainer among the bases of a class: its validation mirrors nothing, which takes eight passes."""
+
+    def perform_actual_validation(self, save_probabilities=False):
+        self.inference_allowed_mirroring_axes = None
+        super().perform_actual_validation(save_probabilities)
+
+
+class Faults(OnePass):
     """In front of a trainer among the bases of a class."""
 
     most_bad_steps = 4
@@ -150,6 +159,7 @@ class Faults:
         super().print_to_log_file(*args, **kwargs)
         if os.environ.get("HOLD") == "case" and str(args[0]).startswith("predicting"):
             until_children_wait()
+            stop_request.SECONDS_TO_END = 0.5
             hold()
 
     def save_checkpoint(self, filename):
@@ -183,7 +193,7 @@ class nnUNetTrainerFaultsLong(Faults, nnUNetTrainer_14epochs_10iterations_NoMirr
     pass
 
 
-class nnUNetTrainerOwn(nnUNetTrainerAFNBasic_1epochs_1iterations):  # noqa: N801
+class nnUNetTrainerOwn(OnePass, nnUNetTrainerAFNBasic_1epochs_1iterations):  # noqa: N801
     """What users may make: a loss that is no module, which it need not be without deep supervision, and batches that do
     not tell their cases.
     """
