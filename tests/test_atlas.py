@@ -176,7 +176,11 @@ COVER = "make plans that cover them: nnunet-plugins plan -d 1 --cover --like nnU
         (lambda p: None, ["predictions", "truth"], "leave out the folders"),
         (lambda p: p.split((["case_0"], [])), [], "a fold without a case in 'val'"),
         (lambda p: p.split((["case_0"], ["case_9"])), [], "names case_9, which the dataset does not have"),
-        (lambda p: (p.folder / "splits_final.json").unlink(), [], "as does nnunet-plugins split -d 1 --folds 5"),
+        (
+            lambda p: (p.folder / "splits_final.json").unlink(),
+            [],
+            "as does nnunet-plugins split -d Dataset001_Small --folds 5",
+        ),
         (
             lambda p: (p.folder / "data" / "case_1.pkl").rename(p.folder / "other" / "case_1.pkl"),
             [],

@@ -599,7 +599,7 @@ def test_a_twins_network_gets_images_that_are_prepared_as_it_knows_them(of_twin,
         found = read(tmp_path / "out" / name)
         assert np.array_equal(found, read(tmp_path / "prepared by nnU-Net" / name))
         assert not np.array_equal(found, read(tmp_path / "imagesTs by nnU-Net" / name)), "so that it is a proof"
-    assert "T1: clahe (scikit-image " in (of_twin / "MODEL_CARD.md").read_text()
+    assert "T1: clahe, tile 6 x 6 x 6, clip limit 0.2 (scikit-image " in (of_twin / "MODEL_CARD.md").read_text()
 
 
 def test_another_scikit_image_than_that_of_the_training_is_told(of_twin, images, trained, tmp_path, capsys):
@@ -641,7 +641,8 @@ def test_an_image_that_cannot_be_prepared_costs_no_other(spoil, of_twin, images,
 
 def test_what_is_prepared_already_is_not_prepared_again(of_twin, twin, trained, tmp_path, capsys):
     assert predict(["-i", str(twin), "-o", str(tmp_path)], models=of_twin / "model") == 2
-    assert "holds images that are prepared already (clahe), which is done here" in capsys.readouterr().out
+    told = "prepared already (clahe, tile 6 x 6 x 6, clip limit 0.2, channel 0 alone), which is done here"
+    assert told in capsys.readouterr().out
     text = trained.run("nnunet-plugins", "export-submission", "--check", of_twin, "-i", twin, ok=False)
     assert "give those as they were with -i" in text
 

@@ -124,4 +124,5 @@ def test_output_that_nobody_reads(command):
 def test_output_that_finds_no_room():
     with open("/dev/full", "w") as full:
         done = subprocess.run([*COMMAND, "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "nnunet-plugins list: [Errno 28] No space left on device\n")
+    told = "nnunet-plugins list: [Errno 28] No space left on device; make room, and give the command again\n"
+    assert (done.returncode, done.stderr) == (2, told)

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from nnunet_plugins.datasets.sources import SOURCES, find_description, original_of
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 
 
@@ -19,10 +20,17 @@ def split_command(dataset: str, folds: int, groups_file: Path | str | None = Non
         groups_file: table of the cases' groups.
         overwrite: other splits that are there.
     """
-    preprocessed, raw = (Path(os.environ.get(f"nnUNet_{name}", "")) for name in ("preprocessed", "raw"))
-    description, file = find_description(dataset, preprocessed, raw)
     groups = f" --groups {shlex.quote(str(groups_file))}" if groups_file else ""
     replacing = " --overwrite" * overwrite
+    try:
+        return _by_what_it_is(dataset, folds, groups, replacing)
+    except InputError:  # of a damaged file, which is told elsewhere: this is a part of another message
+        return f"nnunet-plugins split -d {dataset}{groups} --folds {folds}{replacing}"
+
+
+def _by_what_it_is(dataset: str, folds: int, groups: str, replacing: str) -> str:
+    preprocessed, raw = (Path(os.environ.get(f"nnUNet_{name}", "")) for name in ("preprocessed", "raw"))
+    description, file = find_description(dataset, preprocessed, raw)
     original = original_of(description, file)
     if original is None or not find_description(original, preprocessed, raw)[0]:
         strata = " --strata sources" * (SOURCES in description)
@@ -30,6 +38,6 @@ def split_command(dataset: str, folds: int, groups_file: Path | str | None = Non
     command = f"nnunet-plugins split -d {dataset} --like {original}{replacing}"
     splits = preprocessed / original / "splits_final.json"
     there = len(read_json(splits, [dict])) if splits.is_file() else 0
-    if there and not (overwrite and (groups_file or there != folds)):
+    if there and not (replacing and (groups or there != folds)):
         return command
-    return f"{split_command(original, folds, groups_file, overwrite=overwrite)} && {command}"
+    return f"{_by_what_it_is(original, folds, groups, replacing)} && {command}"

@@ -18,6 +18,7 @@ from nnunet_plugins.doctor.installation import check_folders
 from nnunet_plugins.doctor.preprocessed import check_preprocessed
 from nnunet_plugins.doctor.space import check_space
 from nnunet_plugins.doctor.splits import check_splits
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.recipe import find_difference, read_recipe
 
 if TYPE_CHECKING:
@@ -99,7 +100,10 @@ def preflight(question: Question) -> dict[str, Check]:
 
     def check_its_splits() -> Iterator[Finding]:
         cases = list(dataset.cases) or (existing_cases(folder) if preprocessed else [])
-        description, _ = find_description(name, folder.parent, *([raw.parent] if raw else []))
+        try:
+            description, _ = find_description(name, folder.parent, *([raw.parent] if raw else []))
+        except InputError:  # which "dataset.json" and "Preprocessed data" tell
+            description = {}
         return check_splits(folder / "splits_final.json", cases, duplicates(facts), question.groups, description)
 
     def check_its_space() -> Iterator[Finding]:
