@@ -9,8 +9,8 @@
 nnU-Net's three folders have to be set. Networks are added two at a time, the standard U-Net and FIRENet first and their
 repeats last; after each step the record and the report in the folder are whole, and the record is packed to be shared.
 The same command goes on, also without the models: a new folder for the CPU's table begins with the record in
-docs/league, and needs the preprocessed data that it was made with. What else `nnunet-plugins benchmark` takes can be
-added, such as --workers 2, --gpus 4 or --cluster cluster.yaml.
+docs/league. What else `nnunet-plugins benchmark` takes can be added, such as --workers 2, --gpus 4 or --cluster
+cluster.yaml.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -452,27 +453,75 @@ def test_half_preprocessed_or_half_validated_is_not_done(folders, monkeypatch):
 # Equality
 
 
+def write_case(folder, name, array, *, blocks=(1, 4, 4), **properties):
+    """Write a preprocessed case as nnU-Net does."""
+    import blosc2
+
+    folder.mkdir(exist_ok=True)
+    for part in (name, f"{name}_seg"):
+        file = folder / f"{part}.b2nd"
+        file.unlink(missing_ok=True)
+        blosc2.asarray(np.ascontiguousarray(array), urlpath=str(file), blocks=blocks, mode="w")
+    (folder / f"{name}.pkl").write_bytes(pickle.dumps(properties))
+
+
 def test_hash_of_the_data_sees_contents_and_names_and_remembers(tmp_path):
     data, cache = tmp_path / "data", tmp_path / "hashes.json"
-    data.mkdir()
-    (data / "a.b2nd").write_bytes(b"one")
-    (data / "a.pkl").write_bytes(b"two")
+    array = np.arange(64, dtype=np.float32).reshape(4, 4, 4)
+    write_case(data, "a", array, class_locations={1: np.array([[0, 1]])}, spacing=[1.0, 2.0])
     first = conditions.hash_data(data, cache)
     assert conditions.hash_data(data, cache) == first
     assert len(json.loads(cache.read_text())) == 1
     (data / "a.npy").write_bytes(b"unpacked")  # nnU-Net's own copy
     assert conditions.hash_data(data, cache) == first
-    (data / "a.pkl").write_bytes(b"TWO")
-    changed = conditions.hash_data(data, cache)
+    found = {"first": first}
+    write_case(data, "a", array, class_locations={1: np.array([[0, 2]])}, spacing=[1.0, 2.0])
+    found["properties"] = conditions.hash_data(data, cache)
+    write_case(data, "a", array, class_locations={1: np.array([[0, 1]])}, spacing=[1.0, 2.5])
+    found["numbers"] = conditions.hash_data(data, cache)
+    write_case(data, "a", array.reshape(2, 8, 4), class_locations={1: np.array([[0, 1]])}, spacing=[1.0, 2.0])
+    found["shape"] = conditions.hash_data(data, cache)
+    write_case(data, "a", array.astype(np.float64), class_locations={1: np.array([[0, 1]])}, spacing=[1.0, 2.0])
+    found["type"] = conditions.hash_data(data, cache)
     (data / "a.b2nd").rename(data / "b.b2nd")
-    renamed = conditions.hash_data(data, cache)
-    assert len({first, changed, renamed}) == 3
-    # A copy that keeps the times, of another file of the same size.
+    found["name"] = conditions.hash_data(data, cache)
+    assert len(set(found.values())) == len(found)
+
+
+def test_copy_that_keeps_its_times_and_size_is_no_longer_taken_for_the_file_of_before(tmp_path):
+    data, cache = tmp_path / "data", tmp_path / "hashes.json"
+    write_case(data, "a", np.zeros((4, 4, 4)), subject="one")
+    first = conditions.hash_data(data, cache)
     before = (data / "a.pkl").stat()
     time.sleep(0.02)
-    (data / "a.pkl").write_bytes(b"two")
+    (data / "a.pkl").write_bytes((data / "a.pkl").read_bytes().replace(b"one", b"two"))
     os.utime(data / "a.pkl", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert conditions.hash_data(data, cache) != renamed
+    assert (data / "a.pkl").stat().st_size == before.st_size
+    assert conditions.hash_data(data, cache) != first
+
+
+def test_hash_of_the_data_is_of_what_the_files_hold_and_not_of_how_they_are_packed(tmp_path):
+    array = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+    locations = np.array([[1, 2, 3]])
+    write_case(tmp_path / "one", "a", array, blocks=(1, 4, 4), size=[1, 2], class_locations={1: locations})
+    write_case(tmp_path / "two", "a", array, blocks=(4, 8, 8), class_locations={1: locations}, size=(1, np.int64(2)))
+    for name in ("one", "two"):
+        np.savez(tmp_path / name / "b.npz", data=array, seg=array > 0)
+        (tmp_path / name / "b.pkl").write_bytes(pickle.dumps({"a": None}, protocol=2 + (name == "one")))
+    assert (tmp_path / "one" / "a.b2nd").read_bytes() != (tmp_path / "two" / "a.b2nd").read_bytes()
+    hashes = {conditions.hash_data(tmp_path / name, tmp_path / "hashes.json") for name in ("one", "two")}
+    assert len(hashes) == 1
+    assert len({conditions.hash_files(tmp_path / name, tmp_path / "hashes.json") for name in ("one", "two")}) == 2
+    np.savez(tmp_path / "two" / "b.npz", data=array, seg=array > 1)
+    assert conditions.hash_data(tmp_path / "two", tmp_path / "hashes.json") not in hashes
+
+
+@pytest.mark.parametrize("name", ["a.b2nd", "a.pkl"])
+def test_preprocessed_file_that_cannot_be_read_is_named(tmp_path, name):
+    write_case(tmp_path / "data", "a", np.zeros((4, 4, 4)))
+    (tmp_path / "data" / name).write_bytes(b"broken")
+    with pytest.raises(InputError, match=rf"data/{name} cannot be read, preprocess the dataset again"):
+        conditions.hash_data(tmp_path / "data", tmp_path / "hashes.json")
 
 
 def test_layout_of_a_json_file_does_not_matter(tmp_path):

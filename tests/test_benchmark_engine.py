@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -428,7 +429,8 @@ def preprocessed(folder: Path) -> tuple[Run, dict[str, str]]:
     data = folder / "preprocessed" / run.dataset
     write_text(data / "plans.json", '{"configurations": {"2d": {"data_identifier": "data"}}}')
     write_text(data / "splits_final.json", '[{"train": ["a"], "val": ["b"]}]')
-    write_text(data / "data" / "a.pkl", "a")
+    (data / "data").mkdir()
+    (data / "data" / "a.pkl").write_bytes(pickle.dumps({}))
     return run, {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
 
 

@@ -29,10 +29,17 @@ def folders(tmp_path) -> Folders:
     dataset = folders.preprocessed / DATASET
     replan(folders, 16)
     write_text(dataset / "splits_final.json", json.dumps([{"train": ["a", "b"], "val": ["c"]}]))
-    write_text(dataset / "data" / "a.pkl", "data")
+    write_properties(folders, "one")
     for run in QUESTION.runs():
         write_text(folders.recipe(run), json.dumps({"recipe": RECIPE}))
     return folders
+
+
+def write_properties(folders: Folders, subject: str, protocol: int = 4) -> None:
+    """Write what is preprocessed of a case, of which here only the properties count."""
+    data = folders.preprocessed / DATASET / "data"
+    data.mkdir(exist_ok=True)
+    (data / "a.pkl").write_bytes(pickle.dumps({"subject": subject}, protocol))
 
 
 def plans(size: int) -> dict:
@@ -86,7 +93,7 @@ def said(proof: dict, what: str) -> list[tuple[str, str, str]]:
 def test_a_baseline_of_before_is_no_reference_for_what_is_not_known_of_it(folders):
     train(folders, UNET, recorded=False)
     train(folders, FIRENET)
-    write_text(folders.preprocessed / DATASET / "data" / "a.pkl", "other data")
+    write_properties(folders, "two")
     train(folders, MINE)
     proof = compare(folders)
     (unet, firenet, mine) = (run["hashes"]["data"] for run in proof["runs"])
@@ -95,6 +102,29 @@ def test_a_baseline_of_before_is_no_reference_for_what_is_not_known_of_it(folder
     (found,) = equality.refused(proof)
     assert (found["algorithm"], found["value"], found["baseline"]) == ("MyTrainer", mine, firenet)
     assert proof["same"] == ["plans", "splits"]
+
+
+def test_data_that_were_preprocessed_anew_are_the_same_if_they_hold_the_same(folders):
+    train(folders, UNET)
+    write_properties(folders, "one", protocol=2)
+    train(folders, FIRENET)
+    assert "data" in compare(folders)["same"]
+
+
+def test_hash_that_a_version_before_has_recorded_stands_for_the_data_that_are_still_here(folders):
+    """Up to 0.1.0 the bytes of the preprocessed files were hashed."""
+    data = folders.preprocessed / DATASET / "data"
+    old = conditions.hash_files(data, folders.output / "data_hashes.json")
+    for run, recorded in ((UNET, old), (FIRENET, None), (MINE, "0123456789abcdef")):
+        fold = train(folders, run)
+        file = conditions.conditions_file(fold)
+        record = json.loads(file.read_text())
+        record["attempts"][0]["hashes"]["data"] = recorded or record["attempts"][0]["hashes"]["data"]
+        write_text(file, json.dumps(record))
+    proof = compare(folders)
+    assert said(proof, "data") == [("MyTrainer", "0123456789abcdef", "U-Net")]
+    write_properties(folders, "one", protocol=2)  # then nobody can tell what the hash stands for
+    assert [name for name, *_ in said(compare(folders), "data")] == ["FIRENet", "MyTrainer"]
 
 
 def test_of_a_training_of_before_is_known_what_its_files_tell(folders):

@@ -8,10 +8,11 @@ what was measured, and the identity of the final checkpoint, by which it is seen
 import hashlib
 import json
 import os
+import pickle
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.benchmark.training_log import log_began, log_files
 from nnunet_plugins.datasets.preprocessed import data_folder
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json, write_text
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.report.equality import WITH_SEED
@@ -63,30 +65,100 @@ def present_hashes(folders: Folders, run: Run) -> dict[str, str]:
 
 
 def hash_data(folder: Path, cache: Path) -> str:
-    """Return a hash of the preprocessed cases in a folder: names and contents.
+    """Return a hash of the preprocessed cases in a folder: names, arrays and properties.
+
+    Preprocessing packs the same arrays into other bytes each time, so it is what they hold that counts, and not how.
 
     Args:
         folder: of one configuration.
         cache: JSON file with hashes of before; one whose files have the same sizes and times is taken from there.
+
+    Raises:
+        InputError: if a file cannot be read.
     """
+    return _remembered(folder, cache, "contents", _contents)
+
+
+def hash_files(folder: Path, cache: Path) -> str:
+    """Return a hash of the preprocessed cases in a folder as it was taken before version 0.2.0: of their bytes."""
+    return _remembered(folder, cache, "", _bytes)
+
+
+def _remembered(folder: Path, cache: Path, kind: str, parts: Callable[[Path], Iterable[bytes]]) -> str:
+    """Return a hash of all preprocessed files in a folder, each of which is hashed in parts."""
     # nnU-Net unpacks .npz to .npy beside it when a training begins.
     files = sorted(file for ending in ("b2nd", "npz", "pkl") for file in folder.glob(f"*.{ending}"))
     listing = hashlib.sha256()
     for file in files:
         status = file.stat()
         listing.update(f"{file.name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
-    key = f"{folder} {listing.hexdigest()}"
+    key = f"{kind} {folder} {listing.hexdigest()}".lstrip()
     known = json.loads(cache.read_text()) if is_json(cache) else {}
     if key not in known:
         content = hashlib.blake2b(digest_size=8)
         for file in files:
-            content.update(f"{file.name} {file.stat().st_size}\n".encode())
-            with file.open("rb") as data:
-                while block := data.read(2**22):
-                    content.update(block)
+            for part in parts(file):
+                content.update(part)
         known[key] = content.hexdigest()
         write_text(cache, json.dumps(known, indent=1))
-    return known[key]
+    return str(known[key])
+
+
+def _bytes(file: Path) -> Iterator[bytes]:
+    yield f"{file.name} {file.stat().st_size}\n".encode()
+    with file.open("rb") as data:
+        while block := data.read(2**22):
+            yield block
+
+
+def _contents(file: Path) -> Iterator[bytes]:
+    import blosc2
+    import numpy as np
+
+    try:
+        if file.suffix == ".b2nd":
+            content = blosc2.open(str(file), mode="r")[:]
+        elif file.suffix == ".npz":
+            content = dict(np.load(file))
+        else:  # properties, which nnU-Net's commands read in the same way
+            content = pickle.loads(file.read_bytes())
+    except Exception as error:  # whatever the libraries raise for a file that is broken
+        raise InputError(f"{file} cannot be read, preprocess the dataset again: {error}") from error
+    yield f"{file.name}\n".encode()
+    yield from _told(content)
+
+
+def _told(content: Any) -> Iterator[bytes]:
+    """Yield what arrays and containers of them hold, whatever version of numpy has written them."""
+    import numpy as np
+
+    if isinstance(content, Mapping):
+        yield f"{len(content)} of\n".encode()
+        for key in sorted(content, key=str):
+            yield f"{key}\n".encode()
+            yield from _told(content[key])
+    elif isinstance(content, list | tuple):
+        yield f"{len(content)} of\n".encode()
+        for part in content:
+            yield from _told(part)
+    elif isinstance(content, np.ndarray) and not content.dtype.hasobject:
+        yield f"{content.dtype.str} {content.shape}\n".encode()
+        yield np.ascontiguousarray(content).data
+    else:
+        one = content.item() if isinstance(content, np.generic) else content
+        yield f"{one!r}\n".encode() if isinstance(one, str | int | float | None) else pickle.dumps(one, protocol=4)
+
+
+def in_present_terms(hashed: str, folders: Folders, run: Run) -> str:
+    """Return the present hash of a run's data, if `hashed` is what versions before 0.2.0 took of them; else `hashed`.
+
+    Raises:
+        InputError: if the data cannot be read.
+        OSError: if they are not there.
+    """
+    data = data_folder(folders.preprocessed / run.dataset, run.plans, run.configuration)
+    cache = folders.output / "data_hashes.json"
+    return hash_data(data, cache) if hashed == hash_files(data, cache) else hashed
 
 
 def environment(device: str, variables: Mapping[str, str] = os.environ) -> dict[str, str]:

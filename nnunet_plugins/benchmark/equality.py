@@ -24,6 +24,7 @@ from nnunet_plugins.report.equality import read_equality, setting_of
 
 SIZES = ("epochs", "iterations per epoch", "batch size", "patch size")
 """Settings to name for each training, because they must be equal."""
+_THEN = ", then "
 
 
 @dataclass
@@ -70,6 +71,9 @@ def prove(
             for fold in folds
             if not is_trained(folders.fold(run, fold)) and not kept.has(run, fold)
         ]
+    if len({row.hashes.get("data") for row in rows}) > 1:
+        for row in rows:
+            row.hashes |= _in_present_terms(row, folders)
     _complete(rows, recipes)
     of_algorithms = {run.algorithm: recipes[run] for run in reversed(runs)}
     entry = {
@@ -146,10 +150,19 @@ def _present(run: Run, folders: Folders) -> dict[str, str]:
         return {}
 
 
+def _in_present_terms(row: _Row, folders: Folders) -> dict[str, str]:
+    """Return the hash of a training's data as it is taken now, if the data here are those that it was trained on."""
+    try:
+        parts = [conditions.in_present_terms(one, folders, row.run) for one in row.hashes["data"].split(_THEN)]
+    except (KeyError, OSError, InputError):
+        return {}
+    return {"data": _summary(parts)}
+
+
 def _summary(values: Iterable[str]) -> str:
     """Return the value of all attempts, or all values; if one is unknown, so is what the training was trained on."""
     found = list(dict.fromkeys(values))
-    return UNKNOWN if UNKNOWN in found else ", then ".join(found)
+    return UNKNOWN if UNKNOWN in found else _THEN.join(found)
 
 
 def _complete(rows: Sequence[_Row], recipes: Mapping[Run, Mapping[str, Any]]) -> None:
