@@ -6,4 +6,4 @@ architectures and `nnunet_plugins.trainers` for their nnU-Net trainers.
 PYTEST_DONT_REWRITE: this module is there before pytest, which would warn of that in every test run of the environment.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
