@@ -9,7 +9,7 @@ WORKERS ?= 2
 install: $(VENV)/installed
 
 # A broken or half-made environment is not marked as installed and is made again.
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml nnunet_plugins/__init__.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	touch $@
