@@ -1,10 +1,12 @@
 """Whether this package works with given versions of Python, nnU-Net and PyTorch, in an environment made for it.
 
     python benchmarks/versions.py --python python3.10 --nnunet 2.8.0 --torch 2.8.0
+    python benchmarks/versions.py --python python3.13 --package dist/nnunet_plugins-0.2.0.tar.gz
 
-installs the checkout with its extra `benchmark` beside them, runs the contract tests, discovery, the conformance tests
-of three networks and a training and prediction by nnU-Net's commands, and prints a table. A version that is not given
-is the newest that pip finds. The environment takes about 8 GB, lies outside the checkout and is removed at the end.
+installs the checkout, or a wheel or sdist of it, with its extra `benchmark` beside them, runs the contract tests,
+discovery, the conformance tests of three networks and a training and prediction by nnU-Net's commands, and prints a
+table. A version that is not given is the newest that pip finds. The environment takes about 8 GB, lies outside the
+checkout and is removed at the end.
 """
 
 import argparse
@@ -83,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", default=sys.executable, help="interpreter to test with")
     parser.add_argument("--nnunet", metavar="VERSION", help="or the path of a checkout, say of its development branch")
     parser.add_argument("--torch", metavar="VERSION")
+    parser.add_argument("--package", type=Path, default=ROOT, metavar="FILE", help="a wheel or sdist; default: checkout")
     parser.add_argument("--without-benchmark", action="store_true", help="leave out the extra, and MONAI with it")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="names of the table, such as discovery")
     parser.add_argument("--folder", type=Path, help="where to make the environment, which then stays")
@@ -96,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     extra = "" if arguments.without_benchmark else "[benchmark]"
     try:
-        install(arguments.python, [f"{ROOT}{extra}", "pytest>=8", *pinned], folder)
+        install(arguments.python, [f"{arguments.package.resolve()}{extra}", "pytest>=8", *pinned], folder)
         code = (
             "import platform; from importlib import metadata; print('python', platform.python_version()); "
             f"[print(d.metadata['Name'], d.version) for d in metadata.distributions() if d.metadata['Name'] in {SHOWN}]"
