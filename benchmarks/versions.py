@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", default=sys.executable, help="interpreter to test with")
     parser.add_argument("--nnunet", metavar="VERSION", help="or the path of a checkout, say of its development branch")
     parser.add_argument("--torch", metavar="VERSION")
-    parser.add_argument("--package", type=Path, default=ROOT, metavar="FILE", help="a wheel or sdist; default: checkout")
+    parser.add_argument(
+        "--package", type=Path, default=ROOT, metavar="FILE", help="a wheel or sdist; default: checkout"
+    )
     parser.add_argument("--without-benchmark", action="store_true", help="leave out the extra, and MONAI with it")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="names of the table, such as discovery")
     parser.add_argument("--folder", type=Path, help="where to make the environment, which then stays")
