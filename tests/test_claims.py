@@ -113,16 +113,45 @@ def test_what_is_needed_suffices(folds, seeds, training):
     assert abs(told - POWER) < 0.12
 
 
-def test_needs_by_hand_and_what_no_number_would_do():
-    z = 1.959964 + 0.841621
+def test_needs_are_those_of_noncentral_t_and_some_no_number_would_do():
+    def power(n):
+        return stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, 0.01 * np.sqrt(n) / 0.03)
+
     found = some(cases=20, sd=0.03)
-    assert_allclose(needs(found, 0.01).cases, np.ceil((z * 0.03 / 0.01) ** 2))
-    assert np.isnan(needs(found, 0.01).factor), "no repeats to multiply"
-    assert_allclose(needs(found, 0.01).both, (z * 0.03 / 0.01) ** 2 / 20, rtol=1e-5)
+    n = needs(found, 0.01).cases
+    assert power(n - 1) < 0.8 <= power(n)
+    assert np.isnan(needs(found, 0.01).repeats), "none to have more of"
+    assert_allclose(needs(found, 0.01).both, n / 20, rtol=0.02)
+    assert needs(some(cases=int(n), sd=0.03), 0.01).cases == n
+    assert needs(some(cases=int(n) - 1, sd=0.03), 0.01).cases == n
     scores, folds, _ = world(np.random.default_rng(5), folds=1, cases=200, training=0.03)
-    dominated = needs(estimate(scores.mean(axis=1), folds, [learn_repeats(scores, folds)]), 0.01)
+    dominated = needs(estimate(scores.mean(axis=1), folds, [learn_repeats(scores, folds)]), 0.01, scores.shape[1])
     assert dominated.cases == np.inf, "the trainings alone vary by more"
-    assert 1 < dominated.factor < np.inf
+    assert scores.shape[1] < dominated.repeats < np.inf
     few, folds, _ = world(np.random.default_rng(6), folds=1, cases=8, case=0.2)
-    assert needs(estimate(few.mean(axis=1), folds, [learn_repeats(few, folds)]), 0.01).factor == np.inf, "few cases"
+    assert needs(estimate(few.mean(axis=1), folds, [learn_repeats(few, folds)]), 0.01).repeats == np.inf, "few cases"
     assert np.isnan(needs(estimate(np.ones(1), np.zeros(1, int)), 0.01)).all()
+
+
+def test_two_trainings_of_one_fold_are_seldom_enough():
+    """With two degrees of freedom t's quantile is 4.3; z's would promise what happens in a third of the worlds."""
+    generator = np.random.default_rng(8)
+    spread = {"case": 0.0, "rest": 0.005, "training": 0.003}
+    enough, told = [], []
+    for _ in range(300):
+        one, of, _ = world(generator, folds=1, cases=60, seeds=2, mean=0.01, **spread)
+        other, *_ = world(generator, folds=1, cases=60, seeds=2, **spread)
+        found = estimate((one - other).mean(axis=1), of, [learn_repeats(x, of) for x in (one, other)])
+        enough.append(needs(found, 0.01, 2).cases <= 60)
+        told.append(found.p < 0.05)
+        assert needs(found, 0.01, 2).repeats >= 2
+    assert np.mean(told) < 0.6
+    assert np.mean(enough) < 0.6
+    assert np.mean(np.array(told)[enough]) > 0.6
+
+
+def test_small_probabilities_are_kept_on_both_sides():
+    """1 less a probability that is nearly 1 is 0, or what rounding leaves."""
+    ahead, behind = claim(some(mean=0.05, sd=0.001), 0.01), claim(some(mean=-0.05, sd=0.001), 0.01)
+    assert 0 < ahead.behind < 1e-12
+    assert (ahead.behind, ahead.ahead) == (behind.ahead, behind.behind)

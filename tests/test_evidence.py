@@ -78,6 +78,23 @@ def test_a_gain_in_most_cases_whose_mean_may_be_none_is_not_called_ahead():
         assert (0.4 < row["better"] < 0.7, row["verdict"]) == (True, MIXED)
 
 
+def test_where_trainings_were_repeated_the_mean_alone_decides():
+    """Most cases are a little better and some much worse, in all trainings: p is of the mean, which is a loss."""
+    generator = np.random.default_rng(0)
+    losses = np.r_[np.full(45, 0.01), np.full(15, -0.09)] + generator.normal(0, 0.001, 60)
+    scores = 0.8 + generator.normal(0, 0.02, 60)
+    names = [("a", "1"), ("a", "2"), ("a", "3"), ("b", "1"), ("b", "2"), ("b", "3")]
+    by_training = pd.DataFrame(
+        {name: scores + losses * (name[0] == "a") + generator.normal(0, 0.001, 60) for name in names}
+    )
+    by_training.columns = pd.MultiIndex.from_tuples(names)
+    by_case = by_training.T.groupby(level=0).mean().T
+    folds = pd.Series(np.arange(60) % 3)
+    row = every_pair(Measure("Dice", by_case, by_training, folds), ["a", "b"], ROPE).loc[("a", "b")]
+    assert row["effect_size"] > 0
+    assert (row["repeated"], row["p_holm"] < 0.05, row["ci_high"] < 0, row["verdict"]) == (True, True, True, BEHIND)
+
+
 def test_equal_networks_are_called_ahead_no_more_often_than_the_level_says():
     """A hundred benchmarks of two equal networks with three seeds: if they are told apart, that is a false claim."""
     equal = {name: {"mean": 0.8, "training": 0.02, "rest": 0.02} for name in "ab"}

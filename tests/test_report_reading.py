@@ -90,6 +90,17 @@ def test_a_leading_baseline_is_compared_with_the_next():
     assert facts(turned)["Leader"][1].startswith("the baseline; mean Dice")
 
 
+def test_equal_leaders_are_all_named():
+    record = make_record(algorithms=5, cases=8, folds=1, epochs=1)
+    results = record.results.copy()
+    for column in ("Dice", "NSD"):
+        results[column] = 0.5
+    results["TP"], results["FP"], results["FN"] = 50, 50, 50
+    said = facts(dataclasses.replace(record, results=results))["Leader"][0]
+    ranked = only(dataclasses.replace(record, results=results)).ranked
+    assert said == f"{', '.join(ranked[:3])} and 2 more"
+
+
 def test_what_is_not_known_is_said_in_words():
     few = facts(make_record(algorithms=2, cases=3, folds=1, epochs=1))
     assert few["Probability that it is better"] == ("not known", "3 cases are too few, 6 are needed")
@@ -266,6 +277,22 @@ def test_methods_name_test_adjustment_resamples_and_seed():
     few = make_record(algorithms=2, cases=3, folds=1, epochs=1)
     assert "Nothing was tested" in " ".join(describe_methods(analyse(few)))
     assert not any("Holm" in line for line in list_references(analyse(few)))
+
+
+def test_trainings_are_called_equal_where_all_is_known_of_them_and_the_same():
+    record = make_record(algorithms=2, cases=7, folds=2, epochs=1)
+
+    def said(*equality):
+        return "the same in all" in " ".join(describe_methods(analyse(dataclasses.replace(record, equality=equality))))
+
+    (entry,) = record.equality
+    hashes = {"plans": "a", "splits": "b", "data": "c", "recipe": "d"}
+    equal = {**entry, "recipes": {}, "runs": [{**run, "hashes": hashes} for run in entry["runs"]]}
+    assert said(equal)
+    assert not said()
+    assert not said({**equal, "dataset": "Dataset002_Other"})
+    assert not said({**equal, "runs": [{**run, "hashes": {}} for run in entry["runs"]]})
+    assert not said({**equal, "runs": [{**equal["runs"][0], "hashes": {**hashes, "data": "e"}}, *equal["runs"][1:]]})
 
 
 @pytest.fixture(scope="module")

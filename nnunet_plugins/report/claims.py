@@ -10,7 +10,9 @@ s is the standard deviation of the differences, written with those of both algor
 trainings were repeated, standard error and degrees of freedom are those of `variance.Estimate`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -21,6 +23,8 @@ from nnunet_plugins.report.variance import Estimate
 ROPE = 0.01
 """A smaller difference in Dice than this counts for nothing in practice (the region of practical equivalence)."""
 POWER = 0.8
+MOST = 1e6
+"""More cases, or repeats, than this are not looked for."""
 
 
 class Claim(NamedTuple):
@@ -48,16 +52,17 @@ def claim(found: Estimate, rope: float) -> Claim:
     """
     if found.cases < CASES:
         return Claim(np.nan, np.nan, np.nan, np.nan)
-    better, ahead, behind = (_above(found, bound) for bound in (0.0, rope, -rope))
-    behind = 1 - behind
+    better, ahead = _above(found, 0.0), _above(found, rope)
+    behind = _above(replace(found, mean=-found.mean), rope)  # 1 less what is above -rope would lose small ones
     return Claim(better, ahead, max(0.0, 1 - ahead - behind), behind)
 
 
 def _above(found: Estimate, bound: float) -> float:
     """Return the probability that the true difference is above a bound."""
-    if found.error == 0:  # every case has the same difference
+    error, degrees = found.spread()
+    if error == 0:  # every case has the same difference
         return 0.5 if found.mean == bound else float(found.mean > bound)
-    return float(special.stdtr(found.degrees, (found.mean - bound) / found.error))
+    return float(special.stdtr(degrees, (found.mean - bound) / error))
 
 
 class Needs(NamedTuple):
@@ -65,32 +70,52 @@ class Needs(NamedTuple):
 
     Attributes:
         cases: how many, with the trainings that there are; infinite if no number would do.
-        factor: by how much to multiply the repeats, with the cases that there are; infinite if no number would do, nan
-            without repeats.
+        repeats: how many, two at least, with the cases that there are; infinite if no number would do, nan without
+            repeats.
         both: by how much to multiply cases and repeats alike, which always does.
     """
 
     cases: float
-    factor: float
+    repeats: float
     both: float
 
 
-def needs(found: Estimate, difference: float) -> Needs:
-    """Return what it would take to tell this true difference from none.
-
-    With z = 1.96 + 0.84, the variance of the mean may be (difference / z)^2 at most; t's quantiles are a little larger.
+def needs(found: Estimate, difference: float, repeats: int = 1) -> Needs:
+    """Return what it would take to tell this true difference from none, by the test that there would then be.
 
     Args:
         found: of which the variances are taken, not the mean.
         difference: to be told from none.
+        repeats: how many there are.
     """
     if found.cases < 2 or difference <= 0:
         return Needs(np.nan, np.nan, np.nan)
-    z = special.ndtri(1 - LEVEL / 2) + special.ndtri(POWER)
-    most = (difference / z) ** 2
-    left = most - found.training
-    cases = float(np.ceil(found.case / left)) if left > 0 else np.inf
-    left = most - (found.case - found.rest) / found.cases
-    repeated = found.rest / found.cases + found.training
-    factor = np.nan if repeated == 0 else repeated / left if left > 0 else np.inf
-    return Needs(cases, float(factor), found.error**2 / most)
+    least = max(CASES, found.means + 1)
+    cases = _smallest(lambda number: _tells(found, difference, number / found.cases, 1.0), least)
+    again = np.nan
+    if found.training or found.rest:
+        again = _smallest(lambda number: _tells(found, difference, 1.0, number / repeats), 2)
+    low = max(least / found.cases, (2 if found.repeats else 1) / repeats)
+    both = _smallest(lambda factor: _tells(found, difference, factor, factor), low, whole=False)
+    return Needs(cases, again, both)
+
+
+def _tells(found: Estimate, difference: float, cases: Any, trainings: Any) -> Any:
+    """Tell whether so many times as many cases and trainings would do: noncentral t has the power."""
+    error, degrees = found.spread(cases, trainings)
+    shift = np.minimum(difference / np.maximum(error, 1e-300), 50.0)  # more is as good
+    return special.nctdtr(degrees, shift, special.stdtrit(degrees, 1 - LEVEL / 2)) <= 1 - POWER
+
+
+def _smallest(tells: Callable[[Any], Any], least: float, *, whole: bool = True) -> float:
+    """Return the smallest number that does, exact up to about 3000; infinite if none does."""
+    low, high = float(least), MOST
+    for _ in range(2):  # first among a few, and then among those before the first that does
+        numbers = np.geomspace(low, high, 200)
+        numbers = np.unique(np.ceil(numbers)) if whole else numbers
+        fits = tells(numbers)
+        if not fits.any():
+            return np.inf
+        first = int(np.argmax(fits))
+        low, high = numbers[max(first - 1, 0)], numbers[first]
+    return float(high)

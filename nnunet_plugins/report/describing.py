@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.report.analysis import Analysis, Comparison
+from nnunet_plugins.report.equality import HASHES
 from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL, RESAMPLES, SEED
 from nnunet_plugins.report.verdicts import SURE
 from nnunet_plugins.report.words import count
@@ -69,8 +70,15 @@ def _trained(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
         yield f"The budget of a training: {about['budget']}."
     if len(runs):
         yield f"There were {count(len(runs), 'training')} in all."
-    if analysis.equality and not any(equality.differences for equality in analysis.equality):
+    if _are_equal(analysis, found):
         yield "Plans, splits, data and settings were the same in all, as their hashes show."
+
+
+def _are_equal(analysis: Analysis, found: Sequence[Comparison]) -> bool:
+    """Tell whether everything is known of all trainings, and is the same."""
+    known = {(equality.dataset, equality.configuration): equality for equality in analysis.equality}
+    every = [known.get((comparison.dataset, comparison.configuration)) for comparison in found]
+    return all(one and set(HASHES) <= set(one.same) and not one.differences and not one.unknown for one in every)
 
 
 def _scored(found: Sequence[Comparison]) -> Iterator[str]:

@@ -130,9 +130,8 @@ def _weigh(measure: Measure, name: str, against: str, rope: float | None) -> dic
     said = claim(gains, rope or 0.0)
     if rope is None:
         said = Claim(said.better, np.nan, np.nan, np.nan)
-    needed = needs(found, rope or 0.0)
+    needed = needs(found, rope or 0.0, max(measure.seeds(one) for one in (name, against)))
     known = [measure.repeats(one).known for one in (name, against)]
-    seeds = max(measure.seeds(one) for one in (name, against))
     low, high = found.interval
     return {
         **said._asdict(),
@@ -142,7 +141,7 @@ def _weigh(measure: Measure, name: str, against: str, rope: float | None) -> dic
         "repeated": known[0],
         "against_repeated": known[1],
         "needed_cases": needed.cases,
-        "needed_repeats": float(np.ceil(needed.factor * seeds)),
+        "needed_repeats": needed.repeats,
         "needed_factor": needed.both,
     }
 

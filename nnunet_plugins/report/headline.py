@@ -90,7 +90,7 @@ def _of_one(comparison: Comparison, rope: float) -> list[Fact]:
     mean, low, high = comparison.board.loc[lead.leader, ["Dice", "ci_low", "ci_high"]]
     interval = "" if pd.isna(low) else f", 95% interval {show_number(low, 3)} to {show_number(high, 3)}"
     role = "the baseline; " * (lead.leader == comparison.baseline)
-    first = Fact("Leader", lead.leader, f"{role}mean Dice {show_number(mean, 3)}{interval}")
+    first = Fact("Leader", _name(_firsts(comparison)), f"{role}mean Dice {show_number(mean, 3)}{interval}")
     if not lead.other:
         return [first, Fact("Difference", DASH, "nothing to compare it with")]
     cases = int(lead.row["n"])
@@ -109,7 +109,7 @@ def _of_one(comparison: Comparison, rope: float) -> list[Fact]:
 
 def _of_many(found: Sequence[Comparison], across: Mapping[str, CriticalDifference]) -> list[Fact]:
     """Return who is first most often; each comparison has its own row in the matrix."""
-    firsts = pd.Series([comparison.ranked[0] for comparison in found]).value_counts()
+    firsts = pd.Series([name for comparison in found for name in _firsts(comparison)]).value_counts()
     leaders = sorted(firsts.index[firsts == firsts.iloc[0]])
     note = f"the highest mean Dice in {firsts.iloc[0]} of {count(len(found), 'comparison')}"
     ranks = [
@@ -117,13 +117,24 @@ def _of_many(found: Sequence[Comparison], across: Mapping[str, CriticalDifferenc
         for result in across.values()
         if len(across) == 1 == len(leaders) and leaders[0] in result.average_ranks
     ]
-    facts = [Fact("Leader", ", ".join(leaders[:3]), "; ".join([note, *ranks]))]
+    facts = [Fact("Leader", _name(leaders), "; ".join([note, *ranks]))]
     for other in dict.fromkeys(comparison.baseline for comparison in found):
         tables = [comparison.paired["Dice"] for comparison in found if comparison.baseline == other]
         rows = pd.DataFrame([table.loc[leaders[0]] for table in tables if leaders[0] in table.index])
         if len(leaders) == 1 and len(rows):
             facts.append(_difference(rows, str(other)))
     return facts
+
+
+def _firsts(comparison: Comparison) -> list[str]:
+    """Return who has the highest mean Dice; several, if theirs are equal."""
+    means = comparison.board["Dice"]
+    return [name for name in comparison.ranked if means[name] == means[comparison.ranked[0]]]
+
+
+def _name(leaders: Sequence[str]) -> str:
+    more = len(leaders) - 3
+    return ", ".join(leaders[:3]) + f" and {more} more" * (more > 0)
 
 
 def _difference(rows: pd.DataFrame, other: str) -> Fact:
@@ -184,9 +195,8 @@ def make_matrix(analysis: Analysis, keys: Sequence[str], looks: Mapping[str, Sty
         )
     caption = f"Mean Dice ↑{f', {found[0].configuration}, {found[0].split}' * alike}"
     note = (
-        f"▲ ahead of and ▼ behind the baseline, on average and case by case (p < {LEVEL:g}, Holm), ≈ equivalent within "
-        f"{analysis.rope:g}. The difference is that of the leader from the baseline; where the baseline leads, from "
-        "the next one."
+        f"▲ ahead of and ▼ behind the baseline (p < {LEVEL:g}, Holm), ≈ equivalent within {analysis.rope:g}. The "
+        "difference is that of the leader from the baseline; where the baseline leads, from the next one."
     )
     table = make_table(Section(caption, pd.DataFrame(rows), best), looks, folded=False)
     linked = [[replace(row[0], link=key), *row[1:]] for row, key in zip(table.rows, keys, strict=True)]

@@ -22,8 +22,10 @@ no fewer than the smallest part has: where parts are subtracted, his have no bou
 distribution.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,14 +69,20 @@ class Repeats:
         """The variance from one training to the next, of the mean over many cases; nan if not known."""
         return float(np.maximum(self.between - self.rest * self.shared, 0)) if self.known else np.nan
 
-    @property
-    def parts(self) -> list[tuple[float, int]]:
-        """The mean squares that make up the variance of the mean over all cases, with their degrees of freedom."""
+    def parts(self, cases: Any = 1.0, trainings: Any = 1.0) -> list[tuple[Any, Any]]:
+        """The mean squares that make up the variance of the mean over all cases, with their degrees of freedom.
+
+        Args:
+            cases: how many times as many of them there would be; a number, or an array of them.
+            trainings: likewise.
+        """
         if not self.known or self.training == 0:
             return []
+        weight, rest = self.weight / trainings, self.rest * self.shared / cases
+        more = (trainings - self.per_case) / (1 - self.per_case)  # S - 1 of S trainings
         return [
-            (self.weight * self.between, self.degrees),
-            (-self.weight * self.rest * self.shared, self.rest_degrees),
+            (weight * (self.training + rest), self.degrees * more),
+            (-weight * rest, self.rest_degrees * cases * more),
         ]
 
 
@@ -122,26 +130,59 @@ class Estimate:
         cases: how many.
         case: the variance of one case, the rest of its trainings included.
         rest: what of `case` is due to the trainings of the case, which further ones make less; 0 without repeats.
-        training: what the trainings add to the variance of the mean; 0 without repeats.
-        error: the standard error.
-        degrees: of freedom, Satterthwaite's.
+        means: how many means `case` is around: one of each fold with repeats, and one of all cases without.
+        repeats: of the algorithms that have any.
     """
 
     mean: float
     cases: int
     case: float
-    rest: float
-    training: float
-    error: float
-    degrees: float
+    rest: float = 0.0
+    means: int = 1
+    repeats: tuple[Repeats, ...] = ()
+
+    @property
+    def training(self) -> float:
+        """What the trainings add to the variance of the mean; 0 without repeats."""
+        return sum(one.weight * one.training for one in self.repeats)
+
+    @property
+    def error(self) -> float:
+        """The standard error."""
+        return float(self.spread()[0])
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom, Satterthwaite's."""
+        return float(self.spread()[1])
+
+    def spread(self, cases: Any = 1.0, trainings: Any = 1.0) -> tuple[Any, Any]:
+        """Return the standard error and its degrees of freedom.
+
+        Args:
+            cases: how many times as many of them there would be; a number, or an array of them.
+            trainings: likewise.
+        """
+        if self.cases < 2:
+            return np.nan, np.nan
+        number = self.cases * cases
+        case = self.case - self.rest + self.rest / trainings
+        parts = [(case / number, number - self.means)]
+        parts += [part for one in self.repeats for part in one.parts(cases, trainings)]
+        squares, degrees = zip(*((square, own) for square, own in parts if np.all(own > 0)), strict=True)
+        variance = np.asarray(sum(squares))
+        apart = np.asarray(sum(square**2 / own for square, own in zip(squares, degrees, strict=True)))
+        satterthwaite = np.divide(variance**2, apart, out=np.full_like(apart, degrees[0]), where=apart > 0)
+        return np.sqrt(variance), np.maximum(satterthwaite, functools.reduce(np.minimum, degrees))
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% interval of the mean; nan for too few cases."""
         if self.cases < CASES:
             return np.nan, np.nan
-        low, high = special.stdtrit(self.degrees, np.array(INTERVAL))
-        return float(self.mean + low * self.error), float(self.mean + high * self.error)
+        error, degrees = self.spread()
+        low, high = special.stdtrit(degrees, np.array(INTERVAL))
+        return float(self.mean + low * error), float(self.mean + high * error)
 
     @property
     def p(self) -> float:
@@ -166,19 +207,12 @@ def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = ()) -> Es
     """
     cases = len(scores)
     _, places, sizes = np.unique(folds, return_inverse=True, return_counts=True)
-    known = [one for one in repeats if one.known and len(sizes) < cases]
-    mean = float(scores.mean()) if cases else np.nan
+    known = tuple(one for one in repeats if one.known and len(sizes) < cases)
     if cases < 2:
-        return Estimate(mean, cases, np.nan, 0.0, 0.0, np.nan, np.nan)
-    centre, degrees = np.full(cases, mean), float(cases - 1)
-    if known:
-        centre, degrees = (np.bincount(places, scores) / sizes)[places], float(cases - len(sizes))
-    case = float(((scores - centre) ** 2).sum() / degrees)
-    training = sum(one.weight * one.training for one in known)
+        return Estimate(float(scores.mean()) if cases else np.nan, cases, np.nan)
+    mean = float(scores.mean())
+    centre = (np.bincount(places, scores) / sizes)[places] if known else mean
+    means = len(sizes) if known else 1
+    case = float(((scores - centre) ** 2).sum() / (cases - means))
     rest = min(case, sum(one.rest * one.per_case for one in known))
-    variance = case / cases + training
-    parts = [(case / cases, degrees), *(part for one in known for part in one.parts)]
-    parts = [(part, freedom) for part, freedom in parts if freedom]
-    if spread := sum(part**2 / freedom for part, freedom in parts):
-        degrees = max(variance**2 / spread, min(freedom for _, freedom in parts))
-    return Estimate(mean, cases, case, rest, training, float(np.sqrt(variance)), degrees)
+    return Estimate(mean, cases, case, rest, means, known)

@@ -12,8 +12,9 @@ from nnunet_plugins.report.statistics import CASES, DECIMALS, HIGHER_IS_BETTER, 
 AHEAD, BEHIND, EQUIVALENT, MIXED, UNCLEAR, TOO_FEW = "ahead", "behind", "equivalent", "mixed", "unclear", "too few"
 """Ahead and behind: p below 0.05 after Holm, better or worse case by case and on average, with an interval that has no
 0 in it: p values over cases are of ranks, which a few cases do not change, however much these are worse. Mixed: better
-case by case, yet not on average, or the other way. Equivalent comes before these: it is a matter of the size of the
-difference, which with many cases is clear long before it matters."""
+case by case, yet not on average, or the other way. Where trainings were repeated, p values are of the mean, which alone
+decides: nothing is tested case by case, and nothing mixed. Equivalent comes before these: it is a matter of the size of
+the difference, which with many cases is clear long before it matters."""
 
 SURE = 0.95
 """From this probability on that a difference is within the region of practical equivalence, two are equivalent."""
@@ -76,8 +77,9 @@ def judge(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     gain = table["mean_difference"].round(DECIMALS) * (1 if HIGHER_IS_BETTER[metric] else -1)
     clear = table["p_holm"] < LEVEL
     is_mean_clear = is_clear(table)
-    verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear, MIXED)
-    verdict = verdict.mask(clear & is_mean_clear & (gain > 0) & (table["effect_size"] > 0), AHEAD)
-    verdict = verdict.mask(clear & is_mean_clear & (gain < 0) & (table["effect_size"] < 0), BEHIND)
+    of_mean = (table["repeated"] | table["against_repeated"]).astype(bool)
+    verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear & ~of_mean, MIXED)
+    verdict = verdict.mask(clear & is_mean_clear & (gain > 0) & (of_mean | (table["effect_size"] > 0)), AHEAD)
+    verdict = verdict.mask(clear & is_mean_clear & (gain < 0) & (of_mean | (table["effect_size"] < 0)), BEHIND)
     verdict = verdict.mask(table["equivalent"] >= SURE, EQUIVALENT)
     return table.assign(verdict=verdict.mask((table["n"] > 0) & (table["n"] < CASES), TOO_FEW))

@@ -78,10 +78,10 @@ def show_p(value: float) -> str:
 
 
 def show_probability(value: float) -> str:
-    """Write a probability with three decimals; none is 0 or 1 unless it is."""
-    if 0 < value < 0.001:
+    """Write a probability with three decimals; none is 0 or 1, also where the computer's numbers end before it is."""
+    if value < 0.001:
         return "<0.001"
-    return ">0.999" if 0.999 < value < 1 else show_number(value, 3)
+    return ">0.999" if value > 0.999 else show_number(value, 3)
 
 
 def show_penalised(value: float, decimals: int, penalties: float) -> str:
