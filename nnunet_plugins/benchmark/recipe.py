@@ -20,10 +20,7 @@ from typing import Any
 
 from nnunet_plugins.benchmark.sources import overridden_methods
 from nnunet_plugins.program import leave_out_working_folder
-from nnunet_plugins.report.equality import SEED
-
-UNKNOWN = "unknown"
-"""A setting that nobody can tell."""
+from nnunet_plugins.report.equality import SEED, UNKNOWN
 
 _DEPTH = 12
 
