@@ -5,7 +5,6 @@ record -> scores (one rule, `scores.py`) -> statistics -> Analysis -> Markdown, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -348,12 +347,7 @@ def _costs(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby("algorithm", sort=False)
     table = runs[numbers].astype(float).groupby(runs["algorithm"], sort=False).mean()
     counts = pd.DataFrame({"folds": groups["fold"].nunique(), "trainings": groups.size()})
-    return counts.join(table).join(groups[texts].agg(_words))
-
-
-def _words(values: "pd.Series[Any]") -> str:
-    """Return the different values as text."""
-    return ", ".join(map(str, values.dropna().unique()))
+    return counts.join(table).join(groups[texts].agg(lambda values: ", ".join(map(str, values.dropna().unique()))))
 
 
 def _across_datasets(found: Sequence[Comparison]) -> dict[str, CriticalDifference]:

@@ -67,7 +67,8 @@ def illustrate(comparison: Comparison, looks: Mapping[str, Style], key: str, *, 
         with_curves: show the training curves too.
     """
     scores, paired = comparison.by_case["Dice"], comparison.paired["Dice"]
-    some = " Of many cases some are drawn as points, spread evenly over the scores." * _is_thinned(scores)
+    is_thinned = len(scores) > figures.POINTS // max(1, scores.shape[1])
+    some = " Of many cases some are drawn as points, spread evenly over the scores." * is_thinned
     found: list[Figure] = []
     if scores.count().any():
         caption = (
@@ -184,10 +185,6 @@ def _cost_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) 
         caption = f"Mean Dice against {unit} ({of}; {values('device')}), mean of the folds: the upper left is best."
         found.append(_figure(draw, comparison, f"{key}-{kind}", f"Dice against {unit}", caption))
     return found
-
-
-def _is_thinned(scores: pd.DataFrame) -> bool:
-    return len(scores) > figures.POINTS // max(1, scores.shape[1])
 
 
 def _label_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) -> list[Figure]:
