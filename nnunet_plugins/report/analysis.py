@@ -224,6 +224,7 @@ def _compare(
     board = placed(board, ranked)
     order = [str(name) for name in board.index if name in everything.algorithms]
     first = [name for name in order if name in ranked]
+    errors = training_errors(in_dice)
     objects = count_objects(results, list(scores.cases), order)
     board = board if objects.empty else board.join(mean_qualities(objects))
     return Comparison(
@@ -266,8 +267,8 @@ def _compare(
         false_findings=scores.false_findings().loc[order],
         components=components(in_dice),
         gaps=gaps(in_dice),
-        stability=stability(by_case["Dice"][first], higher_is_better=True, errors=training_errors(in_dice)),
-        rank_shares=_rank_shares(by_case["Dice"][first], training_errors(in_dice)),
+        stability=stability(by_case["Dice"][first], higher_is_better=True, errors=errors),
+        rank_shares=_rank_shares(by_case["Dice"][first], errors),
         costs=_costs(runs),
     )
 
