@@ -98,7 +98,7 @@ def run(order: Order, starter: int) -> int:
         state.write(f"waiting for {lock_holder(lock) or 'whoever has locked it'}")
 
     try:
-        with _ends_with_parent(starter), hold_lock(lock, waiting=waiting, warn=lambda text: state.warn(text)):
+        with _ends_with_parent(starter), hold_lock(lock, waiting=waiting, warn=state.warn):
             code = _do(order, state, variables, lock)
     except KeyboardInterrupt:
         state.write("interrupted", exit_code=INTERRUPTED)
