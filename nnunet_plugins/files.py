@@ -104,6 +104,14 @@ def read_json(file: Path, shape: Any = None) -> Any:
     return content
 
 
+def json_or_nothing(file: Path, shape: Any = dict) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if that is not there, cannot be read, or is of another shape."""
+    try:
+        return dict(read_json(file, shape))
+    except InputError:
+        return {}
+
+
 def find_fault(value: Any, shape: Any, place: str = "") -> str | None:
     """Return the first place where a value does not have the shape (see `read_json`), and what it should be there.
 

@@ -88,6 +88,15 @@ def read_marker(output: Path) -> Marker | None:
         return None
 
 
+def read_markers(file: Path) -> list[Marker]:
+    """Return the markers in the `provenance.json` of a record; none if it has none, as those of version 0.1.0.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    return [Marker(**one) for one in read_json(file, {"outputs": [SHAPE]})["outputs"]] if file.is_file() else []
+
+
 class Ledger:
     """Knows the identities of files, and by what names markers call them.
 

@@ -227,8 +227,8 @@ def _provider(kind: str, section: Mapping[str, Any], scripts: str) -> Any:
     """Return Parsl's provider; a job runs one task at a time, and goes when there is none left."""
     from parsl import providers
 
-    blocks = {"init_blocks": 0, "min_blocks": 0, "max_blocks": section.get("jobs", 1), "parallelism": 1}
-    setup = "\n".join([section.get("environment", ""), f'export PATH="{scripts}:$PATH"'])
+    common: dict[str, Any] = {"init_blocks": 0, "min_blocks": 0, "max_blocks": section.get("jobs", 1), "parallelism": 1}
+    common["worker_init"] = "\n".join([section.get("environment", ""), f'export PATH="{scripts}:$PATH"'])
     cores, gpus, memory = section.get("cores"), section.get("gpus"), section.get("memory")
     walltime, options = section.get("walltime", "24:00:00"), section.get("options", "")
     if kind == "slurm":
@@ -240,10 +240,9 @@ def _provider(kind: str, section: Mapping[str, Any], scripts: str) -> Any:
             mem_per_node=memory,
             gpus_per_node=gpus,
             scheduler_options=options,
-            worker_init=setup,
             exclusive=False,
             cmd_timeout=60,
-            **blocks,
+            **common,
         )
     if kind == "lsf":
         lines = [options]
@@ -259,8 +258,7 @@ def _provider(kind: str, section: Mapping[str, Any], scripts: str) -> Any:
             cores_per_node=cores or 1,
             request_by_nodes=False,
             scheduler_options="\n".join(line for line in lines if line),
-            worker_init=setup,
-            **blocks,
+            **common,
         )
     if kind == "pbs":
         select = [f"{name}={value}" for name, value in (("ngpus", gpus), ("mem", memory and f"{memory}gb")) if value]
@@ -271,8 +269,7 @@ def _provider(kind: str, section: Mapping[str, Any], scripts: str) -> Any:
             cpus_per_node=cores or 1,
             select_options=":".join(select),
             scheduler_options=options,
-            worker_init=setup,
-            **blocks,
+            **common,
         )
     try:
         return providers.KubernetesProvider(
@@ -284,8 +281,7 @@ def _provider(kind: str, section: Mapping[str, Any], scripts: str) -> Any:
             init_mem=f"{memory or 64}Gi",
             extra_limits={"nvidia.com/gpu": str(gpus)} if gpus else None,
             persistent_volumes=[tuple(volume) for volume in section.get("volumes", [])],
-            worker_init=setup,
-            **blocks,
+            **common,
         )
     except Exception as error:  # Parsl's and the kubernetes package's own: not installed, no access
         raise BenchmarkError(f"Kubernetes cannot be used here: {error}") from error

@@ -1,7 +1,6 @@
 """Collect what a benchmark has found into the record that the report reads. Reads files only, nnU-Net's and our own."""
 
 import itertools
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from nnunet_plugins.benchmark.results import read_choice, trained_folds, whole_g
 from nnunet_plugins.benchmark.tasks import Folders, Task
 from nnunet_plugins.benchmark.training_log import log_files, read_log
 from nnunet_plugins.datasets.sources import SOURCES, read_sources
-from nnunet_plugins.files import is_json
+from nnunet_plugins.files import json_or_nothing
 from nnunet_plugins.images.finding import composed, find_files
 from nnunet_plugins.metrics.objects import OBJECT_COLUMNS, whole_counts
 from nnunet_plugins.metrics.table import read_table
@@ -161,11 +160,10 @@ def read_gates(fold: Path) -> dict[int, dict[str, float]]:
 
 
 def _cost(run: Run, fold: int, log: Mapping[str, Any], folders: Folders) -> dict[str, Any]:
-    file = folders.recipe(run)
-    recipe = json.loads(file.read_text()) if is_json(file) else {}
     attempts = conditions.read_conditions(folders.fold(run, fold), folders.ledger)
     # As it was trained, where that is recorded; the trainer or the plans may have changed since.
-    recipe = next((attempt["description"] for attempt in reversed(attempts) if "description" in attempt), recipe)
+    described = (attempt["description"] for attempt in reversed(attempts) if "description" in attempt)
+    recipe = next(described, None) or json_or_nothing(folders.recipe(run))
     measured = [attempt for attempt in attempts if attempt.get("peak_memory_bytes")]
     highest = max(measured, key=lambda attempt: attempt["peak_memory_bytes"], default={})
     energy = [attempt.get("energy_joules") for attempt in attempts]
@@ -206,11 +204,11 @@ def _failures(unfinished: Iterable[Task], folders: Folders) -> list[dict[str, An
 def _about(
     protocol: Protocol, trained: Mapping[Run, list[int]], folders: Folders, *, complete: bool, command: str
 ) -> dict[str, Any]:
-    recipes = [json.loads(folders.recipe(run).read_text()) for run in protocol.runs() if is_json(folders.recipe(run))]
+    recipes = [json_or_nothing(folders.recipe(run)) for run in protocol.runs()]
     budgets = dict.fromkeys(
         f"{count(recipe['epochs'], 'epoch')} x {count(recipe['iterations'], 'iteration')}"
         for recipe in recipes
-        if recipe["epochs"] and recipe["iterations"]
+        if recipe.get("epochs") and recipe["iterations"]
     )
     versions = conditions.environment(protocol.device)
     return {
@@ -242,7 +240,7 @@ def _about(
 def _sources(dataset: str, folders: Folders) -> dict[str, Any]:
     """Return what each source of a merged dataset is, and the names of the labels that it annotates."""
     description = folders.preprocessed / dataset / "dataset.json"
-    content = json.loads(description.read_text()) if is_json(description) else {}
+    content = json_or_nothing(description)
     if SOURCES not in content:
         return {}
     found = read_sources(content, description)
@@ -257,8 +255,7 @@ def _left_out(
     for run, folds in trained.items():
         places = {"cross-validation": folders.validated(run, folds)}
         places["test"] = folders.predictions(run.name, protocol.folds)
-        description = folders.preprocessed / run.dataset / "dataset.json"
-        ending = json.loads(description.read_text())["file_ending"] if is_json(description) else ""
+        ending = json_or_nothing(folders.preprocessed / run.dataset / "dataset.json").get("file_ending", "")
         for split, place in places.items():
             tables = [table for table in results if _is_of(table, run, split)]
             if not tables or not place.is_dir():
@@ -276,15 +273,16 @@ def _is_of(table: pd.DataFrame, run: Run, split: str) -> bool:
 
 
 def _images(dataset: str, configuration: str, trained: Mapping[Run, list[int]], folders: Folders) -> dict[str, Any]:
-    description = folders.preprocessed / dataset / "dataset.json"
-    content: dict[str, Any] = {"labels": {}, "file_ending": ""}
-    if is_json(description):
-        content = json.loads(description.read_text())
+    content = {"labels": {}, "file_ending": "", **json_or_nothing(folders.preprocessed / dataset / "dataset.json")}
     shown = {
         run: folds
         for run, folds in trained.items()
         if folds and (run.dataset, run.configuration) == (dataset, configuration)
     }
+    repeats: dict[str, dict[str, str]] = {}
+    for run, folds in shown.items():
+        if run.seed:
+            repeats.setdefault(run.algorithm, {})[run.seed] = str(folders.validated(run, folds))
     return {
         "images": str(folders.raw / dataset / "imagesTr"),
         "files": _listed_images(folders.raw / dataset),
@@ -292,7 +290,7 @@ def _images(dataset: str, configuration: str, trained: Mapping[Run, list[int]], 
         "ending": content["file_ending"],
         "labels": {str(value): name for name, value in content["labels"].items() if name != "background"},
         "predictions": {run.algorithm: str(folders.validated(run, shown[run])) for run in first_repeats(shown)},
-        "repeats": _repeats(shown, folders),
+        "repeats": repeats,
     }
 
 
@@ -312,21 +310,10 @@ def _maps(tasks: Sequence[Task]) -> dict[str, dict[str, dict[str, str]]]:
     return found
 
 
-def _repeats(shown: Mapping[Run, Sequence[int]], folders: Folders) -> dict[str, dict[str, str]]:
-    """Return the folders of the cross-validated segmentations of each repeat, by algorithm and seed."""
-    found: dict[str, dict[str, str]] = {}
-    for run, folds in shown.items():
-        if run.seed:
-            found.setdefault(run.algorithm, {})[run.seed] = str(folders.validated(run, folds))
-    return found
-
-
 def _listed_images(folder: Path) -> dict[str, str]:
     """Return the first image of each case, where dataset.json lists the files; else nothing."""
-    file = folder / "dataset.json"
-    if not is_json(file) or "dataset" not in (content := json.loads(file.read_text())):
-        return {}
-    listed = {case: os.path.expandvars(files["images"][0]) for case, files in content["dataset"].items()}
+    content = json_or_nothing(folder / "dataset.json").get("dataset", {})
+    listed = {case: os.path.expandvars(files["images"][0]) for case, files in content.items()}
     return {case: str(Path(os.path.abspath(folder / image))) for case, image in listed.items()}
 
 

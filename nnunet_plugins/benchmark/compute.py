@@ -3,7 +3,7 @@
 from itertools import groupby
 
 from nnunet_plugins.arguments import lay_out
-from nnunet_plugins.benchmark.protocol import Protocol, Run, first_repeats
+from nnunet_plugins.benchmark.protocol import Protocol, first_repeats
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.profile import Profile, profile_network
 from nnunet_plugins.planning.setting import find_trainer, plan_setting
@@ -22,7 +22,9 @@ def describe_compute(protocol: Protocol) -> str:
         base, notes = None, []
         for run in runs:
             try:
-                found = _profile(run, device)
+                trainer = find_trainer(run.trainer)
+                setting = plan_setting(run.dataset, run.configuration, run.plans)
+                found = profile_network(trainer, setting, device=device)
             except InputError as error:
                 notes.append(f"{run.algorithm}: {error}")
                 continue
@@ -31,12 +33,6 @@ def describe_compute(protocol: Protocol) -> str:
         title = f"{dataset}, {configuration}: compute, and how many times the first one's"
         parts.append("\n".join([title, *([lay_out(rows)] if len(rows) > 1 else []), *notes]))
     return "\n\n".join(parts)
-
-
-def _profile(run: Run, device: str) -> Profile:
-    return profile_network(
-        find_trainer(run.trainer), plan_setting(run.dataset, run.configuration, run.plans), device=device
-    )
 
 
 def _cells(found: Profile, base: Profile) -> list[str]:

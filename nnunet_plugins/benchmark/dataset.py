@@ -1,6 +1,5 @@
 """What a reader of results has to know of a dataset, read from nnU-Net's files."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from nnunet_plugins.datasets.preprocessed import existing_cases
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import read_json
+from nnunet_plugins.files import json_or_nothing
 from nnunet_plugins.planning.groups import groups_of, read_groups
 
 
@@ -25,12 +24,12 @@ def describe_dataset(folder: Path, groups_file: str | None) -> dict[str, Any]:
         be read is left out.
     """
     found: dict[str, Any] = {}
-    content = _read(folder / "dataset.json", {"file_ending": str, "channel_names": {str: str}})
+    content = json_or_nothing(folder / "dataset.json", {"file_ending": str, "channel_names": {str: str}})
     cases = existing_cases(folder) if content else []
     if content:
         found |= {"channels": list(content["channel_names"].values()), "cases": len(cases)}
     shape = {"spacings": [[(int, float)]], "shapes_after_crop": [[int]]}
-    fingerprint = _read(folder / "dataset_fingerprint.json", shape)
+    fingerprint = json_or_nothing(folder / "dataset_fingerprint.json", shape)
     for name, values in (("spacing_mm", "spacings"), ("shape", "shapes_after_crop")):
         if fingerprint.get(values):
             found[name] = np.median(np.array(fingerprint[values], float), axis=0).tolist()
@@ -40,10 +39,3 @@ def describe_dataset(folder: Path, groups_file: str | None) -> dict[str, Any]:
         return {**found, "groups": len(set(groups_of(cases, read_groups(Path(groups_file))).values()))}
     except InputError:  # the table is gone since
         return found
-
-
-def _read(file: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return dict(read_json(file, dict(shape)))
-    except InputError:
-        return {}

@@ -127,12 +127,8 @@ def _is_normalised(made: str, like: str, scheme: str) -> bool:
     return is_normalised(Path(made), Path(like), scheme)
 
 
-def _is_preprocessed(folder: str, plans: str, configurations: Sequence[str]) -> bool:
-    return is_preprocessed(Path(folder), plans, configurations)
-
-
 CHECKS: Mapping[str, Callable[..., bool]] = {
-    "preprocessed": _is_preprocessed,
+    "preprocessed": lambda folder, plans, configurations: is_preprocessed(Path(folder), plans, configurations),
     "plans": is_made_from,
     "normalised": _is_normalised,
     "splits": splits_are_made,

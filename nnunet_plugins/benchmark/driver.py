@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, combinations
@@ -57,16 +57,16 @@ class Place:
     train_again: bool = False
 
 
-def nnunet_folders(output: Path, variables: Mapping[str, str] = os.environ) -> Folders:
+def nnunet_folders(output: Path) -> Folders:
     """Return nnU-Net's folders from its variables, and the benchmark's.
 
     Raises:
         BenchmarkError: if a variable is not set.
     """
-    missing = [name for name in command.FOLDERS if not variables.get(name)]
+    missing = [name for name in command.FOLDERS if not os.environ.get(name)]
     if missing:
         raise BenchmarkError(f"{', '.join(missing)} not set; export {missing[0]}=/path/to/{missing[0]}")
-    raw, preprocessed, results = (Path(variables[name]).absolute() for name in command.FOLDERS)
+    raw, preprocessed, results = (Path(os.environ[name]).absolute() for name in command.FOLDERS)
     return Folders(raw, preprocessed, results, output.absolute())
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from nnunet_plugins.benchmark.run_task import INTERRUPTED, Order
 from nnunet_plugins.benchmark.tasks import Task, known_files
-from nnunet_plugins.files import is_json, write_text
+from nnunet_plugins.files import json_or_nothing, write_text
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.stop_request import StopRequest
 
@@ -239,8 +239,7 @@ def _order(task: Task, folder: Path, variables: Mapping[str, str], device: str) 
 
 def read_state(folder: Path, name: str) -> dict[str, Any]:
     """Return how a task stands; empty if it has not begun."""
-    file = folder / "states" / f"{name}.json"
-    return json.loads(file.read_text()) if is_json(file) else {}
+    return json_or_nothing(folder / "states" / f"{name}.json")
 
 
 def _reason(task: Task, folder: Path, error: BaseException | None) -> str:

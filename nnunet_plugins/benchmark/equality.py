@@ -15,16 +15,14 @@ from nnunet_plugins.benchmark.conditions import HASHES, recipe_hash
 from nnunet_plugins.benchmark.done import is_trained
 from nnunet_plugins.benchmark.kept import NOTHING_KEPT, Kept
 from nnunet_plugins.benchmark.protocol import Run
-from nnunet_plugins.benchmark.recipe import UNKNOWN
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.benchmark.unrecorded import known_of
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json
-from nnunet_plugins.report.equality import read_equality, setting_of
+from nnunet_plugins.report.equality import MUST_BE_EQUAL, THEN, UNKNOWN, read_equality, setting_of
 
-SIZES = ("epochs", "iterations per epoch", "batch size", "patch size")
+SIZES = tuple(name for name in MUST_BE_EQUAL if name not in HASHES)
 """Settings to name for each training, because they must be equal."""
-_THEN = ", then "
 
 
 @dataclass
@@ -62,7 +60,8 @@ def prove(
         environment and the `settings` of each training; `recipes` has all settings of each algorithm, of several
         repeats those of the first one. `same` and `differences` follow from these.
     """
-    recipes = {run: _recipe(folders.recipe(run)) for run in runs}
+    described = {run: _described(folders.recipe(run)) for run in runs}
+    recipes = {run: found["recipe"] for run, found in described.items()}
     rows = [row for run in runs for fold in folds if (row := _known(run, fold, folders, recipes[run], kept))]
     if upcoming and rows:
         rows += [
@@ -93,7 +92,7 @@ def prove(
             for row in rows
         ],
         "recipes": {run.algorithm: of_algorithms[run.algorithm] for run in runs},
-        "problems": {run.algorithm: found for run in runs if (found := _problems(folders.recipe(run)))},
+        "problems": {run.algorithm: found["problems"] for run, found in described.items() if found.get("problems")},
         "accepted": accepted,
     }
     table = read_equality(entry)
@@ -105,29 +104,19 @@ def refused(proof: Mapping[str, Any]) -> list[dict[str, Any]]:
     return read_equality(proof).refused
 
 
-def _recipe(file: Path) -> dict[str, Any]:
-    return read_json(file, {"recipe": dict})["recipe"] if is_json(file) else {}
-
-
-def _problems(file: Path) -> dict[str, str]:
-    return read_json(file).get("problems", {}) if is_json(file) else {}
+def _described(file: Path) -> dict[str, Any]:
+    return read_json(file, {"recipe": dict}) if is_json(file) else {"recipe": {}}
 
 
 def _known(run: Run, fold: int, folders: Folders, recipe: Mapping[str, Any], kept: Kept) -> _Row | None:
     """Return what is known of a training that is here, or of one that is kept; None if there is none."""
-    if (before := kept.conditions(run, fold)) is None:
-        return _recorded(run, fold, folders, recipe)
-    return _Row(run, fold, **{**before, "settings": {**dict.fromkeys(SIZES, UNKNOWN), **before["settings"]}})
-
-
-def _recorded(run: Run, fold: int, folders: Folders, recipe: Mapping[str, Any]) -> _Row | None:
-    """Return what is known of a training; None if there is none."""
-    folder = folders.fold(run, fold)
-    attempts = conditions.read_conditions(folder, folders.ledger)
-    if not attempts:
+    folder, known = folders.fold(run, fold), kept.conditions(run, fold)
+    attempts = conditions.read_conditions(folder, folders.ledger) if known is None else []
+    if known is None and not attempts:
         if not conditions.is_begun(folder):
             return None
         known = known_of(run, fold, folders)
+    if known is not None:
         # Not what the trainer says today.
         return _Row(run, fold, **{**known, "settings": {**dict.fromkeys(SIZES, UNKNOWN), **known["settings"]}})
     row = _Row(run, fold)
@@ -153,7 +142,7 @@ def _present(run: Run, folders: Folders) -> dict[str, str]:
 def _in_present_terms(row: _Row, folders: Folders) -> dict[str, str]:
     """Return the hash of a training's data as it is taken now, if the data here are those that it was trained on."""
     try:
-        parts = [conditions.in_present_terms(one, folders, row.run) for one in row.hashes["data"].split(_THEN)]
+        parts = [conditions.in_present_terms(one, folders, row.run) for one in row.hashes["data"].split(THEN)]
     except (KeyError, OSError, InputError):
         return {}
     return {"data": _summary(parts)}
@@ -162,7 +151,7 @@ def _in_present_terms(row: _Row, folders: Folders) -> dict[str, str]:
 def _summary(values: Iterable[str]) -> str:
     """Return the value of all attempts, or all values; if one is unknown, so is what the training was trained on."""
     found = list(dict.fromkeys(values))
-    return UNKNOWN if UNKNOWN in found else _THEN.join(found)
+    return UNKNOWN if UNKNOWN in found else THEN.join(found)
 
 
 def _complete(rows: Sequence[_Row], recipes: Mapping[Run, Mapping[str, Any]]) -> None:

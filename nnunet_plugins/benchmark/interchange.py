@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 
 
-def end_with_parent(seconds: float = 1.0) -> None:
+def end_with_parent() -> None:
     """End this process soon after its parent has ended."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(seconds)
+            time.sleep(1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

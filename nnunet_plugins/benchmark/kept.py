@@ -19,8 +19,7 @@ from nnunet_plugins.benchmark.folds import held_out
 from nnunet_plugins.benchmark.protocol import ONE_FOR_MANY, ONE_PASS, BenchmarkError, Protocol, Run
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import read_json
-from nnunet_plugins.provenance import SHAPE, Marker
+from nnunet_plugins.provenance import Marker, read_markers
 from nnunet_plugins.report.equality import setting_of
 from nnunet_plugins.report.record import COMPARISON, GONE, UNRANKED, Record, read_record
 
@@ -233,7 +232,7 @@ def read_kept(protocol: Protocol, folders: Folders, *, move: bool = True) -> Kep
         return Kept()
     try:
         record = read_record(folder)
-        markers = _read_markers(folder / "provenance.json")
+        markers = read_markers(folder / "provenance.json")
     except InputError as error:
         if not move:
             return Kept()
@@ -287,12 +286,6 @@ def _with_folds(record: Record, folders: Folders) -> Record:
     found = [folds[dataset].get(case) for dataset, case in zip(results["dataset"], results["case"], strict=True)]
     filled = results["fold"].mask(unknown, pd.Series(found, results.index, dtype="Int64"))
     return replace(record, results=results.assign(fold=filled))
-
-
-def _read_markers(file: Path) -> list[Marker]:
-    if not file.is_file():  # of version 0.1.0
-        return []
-    return [Marker(**content) for content in read_json(file, {"outputs": [SHAPE]})["outputs"]]
 
 
 def _free_name(folder: Path) -> Path:

@@ -20,10 +20,7 @@ from typing import Any
 
 from nnunet_plugins.benchmark.sources import overridden_methods
 from nnunet_plugins.program import leave_out_working_folder
-from nnunet_plugins.report.equality import SEED
-
-UNKNOWN = "unknown"
-"""A setting that nobody can tell."""
+from nnunet_plugins.report.equality import SEED, UNKNOWN
 
 _DEPTH = 12
 
@@ -168,7 +165,10 @@ def _own_methods(methods: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 def _recipe(trainer: Any, sizes: Mapping[str, Any], parts: _Parts) -> dict[str, Any]:
     """Return the settings; those of a part that cannot be described are one, which is unknown."""
     groups: dict[str, Callable[[], dict[str, Any]]] = {
-        "sampling": lambda: _sampling(trainer),
+        "sampling": lambda: {
+            "foreground oversampling": trainer.oversample_foreground_percent,
+            "deep supervision": trainer.enable_deep_supervision,
+        },
         "optimizer": lambda: {
             "optimizer": type(trainer.optimizer).__name__,
             **flatten(trainer.optimizer.defaults, "optimizer"),
@@ -195,13 +195,6 @@ _SETTINGS = {
     "augmentation": ("augmentation", "mirroring at test time"),
 }
 """Of groups of settings whose names do not begin with the group's: those that are unknown if it is."""
-
-
-def _sampling(trainer: Any) -> dict[str, Any]:
-    return {
-        "foreground oversampling": trainer.oversample_foreground_percent,
-        "deep supervision": trainer.enable_deep_supervision,
-    }
 
 
 def _normalisation(trainer: Any) -> dict[str, Any]:

@@ -134,21 +134,14 @@ def ensemble_name(one: Run, other: Run, folds: Sequence[int]) -> str:
 def _cross_validate(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
     output = folders.validated(run, folds)
     model = ["-c", run.configuration, "-p", run.plans, "-tr", run.trainer, "-f", *map(str, folds)]
-    title = f"{run.dataset} {run.configuration}: "
     merge = Task(
         name=task_name("merge", run.name),
-        title=f"{title}cross-validated segmentations of {run.title}",
+        title=f"{run.dataset} {run.configuration}: cross-validated segmentations of {run.title}",
         command=("nnUNetv2_accumulate_crossval_results", run.dataset, *model, "-o", str(unfinished(output))),
         output=output,
         inputs=(*folders.trained(run, folds), folders.truth(run.dataset)),
     )
-    metrics = folders.metrics(run.name, folds, protocol.tolerance, "cross-validation")
-    name, title = task_name("metrics", run.name), f"{title}metrics of {run.title}"
-    rows = {"split": "cross-validation", **run.identity}
-    return [
-        merge,
-        metrics_task(name, title, output, folders.truth(run.dataset), metrics, protocol, merge, rows, folders),
-    ]
+    return [merge, metrics_task(merge, run.name, run.title, run.identity, folds, protocol, folders)]
 
 
 def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
@@ -158,10 +151,9 @@ def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Fo
     command = ["nnunet-plugins", "predict", "--cross-validation", "-o", str(unfinished(output)), "-d", run.dataset]
     command += ["-c", run.configuration, "-p", run.plans, "-tr", run.trainer, "-f", *map(str, folds)]
     images = folders.raw / run.dataset / "imagesTr"
-    title = f"{run.dataset} {run.configuration}: "
     predict = Task(
         name=task_name("predict", name),
-        title=f"{title}cross-validated segmentations of {run.title}",
+        title=f"{run.dataset} {run.configuration}: cross-validated segmentations of {run.title}",
         command=(*command, "--whole-volume", "auto", "-device", protocol.device, "--continue_prediction"),
         slot="train",
         output=output,
@@ -173,14 +165,7 @@ def _in_one_pass(run: Run, folds: Sequence[int], protocol: Protocol, folders: Fo
         goes_on=True,
         partly=True,
     )
-    metrics = folders.metrics(name, folds, protocol.tolerance, "cross-validation")
-    rows = {"split": "cross-validation", **run.identity}
-    truth = folders.truth(run.dataset)
-    task = task_name("metrics", name)
-    return [
-        predict,
-        metrics_task(task, f"{title}metrics of {run.title}", output, truth, metrics, protocol, predict, rows, folders),
-    ]
+    return [predict, metrics_task(predict, name, run.title, run.identity, folds, protocol, folders)]
 
 
 def _one_for_many(row: Run, one: Run, folds: Sequence[int], protocol: Protocol, folders: Folders) -> list[Task]:
@@ -197,10 +182,9 @@ def _one_for_many(row: Run, one: Run, folds: Sequence[int], protocol: Protocol, 
     output = folders.output / "cross-validation" / short_name(f"{name}__folds_{join_folds(folds)}")
     predicted = folders.validated(one, folds)
     description, own = (folders.preprocessed / dataset / "dataset.json" for dataset in (one.dataset, row.dataset))
-    title = f"{row.dataset} {row.configuration}: "
     view = Task(
         name=task_name("view", name),
-        title=f"{title}segmentations of {row.algorithm}",
+        title=f"{row.dataset} {row.configuration}: segmentations of {row.algorithm}",
         command=(
             *("nnunet-plugins", "labels", "-i", str(predicted), "-o", str(unfinished(output)), "-djfile"),
             *(str(description), "--dataset", row.dataset, "--own-cases"),
@@ -210,15 +194,7 @@ def _one_for_many(row: Run, one: Run, folds: Sequence[int], protocol: Protocol, 
         inputs=(predicted, description),
         partly=True,
     )
-    metrics = folders.metrics(name, folds, protocol.tolerance, "cross-validation")
-    rows = {"split": "cross-validation", **row.identity}
-    task, title = task_name("metrics", name), f"{title}metrics of {row.algorithm}"
-    return [
-        view,
-        metrics_task(
-            task, title, output, folders.truth(row.dataset), metrics, protocol, view, rows, folders, labels=own
-        ),
-    ]
+    return [view, metrics_task(view, name, row.algorithm, row.identity, folds, protocol, folders, labels=own)]
 
 
 def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:
@@ -226,10 +202,9 @@ def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:
     output, folds = folders.validated(atlas, protocol.folds), protocol.folds
     planned = folders.preprocessed / atlas.dataset
     place = ["-d", atlas.dataset, "-c", atlas.configuration, "-p", atlas.plans, "-f", *map(str, folds)]
-    title = f"{atlas.dataset} {atlas.configuration}: "
     make = Task(
         name=task_name("atlas", atlas.name),
-        title=f"{title}atlas of the training labels",
+        title=f"{atlas.dataset} {atlas.configuration}: atlas of the training labels",
         command=("nnunet-plugins", "evaluate", "--atlas", *place, "-o", str(unfinished(output))),
         needs=(task_name("split", atlas.dataset),),
         output=output,
@@ -238,14 +213,7 @@ def _atlas(atlas: Run, protocol: Protocol, folders: Folders) -> list[Task]:
             folders.truth(atlas.dataset),
         ),
     )
-    metrics = folders.metrics(atlas.name, folds, protocol.tolerance, "cross-validation")
-    rows = {"split": "cross-validation", **atlas.identity}
-    truth = folders.truth(atlas.dataset)
-    name = task_name("metrics", atlas.name)
-    return [
-        make,
-        metrics_task(name, f"{title}metrics of the atlas", output, truth, metrics, protocol, make, rows, folders),
-    ]
+    return [make, metrics_task(make, atlas.name, "the atlas", atlas.identity, folds, protocol, folders)]
 
 
 def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, folders: Folders) -> list[Task]:
@@ -276,21 +244,13 @@ def _find_best(group: Sequence[Run], before: Sequence[str], protocol: Protocol, 
         lock=folders.results / first.dataset / LOCK,
         keeps_text=True,
     )
-    metrics = [
-        metrics_task(
-            task_name("metrics", first.dataset, name),
-            f"{place}: metrics of {one.algorithm} + {other.algorithm}",
-            ensembles / name,
-            folders.truth(first.dataset),
-            folders.metrics(f"{first.dataset}__{name}", folds, protocol.tolerance, "cross-validation"),
-            protocol,
-            best,
-            {"split": "cross-validation", **joint_identity((one, other), "ensemble")},
-            folders,
-            best.lock,
+    metrics = []
+    for name, pair in pairs.items():
+        identity, found = joint_identity(pair, "ensemble"), ensembles / name
+        called = f"{first.dataset}__{name}"
+        metrics.append(
+            metrics_task(best, called, identity["algorithm"], identity, folds, protocol, folders, predictions=found)
         )
-        for name, (one, other) in pairs.items()
-    ]
     return [best, *metrics]
 
 
@@ -312,10 +272,9 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
     # Those that an earlier choice has needed do no harm.
     if with_probabilities or any(output.glob("*.npz")):
         command.append("--save_probabilities")
-    title = f"{run.dataset} {run.configuration}: "
     predict = Task(
         name=task_name("predict", run.name),
-        title=f"{title}predict the test images with {run.title}",
+        title=f"{run.dataset} {run.configuration}: predict the test images with {run.title}",
         command=tuple(command),
         needs=tuple(needs),
         slot="train",
@@ -323,12 +282,7 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
         inputs=tuple(inputs),
         goes_on=True,
     )
-    return [
-        predict,
-        *metrics_of_test_images(
-            run.name, f"{title}metrics of {run.title}", output, run.identity, protocol, predict, folders
-        ),
-    ]
+    return [predict, *metrics_of_test_images(predict, run.name, run.title, run.identity, protocol, folders)]
 
 
 def _choose(choice: Choice, protocol: Protocol, folders: Folders) -> list[Task]:
@@ -364,9 +318,5 @@ def _choose(choice: Choice, protocol: Protocol, folders: Folders) -> list[Task]:
         output=output,
         inputs=(predicted[0], *found),
     )
-    title = f"{place}metrics of nnU-Net's choice"
-    return [
-        *tasks,
-        process,
-        *metrics_of_test_images(choice.name, title, output, choice.identity, protocol, process, folders),
-    ]
+    metrics = metrics_of_test_images(process, choice.name, "nnU-Net's choice", choice.identity, protocol, folders)
+    return [*tasks, process, *metrics]

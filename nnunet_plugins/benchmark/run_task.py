@@ -51,15 +51,9 @@ class Order:
         command: console script and arguments.
         folder: the benchmark's folder, for log and state.
         variables: environment variables to set.
-        output: what the command makes; see `tasks.Task`.
-        keeps_text: the output is what the command prints.
-        partly: see `tasks.Task`.
-        inputs: see `tasks.Task`.
-        makes: see `tasks.Task`.
-        there: see `tasks.Task`.
-        lock: see `tasks.Task`.
-        goes_on: see `tasks.Task`.
         training: for a training, the fields of its run, its fold and its device.
+
+    All others are those of `tasks.Task`.
     """
 
     name: str
@@ -95,7 +89,7 @@ class Order:
 def run(order: Order, starter: int) -> int:
     """Run a task to its end, unless the process that starts it ends before; returns the exit code."""
     state = _State(order)
-    lock = _lock(order)
+    lock = Path(order.lock) if order.lock else order.file.with_suffix(".lock")
     variables = {**os.environ, **order.variables}
     if order.training:
         variables[LOCK_IS_HELD] = str(lock)  # our trainers would take it themselves; nnU-Net's know nothing of it
@@ -104,8 +98,8 @@ def run(order: Order, starter: int) -> int:
         state.write(f"waiting for {lock_holder(lock) or 'whoever has locked it'}")
 
     try:
-        with _ends_with_parent(starter), hold_lock(lock, waiting=waiting, warn=lambda text: state.warn(text)):
-            code = 0 if _is_done(order, _ledger(order, variables)) else _do(order, state, variables)
+        with _ends_with_parent(starter), hold_lock(lock, waiting=waiting, warn=state.warn):
+            code = _do(order, state, variables, lock)
     except KeyboardInterrupt:
         state.write("interrupted", exit_code=INTERRUPTED)
         return INTERRUPTED
@@ -116,28 +110,16 @@ def run(order: Order, starter: int) -> int:
     return FAILED if code else 0
 
 
-def _lock(order: Order) -> Path:
-    return Path(order.lock) if order.lock else order.file.with_suffix(".lock")
-
-
-def _ledger(order: Order, variables: Mapping[str, str]) -> Ledger:
-    return known_files(Path(order.folder), variables)
-
-
-def _is_done(order: Order, ledger: Ledger) -> bool:
+def _do(order: Order, state: "_State", variables: Mapping[str, str], lock: Path) -> int:
+    """Run the command of a task, unless there is nothing left to do; returns its exit code."""
+    ledger = known_files(Path(order.folder), variables)
     output = Path(order.output) if order.output else None
-    return is_done(ledger, order.command, output, list(map(Path, order.inputs)), _makes(order), order.there)
-
-
-def _makes(order: Order) -> list[Path]:
-    return list(map(Path, order.makes))
-
-
-def _do(order: Order, state: "_State", variables: Mapping[str, str]) -> int:
+    made_of, makes = list(map(Path, order.inputs)), list(map(Path, order.makes))
+    if is_done(ledger, order.command, output, made_of, makes, order.there):
+        return 0
     state.write("running")
-    ledger = _ledger(order, variables)
-    inputs = ledger.identities(map(Path, order.inputs))
-    part = unfinished(Path(order.output)) if order.output else None
+    inputs = ledger.identities(made_of)
+    part = unfinished(output) if output else None
     if part is not None:
         _clear(part, order, ledger, inputs)
     training = _Training(order, variables) if order.training else None
@@ -155,8 +137,8 @@ def _do(order: Order, state: "_State", variables: Mapping[str, str]) -> int:
             state.write("running", told=told)
 
     # A training that outlives this process, should that be killed outright, still keeps others out of its folder.
-    lock = lock_descriptor(_lock(order)) if training else None
-    inherits = () if lock is None else (lock,)
+    held = lock_descriptor(lock) if training else None
+    inherits = () if held is None else (held,)
     arguments = training.continued(order.command) if training else order.command
     with usage:
         code = command.run(arguments, variables, order.log, follow, started=usage.watch, inherits=inherits)
@@ -168,13 +150,13 @@ def _do(order: Order, state: "_State", variables: Mapping[str, str]) -> int:
     made_partly = order.partly and code == FAILED and part is not None and part.exists()
     if code and not made_partly:
         return code
-    if part is not None and order.output:
+    if part is not None and output is not None:
         if order.keeps_text:
             write_text(part, "\n".join(lines) + "\n")
-        if ledger.identities(map(Path, order.inputs)) != inputs:
+        if ledger.identities(made_of) != inputs:
             raise BenchmarkError("what this was made of has changed meanwhile; give the same command again")
-        _put(part, Path(order.output))
-        ledger.write(Path(order.output), order.command, inputs, _makes(order))
+        _put(part, output)
+        ledger.write(output, order.command, inputs, makes)
     return 0
 
 

@@ -24,8 +24,8 @@ def source_files(trainer: str) -> tuple[Path, ...]:
     """Return the files with the code of a trainer and its network; none, if nobody finds the trainer.
 
     These are the files in which its classes stand, that of its row if other people have made it, and all that these
-    import from beside them. Of packages that are
-    installed, such as nnU-Net, they are those of the classes alone: the rest is of a version.
+    import from beside them. Of packages that are installed, such as nnU-Net, they are those of the classes alone: the
+    rest is of a version.
     """
     from nnunet_plugins.planning.setting import find_trainer
 

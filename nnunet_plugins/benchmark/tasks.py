@@ -5,13 +5,13 @@ Every command is nnU-Net's own, or this package's on nnU-Net's files.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import done
-from nnunet_plugins.benchmark.protocol import DEFAULT_PLANS, PRESETS, Protocol, Run, first_repeats, starts_from_weights
+from nnunet_plugins.benchmark.protocol import PRESETS, Protocol, Run, first_repeats, starts_from_weights
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.datasets.sources import find_description, original_of, read_sources
 from nnunet_plugins.files import short_name, unfinished
@@ -88,8 +88,8 @@ class Folders:
 
 def known_files(output: Path, variables: Mapping[str, str]) -> Ledger:
     """Return what knows the files of the benchmark's folder, and of those of nnU-Net's that the variables name."""
-    names = {"raw": "nnUNet_raw", "preprocessed": "nnUNet_preprocessed", "results": "nnUNet_results"}
-    roots = {name: Path(variables[variable]) for name, variable in names.items() if variables.get(variable)}
+    names = ("raw", "preprocessed", "results")
+    roots = {name: Path(place) for name in names if (place := variables.get(f"nnUNet_{name}"))}
     return Ledger({**roots, "output": output}, output / "hashes.json")
 
 
@@ -145,7 +145,10 @@ def training_tasks(protocol: Protocol, folders: Folders) -> list[Task]:
     """Return the tasks up to the trainings: plans, preprocessed data, splits, recipes, and every fold of every run."""
     runs = protocol.runs()
     tasks: list[Task] = []
-    for dataset in _in_order(protocol, folders):
+    # Each dataset comes after that whose folds it takes.
+    for dataset in sorted(
+        merged_first(protocol, folders), key=lambda one: _twin_with_folds(one, protocol, folders) is not None
+    ):
         of_dataset = [run for run in runs if run.dataset == dataset]
         made_to_fit = {run.plans: run for run in of_dataset if protocol.is_made_to_fit(run)}
         planned: list[str] = []
@@ -187,7 +190,7 @@ def join_folds(folds: Sequence[int]) -> str:
 
 def _preprocess(dataset: str, plans: str, protocol: Protocol, folders: Folders, before: Sequence[str]) -> Task:
     folder = folders.preprocessed / dataset
-    planners = {DEFAULT_PLANS: "ExperimentPlanner", **{name: planner for planner, name in PRESETS.values()}}
+    planners = {name: planner for planner, name in PRESETS.values()}
     configurations = protocol.configurations
     number = str(int(dataset.removeprefix("Dataset")[:3]))  # these two commands take no name
     if (folder / f"{plans}.json").exists() or plans in protocol.normalised_plans():
@@ -282,11 +285,6 @@ def shares_folds_of(dataset: str, datasets: Sequence[str], folders: Folders, *, 
     return None if first == dataset else first
 
 
-def _in_order(protocol: Protocol, folders: Folders) -> list[str]:
-    """Return the datasets so that each comes after that whose folds it takes."""
-    return sorted(merged_first(protocol, folders), key=lambda one: _twin_with_folds(one, protocol, folders) is not None)
-
-
 def _twin_with_folds(dataset: str, protocol: Protocol, folders: Folders) -> str | None:
     if protocol.merged and dataset in (protocol.merged, *sources_of(protocol.merged, folders)):
         return None
@@ -349,8 +347,8 @@ def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders
     needs = [task_name("describe", run.name)]
     if run.configuration == "3d_cascade_fullres":
         # The second stage trains on the first one's cross-validated segmentations of all cases.
-        first = [other for other in runs if other.configuration == "3d_lowres" and _same_network(other, run)]
-        needs += [task_name("train", other.name, fold) for other in first for fold in protocol.folds]
+        first = replace(run, configuration="3d_lowres")
+        needs += [task_name("train", first.name, fold) for fold in protocol.folds if first in runs]
     folder = folders.fold(run, fold)
     # `--c` goes on from the newest checkpoint and starts afresh without one. nnU-Net does not take it beside weights to
     # start from; where there is a checkpoint, `run_task` puts it in their place.
@@ -372,7 +370,3 @@ def _train(run: Run, fold: int, runs: Sequence[Run], protocol: Protocol, folders
 def _start(run: Run, protocol: Protocol) -> tuple[str, ...]:
     """Return the checkpoint from which a run starts, if it starts from one."""
     return (protocol.pretrained,) if protocol.pretrained and starts_from_weights(run.trainer) else ()
-
-
-def _same_network(one: Run, other: Run) -> bool:
-    return (one.dataset, one.plans, one.trainer) == (other.dataset, other.plans, other.trainer)

@@ -9,7 +9,7 @@ from nnunet_plugins.benchmark.protocol import Run
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.benchmark.training_log import lines_of, log_files
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import read_json
+from nnunet_plugins.files import json_or_nothing
 from nnunet_plugins.planning.splits import read_splits
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS
 
@@ -28,7 +28,7 @@ def known_of(run: Run, fold: int, folders: Folders) -> dict[str, dict[str, str]]
     """
     folder = folders.fold(run, fold)
     checkpoint = _checkpoint(folder)
-    debug = _read(folder / "debug.json")
+    debug = json_or_nothing(folder / "debug.json")
     hashes, settings, environment = {}, {}, {}
     if checkpoint:
         plans = checkpoint["init_args"]["plans"]
@@ -54,14 +54,6 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
         except (OSError, InputError):
             continue  # not there, damaged, or with more in it than numbers: then it tells nothing
     return {}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = read_json(file, {})
-    except InputError:
-        return {}
-    return content
 
 
 def _patch_size(plans: Mapping[str, Any], configuration: str) -> dict[str, str]:

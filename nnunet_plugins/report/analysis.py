@@ -5,7 +5,6 @@ record -> scores (one rule, `scores.py`) -> statistics -> Analysis -> Markdown, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -225,6 +224,7 @@ def _compare(
     board = placed(board, ranked)
     order = [str(name) for name in board.index if name in everything.algorithms]
     first = [name for name in order if name in ranked]
+    errors = training_errors(in_dice)
     objects = count_objects(results, list(scores.cases), order)
     board = board if objects.empty else board.join(mean_qualities(objects))
     return Comparison(
@@ -267,8 +267,8 @@ def _compare(
         false_findings=scores.false_findings().loc[order],
         components=components(in_dice),
         gaps=gaps(in_dice),
-        stability=stability(by_case["Dice"][first], higher_is_better=True, errors=training_errors(in_dice)),
-        rank_shares=_rank_shares(by_case["Dice"][first], training_errors(in_dice)),
+        stability=stability(by_case["Dice"][first], higher_is_better=True, errors=errors),
+        rank_shares=_rank_shares(by_case["Dice"][first], errors),
         costs=_costs(runs),
     )
 
@@ -348,12 +348,7 @@ def _costs(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs.groupby("algorithm", sort=False)
     table = runs[numbers].astype(float).groupby(runs["algorithm"], sort=False).mean()
     counts = pd.DataFrame({"folds": groups["fold"].nunique(), "trainings": groups.size()})
-    return counts.join(table).join(groups[texts].agg(_words))
-
-
-def _words(values: "pd.Series[Any]") -> str:
-    """Return the different values as text."""
-    return ", ".join(map(str, values.dropna().unique()))
+    return counts.join(table).join(groups[texts].agg(lambda values: ", ".join(map(str, values.dropna().unique()))))
 
 
 def _across_datasets(found: Sequence[Comparison]) -> dict[str, CriticalDifference]:

@@ -1,4 +1,8 @@
-"""The figures of a report: each function takes tables and returns one SVG as text."""
+"""The figures of a report: each function takes tables and returns one SVG as text.
+
+Of what all of them take, `looks` are the styles by algorithm, `metric` is what scores are, `key` is unique in the page
+and begins the ids, and `title` is for readers who do not see the figure.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,14 +40,8 @@ def score_distribution(
 ) -> str:
     """Draw one row per algorithm: a violin and the points of its cases, and the mean with its confidence interval.
 
-    Args:
-        scores: cases x algorithms, in the order of the rows.
-        means: by algorithm, with `mean`, `ci_low` and `ci_high`.
-        looks: by algorithm.
-        metric: what the scores are.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
-        limits: of the axis.
+    `scores` are cases x algorithms, in the order of the rows; `means` have `mean`, `ci_low` and `ci_high` of each
+    algorithm; `limits` are those of the axis.
     """
     shown = f"{metric} of each case (points), its distribution (violins) and mean with 95% interval (large markers)"
     with drawing():
@@ -70,14 +68,8 @@ def paired_differences(
 ) -> str:
     """Draw one row per algorithm: its difference from the baseline in every case, and the mean with its interval.
 
-    Args:
-        scores: cases x algorithms.
-        compared: by algorithm, in the order of the rows, with `mean_difference`, `ci_low` and `ci_high`.
-        baseline: the column to subtract.
-        looks: by algorithm.
-        metric: what the scores are.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
+    `scores` are cases x algorithms, with the column `baseline`; `compared` has `mean_difference`, `ci_low` and
+    `ci_high` of each algorithm, in the order of the rows.
     """
     shown = f"{metric} minus that of {baseline}, case by case (points), and its mean with 95% interval (large markers)"
     with drawing():
@@ -100,14 +92,7 @@ def score_against_cost(
 ) -> str:
     """Draw one marker per algorithm: its mean score against what it costs, with its name.
 
-    Args:
-        scores: by algorithm.
-        cost: by algorithm; those that are missing in either are left out.
-        looks: by algorithm.
-        metric: what the scores are.
-        unit: what the cost is, with its unit.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
+    Algorithms that have no score or no cost are left out. `unit` says what the cost is, with its unit.
     """
     points = pd.DataFrame({"x": cost, "y": scores}).dropna().sort_values("y")
     with drawing():
@@ -130,11 +115,8 @@ def score_against_cost(
 def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: str, title: str) -> str:
     """Draw the losses and the pseudo Dice of all runs over the epochs: the folds thin, their means thick.
 
-    Args:
-        curves: columns of `record.CURVES`, of one dataset and configuration.
-        looks: by algorithm; others are left out.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
+    `curves` have the columns of `record.CURVES`, of one dataset and configuration; algorithms without looks are left
+    out.
     """
     panels = {"train_loss": "Training loss", "val_loss": "Validation loss", "pseudo_dice": "Pseudo Dice (not Dice)"}
     names = [name for name in looks if (curves["algorithm"] == name).any()]
@@ -172,10 +154,7 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
 def rank_shares(distribution: pd.DataFrame, *, key: str, title: str) -> str:
     """Draw one bar per algorithm: how often it has which rank, when cases are drawn anew.
 
-    Args:
-        distribution: algorithms x ranks, shares that sum to 1 in every row.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
+    `distribution` is algorithms x ranks, shares that sum to 1 in every row.
     """
     colours = mpl.colormaps["cividis"](np.linspace(0.05, 0.95, max(2, distribution.shape[1])))
     with drawing():
@@ -199,12 +178,8 @@ def rank_shares(distribution: pd.DataFrame, *, key: str, title: str) -> str:
 def pair_matrix(better: pd.DataFrame, signs: pd.DataFrame, looks: Mapping[str, Style], *, key: str, title: str) -> str:
     """Draw a cell per pair of algorithms: how likely the one of the row is better than the one of the column.
 
-    Args:
-        better: probabilities, algorithms x algorithms, both the best first; nan where there is none.
-        signs: what stands beside the number for the verdict on the pair.
-        looks: by algorithm.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
+    `better` holds the probabilities, algorithms x algorithms, both the best first, and nan where there is none; `signs`
+    what stands beside the number for the verdict on the pair.
     """
     names = [str(name) for name in better.index]
     size = len(names)
@@ -233,14 +208,7 @@ def pair_matrix(better: pd.DataFrame, signs: pd.DataFrame, looks: Mapping[str, S
 
 
 def critical_difference(found: CriticalDifference, looks: Mapping[str, Style], *, key: str, title: str) -> str:
-    """Draw the average ranks over the datasets, and bars beside the algorithms that cannot be told apart.
-
-    Args:
-        found: average ranks and groups.
-        looks: by algorithm.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
-    """
+    """Draw the average ranks over the datasets, and bars beside the algorithms that cannot be told apart."""
     names = [str(name) for name in found.average_ranks.index]
     with drawing():
         figure, axes = named_rows(names, extra=1)

@@ -1,4 +1,8 @@
-"""The figures of a network's gates: which of its connections it opens and which it closes, over its training."""
+"""The figures of a network's gates: which of its connections it opens and which it closes, over its training.
+
+Both take `curves`, with the columns of `record.CURVES` and those of gates, the `names` of the algorithms that have
+gates, and what all figures take (`figures.py`).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,14 +46,7 @@ def kind_of(gate: str) -> str:
 
 
 def gates_over_training(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -> str:
-    """Draw every gate over the epochs, the mean of all folds and seeds, a panel for each algorithm.
-
-    Args:
-        curves: columns of `record.CURVES`, and those of gates.
-        names: of the algorithms that have gates.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
-    """
+    """Draw every gate over the epochs, the mean of all folds and seeds, a panel for each algorithm."""
     with drawing():
         height = 2.6 * len(names) + 1.1
         figure = Figure(figsize=(WIDTH, height))
@@ -73,15 +70,8 @@ def gates_over_training(curves: pd.DataFrame, names: Sequence[str], *, key: str,
         return to_svg(figure, key, title, "Every gate over the epochs, by what it leads along")
 
 
-def wired(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -> str | None:
-    """Draw fabrics as their gates wire them at the end, the wider a line the more open its gate; None without fabrics.
-
-    Args:
-        curves: columns of `record.CURVES`, and those of gates.
-        names: of the algorithms that have gates.
-        key: unique in the page, for the ids.
-        title: for readers who do not see the figure.
-    """
+def wired(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -> str:
+    """Draw fabrics as their gates wire them at the end, the wider a line the more open its gate; empty without any."""
     fabrics = {}
     for name in names:
         last = _means(curves[curves["algorithm"] == name]).iloc[-1]
@@ -89,7 +79,7 @@ def wired(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -
         if any(places for *_, places in gates):
             fabrics[name] = gates
     if not fabrics:
-        return None
+        return ""
     with drawing():
         height = 2.6 * len(fabrics) + 0.7
         figure = Figure(figsize=(WIDTH, height))

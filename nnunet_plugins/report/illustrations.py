@@ -1,8 +1,9 @@
 """Which figures a report shows, of what data and with which captions."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -66,31 +67,23 @@ def illustrate(comparison: Comparison, looks: Mapping[str, Style], key: str, *, 
         with_curves: show the training curves too.
     """
     scores, paired = comparison.by_case["Dice"], comparison.paired["Dice"]
-    some = " Of many cases some are drawn as points, spread evenly over the scores." * _is_thinned(scores)
+    is_thinned = len(scores) > figures.POINTS // max(1, scores.shape[1])
+    some = " Of many cases some are drawn as points, spread evenly over the scores." * is_thinned
     found: list[Figure] = []
     if scores.count().any():
-        svg = figures.score_distribution(
-            scores, comparison.dice, looks, metric="Dice", **_named(comparison, key, "dice", "Dice")
-        )
         caption = (
             "Dice per case, as mean over the labels that its truth has. Small points are cases, the shaded shape is "
             f"their distribution, the large marker their mean with its 95% interval.{some}"
         )
-        found.append(Figure(f"{key}-dice", svg, caption))
+        draw = partial(figures.score_distribution, scores, comparison.dice, looks, metric="Dice")
+        found.append(_figure(draw, comparison, f"{key}-dice", "Dice", caption))
     if len(paired) and paired["n"].any():
-        svg = figures.paired_differences(
-            scores,
-            paired,
-            str(comparison.baseline),
-            looks,
-            metric="Dice",
-            **_named(comparison, key, "differences", "Paired differences in Dice"),
-        )
         caption = (
             f"Difference in Dice from {comparison.baseline}, case by case: right of zero the algorithm is better. The "
             f"large marker is the mean difference with its 95% interval.{some}"
         )
-        found.append(Figure(f"{key}-differences", svg, caption))
+        draw = partial(figures.paired_differences, scores, paired, str(comparison.baseline), looks, metric="Dice")
+        found.append(_figure(draw, comparison, f"{key}-differences", "Paired differences in Dice", caption))
     found += _label_figures(comparison, looks, key)
     if with_curves and len(comparison.curves):
         found.append(_training_curves(comparison, looks, key))
@@ -100,13 +93,12 @@ def illustrate(comparison: Comparison, looks: Mapping[str, Style], key: str, *, 
     return found + _cost_figures(comparison, looks, key)
 
 
-def _named(comparison: Comparison, key: str, kind: str, title: str) -> dict[str, Any]:
-    """Return what every figure is told besides its data."""
-    return {"key": f"{key}-{kind}", "title": f"{title}, {comparison.title}"}
+def _figure(draw: Callable[..., str], comparison: Comparison, name: str, title: str, caption: str) -> Figure:
+    """Return what a function draws, which has its data already."""
+    return Figure(name, draw(key=name, title=f"{title}, {comparison.title}"), caption)
 
 
 def _training_curves(comparison: Comparison, looks: Mapping[str, Style], key: str) -> Figure:
-    svg = figures.training_curves(comparison.curves, looks, **_named(comparison, key, "curves", "Training curves"))
     folds = int(comparison.curves["fold"].nunique())
     thin = f"Thin: {folds} folds; thick: their mean." if folds > 1 else "One fold."
     if len(comparison.curves["algorithm"].unique()) > figures.FOLD_LINES and folds > 1:
@@ -115,7 +107,8 @@ def _training_curves(comparison: Comparison, looks: Mapping[str, Style], key: st
         f"Training curves of all runs. {thin} Pseudo Dice is nnU-Net's estimate from patches during training; it is "
         "not the Dice of the other figures."
     )
-    return Figure(f"{key}-curves", svg, caption)
+    draw = partial(figures.training_curves, comparison.curves, looks)
+    return _figure(draw, comparison, f"{key}-curves", "Training curves", caption)
 
 
 def _gate_figures(comparison: Comparison, key: str) -> list[Figure]:
@@ -123,33 +116,32 @@ def _gate_figures(comparison: Comparison, key: str) -> list[Figure]:
     names = gates_in(comparison.curves)
     if not names:
         return []
-    svg = gates_over_training(comparison.curves, names, **_named(comparison, key, "gates", "Gates over the training"))
     caption = (
         "Every gate of the network over the training, the mean of all its trainings. A gate weighs a connection: at 1 "
         "it is open, at 0 closed, and it starts near one half. Gates that stand still at first are held by the recipe."
     )
-    found = [Figure(f"{key}-gates", svg, caption)]
-    named = _named(comparison, key, "wiring", "Gates at the end of the training")
-    if wiring := wired(comparison.curves, names, **named):
-        caption = (
-            "The fabric as its gates wire it at the end of the training: columns of cells from left to right, the "
-            "finest scale on top, and the wider a connection the more open its gate. Means of all trainings."
-        )
-        found.append(Figure(f"{key}-wiring", wiring, caption))
-    return found
+    draw = partial(gates_over_training, comparison.curves, names)
+    over_training = _figure(draw, comparison, f"{key}-gates", "Gates over the training", caption)
+    caption = (
+        "The fabric as its gates wire it at the end of the training: columns of cells from left to right, the finest "
+        "scale on top, and the wider a connection the more open its gate. Means of all trainings."
+    )
+    draw = partial(wired, comparison.curves, names)
+    at_the_end = _figure(draw, comparison, f"{key}-wiring", "Gates at the end of the training", caption)
+    return [figure for figure in (over_training, at_the_end) if figure.svg]
 
 
 def _rank_figures(comparison: Comparison, key: str) -> list[Figure]:
     """Return how firm the ranks are, if there are ranks."""
     if comparison.rank_shares.empty:
         return []
-    svg = figures.rank_shares(comparison.rank_shares, **_named(comparison, key, "ranks", "How firm the ranks are"))
     drawn = "cases, and the chance in trainings as far as it is known," if len(comparison.components) else "cases"
     caption = (
         f"How firm the ranks are: {drawn} are drawn anew {DRAWS} times, and the bars show how often each algorithm "
         "then has which rank by mean Dice. A bar of one colour is a firm rank."
     )
-    return [Figure(f"{key}-ranks", svg, caption)]
+    draw = partial(figures.rank_shares, comparison.rank_shares)
+    return [_figure(draw, comparison, f"{key}-ranks", "How firm the ranks are", caption)]
 
 
 def _pair_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) -> list[Figure]:
@@ -163,18 +155,13 @@ def _pair_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) 
 
     better, signs = square(pairs["better"].astype(float)), pairs["verdict"].map(SIGNS).fillna("")
     mirrored = square(signs.replace(_MIRROR)).T
-    svg = figures.pair_matrix(
-        better.fillna(1 - better.T),
-        square(signs).fillna(mirrored).fillna(""),
-        looks,
-        **_named(comparison, key, "pairs", "Every pair"),
-    )
+    draw = partial(figures.pair_matrix, better.fillna(1 - better.T), square(signs).fillna(mirrored).fillna(""), looks)
     caption = (
         "Every pair: the number is the probability, in %, that the algorithm of the row has the higher mean Dice, "
         "given these results. ▲ ahead and ▼ behind after Holm over all pairs, ≈ equivalent within "
         f"{comparison.rope:g}; without a sign they cannot be told apart. A table has the same in words."
     )
-    return [Figure(f"{key}-pairs", svg, caption)]
+    return [_figure(draw, comparison, f"{key}-pairs", "Every pair", caption)]
 
 
 def _cost_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) -> list[Figure]:
@@ -193,21 +180,11 @@ def _cost_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) 
     ):
         if not (dice * spent[column]).notna().any():
             continue
-        svg = figures.score_against_cost(
-            dice,
-            spent[column] / factor,
-            looks,
-            metric="Dice",
-            unit=unit[0].upper() + unit[1:],
-            **_named(comparison, key, kind, f"Dice against {unit}"),
-        )
+        heading = unit[0].upper() + unit[1:]
+        draw = partial(figures.score_against_cost, dice, spent[column] / factor, looks, metric="Dice", unit=heading)
         caption = f"Mean Dice against {unit} ({of}; {values('device')}), mean of the folds: the upper left is best."
-        found.append(Figure(f"{key}-{kind}", svg, caption))
+        found.append(_figure(draw, comparison, f"{key}-{kind}", f"Dice against {unit}", caption))
     return found
-
-
-def _is_thinned(scores: pd.DataFrame) -> bool:
-    return len(scores) > figures.POINTS // max(1, scores.shape[1])
 
 
 def _label_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) -> list[Figure]:
@@ -222,17 +199,10 @@ def _label_figures(comparison: Comparison, looks: Mapping[str, Style], key: str)
         name = f"{key}-label-{1 + list(comparison.labels).index(label)}"
         called = comparison.labels[label]
         shown = label if called == label else f"{called} (label {label})"
-        svg = figures.score_distribution(
-            scores,
-            means,
-            looks,
-            metric="Dice",
-            key=name,
-            title=f"Dice of {shown}, {comparison.title}",
-            limits=(low - margin, high + margin),
-        )
+        limits = (low - margin, high + margin)
+        draw = partial(figures.score_distribution, scores, means, looks, metric="Dice", limits=limits)
         caption = f"Dice per case of {shown}, where the truth has it; all labels have the same scale."
-        found.append(Figure(name, svg, caption))
+        found.append(_figure(draw, comparison, name, f"Dice of {shown}", caption))
     return found
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
 from nnunet_plugins.report.board import COUNTS, columns
-from nnunet_plugins.report.evidence import Measure, compare_pairs, with_trainings
+from nnunet_plugins.report.evidence import Measure, with_trainings
 from nnunet_plugins.report.scores import Scores
 from nnunet_plugins.report.statistics import mean_with_ci
 from nnunet_plugins.report.verdicts import differences, judge
@@ -39,5 +39,4 @@ def beside(measure: Measure, alone: Mapping[str, str], algorithms: pd.DataFrame,
     pairs = [(name, alone[name]) for name in scores if name in here and alone.get(name) in scores]
     if not pairs:
         return pd.DataFrame()
-    table = judge(compare_pairs(measure, pairs, rope=rope), measure.metric)
-    return table.reset_index("against").rename(columns={"against": "alone"})
+    return judge(measure, pairs, rope).reset_index("against").rename(columns={"against": "alone"})

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from nnunet_plugins.report.statistics import DECIMALS, DRAWS, INTERVAL, SEED, draw_means, ranks
+from nnunet_plugins.report.statistics import DECIMALS, DRAWS, INTERVAL, draw_means, ranks
 
 Array = NDArray[np.float64]
 
@@ -31,17 +31,13 @@ class Stability:
     low: float
 
 
-def stability(
-    scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series, resamples: int = DRAWS, seed: int = SEED
-) -> Stability | None:
+def stability(scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series) -> Stability | None:
     """Return how firm the ranking is, on the cases where no score is missing; None for fewer than two algorithms.
 
     Args:
         scores: cases x algorithms.
         higher_is_better: whether it is.
         errors: by algorithm, the standard error that its trainings add to its mean, see `statistics.draw_means`.
-        resamples: how often cases and trainings are drawn.
-        seed: of the draws.
     """
     complete = scores.dropna()
     if scores.shape[1] < 2 or complete.empty:
@@ -49,7 +45,7 @@ def stability(
     sign = -1 if higher_is_better else 1
     by_mean = (sign * complete.mean()).round(DECIMALS).rank(method="min")
     by_rank = ranks(complete, higher_is_better=higher_is_better).mean().round(DECIMALS).rank(method="min")
-    drawn = sign * draw_means(complete.to_numpy(float), errors[list(scores)].to_numpy(float), resamples, seed)
+    drawn = sign * draw_means(complete.to_numpy(float), errors[list(scores)].to_numpy(float), DRAWS)
     taus = _taus(drawn.round(DECIMALS), by_mean.to_numpy(float))
     return Stability(
         by_mean, by_rank, _tau(by_mean, by_rank), float(taus.mean()), float(np.quantile(taus, INTERVAL[0]))

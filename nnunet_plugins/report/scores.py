@@ -124,9 +124,7 @@ class Scores:
     def by_label(self, metric: str) -> pd.DataFrame:
         """Return the means over the cases, algorithms x labels; nan where no case has the label."""
         values = self.of_algorithms(metric)
-        counted = self._counted(metric) & ~np.isnan(values)
-        number = counted.sum(axis=1)
-        means = np.where(counted, values, 0.0).sum(axis=1) / np.where(number, number, np.nan)
+        means = _mean(values, self._counted(metric) & ~np.isnan(values), axis=1)
         return self._frame(means, self.algorithms, "algorithm", self.labels)
 
     def missed_labels(self) -> "pd.Series[float]":
@@ -174,10 +172,7 @@ class Scores:
         return pd.Series(self._nnunet_dice(), index)
 
     def _nnunet_dice(self) -> Array:
-        known = ~np.isnan(self.dice)
-        number = known.sum(axis=1)
-        means = np.where(known, self.dice, 0.0).sum(axis=1) / np.where(number, number, np.nan)
-        return np.asarray(means.mean(axis=1))
+        return np.asarray(_mean(self.dice, ~np.isnan(self.dice), axis=1).mean(axis=1))
 
     def means(self, values: Array) -> Array:
         """Return the means over the trainings of each algorithm, of those that have a value.
@@ -187,19 +182,12 @@ class Scores:
         """
         found = np.full((len(self.algorithms), *values.shape[1:]), np.nan)
         for number, rows in enumerate(self._rows()):
-            own = values[rows]
-            known = ~np.isnan(own)
-            there = known.sum(axis=0)
-            found[number] = np.where(known, own, 0.0).sum(axis=0) / np.where(there, there, np.nan)
+            found[number] = _mean(values[rows], ~np.isnan(values[rows]), axis=0)
         return found
 
     def _of_cases(self, metric: str) -> Array:
         """Return the scores of the cases, trainings x cases."""
-        values, counted = self.values[metric], self._counted(metric)
-        number = counted.sum(axis=1)
-        with np.errstate(invalid="ignore"):  # 0 labels
-            means = np.where(counted, values, 0.0).sum(axis=2) / np.where(number, number, np.nan)
-        return np.where(self._whole, means, np.nan)
+        return np.where(self._whole, _mean(self.values[metric], self._counted(metric), axis=2), np.nan)
 
     def _counted(self, metric: str) -> Mask:
         return self.annotated if metric == VOLUME else self.truth
@@ -209,6 +197,12 @@ class Scores:
     ) -> pd.DataFrame:
         heads = pd.Index(self.algorithms, name="algorithm") if columns is None else pd.Index(columns, name="label")
         return pd.DataFrame(values, pd.Index(index, name=name), heads)
+
+
+def _mean(values: Array, counted: Mask, axis: int) -> Array:
+    """Return the means of the values that count; nan where none does."""
+    number = np.broadcast_to(counted, values.shape).sum(axis=axis)
+    return np.asarray(np.where(counted, values, 0.0).sum(axis=axis) / np.where(number, number, np.nan))
 
 
 def score(results: pd.DataFrame, annotated: Mapping[str, Collection[str]] | None = None) -> Scores:

@@ -45,7 +45,6 @@ TEXTS = (
     "Device",
     "Setting",
     "Value",
-    "Baseline",
     "Compared with",
     "Verdict",
     "Trainings vary",

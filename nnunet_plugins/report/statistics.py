@@ -67,17 +67,16 @@ def _draws(cases: int, rows: int, seed: int, start: int) -> NDArray[np.uint32]:
     return np.bincount(drawn.ravel(), minlength=rows * cases).reshape(rows, cases).astype(np.uint32)
 
 
-def draw_means(scores: Array, errors: Array, resamples: int, seed: int) -> Array:
+def draw_means(scores: Array, errors: Array, resamples: int) -> Array:
     """Return the algorithms' means of cases drawn anew, with chance of the trainings added: resamples x algorithms.
 
     Args:
         scores: cases x algorithms, none missing.
         errors: of the algorithms, the standard error that their trainings add to their means; 0 if it is not known.
         resamples: how often.
-        seed: of the draws.
     """
-    chance = np.random.default_rng([seed, resamples]).standard_normal((resamples, scores.shape[1]))
-    return _drawn_means(scores, resamples, seed) + errors * chance
+    chance = np.random.default_rng([SEED, resamples]).standard_normal((resamples, scores.shape[1]))
+    return _drawn_means(scores, resamples, SEED) + errors * chance
 
 
 def _intervals(columns: dict[str, Array], resamples: int, seed: int) -> pd.DataFrame:
@@ -120,9 +119,7 @@ def holm(p: pd.Series) -> pd.Series:
     return (ordered * remaining).cummax().clip(upper=1).reindex(p.index)
 
 
-def compare(
-    scores: pd.DataFrame, baseline: str, *, higher_is_better: bool, resamples: int = RESAMPLES, seed: int = SEED
-) -> pd.DataFrame:
+def compare(scores: pd.DataFrame, baseline: str, *, higher_is_better: bool, resamples: int = RESAMPLES) -> pd.DataFrame:
     """Compare every other algorithm with the baseline, on the cases that both have.
 
     Args:
@@ -130,7 +127,6 @@ def compare(
         baseline: the column to compare with.
         higher_is_better: whether it is.
         resamples: of the intervals; without any, there are none.
-        seed: of the resamples.
 
     Returns:
         A row per algorithm: `n` cases, `mean_difference` from the baseline (algorithm - baseline) with its 95% interval
@@ -160,7 +156,7 @@ def compare(
     columns = ["n", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "p_holm", "wins", "ties", "losses"]
     if not rows:
         return pd.DataFrame(columns=columns, index=pd.Index([], name="algorithm"), dtype=float)
-    table = pd.DataFrame(rows).set_index("algorithm").join(_intervals(differences, resamples, seed))
+    table = pd.DataFrame(rows).set_index("algorithm").join(_intervals(differences, resamples, SEED))
     return table.assign(p_holm=holm(table["p"]))[columns]
 
 
@@ -178,7 +174,6 @@ def rank_distribution(
     higher_is_better: bool,
     errors: pd.Series | None = None,
     resamples: int = DRAWS,
-    seed: int = SEED,
 ) -> pd.DataFrame:
     """Return how firm the ranks by mean score are: the share of draws that give each algorithm each rank.
 
@@ -187,7 +182,6 @@ def rank_distribution(
         higher_is_better: whether it is.
         errors: by algorithm, what the trainings add to the standard error of its mean; None: cases alone are drawn.
         resamples: how many draws.
-        seed: of the draws.
 
     Returns:
         Algorithms x ranks from 1 on; on the cases where no score is missing, nan if there are none. Equal means share
@@ -198,7 +192,7 @@ def rank_distribution(
     complete = scores.dropna().to_numpy(float)
     if complete.size:
         added = np.zeros(complete.shape[1]) if errors is None else errors[list(scores)].to_numpy(float)
-        means = draw_means(-complete if higher_is_better else complete, added, resamples, seed).round(DECIMALS)
+        means = draw_means(-complete if higher_is_better else complete, added, resamples).round(DECIMALS)
         found = stats.rankdata(means, method="min", axis=1)
         for place in places:
             table[place] = (found == place).mean(axis=0)

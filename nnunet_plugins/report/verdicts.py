@@ -23,13 +23,13 @@ SURE = 0.95
 def differences(measure: Measure, ranked: Sequence[str], baseline: str | None, rope: float | None) -> pd.DataFrame:
     """Return how every other ranked algorithm differs from the baseline, with a verdict."""
     pairs = [(name, baseline) for name in ranked if name != baseline] if baseline is not None else []
-    return judge(compare_pairs(measure, pairs, rope=rope), measure.metric).droplevel("against")
+    return judge(measure, pairs, rope).droplevel("against")
 
 
 def every_pair(measure: Measure, ranked: Sequence[str], rope: float | None) -> pd.DataFrame:
     """Return how each ranked algorithm differs from each that stands below it, with a verdict; Holm over all pairs."""
     pairs = [(one, other) for place, one in enumerate(ranked) for other in ranked[place + 1 :]]
-    return judge(compare_pairs(measure, pairs, rope=rope), measure.metric)
+    return judge(measure, pairs, rope)
 
 
 def against_twins(
@@ -43,7 +43,7 @@ def against_twins(
         twins: by trainer, both without modifiers; those of our own networks need not be told.
         rope: see `evidence.compare_pairs`.
     """
-    return judge(compare_pairs(measure, _twins(algorithms, twins), rope=rope), measure.metric)
+    return judge(measure, _twins(algorithms, twins), rope)
 
 
 def _twins(algorithms: pd.DataFrame, told: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -66,15 +66,11 @@ def is_clear(table: Any) -> Any:
     return (table["ci_low"] > 0) | (table["ci_high"] < 0)
 
 
-def judge(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return a family of comparisons with `p_holm` over its rows and the `verdict` on each.
-
-    Args:
-        table: as `evidence.compare_pairs` has it.
-        metric: of the scores.
-    """
+def judge(measure: Measure, pairs: Sequence[tuple[str, str]], rope: float | None) -> pd.DataFrame:
+    """Return a family of comparisons, see `evidence.compare_pairs`, with `p_holm` over its rows and the `verdict`s."""
+    table = compare_pairs(measure, pairs, rope=rope)
     table = table.assign(p_holm=holm(table["p"].astype(float)))
-    gain = table["mean_difference"].round(DECIMALS) * (1 if HIGHER_IS_BETTER[metric] else -1)
+    gain = table["mean_difference"].round(DECIMALS) * (1 if HIGHER_IS_BETTER[measure.metric] else -1)
     clear = table["p_holm"] < LEVEL
     is_mean_clear = is_clear(table)
     of_mean = (table["repeated"] | table["against_repeated"]).astype(bool)

@@ -17,7 +17,7 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.metrics.objects import OBJECT_COLUMNS
 from nnunet_plugins.metrics.table import METRICS, map_texts, read_table
-from nnunet_plugins.provenance import MISSING, SHAPE, Ledger, Marker, read_marker
+from nnunet_plugins.provenance import MISSING, Ledger, Marker, read_marker, read_markers
 from nnunet_plugins.report.analysis import Analysis, Comparison, analyse
 from nnunet_plugins.report.build import refuse_unequal, rope_of, write_report
 from nnunet_plugins.report.page import generator
@@ -156,7 +156,7 @@ def _verify_inputs(analysis: Analysis, file: Path, ledger: Ledger, found: Verifi
     if not file.is_file():
         found.notes.append("The record does not say of which files it was made: it is of version 0.1.0.")
         return
-    markers = [Marker(**content) for content in read_json(file, {"outputs": [SHAPE]})["outputs"]]
+    markers = read_markers(file)
     made = {name: identity for marker in markers for name, identity in marker.outputs.items()}
     compared, absent, code, lines = set(), set(), set(), []
     for marker in markers:
