@@ -20,7 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -53,17 +53,25 @@ def options(networks: Sequence[str], budget: str) -> list[str]:
     return ["-tr", *trainers, "--repeats", "1", *several]
 
 
-def recorded(record: Path) -> Iterator[str]:
-    """Name the networks of a record, each as often as it was trained."""
-    for file in record.glob("runs.csv*"):
-        for trainer in pd.read_csv(file)[["trainer", "seed"]].drop_duplicates()["trainer"]:
-            yield next(name for name in NETWORKS if trainer.startswith(f"nnUNetTrainer{name}_"))
+def recorded(record: Path) -> list[str]:
+    """Name those of the networks that a record has, each as often as it was trained."""
+    # Where an end came while it was packed, both are there; what is not packed is the newer one.
+    file = next((record / name for name in ("runs.csv", "runs.csv.gz") if (record / name).is_file()), None)
+    trained = pd.read_csv(file)[["trainer", "seed"]].drop_duplicates()["trainer"] if file else ()
+    names = [trainer.partition("_")[0].removeprefix("nnUNetTrainer") for trainer in trained]
+    return [name for name in names if name in NETWORKS]
 
 
 def first_step(all_steps: Sequence[Sequence[str]], record: Path) -> int:
     """Return the number of the step that goes on from a record, which has to ask for everything in it."""
-    known = list(recorded(record))
-    return next(at for at, step in enumerate(all_steps) if all(step.count(name) >= known.count(name) for name in known))
+    known = recorded(record)
+    for at, step in enumerate(all_steps):
+        if all(step.count(name) >= known.count(name) for name in known):
+            return at
+    seeds = max(known.count(name) for name in known)
+    raise SystemExit(
+        f"{record} has {seeds} trainings of one network in a fold: give --seeds {seeds}, or another folder"
+    )
 
 
 def write_plans(preprocessed: Path) -> None:
@@ -78,10 +86,11 @@ def write_plans(preprocessed: Path) -> None:
 
 
 def pack(record: Path) -> None:
-    """Pack the tables, which is what makes a record large."""
+    """Pack the tables, which is what makes a record large; at every moment each is whole, in one form or both."""
     for file in record.glob("*.csv"):
-        packed = file.with_name(f"{file.name}.gz")
-        packed.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+        packed, part = file.with_name(f"{file.name}.gz"), file.with_name(f"{file.name}.part")
+        part.write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+        part.replace(packed)
         file.unlink()
 
 
@@ -122,7 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             run("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "--verify_dataset_integrity")
         write_plans(preprocessed)
         if COMMITTED.is_dir() and not record.exists():
-            shutil.copytree(COMMITTED, record)
+            part = record.with_name("record.part")
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(COMMITTED, part)
+            part.rename(record)
     else:
         common += ["-d", *decathlon(raw)]
     all_steps = steps(arguments.seeds)

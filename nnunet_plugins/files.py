@@ -73,7 +73,7 @@ def _sync(path: Path) -> None:
 def is_json(path: Path) -> bool:
     """Tell whether the file is there and was written to its end."""
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
     return True

@@ -226,9 +226,36 @@ def test_league(tmp_path, monkeypatch):
     record.mkdir(parents=True)
     rows = [(standard, 1), (fabric, 1), (standard.replace("_12", "SegResNet_12"), 1)]
     (record / "runs.csv").write_text("trainer,seed\n" + "".join(f"{name}_1seed,{seed}\n" for name, seed in rows))
+    whole = (record / "runs.csv").read_text()
     league["pack"](record)
     assert [file.name for file in record.iterdir()] == ["runs.csv.gz"]
     assert asked() == steps[1:]
+    # Killed while it was packed; then with a network that was added, and with a second seed.
+    (record / "runs.csv").write_text(whole + f"nnUNetTrainerVNet{league['BUDGET']}_1seed,1\n")
+    (record / "runs.csv.gz").write_bytes(b"torn")
+    assert asked() == steps[1:]
+    (record / "runs.csv").write_text(whole + f"{standard}_2seed,2\n")
+    with pytest.raises(SystemExit, match=r"has 2 trainings of one network in a fold: give --seeds 2, or"):
+        league["main"](["cpu", str(tmp_path / "league"), "--seeds", "1"])
+
+
+def test_league_begins_with_the_whole_committed_record(tmp_path, monkeypatch):
+    """Or with none of it: part of a record could not be read, and all would be trained anew."""
+    league = runpy.run_path(str(ROOT / "benchmarks" / "league.py"))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name / league["DATASET"]).mkdir(parents=True)
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "nnUNet_raw" / league["DATASET"] / "groups.csv").touch()
+    for plans in ("nnUNetPlans", league["PLANS"]):
+        (tmp_path / "nnUNet_preprocessed" / league["DATASET"] / f"{plans}.json").write_text("{}")
+    (tmp_path / "league" / "record.part").mkdir(parents=True)
+    steps: list[tuple] = []
+    monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: steps.append(command))
+    league["main"](["cpu", str(tmp_path / "league")])
+    committed = {file.name for file in league["COMMITTED"].iterdir()}
+    assert {file.name for file in (tmp_path / "league" / "record").iterdir()} == committed
+    assert not (tmp_path / "league" / "record.part").exists()
+    assert len(steps) == len(league["steps"]()) - league["first_step"](league["steps"](), league["COMMITTED"])
 
 
 def test_league_names_what_is_missing(tmp_path, monkeypatch):

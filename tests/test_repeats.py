@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -393,6 +394,42 @@ def test_what_would_be_lost_is_named(finished):
         read_kept(protocol(repeats={ALL: 1}, test=True), folders)
     with pytest.raises(BenchmarkError, match=r"U-Net, seed 1, fold 0 at a tolerance of 1 mm.*Give --tolerance 1"):
         read_kept(protocol(repeats={ALL: 1, UNET: 2}, tolerance=2.0), folders)
+
+
+def test_nor_is_it_lost_where_a_training_has_begun_anew(finished):
+    """It was interrupted, and this command does not go on with it."""
+    question, folders = finished
+    folders = elsewhere(folders)
+    second = question.runs()[1]
+    write_text(folders.fold(second, 0) / "checkpoint_latest.pth", "begun")
+    with pytest.raises(BenchmarkError, match=r"would be lost: Dataset001_Small 3d_fullres: U-Net, seed 2, fold 0;"):
+        read_kept(protocol(repeats={ALL: 1}, test=True), folders)
+
+
+def test_a_record_that_names_no_folds_needs_its_splits(finished):
+    """As those of version 0.1.0: without them nothing of it could be kept, and it would be made anew without a word."""
+    question, folders = finished
+    folders = elsewhere(folders)
+    table = folders.output / "record" / "results.csv"
+    pd.read_csv(table, dtype=str).drop(columns="fold").to_csv(table, index=False)
+    assert read_kept(question, folders).trainings
+    (folders.preprocessed / DATASET / "splits_final.json").unlink()
+    with pytest.raises(BenchmarkError, match=r"U-Net, seed 1, fold 0, whose model is .*splits_final\.json\. Put that"):
+        read_kept(question, folders)
+
+
+def test_test_images_that_other_folds_have_predicted_are_compared_with_nothing(finished):
+    question, folders = finished
+    folders = elsewhere(folders)
+    table = folders.output / "record" / "results.csv"
+    results = pd.read_csv(table, dtype=str)
+    tested = results[(results["seed"] == "2") & (results["fold"] == "0")].assign(split="test", fold="")
+    pd.concat([results, tested]).to_csv(table, index=False)
+    assert read_kept(question, folders).trainings
+    more = replace(question, folds=(0, 1, 2))
+    with pytest.raises(BenchmarkError, match=r"U-Net, seed 2, folds 0, 1 together.*Give -f 0 1, --train-missing"):
+        read_kept(more, folders)
+    assert read_kept(replace(more, test=False), folders).trainings
 
 
 def test_a_record_that_cannot_be_read_is_moved_away(finished, capsys):

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.report.verification import verify_report
 
 LEAGUE = ROOT / "docs" / "league"
 
@@ -38,6 +39,13 @@ def test_the_first_sentence_is_the_reports(report):
     page = " ".join((ROOT / "docs" / "results.md").read_text().split())
     verdict = section(report, "Dataset004_Hippocampus").partition("\n")[0]
     assert " ".join(verdict.split()) in page
+
+
+def test_the_record_fits_together(report, tmp_path):
+    """Nothing in it was changed after what was made of it."""
+    shutil.copytree(LEAGUE / "record", tmp_path / "record")
+    assert main(["report", str(tmp_path)]) == 0
+    assert verify_report(tmp_path, {}).contradictions == []
 
 
 def test_the_record_is_small():

@@ -167,7 +167,7 @@ def read_cluster(file: Path) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise BenchmarkError(_MISSING) from error
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise BenchmarkError(f"{file} cannot be read: {error}") from error
     if faults := list(_faults(content)):

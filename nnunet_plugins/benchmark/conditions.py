@@ -36,9 +36,9 @@ _PACKAGES = ("nnunet-plugins", "nnunetv2", "torch", "batchgeneratorsv2", "dynami
 _VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
 
 
-def hash_json(file: Path, leave_out: Iterable[str] = ()) -> str:
+def hash_json(file: Path) -> str:
     """Return a hash of what a JSON file says, whatever its layout."""
-    return hash_content(json.loads(file.read_text()), leave_out)
+    return hash_content(json.loads(file.read_text(encoding="utf-8")))
 
 
 def hash_content(content: Any, leave_out: Iterable[str] = ()) -> str:
@@ -93,7 +93,7 @@ def _remembered(folder: Path, cache: Path, kind: str, parts: Callable[[Path], It
         status = file.stat()
         listing.update(f"{file.name} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n".encode())
     key = f"{kind} {folder} {listing.hexdigest()}".lstrip()
-    known = json.loads(cache.read_text()) if is_json(cache) else {}
+    known = json.loads(cache.read_text(encoding="utf-8")) if is_json(cache) else {}
     if key not in known:
         content = hashlib.blake2b(digest_size=8)
         for file in files:
@@ -143,7 +143,7 @@ def _told(content: Any) -> Iterator[bytes]:
             yield from _told(part)
     elif isinstance(content, np.ndarray) and not content.dtype.hasobject:
         yield f"{content.dtype.str} {content.shape}\n".encode()
-        yield np.ascontiguousarray(content).data
+        yield content.tobytes()
     else:
         one = content.item() if isinstance(content, np.generic) else content
         yield f"{one!r}\n".encode() if isinstance(one, str | int | float | None) else pickle.dumps(one, protocol=4)
@@ -210,7 +210,7 @@ def write_conditions(folders: Folders, run: Run, fold: int, device: str, variabl
 def end_attempt(fold: Path, cost: Mapping[str, Any]) -> None:
     """Add to the last attempt of a training what was measured, and which final checkpoint is there."""
     file = conditions_file(fold)
-    record = json.loads(file.read_text())
+    record = json.loads(file.read_text(encoding="utf-8"))
     checkpoint = fold / CHECKPOINTS[0]
     known = {"checkpoint": Ledger({}).identity(checkpoint)} if checkpoint.is_file() else {}
     record["attempts"][-1].update({**cost, **known})
@@ -237,7 +237,7 @@ def read_conditions(fold: Path, ledger: Ledger) -> list[dict[str, Any]]:
     file, checkpoint = conditions_file(fold), fold / CHECKPOINTS[0]
     if not is_json(file):
         return []
-    attempts: list[dict[str, Any]] = json.loads(file.read_text())["attempts"]
+    attempts: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["attempts"]
     if attempts and checkpoint.is_file():
         if "checkpoint" in attempts[-1]:
             fits = attempts[-1]["checkpoint"] == ledger.identity(checkpoint)

@@ -241,19 +241,18 @@ def read_kept(protocol: Protocol, folders: Folders, *, move: bool = True) -> Kep
         folder.rename(place)
         return Kept()
     record = _with_folds(record, folders)
+    _require_folds(record, folders)
     runs = {_key(run): run for run in protocol.runs()}
     found: dict[Run, list[int]] = {}
     lost = []
     for row in record.runs.drop_duplicates([*_KEY, "fold"]).itertuples():
-        old = Run(row.dataset, row.configuration, row.plans, row.trainer, row.algorithm, row.role, row.seed)
-        fold = int(row.fold)
+        old, fold = _run(row), int(row.fold)
         own = record.results[_of(record.results, old) & (record.results["fold"] == fold)]
         if own.empty or is_trained(folders.fold(old, fold)):
             continue
         run = runs.get(_key(old))
         if run is None or fold not in protocol.folds:
-            if not is_begun(folders.fold(old, fold)):
-                lost.append(_describe(old, [fold]))
+            lost.append(_describe(old, [fold]))
             continue
         if (own["tolerance_mm"] != protocol.tolerance).any():
             before = f"{own['tolerance_mm'].iloc[0]:g}"
@@ -269,7 +268,49 @@ def read_kept(protocol: Protocol, folders: Folders, *, move: bool = True) -> Kep
             f"them, so that they would be lost: {'; '.join(lost)}. Name these trainers and folds too, or give another "
             "folder (-o)"
         )
+    if protocol.test:
+        _require_same_folds(record, found, protocol.folds)
     return Kept(record, found, markers)
+
+
+def _require_folds(record: Record, folders: Folders) -> None:
+    """Check that it is known in which fold the cases of trainings were held out whose models are gone.
+
+    Raises:
+        BenchmarkError: if not, as in a record of version 0.1.0 without its splits.
+    """
+    for row in record.runs.drop_duplicates([*_KEY, "fold"]).itertuples():
+        run, fold = _run(row), int(row.fold)
+        own = record.results[_of(record.results, run) & (record.results["split"] == "cross-validation")]
+        if len(own) and own["fold"].isna().all() and not is_trained(folders.fold(run, fold)):
+            splits = folders.preprocessed / run.dataset / "splits_final.json"
+            raise BenchmarkError(
+                f"the record in {folders.output / 'record'} has results of {_describe(run, [fold])}, whose model is "
+                f"{GONE}, and does not say which cases were held out in which fold; nor does {splits}. Put that file "
+                "there as it was when the record was made, or give another folder (-o)"
+            )
+
+
+def _require_same_folds(record: Record, found: Mapping[Run, Sequence[int]], folds: Sequence[int]) -> None:
+    """Check that the folds asked for are those that predicted test images together, where their models are gone.
+
+    Raises:
+        BenchmarkError: if not: what they predicted would be compared with what other folds predict.
+    """
+    for run in found:
+        made_by = sorted(set(record.runs[_of(record.runs, run)]["fold"].astype(int)))
+        tested = _of(record.results, run) & (record.results["split"] == "test")
+        if tested.any() and made_by != sorted(folds):
+            raise BenchmarkError(
+                f"the record has test images that were predicted by {_describe(run, made_by)} together, and not all of "
+                f"their models are here, so that other folds cannot predict them. Give -f {' '.join(map(str, made_by))}"
+                f", {TRAIN_AGAIN}, or another folder (-o)"
+            )
+
+
+def _run(row: Any) -> Run:
+    """Return the run of a row of a record's runs."""
+    return Run(row.dataset, row.configuration, row.plans, row.trainer, row.algorithm, row.role, row.seed)
 
 
 def _key(run: Run) -> Key:

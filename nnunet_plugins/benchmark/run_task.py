@@ -198,7 +198,7 @@ class _Training:
         raw, preprocessed, results = (Path(variables[name]) for name in command.FOLDERS)
         folders = Folders(raw, preprocessed, results, Path(order.folder))
         self.fold = folders.fold(run, fold)
-        recipe = json.loads(folders.recipe(run).read_text())
+        recipe = json.loads(folders.recipe(run).read_text(encoding="utf-8"))
         self.follow = progress.Training(recipe["epochs"], recipe["labels"])
         _drop_incomplete_checkpoints(self.fold)
         conditions.write_conditions(folders, run, fold, device, variables)
@@ -293,7 +293,7 @@ def _is_alive(process: int) -> bool:
 def main(arguments: list[str]) -> int:
     """Run the task of the order in a file."""
     file, *starter = arguments
-    order = Order(**json.loads(Path(file).read_text()))
+    order = Order(**json.loads(Path(file).read_text(encoding="utf-8")))
     os.environ.update({name: order.variables[name] for name in command.FOLDERS if name in order.variables})
     return run(order, int(starter[0]) if starter else os.getppid())
 

@@ -82,7 +82,7 @@ def _imported_beside(file: Path) -> tuple[Path, ...]:
     if not _INSTALLED.isdisjoint(file.parts) or file.is_relative_to(sysconfig.get_path("stdlib")):
         return ()
     try:
-        tree = ast.parse(file.read_text())
+        tree = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError):
         return ()
     root = file.parent

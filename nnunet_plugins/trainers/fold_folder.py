@@ -74,7 +74,7 @@ def run_of(folder: Path) -> str | None:
         OSError: if it cannot be read.
     """
     try:
-        content = json.loads((folder / RUN_FILE).read_text())
+        content = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return content.get("run") if isinstance(content, dict) else None
