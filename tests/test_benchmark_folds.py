@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_plugins.benchmark.command import environment
+from nnunet_plugins.benchmark.done import splits_are_made
 from nnunet_plugins.benchmark.driver import nnunet_folders
 from nnunet_plugins.benchmark.engine import _order
 from nnunet_plugins.benchmark.protocol import Protocol
@@ -111,6 +112,20 @@ def test_fewer_groups_than_folds_are_refused_before_anything_is_preprocessed(tmp
     assert main([*question, "--groups", str(table)]) == 2
     assert f"{A} has 4 groups, too few for 5 folds; give --folds 4" in capsys.readouterr().err
     assert trained(output, capsys, [A], "--groups", str(table), "--folds", "4") == list(range(4))
+
+
+def test_splits_that_tear_groups_apart_are_not_taken_for_those_that_were_asked_for(tmp_path, monkeypatch):
+    """Else images of one patient would be trained on and validated on."""
+    world(tmp_path, monkeypatch, {A: 0})
+    table, file = tmp_path / "groups.csv", tmp_path / "nnUNet_preprocessed" / A / "splits_final.json"
+    names = [f"c{number:02d}" for number in range(12)]
+    folds = [{"train": [n for n in names if n not in names[part::3]], "val": names[part::3]} for part in range(3)]
+    file.write_text(json.dumps(folds))
+    for divisor, kept in ((3, True), (6, True), (4, False)):
+        rows = [f"{name},{number % divisor}\n" for number, name in enumerate(names)]
+        table.write_text("".join(["case,group\n", *rows]))
+        assert splits_are_made(str(file), str(table), 3) is kept
+    assert splits_are_made(str(file), None, 3)
 
 
 def test_one_case_is_refused_before_anything_is_preprocessed(tmp_path, monkeypatch, capsys):

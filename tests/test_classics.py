@@ -149,9 +149,10 @@ def test_the_v_net_s_stages_add_their_input():
         if parameter.dim() > 1:
             nn.init.zeros_(parameter)
     nn.init.ones_(network.decoder.seg_layers[0].weight)
-    x = torch.rand(1, 3, 7, 8)
-    # Two of the last stage's four channels are the shortcut, which is the mean.
-    assert_close(network(x)[:, :1], 2 * x.mean(dim=1, keepdim=True))
+    mean = (x := torch.randn(1, 3, 7, 8)).mean(dim=1, keepdim=True)
+    # Two of the last stage's four channels are the shortcut, which is the mean. Both stages activate what they have
+    # added, with a slope of 1/4 below 0.
+    assert_close(network(x)[:, :1], 2 * torch.where(mean > 0, mean, mean / 16))
 
 
 @pytest.mark.parametrize("width", [12, 0])
@@ -311,6 +312,13 @@ def test_mednext_is_monai_s(dim, kernel):
     assert len(outputs) == len(expected) == 5
     for output, other in zip(outputs, expected, strict=True):
         assert_close(output, other, atol=1e-5, rtol=1e-5)
+
+
+def test_mednext_s_blocks_enlarge_each_axis_by_its_own_stride():
+    """To the voxel: what is one too long or too short would be mended without a word, and lie beside its place."""
+    block = locate("nnunet_plugins.networks.mednext.Block")
+    up = block(4, 2, 2, (1, 3, 3), stride=(1, 2, 2), up=True)
+    assert up(torch.zeros(1, 4, 3, 5, 6)).shape == (1, 2, 3, 10, 12)
 
 
 def test_mednext_keeps_less_than_all_of_its_blocks(monkeypatch):

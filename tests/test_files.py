@@ -11,7 +11,16 @@ from conftest import full_disk
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import hold_lock, is_json, read_json, short_name, unfinished, whole_file, write_text
+from nnunet_plugins.files import (
+    LONGEST_NAME,
+    hold_lock,
+    is_json,
+    read_json,
+    short_name,
+    unfinished,
+    whole_file,
+    write_text,
+)
 
 
 def test_several_writers_leave_one_whole_file(tmp_path):
@@ -56,6 +65,7 @@ def test_what_is_unfinished_keeps_its_ending(tmp_path):
 
 def test_a_name_that_is_too_long_keeps_its_beginning_and_stays_unique(tmp_path):
     assert short_name("nnUNetTrainer__3d_fullres") == "nnUNetTrainer__3d_fullres"
+    assert len(short_name("ü" * LONGEST_NAME).encode()) <= LONGEST_NAME, "file systems count bytes, not letters"
     long = ["nnUNetTrainer_ü" * 40 + ending for ending in "ab"]
     names = [short_name(name) for name in long]
     assert len(set(names)) == 2

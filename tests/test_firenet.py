@@ -54,6 +54,20 @@ def test_gates():
     assert (count, fabric) == (41, 37)
 
 
+def test_the_decoders_gates_are_named_after_what_they_let_through():
+    """With the finest gate to what comes from below closed, the image goes past the fabric."""
+    network = FIRENet(1, 2, strides=((2, 2),) * 4, kernel_sizes=((3, 3),) * 5, features=(2, 4), depth=2, dropout=0)
+    values = []
+    for weight in ([-1000.0, 1000.0], [1000.0, -1000.0]):
+        network.decoder.wrs[0].weight.data = torch.tensor(weight)
+        network.zero_grad()
+        network(torch.randn(1, 1, 32, 32)).square().sum().backward()
+        passed = any(p.grad.any() for p in network.bottleneck.parameters())
+        gates = network.gate_values()
+        values.append((passed, gates["decoder 1 <- below"], gates["decoder 1 <- shortcut"]))
+    assert values == [(False, 0, 1), (True, 1, 0)]
+
+
 def test_stages_freeze_all_gates_then_the_decoders_then_none():
     network = FIRENet(1, 3, features=(2, 4))
     assert [sum(w.numel() for w in network.frozen_gates(stage)) for stage in (1, 2, 3)] == [41, 4, 0]

@@ -34,6 +34,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from PIL import Image
 
+from nnunet_plugins.images import contents
 from nnunet_plugins.images.contents import check_contents
 from nnunet_plugins.images.facts import COMMANDS, KINDS, NOTE, NOTHING, problems
 from nnunet_plugins.images.finding import find_files
@@ -143,6 +144,17 @@ def test_what_simpleitk_reads_as_zero_is_counted(tmp_path, kind, order, value):
     (fact,) = read_image(file, NibabelIO()).facts
     assert (fact.kind, fact.detail) == ("not finite", "3 voxels")
     assert kinds(read_label_map(file, SimpleITKIO()).facts) == ["label not finite"]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_numbers_that_two_pieces_share_are_counted_too(tmp_path, monkeypatch, kind, ending):
+    """Files are read piece by piece; what is unpacked of one ends anywhere."""
+    monkeypatch.setattr(contents, "_PIECE", 999)
+    array = np.full((9, 10, 11), np.nan)
+    array[0] = 1
+    found = check_contents(write_nifti(tmp_path / f"a{ending}", array, kind, 1, "<"))
+    assert found.hidden == 8 * 10 * 11
 
 
 def test_what_is_no_plain_image(tmp_path):

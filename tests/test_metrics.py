@@ -262,6 +262,17 @@ def test_summary_counts_empties_and_penalises_with_the_diagonal(folders):
     assert inner["Dice"] == pytest.approx(rows["Dice"].sum() / 3)
 
 
+def test_the_diagonal_of_a_slice_has_no_thickness(tmp_path):
+    """nnU-Net's images of two dimensions have a third axis of one voxel, of which nobody knows how thick it is."""
+    truth, prediction = np.zeros((2, 1, 30, 40), np.uint8)
+    truth[0, 5:9, 5:9] = 1
+    for part, segmentation in (("truth", truth), ("prediction", prediction)):
+        write(tmp_path / part / "case.nii.gz", segmentation, (2.0, 2.0, 999.0))
+    describe(tmp_path, "labels")
+    table = evaluate_folders(tmp_path / "prediction", tmp_path / "truth", tmp_path / "m.csv", processes=1).table
+    assert table["diagonal_mm"].tolist() == pytest.approx([100] * 2)
+
+
 @pytest.mark.parametrize("place", ["prediction", ".", "prediction/inside"])
 def test_the_labels_are_found_where_nnunet_writes_them(folders, place):
     """Beside predictions, beside the truth's folder, or in a model's folder above its validation."""

@@ -357,6 +357,15 @@ def test_an_epoch_runs_and_draws_as_the_name_says(folder, modifier):
     assert number == ({"one": 3, "two": 3} if modifier == "PartialLabels" else {"one": 3, "two": 1})
 
 
+def test_sources_count_equally_in_the_validation_too(folder):
+    """A mean over the cases as they are would be the large source's, and so would the best checkpoint."""
+    (folder / training.DATASET / "splits_final.json").write_text(json.dumps([{"train": CASES, "val": CASES}]))
+    trainer = make()
+    trainer.initialize()
+    _, drawn = trainer.get_tr_and_val_datasets()
+    assert {name: sum(case.startswith(name) for case in drawn.identifiers) for name in SOURCES} == {"one": 3, "two": 3}
+
+
 # What is refused
 
 

@@ -317,6 +317,20 @@ def test_images_to_predict_are_prepared_as_those_of_the_twin(raw, tmp_path, caps
     assert prepared_with(images) is None
 
 
+def test_an_image_that_has_changed_and_is_as_long_as_before_is_prepared_again(raw, tmp_path):
+    source = make(raw, ending=".nii")
+    assert run() == 0
+    images, output = tmp_path / "later", tmp_path / "prepared"
+    shutil.copytree(source / "imagesTs", images)
+    assert prepare_folder(images, 400, output) == 0
+    file, before = images / "new_0000.nii", read(output / "new_0000.nii")
+    size = file.stat().st_size
+    write(file, read(file) ** 2, (0.5, 1.5, 2.0))
+    assert file.stat().st_size == size
+    assert prepare_folder(images, 400, output) == 0
+    assert not np.array_equal(read(output / file.name), before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -19,13 +19,20 @@ import pytest
 import SimpleITK as sitk
 import torch
 from conftest import ROOT, Sandbox, script, write_dataset
+from test_names import FakeDataset
 from torch.testing import assert_close
 
 from nnunet_plugins.stop_request import STOPPED, StopRequest
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
 from nnunet_plugins.trainers.finite import are_finite
 from nnunet_plugins.trainers.fold_folder import RUN_FILE
-from nnunet_plugins.trainers.progress import PROGRESS, minutes_between_checkpoints, random_state, set_random_state
+from nnunet_plugins.trainers.progress import (
+    PROGRESS,
+    Progress,
+    minutes_between_checkpoints,
+    random_state,
+    set_random_state,
+)
 from nnunet_plugins.trainers.reliable import SIGNALS
 
 pytestmark = pytest.mark.slow
@@ -588,6 +595,16 @@ def test_random_numbers_go_on():
     first = (np.random.normal(), torch.rand(3), np.random.normal())
     set_random_state(state)
     assert_close((np.random.normal(), torch.rand(3), np.random.normal()), first, rtol=0, atol=0)
+
+
+def test_an_epoch_that_was_interrupted_took_the_time_before_that_too(tmp_path, monkeypatch):
+    """What a training costs is read from the times of its epochs."""
+    trainer = FakeDataset(tmp_path, monkeypatch).trainer("nnUNetTrainer_5epochs")
+    trainer._progress, trainer._started = Progress(), True
+    trainer._resumed = Progress(losses=[0.5], seconds=1000.0)
+    trainer.on_epoch_start()
+    begun = trainer.logger.get_value("epoch_start_timestamps", step=-1)
+    assert time.time() - begun == pytest.approx(1000, abs=100)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import pytest
 
 from nnunet_plugins.benchmark import conditions, driver, equality
 from nnunet_plugins.benchmark.compute import describe_compute
-from nnunet_plugins.benchmark.kept import NOTHING_KEPT, read_kept
+from nnunet_plugins.benchmark.kept import NOTHING_KEPT, Kept, read_kept
 from nnunet_plugins.benchmark.protocol import ALL, BenchmarkError, Protocol, Run
 from nnunet_plugins.benchmark.results import prediction_tasks, result_tasks
 from nnunet_plugins.benchmark.tasks import Folders, training_tasks
 from nnunet_plugins.cli import main
 from nnunet_plugins.files import write_text
+from nnunet_plugins.provenance import Marker
 from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.caveats import caveats
@@ -340,6 +341,13 @@ def test_results_stay_when_the_models_are_gone(finished):
     # A second time, and a change of the record by hand.
     report(question, folders)
     pd.testing.assert_frame_equal(rows(folders, "results"), before["results"])
+
+
+def test_files_of_a_kept_fold_are_not_those_of_the_tenth_one():
+    (run, _) = protocol().runs()
+    places = [f"results/{run.dataset}/{run.model}/fold_{fold}/log.txt" for fold in (1, 10)]
+    marker = Marker([], "", {place: "known" for place in places}, {})
+    assert list(Kept(trainings={run: [1]}, markers=[marker]).logs()) == places[:1]
 
 
 def test_a_fold_that_is_trained_again_takes_the_place_of_the_kept_one(finished):

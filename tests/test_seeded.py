@@ -6,11 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from conftest import Sandbox
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_names import FakeDataset
 from torch.testing import assert_close
 
 from nnunet_plugins.trainers.checkpoints import load_checkpoint
+from nnunet_plugins.trainers.progress import Progress
 
 DATASET = "Dataset001_Small"
 TRAINER = "nnUNetTrainer_2epochs_2iterations_NoMirroring"
@@ -70,3 +73,16 @@ def test_numbers_differ_by_seed_process_loader_and_place(tmp_path, monkeypatch):
             for of in ((), (1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)):
                 drawn[trainer.seed, trainer.local_rank, of] = tuple(trainer._numbers(2, *of))
     assert len({number for numbers in drawn.values() for number in numbers}) == 2 * 2 * 2 * 5
+
+
+def test_a_training_that_goes_on_draws_other_patches_than_at_its_beginning(tmp_path, monkeypatch):
+    """Of workers nobody knows how far they were; begun as at first, they would give the first epochs' patches again."""
+    monkeypatch.setattr(NonDetMultiThreadedAugmenter, "restart", lambda self: None)
+    monkeypatch.setattr(
+        nnUNetTrainer, "get_dataloaders", lambda self: tuple(NonDetMultiThreadedAugmenter(None, None, 2) for _ in "12")
+    )
+    trainer = FakeDataset(tmp_path, monkeypatch).trainer("nnUNetTrainer_1seed")
+    seeds = []
+    for trainer.current_epoch, trainer._resumed in ((0, None), (0, Progress(losses=[0.5])), (3, None)):
+        seeds += [seed for loader in trainer.get_dataloaders() for seed in loader.seeds]
+    assert len(set(seeds)) == len(seeds) == 3 * 2 * 2

@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import torch
 from conftest import ROOT, Sandbox, commands, write_dataset
 from feature_matrix import Datasets, Model, Setting
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from report_records import make_record
 
 from nnunet_plugins import memory
@@ -32,6 +34,7 @@ from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.check import check_files
 from nnunet_plugins.submission.dockerfile import check_dockerfile
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
+from nnunet_plugins.submission.ensemble import Ensemble
 from nnunet_plugins.submission.inference import main as predict
 from nnunet_plugins.submission.platforms import PLATFORMS
 from nnunet_plugins.trainers.compose import trainer_class
@@ -289,6 +292,18 @@ def test_efforts_are_left_out_in_the_stated_order():
         assert Clock(limit=1.01 * needed / 0.85).choose(found, work) == effort
     assert Clock(limit=0.1).choose(found, work) == found[-1]
     assert Clock().choose(found, work) == whole
+
+
+def test_a_region_is_where_the_networks_hold_it_for_likely_on_average():
+    """No network is sure enough in the first voxel; in the second one is, and so sure that it is enough."""
+    ensemble = Ensemble.__new__(Ensemble)
+    ensemble.settings = Settings("regions", (), ())
+    ensemble.labels = LabelManager({"background": 0, "whole": [1, 2], "inner": 2}, [1, 2])
+    ensemble.usual_spacing = []
+    found = [np.array(one, np.float16).reshape(2, 1, 1, 2) for one in ([[0.4, 0.9], [0, 0]], [[0.4, 0.3], [0, 0.4]])]
+    ensemble.networks = [SimpleNamespace(predict=lambda *_, one=one, **__: one) for one in found]
+    image = np.zeros((1, 1, 1, 2), np.float32)
+    assert ensemble.predict(image, {"spacing": [1.0] * 3}, Clock(), print).ravel().tolist() == [0, 1]
 
 
 def test_a_limit_that_is_reached_fails_in_python():
