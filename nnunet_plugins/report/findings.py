@@ -9,7 +9,7 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.claims import ROPE
 from nnunet_plugins.report.statistics import LEVEL
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR, is_clear
-from nnunet_plugins.report.words import count, describe_p, show_number, show_probability, show_signed
+from nnunet_plugins.report.words import count, describe_p, describe_probability, show_number, show_signed
 
 
 def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: float = ROPE) -> str:
@@ -57,14 +57,14 @@ def _probable(name: str, row: Mapping[str, Any], rope: float) -> str:
     """Say how likely the true difference is where, for the verdict."""
     if row["verdict"] == EQUIVALENT:
         some = ", though there is one" if row["p_holm"] < LEVEL and is_clear(row) else ""
-        probability = show_probability(row["equivalent"])
+        probability = describe_probability(row["equivalent"])
         return f"With a probability of {probability} the true difference is no larger than {rope:g}{some}."
     word, better, by_more = "better", row["better"], row["ahead"]
     if better < 0.5:
         word, better, by_more = "worse", 1 - better, row["behind"]
     return (
-        f"On average {name} is {word} with a probability of {show_probability(better)}, by more than {rope:g} with "
-        f"{show_probability(by_more)}."
+        f"On average {name} is {word} with a probability of {describe_probability(better)}, by more than {rope:g} with "
+        f"{describe_probability(by_more)}."
     )
 
 

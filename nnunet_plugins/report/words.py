@@ -84,6 +84,11 @@ def show_probability(value: float) -> str:
     return ">0.999" if value > 0.999 else show_number(value, 3)
 
 
+def describe_probability(value: float) -> str:
+    """Write a probability as it stands in a sentence."""
+    return show_probability(value).replace("<", "less than ").replace(">", "more than ")
+
+
 def show_penalised(value: float, decimals: int, penalties: float) -> str:
     """Write a mean distance, and how many of the distances in it are the image's diagonal, as nothing was found."""
     shown = show_number(value, decimals)
