@@ -5,6 +5,8 @@
                                                 cores
     python benchmarks/league.py gpu league      the Decathlon's datasets that are in nnUNet_raw, five folds, nnU-Net's
                                                 own plans and full budget
+    python benchmarks/league.py page league     the record of the CPU's table, and what docs/results.md has of it, into
+                                                the docs
 
 nnU-Net's three folders have to be set. Networks are added two at a time, the standard U-Net and FIRENet first and their
 repeats last; after each step the record and the report in the folder are whole, and the record is packed to be shared.
@@ -17,9 +19,11 @@ import argparse
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -37,7 +41,10 @@ BUDGET = "_12epochs_50iterations_NoMirroring"
 DATASET = "Dataset004_Hippocampus"
 PATCH, BATCH = [32, 40, 32], 2
 PLANS = "nnUNetPlans_small"
-COMMITTED = Path(__file__).parents[1] / "docs" / "league" / "record"
+DOCS = Path(__file__).parents[1] / "docs"
+COMMITTED = DOCS / "league" / "record"
+BLOCK = re.compile(r"(?<=<!-- report: )([^>]*)( -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
+"""What a page has of a report: the text below one of its headings."""
 
 
 def steps(seeds: int = SEEDS) -> list[list[str]]:
@@ -94,6 +101,31 @@ def pack(record: Path) -> None:
         file.unlink()
 
 
+def below(heading: str, report: str) -> str:
+    """Return the text below a heading of a report; of a whole comparison, what came out."""
+    found = re.search(rf"^(#+) {re.escape(heading)}[^\n]*\n\n(.*?)(?=\n\n#|\Z)", report, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"the report has nothing below {heading}")
+    return found[2].partition("\n")[0] if len(found[1]) == 2 else found[2].strip()
+
+
+def write_page(folder: Path, docs: Path) -> None:
+    """Copy the record into the docs, and from the report that it makes what the page of results has of one."""
+    record, committed = folder / "record", docs / "league" / "record"
+    if not record.is_dir():
+        raise SystemExit(f"{record} does not exist")
+    if record.resolve() != committed.resolve():
+        shutil.rmtree(committed, ignore_errors=True)
+        shutil.copytree(record, committed)
+    with tempfile.TemporaryDirectory() as made:
+        shutil.copytree(committed, Path(made, "record"))
+        run("nnunet-plugins", "report", made)
+        report = Path(made, "report", "report.md").read_text(encoding="utf-8")
+    page = docs / "results.md"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(BLOCK.sub(lambda block: block[1] + block[2] + below(block[1], report), text), encoding="utf-8")
+
+
 def run(*command: object) -> None:
     """Run a command to its end; if it fails, or is interrupted, so does this program."""
     if code := subprocess.run([find(str(command[0])), *map(str, command[1:])]).returncode:
@@ -109,12 +141,15 @@ def decathlon(raw: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("machine", choices=("cpu", "gpu"))
+    parser.add_argument("machine", choices=("cpu", "gpu", "page"))
     parser.add_argument("folder", type=Path, help="for all that is made but models")
     parser.add_argument(
         "--seeds", type=int, default=SEEDS, help="of the standard U-Net and of FIRENet; default: %(default)s"
     )
     arguments, more = parser.parse_known_args(argv)
+    if arguments.machine == "page":
+        write_page(arguments.folder, DOCS)
+        return 0
     if missing := [name for name in FOLDERS if name not in os.environ]:
         raise SystemExit(f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set")
     raw, preprocessed, _ = (Path(os.environ[name]) for name in FOLDERS)

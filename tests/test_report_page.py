@@ -604,7 +604,7 @@ def test_pictures_in_the_page(tmp_path):
     names = [BASELINE, "nnUNetTrainerFIRENet"]
     record = make_record(algorithms=2, **SMALL)
     files = write_images(tmp_path, record.results["case"].unique(), predictors=names)
-    record.about["images"] = {"Dataset001_Made": files}
+    record.about["images"] = {"Dataset001_Made/3d_fullres": files}
     page = build(tmp_path, record)
     rows = len([a for a in page.all("figure") if a.get("class") == "case"])
     assert 3 <= rows <= 4
@@ -629,7 +629,7 @@ def rich(tmp_path_factory):
     # As texts, 10 comes before 9.
     record.results["HD95_mm"] *= record.results["algorithm"].map({name: 3.0**n for n, name in enumerate(names)})
     files = write_images(folder, record.results["case"].unique(), predictors=names)
-    record.about["images"] = {"Dataset001_Made": files}
+    record.about["images"] = {"Dataset001_Made/3d_fullres": files}
     build(folder, record)
     return folder / "report" / "index.html"
 

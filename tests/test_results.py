@@ -1,6 +1,6 @@
 """The league table in the docs says what its record says."""
 
-import re
+import runpy
 import shutil
 
 import pandas as pd
@@ -11,6 +11,7 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.report.verification import verify_report
 
 LEAGUE = ROOT / "docs" / "league"
+SCRIPT = runpy.run_path(str(ROOT / "benchmarks" / "league.py"))
 
 
 @pytest.fixture(scope="module")
@@ -22,23 +23,37 @@ def report(tmp_path_factory) -> str:
     return (folder / "report" / "report.md").read_text()
 
 
-def section(report: str, beginning: str) -> str:
-    """The text below a heading."""
-    return re.search(rf"^#+ {beginning}[^\n]*\n\n(.*?)(?=\n\n#|\Z)", report, re.DOTALL | re.MULTILINE)[1].strip()
-
-
-@pytest.mark.parametrize("heading", ["Results, ranked by mean Dice", "Every pair of ranked algorithms", "Costs"])
-def test_a_table_is_the_reports(report, heading):
+def test_the_page_says_what_the_report_says(report):
+    """`benchmarks/league.py page` writes it."""
     page = (ROOT / "docs" / "results.md").read_text()
-    table = section(report, heading)
-    assert table.startswith("|"), "there is one"
-    assert table in page, f"docs/results.md has another table than the record: {heading}"
+    blocks = list(SCRIPT["BLOCK"].finditer(page))
+    assert {block[1] for block in blocks} >= {
+        "Dataset004_Hippocampus",
+        "Results, ranked by mean Dice",
+        "Every pair of ranked algorithms",
+        "Costs",
+    }
+    for block in blocks:
+        assert block[0].endswith(SCRIPT["below"](block[1], report)), f"docs/results.md has something else: {block[1]}"
 
 
-def test_the_first_sentence_is_the_reports(report):
-    page = " ".join((ROOT / "docs" / "results.md").read_text().split())
-    verdict = section(report, "Dataset004_Hippocampus").partition("\n")[0]
-    assert " ".join(verdict.split()) in page
+def test_the_page_is_written_anew(report, tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    shutil.copytree(LEAGUE / "record", tmp_path / "made" / "record")
+    page = tmp_path / "docs" / "results.md"
+    now = (ROOT / "docs" / "results.md").read_text()
+    page.write_text(SCRIPT["BLOCK"].sub(r"\1\2of before", now))
+    assert page.read_text().count("of before") == now.count("<!-- end -->") >= 4
+    monkeypatch.setitem(SCRIPT["write_page"].__globals__, "run", lambda _, *arguments: main([*arguments]))
+    SCRIPT["write_page"](tmp_path / "made", tmp_path / "docs")
+    assert page.read_text() == now
+    assert {file.name for file in (tmp_path / "docs" / "league" / "record").iterdir()} >= {"runs.csv.gz"}
+    SCRIPT["write_page"](tmp_path / "docs" / "league", tmp_path / "docs")
+    assert page.read_text() == now
+    with pytest.raises(SystemExit, match="record does not exist"):
+        SCRIPT["write_page"](tmp_path / "none", tmp_path / "docs")
+    with pytest.raises(SystemExit, match="nothing below Nonsense"):
+        SCRIPT["below"]("Nonsense", report)
 
 
 def test_the_record_fits_together(report, tmp_path):

@@ -190,7 +190,7 @@ def _panels(comparison: Comparison, about: Mapping[str, Any], cache: Path) -> Pa
         return None
     images, place = about.get("images", {}), f"{comparison.dataset}/{comparison.configuration}"
     # One dataset in two configurations has two sets of segmentations.
-    files = images.get(place, images.get(comparison.dataset))
+    files = images.get(place)
     maps = about["maps"].get(place, {}) if "maps" in about else None
     return draw_panels(comparison.by_case["Dice"], *pair, files, cache, maps)
 

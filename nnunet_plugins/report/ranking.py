@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from nnunet_plugins.report.statistics import DECIMALS, DRAWS, INTERVAL, draw_means, ranks
 
@@ -48,19 +47,16 @@ def stability(scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series
     drawn = sign * draw_means(complete.to_numpy(float), errors[list(scores)].to_numpy(float), DRAWS)
     taus = _taus(drawn.round(DECIMALS), by_mean.to_numpy(float))
     return Stability(
-        by_mean, by_rank, _tau(by_mean, by_rank), float(taus.mean()), float(np.quantile(taus, INTERVAL[0]))
+        by_mean,
+        by_rank,
+        float(_taus(by_rank.to_numpy(float)[None], by_mean.to_numpy(float))[0]),
+        float(taus.mean()),
+        float(np.quantile(taus, INTERVAL[0])),
     )
 
 
-def _tau(one: pd.Series, other: pd.Series) -> float:
-    """Return Kendall's tau-b; of a ranking in which all are equal, which has none, 1 with its like and else 0."""
-    if one.nunique() == 1 or other.nunique() == 1:
-        return float(one.nunique() == other.nunique())
-    return float(stats.kendalltau(one, other).statistic)
-
-
 def _taus(drawn: Array, ranking: Array) -> Array:
-    """Return Kendall's tau-b of each row with a ranking; as `_tau`, for a thousand rows at a time."""
+    """Return Kendall's tau-b of each row with a ranking; where all are equal, 1 with its like and else 0."""
     first, second = np.triu_indices(len(ranking), 1)
     rows = np.sign(drawn[:, first] - drawn[:, second])
     signs = np.sign(ranking[first] - ranking[second])
