@@ -342,7 +342,7 @@ def test_every_pair_has_a_cell_in_a_figure_and_a_row_in_a_table(tmp_path):
     page = build(tmp_path, make_record(algorithms=4, cases=12, folds=2, epochs=1, labels=1))
     figure = next((tmp_path / "report" / "figures").glob("*-pairs.svg")).read_text()
     assert "How likely the algorithm of the row is better than that of the column" in figure
-    shares = [int(found[1]) for found in re.finditer(r">(\d+)[▲▼≈]?</text>", figure)][-12:]
+    shares = [int(found[1]) for found in re.finditer(r">(?:&[lg]t;)?(\d+)[▲▼≈]?</text>", figure)][-12:]
     assert len(shares) == 12
     assert sum(shares) >= 6 * 99, "the two cells of a pair are 100% but for rounding"
     assert "Every pair of ranked algorithms, in Dice; Holm over these pairs" in page.text

@@ -194,9 +194,9 @@ def pair_matrix(better: pd.DataFrame, signs: pd.DataFrame, looks: Mapping[str, S
             colour = COLOURS[0] if share > 0.5 else COLOURS[1]
             alpha = 0.5 * abs(2 * share - 1)
             axes.add_patch(Rectangle((column - 0.48, row - 0.47), 0.96, 0.94, color=colour, alpha=alpha, lw=0))
-            # Neither 100 nor 0 unless it is.
-            number = np.floor(100 * share) if share > 0.5 else np.ceil(100 * share)
-            axes.text(column, row, f"{number:.0f}{signs.iloc[row, column]}", ha="center", va="center", fontsize=8.5)
+            # Neither 100 nor 0, which no probability is.
+            number = "<1" if share < 0.005 else ">99" if share > 0.995 else f"{100 * share:.0f}"
+            axes.text(column, row, number + signs.iloc[row, column], ha="center", va="center", fontsize=8.5)
         for place, name in enumerate(names):
             axes.plot(place, place, looks[name].marker, color=looks[name].colour, markersize=6)
         axes.set_xlim(-0.6, size - 0.4)
