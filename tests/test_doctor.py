@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -414,6 +415,22 @@ def test_splits(preprocessed, capsys, splits, level, text):
     (preprocessed / "splits_final.json").write_text(json.dumps(splits))
     _, found = examine(capsys)
     assert [finding["level"] for finding in found if text in finding["text"]] == [level], found
+
+
+def test_cases_have_the_names_of_their_files_however_letters_are_encoded(dataset, preprocessed, capsys):
+    names = {case: unicodedata.normalize("NFD", f"Müller_{case[-1]}") for case in CASES}
+    for old, new in names.items():
+        for file in (*dataset.rglob(f"{old}*"), *preprocessed.rglob(f"{old}*")):
+            file.rename(file.with_name(file.name.replace(old, new)))
+    text = json.dumps(SPLITS, ensure_ascii=False).replace("case", unicodedata.normalize("NFD", "Müller"))
+    (preprocessed / "splits_final.json").write_text(text)
+    options = ("-tr", "nnUNetTrainerASPP3DUNet", "--gpu-memory", 24)
+    assert examine(capsys, *options) == (0, [])
+    # nnU-Net finds no file of a name that is composed.
+    (preprocessed / "splits_final.json").write_text(unicodedata.normalize("NFC", text))
+    found = next(one for one in examine(capsys, *options)[1] if one["section"] == "Splits")
+    assert (found["level"], len(found["cases"])) == ("problem", len(CASES))
+    assert "encoded in another way in the file's name" in found["text"]
 
 
 def remove(dataset: Path, *cases: str) -> None:
