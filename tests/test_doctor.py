@@ -509,6 +509,21 @@ def test_too_few_cases_of_a_twin_are_split_as_its_dataset(dataset, preprocessed,
     assert same[0] == same[1]
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_twin_whose_dataset_is_not_preprocessed_is_split_on_its_own(dataset, twin, tmp_path, capsys, grouped):
+    shutil.copytree(dataset, dataset.with_name(twin.name))
+    shutil.rmtree(twin)
+    if not grouped:
+        remove(dataset, "case_4")
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\n" + "".join(f"{case},{min(2, int(case[-1]))}\n" for case in CASES))
+    options = ["--groups", table] if grouped else []
+    (found,) = [one for one in examine(capsys, *options)[1] if one["section"] == "Splits"]
+    command = found["remedy"].rpartition("nnunet-plugins ")[2]
+    assert command == f"split -d {NAME} " + (f"--groups {table} --folds 3" if grouped else "--folds 4")
+    assert main(command.split()) == 0
+
+
 def test_a_merged_dataset_is_split_by_its_sources(dataset, preprocessed, tmp_path, capsys):
     """As often as the smallest of them can be."""
     remove(dataset, "case_4")

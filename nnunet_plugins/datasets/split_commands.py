@@ -12,7 +12,8 @@ from nnunet_plugins.files import read_json
 def split_command(dataset: str, folds: int, groups_file: Path | str | None = None, *, overwrite: bool = False) -> str:
     """Return the command that makes a dataset's splits: of a merged one by its sources, of a twin those of its dataset.
 
-    A twin's dataset is split first where it has no splits yet, or has others than those that are to replace them.
+    A twin's dataset is split first where it has no splits yet, or has others than those that are to replace them. One
+    whose dataset is not preprocessed, so that it cannot be split, is split on its own.
 
     Args:
         dataset: full name.
@@ -32,7 +33,7 @@ def _by_what_it_is(dataset: str, folds: int, groups: str, replacing: str) -> str
     preprocessed, raw = (Path(os.environ.get(f"nnUNet_{name}", "")) for name in ("preprocessed", "raw"))
     description, file = find_description(dataset, preprocessed, raw)
     original = original_of(description, file)
-    if original is None or not find_description(original, preprocessed, raw)[0]:
+    if original is None or not (preprocessed / original / "dataset.json").is_file():
         strata = " --strata sources" * (SOURCES in description)
         return f"nnunet-plugins split -d {dataset}{strata}{groups} --folds {folds}{replacing}"
     command = f"nnunet-plugins split -d {dataset} --like {original}{replacing}"
