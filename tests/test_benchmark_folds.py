@@ -199,7 +199,7 @@ def test_a_twin_alone_keeps_groups_together_whatever_its_dataset_does(tmp_path, 
     table = tmp_path / "groups.csv"
     table.write_text("case,group\n" + "".join(f"c{number:02d},{number // 2}\n" for number in range(12)))
     found = splits_of(output, capsys, [TWIN], "--groups", str(table))
-    assert found == {TWIN: ["--folds", "5", "--groups", str(table)]}
+    assert found == {TWIN: ["--groups", str(table), "--folds", "5"]}
 
 
 def test_a_twin_with_other_folds_is_refused_with_what_mends_it(tmp_path, monkeypatch, capsys):

@@ -179,11 +179,35 @@ def test_folds_are_taken_from_where_they_are(folders, there):
     for position, task in enumerate(tasks):
         assert set(task.needs) <= set(names[:position])
     splits = {task.command[3]: task.command[4:] for task in tasks if task.command[:2] == ("nnunet-plugins", "split")}
-    anew = ("--folds", "2", "--groups", question.groups)
+    anew = ("--groups", question.groups, "--folds", "2")
     if not there or MERGED in there:
-        assert splits == {MERGED: (*anew, "--strata", "sources"), KNEE: ("--like", MERGED), HIP: ("--like", MERGED)}
+        assert splits == {MERGED: ("--strata", "sources", *anew), KNEE: ("--like", MERGED), HIP: ("--like", MERGED)}
     else:
         assert splits == {KNEE: anew, HIP: anew, MERGED: ("--like", "sources")}
+
+
+def test_a_merged_dataset_alone_is_split_by_its_sources(folders, capsys):
+    """Else a fold may validate on none of a source's cases, or train on none."""
+    question = ["benchmark", "-d", "900", "-tr", "nnUNetTrainer_PartialLabels", "--device", "cpu", "--dry-run"]
+    assert main([*question, "-o", str(folders.output)]) == 2
+    said = capsys.readouterr().err
+    assert f"a source of {MERGED} has 2 cases, too few for 5 folds; give --folds 2" in said
+    assert main([*question, "-o", str(folders.output), *said.strip().rpartition("give ")[2].split()]) == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nnunet-plugins split "))
+    assert command == f"nnunet-plugins split -d {MERGED} --strata sources --folds 2"
+    assert main(command.split()[1:]) == 0
+    for fold in read_folds(folders, MERGED):
+        assert all({case.partition("__")[0] for case in fold[part]} == {"Knee", "Hip"} for part in fold)
+
+
+def test_a_source_of_one_case_is_split_with_the_others(folders, capsys):
+    lose_a_case(folders)
+    question = ["benchmark", "-d", "900", "-tr", "nnUNetTrainer_PartialLabels", "--device", "cpu", "--dry-run"]
+    (folders.preprocessed / MERGED / "gt_segmentations" / "Hip__b.nii.gz").unlink()
+    assert main([*question, "-o", str(folders.output), "--folds", "4"]) == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nnunet-plugins split "))
+    assert command == f"nnunet-plugins split -d {MERGED} --folds 4"
+    assert main(command.split()[1:]) == 0
 
 
 def benchmark(folders, *more):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
 from nnunet_plugins.benchmark.tasks import Folders, shares_folds_of, sources_of
-from nnunet_plugins.datasets.preprocessed import existing_cases, raw_cases
-from nnunet_plugins.datasets.split_commands import split_command
+from nnunet_plugins.datasets.preprocessed import known_cases
+from nnunet_plugins.datasets.sources import find_description
+from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, most_folds, own_split, split_command
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.merged_splits import same_folds, splits_like
-from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits
+from nnunet_plugins.planning.splits import read_splits
 
 
 def choose_folds(
@@ -56,22 +57,24 @@ def choose_folds(
             )
     for dataset in datasets:
         if dataset not in there:
-            _require_cases(dataset, folders.preprocessed / dataset, wanted, groups)
+            _require_cases(dataset, folders, wanted, groups)
     return tuple(sorted(set(asked))) if asked is not None else tuple(range(wanted)), wanted
 
 
-def _require_cases(dataset: str, folder: Path, number: int, groups: Path | None) -> None:
+def _require_cases(dataset: str, folders: Folders, number: int, groups: Path | None) -> None:
     """Check that splits can be made, before a dataset is preprocessed for them."""
-    preprocessed = (folder / "dataset.json").is_file() and existing_cases(folder)
-    cases, what = set(preprocessed or raw_cases(dataset)), "cases"
+    cases, what = known_cases(folders.preprocessed / dataset), "cases"
+    found = {case: case for case in cases}
     if cases and groups:
-        cases, what = set(groups_of(cases, read_groups(groups)).values()), "groups"
-    if len(cases) == 1:
+        found, what = groups_of(cases, read_groups(groups)), "groups"
+    most, where = len(set(found.values())), dataset
+    if most == 1:
         raise BenchmarkError(f"{dataset} has 1 {what.removesuffix('s')}, which cannot be split; add more")
-    if 1 < len(cases) < number:
-        raise BenchmarkError(
-            f"{dataset} has {len(cases)} {what}, too few for {number} folds; give --folds {len(cases)}"
-        )
+    description, _ = find_description(dataset, folders.preprocessed, folders.raw)
+    if "--strata" in own_split(dataset, description, number):
+        most, where = most_folds(found, description), f"a source of {dataset}"
+    if 1 < most < number:
+        raise BenchmarkError(f"{where} has {most} {what}, too few for {number} folds; give --folds {most}")
 
 
 def require_same_folds(merged: str, folders: Folders) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
 from nnunet_plugins.datasets.preprocessed import existing_cases
 from nnunet_plugins.datasets.sources import MARK, SOURCES, Source, find_description, original_of, read_sources
-from nnunet_plugins.datasets.split_commands import split_command
+from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, split_command
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.finding import composed
-from nnunet_plugins.planning.splits import NNUNET_FOLDS, Split, read_splits
+from nnunet_plugins.planning.splits import Split, read_splits
 
 FROM_SOURCES = "sources"
 """What stands for the datasets that a merged one was made of."""

@@ -26,8 +26,6 @@ Split = dict[str, list[str]]
 """One fold: the cases to train on, `train`, and to validate on, `val`."""
 
 SEED = 12345  # as nnU-Net's own split
-NNUNET_FOLDS = 5
-"""How many folds nnU-Net makes when a training finds no splits."""
 
 
 def read_splits(file: Path) -> list[Split]:
