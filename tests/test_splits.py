@@ -11,6 +11,7 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.splits import group_splits, read_groups, source_splits, torn_groups
+from nnunet_plugins.trainers.splitting import require_splits
 
 GROUPS = {f"case_{n}": f"patient_{n // 2}" for n in range(10)}
 
@@ -353,6 +354,25 @@ def test_what_splits_of_sources_cannot_be_is_said(merged, capsys):
     (folder / "dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {"bone": 1}}))
     assert main(["split", "-d", "1", "--strata", "sources"]) == 2
     assert "has no 'nnunet_plugins_sources', which tells" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kept", "options"), [("0178", "--strata sources --folds 2"), ("0127", "--folds 2")])
+def test_a_training_on_few_merged_cases_names_a_command_that_works(merged, kept, options):
+    """A source of one case is not split on its own."""
+    folder, _, groups = merged
+    data = folder / "data"
+    data.mkdir()
+    for case in groups:
+        if case[-1] in kept:
+            (data / f"{case}.pkl").touch()
+        else:
+            (folder / "gt_segmentations" / f"{case}.nii.gz").unlink()
+    with pytest.raises(RuntimeError, match=r"4 cases in .*, which nnU-Net cannot split into 5 folds") as error:
+        require_splits(folder / "splits_final.json", data, 0)
+    command = str(error.value).partition("make splits that fit: nnunet-plugins ")[2]
+    assert command == f"split -d Dataset001_Small {options}"
+    assert main(command.split()) == 0
+    require_splits(folder / "splits_final.json", data, 1)
 
 
 def share_patients(folder, table, groups, shared):
