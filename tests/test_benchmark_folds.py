@@ -193,6 +193,23 @@ def test_a_twin_and_its_dataset_have_the_same_folds(tmp_path, monkeypatch, capsy
         assert same_folds(content, json.loads(files[0].read_text()))
 
 
+def test_a_twin_takes_folds_that_leave_cases_out(tmp_path, monkeypatch, capsys):
+    world(tmp_path, monkeypatch, {A: 0, TWIN: 0}, cases=4)
+    make_twin(tmp_path)
+    own, file = (tmp_path / "nnUNet_preprocessed" / name / "splits_final.json" for name in (A, TWIN))
+    assert main(["split", "-d", TWIN, "--like", A]) == 2
+    command = capsys.readouterr().err.strip().rpartition("make it first: nnunet-plugins ")[2]
+    assert command == f"split -d {A} --folds 4"
+    assert main(command.split()) == 0
+    folds = [{"train": ["c00"], "val": ["c01"]}, {"train": ["c01"], "val": ["c00"]}]
+    own.write_text(json.dumps(folds))
+    assert main(["split", "-d", TWIN, "--like", A]) == 0
+    assert json.loads(file.read_text()) == folds
+    own.write_text(json.dumps([{"train": ["c00"], "val": ["c09"]}]))
+    assert main(["split", "-d", TWIN, "--like", A, "--overwrite"]) == 2
+    assert "do not have the same cases, see c09 (1 such); make the twin anew" in capsys.readouterr().err
+
+
 def test_a_twin_alone_keeps_groups_together_whatever_its_dataset_does(tmp_path, monkeypatch, capsys):
     output = world(tmp_path, monkeypatch, {A: 3, TWIN: 0})
     make_twin(tmp_path)

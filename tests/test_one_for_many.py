@@ -97,6 +97,35 @@ def lose_a_case(folders):
     (folders.preprocessed / HIP / "gt_segmentations" / "b.nii.gz").unlink()
 
 
+def test_cases_that_folds_leave_out_are_left_out_of_those_like_them(folders):
+    """As the doctor warns; they are no reason to refuse the folds."""
+    knee = [{"train": ["a"], "val": ["c"]}, {"train": ["c"], "val": ["a"]}]
+    joint = [{part: [name for name in fold[part] if name != "Knee__b"] for part in fold} for fold in JOINT]
+    for dataset, folds in {**FOLDS, KNEE: knee}.items():
+        write_folds(folders, dataset, folds)
+    assert main(["split", "-d", "900", "--like", "sources"]) == 0
+    assert read_folds(folders, MERGED) == joint
+    (folders.preprocessed / KNEE / "splits_final.json").unlink()
+    assert main(["split", "-d", KNEE, "--like", "900"]) == 0
+    assert read_folds(folders, KNEE) == knee
+
+
+def test_splits_that_others_are_to_be_like_are_made_by_the_command_that_is_named(folders, capsys):
+    """In as many folds as the smallest of the datasets allows."""
+    for dataset in FOLDS:
+        assert main(["split", "-d", "900", "--like", "sources"]) == 2
+        command = capsys.readouterr().err.strip().rpartition("make it first: nnunet-plugins ")[2]
+        assert command == f"split -d {dataset} --folds 2"
+        assert main(command.split()) == 0
+    assert main(["split", "-d", "900", "--like", "sources"]) == 0
+    (folders.preprocessed / MERGED / "splits_final.json").unlink()
+    assert main(["split", "-d", "1", "--like", "900"]) == 2
+    command = capsys.readouterr().err.strip().rpartition("make it first: nnunet-plugins ")[2]
+    assert command == f"split -d {MERGED} --strata sources --folds 2"
+    assert main(command.split()) == 0
+    assert main(["split", "-d", "1", "--like", "900"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "spoil", "message"),
     [

@@ -33,6 +33,19 @@ def fitting_folds(groups: Mapping[str, str], description: Mapping[str, Any]) -> 
     return max(2, min(NNUNET_FOLDS, most_folds(groups, description)))
 
 
+def folds_of_cases(folder: Path) -> int:
+    """Return how many folds to propose for a dataset without groups.
+
+    Args:
+        folder: of it, in nnUNet_preprocessed.
+
+    Raises:
+        InputError: if its dataset.json cannot be used.
+    """
+    description, _ = find_description(folder.name, folder.parent)
+    return fitting_folds({case: case for case in known_cases(folder)}, description)
+
+
 def own_split(
     dataset: str, description: Mapping[str, Any], folds: int, groups_file: Path | str | None = None
 ) -> list[str]:
