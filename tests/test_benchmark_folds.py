@@ -81,6 +81,9 @@ def test_the_folds_are_those_of_the_splits(tmp_path, monkeypatch, capsys, splits
             ["-f", "3"],
             f"name folds that both have, -f 0 1 2, or make other splits: MEND{B} --folds 3 --ov",
         ),
+        ({A: 1, B: 3}, [], f"name folds that both have, -f 0, or make other splits: MEND{A} --folds 3 --overwrite"),
+        ({A: 20, B: 3}, [], f"-f 0 1 2, or make other splits: MEND{A} --folds 3 --overwrite"),  # of 12 cases
+        ({A: 3}, ["--folds", "20"], "splits_final.json has 3 folds; leave --folds out"),
         ({A: 3}, ["-f", "3"], f"fold 3 does not exist: {A} is split into 3 folds; -f 0 1 2 are all of them"),
         (
             {A: -1},
@@ -97,6 +100,7 @@ def test_folds_that_cannot_be_are_refused_with_what_mends_it(tmp_path, monkeypat
     assert main(question) == 2
     message = capsys.readouterr().err.strip()
     assert said.replace("MEND", "nnunet-plugins split -d ") in message
+    assert ("make other splits" in message) == ("make other" in said)
     if "MEND" in said:
         assert main(message.rpartition("nnunet-plugins ")[2].split()) == 0
         capsys.readouterr()
