@@ -13,7 +13,7 @@ from nnunet_plugins.benchmark.engine import _order
 from nnunet_plugins.benchmark.protocol import Protocol
 from nnunet_plugins.benchmark.tasks import training_tasks
 from nnunet_plugins.cli import main
-from nnunet_plugins.planning.merged_splits import same_folds
+from nnunet_plugins.planning.splits import same_folds
 
 A, B = "Dataset001_A", "Dataset002_B"
 

@@ -144,6 +144,27 @@ def test_splits_of_a_training_stay(dataset, tmp_path, capsys):
     assert split(table) == 0, "the same splits are no change"
 
 
+def test_the_same_folds_in_another_order_are_no_change(dataset, tmp_path, capsys):
+    """The file stays, for trainings are recorded with its hash; but names get the letters of the files."""
+    folder, table = dataset
+    file = folder / "splits_final.json"
+    turned = [{part: names[::-1] for part, names in fold.items()} for fold in group_splits(GROUPS, 5)]
+    file.write_text(json.dumps(turned))
+    fold = tmp_path / "nnUNet_results" / "Dataset001_Small" / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    assert split(table) == 0, capsys.readouterr().err
+    assert json.loads(file.read_text()) == turned
+    written = unicodedata.normalize("NFD", "é_0")
+    (folder / "gt_segmentations" / "case_0.nii.gz").rename(folder / "gt_segmentations" / f"{written}.nii.gz")
+    table.write_text(table.read_text().replace("case_0", "é_0"))
+    file.write_text(file.read_text().replace("case_0", "é_0"))
+    assert split(table) == 0, capsys.readouterr().err
+    assert any(written in fold["val"] for fold in json.loads(file.read_text()))
+    file.write_text(json.dumps(json.loads(file.read_text())[::-1]))
+    assert split(table) == 2, "other folds by their numbers"
+
+
 def test_leakage_check(dataset, capsys):
     folder, table = dataset
     assert split(table, "--leakage-check") == 2

@@ -10,8 +10,8 @@ from nnunet_plugins.datasets.sources import find_description
 from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, most_folds, own_split, split_command
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.merged_splits import same_folds, splits_like
-from nnunet_plugins.planning.splits import read_splits
+from nnunet_plugins.planning.merged_splits import splits_like
+from nnunet_plugins.planning.splits import read_splits, same_folds
 
 
 def choose_folds(

@@ -10,8 +10,7 @@ from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, most_folds, spl
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.merged_splits import same_folds
-from nnunet_plugins.planning.splits import read_splits, torn_groups
+from nnunet_plugins.planning.splits import read_splits, same_folds, torn_groups
 
 
 def check_splits(

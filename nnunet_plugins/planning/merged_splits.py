@@ -55,14 +55,6 @@ def _of_twin(twin: Path, original: Path) -> list[Split]:
     return [{part: [own[composed(case)] for case in names] for part, names in fold.items()} for fold in splits]
 
 
-def same_folds(some: list[Split], others: list[Split]) -> bool:
-    """Tell whether splits have the same cases in every fold, in whatever order, and however letters are encoded."""
-    first, second = (
-        [{part: set(map(composed, names)) for part, names in fold.items()} for fold in one] for one in (some, others)
-    )
-    return first == second
-
-
 def _joined(merged: Path) -> list[Split]:
     sources = _sources(merged)
     cases = {composed(case): case for case in existing_cases(merged)}

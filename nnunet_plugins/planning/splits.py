@@ -9,7 +9,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -18,8 +18,10 @@ from sklearn.model_selection import GroupKFold
 from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
 from nnunet_plugins.datasets.preprocessed import existing_cases, find_truths, stale_cases
 from nnunet_plugins.datasets.sources import read_sources, source_of
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import problems, remarks, summarise
+from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
 
 Split = dict[str, list[str]]
@@ -35,6 +37,15 @@ def read_splits(file: Path) -> list[Split]:
         InputError: if it cannot be read, or holds something else.
     """
     return read_json(file, [{"train": [str], "val": [str]}])
+
+
+def same_folds(some: list[Split], others: list[Split]) -> bool:
+    """Tell whether splits have the same cases in every fold, in whatever order, and however letters are encoded."""
+    return _as_sets(some, composed) == _as_sets(others, composed)
+
+
+def _as_sets(splits: list[Split], letters: Callable[[str], str] = str) -> list[dict[str, set[str]]]:
+    return [{part: set(map(letters, names)) for part, names in fold.items()} for fold in splits]
 
 
 def group_splits(groups: Mapping[str, str], folds: int) -> list[Split]:
@@ -205,7 +216,7 @@ def write_splits(
 
 
 def keep_splits(folder: Path, splits: list[Split], *, overwrite: bool = False) -> Path:
-    """Write splits to where nnU-Net reads them; returns the file.
+    """Write splits to where nnU-Net reads them; returns the file, which stays as it is if it has the same in any order.
 
     Args:
         folder: of the dataset, in nnUNet_preprocessed.
@@ -216,7 +227,11 @@ def keep_splits(folder: Path, splits: list[Split], *, overwrite: bool = False) -
         PlanError: if other splits are there, above all if networks were trained with them.
     """
     file = folder / "splits_final.json"
-    if file.exists() and read_json(file) != splits:
+    there = _present(file)
+    if there is not None and _as_sets(there) == _as_sets(splits):
+        return file
+    # With letters that are encoded in another way they are the same, but nnU-Net would find none of the cases.
+    if file.exists() and (there is None or not same_folds(there, splits)):
         if trained := _trained(folder.name):
             raise PlanError(
                 f"{file} holds other splits, and {len(trained)} trainings used them, first of all {trained[0]}. With "
@@ -226,6 +241,14 @@ def keep_splits(folder: Path, splits: list[Split], *, overwrite: bool = False) -
             raise PlanError(f"{file} holds other splits already; give --overwrite to replace them")
     write_text(file, json.dumps(splits, indent=4))
     return file
+
+
+def _present(file: Path) -> list[Split] | None:
+    """Return the splits that are there; None if there are none, or something else."""
+    try:
+        return read_splits(file) if file.is_file() else None
+    except InputError:
+        return None
 
 
 def check_splits(dataset: str, groups_file: Path) -> tuple[Path, list[Split], list[list[str]]]:
