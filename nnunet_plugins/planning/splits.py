@@ -28,6 +28,7 @@ Split = dict[str, list[str]]
 """One fold: the cases to train on, `train`, and to validate on, `val`."""
 
 SEED = 12345  # as nnU-Net's own split
+_ORDERS = 1000  # of groups, that are tried
 
 
 def read_splits(file: Path) -> list[Split]:
@@ -110,24 +111,26 @@ def source_splits(
 def _joint_splits(
     cases: Sequence[str], sources: Mapping[str, str], folds: int, groups: Mapping[str, str]
 ) -> list[Split]:
-    """Put every group, the largest first, into the fold that has least of its sources; the same for equal input."""
+    """Put every group into the fold that has least of its sources, so that every fold has some; see `_in_order`.
+
+    The largest come first; where that leaves a fold without a source, other orders are tried. The same for equal input.
+    """
     totals = Counter(sources[case] for case in cases)
     shares: dict[str, Counter[str]] = {}
     for case in sorted(cases):
         shares.setdefault(groups[case], Counter())[sources[case]] += 1
-    names = sorted(shares)
-    random.Random(SEED).shuffle(names)  # as in `group_splits`
+    names, shuffle = sorted(shares), random.Random(SEED).shuffle
+    shuffle(names)  # as in `group_splits`
     names.sort(key=lambda name: max(size / totals[source] for source, size in shares[name].items()), reverse=True)
-    contents = [Counter[str]() for _ in range(folds)]
-    chosen = {}
-    for name in names:
-        own = {source: size / totals[source] ** 2 for source, size in shares[name].items()}
-        chosen[name] = min(range(folds), key=lambda fold: sum(contents[fold][one] * own[one] for one in own))
-        contents[chosen[name]].update(shares[name])
-    if left_out := [source for source in totals for content in contents if not content[source]]:
+    for _ in range(_ORDERS):
+        chosen, left_out = _in_order(names, shares, totals, folds)
+        if not left_out:
+            break
+        shuffle(names)
+    else:
         raise PlanError(
-            f"{left_out[0]}: groups that are in other sources, too, leave none for one of {folds} folds; give fewer "
-            "--folds, or leave out --strata"
+            f"{left_out[0]}: groups that are in other sources, too, and no split into {folds} folds was found with "
+            f"cases of every source in each; {'give fewer --folds, or ' * (folds > 2)}leave out --strata"
         )
     return [
         {
@@ -136,6 +139,26 @@ def _joint_splits(
         }
         for fold in range(folds)
     ]
+
+
+def _in_order(
+    names: Sequence[str], shares: Mapping[str, Counter[str]], totals: Counter[str], folds: int
+) -> tuple[dict[str, int], list[str]]:
+    """Put groups one after the other into the fold that has least of their sources; returns also the sources left out.
+
+    Args:
+        names: of the groups, in their order.
+        shares: how many cases of each source a group has.
+        totals: how many there are of each source.
+        folds: how many.
+    """
+    contents = [Counter[str]() for _ in range(folds)]
+    chosen = {}
+    for name in names:
+        own = {source: size / totals[source] ** 2 for source, size in shares[name].items()}
+        chosen[name] = min(range(folds), key=lambda fold: sum(contents[fold][one] * own[one] for one in own))
+        contents[chosen[name]].update(shares[name])
+    return chosen, [source for source in totals for content in contents if not content[source]]
 
 
 def _too_few(number: int, what: str, folds: int) -> str:
