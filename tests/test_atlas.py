@@ -179,7 +179,7 @@ COVER = "make plans that cover them: nnunet-plugins plan -d 1 --cover --like nnU
         (
             lambda p: (p.folder / "splits_final.json").unlink(),
             [],
-            "as does nnunet-plugins split -d Dataset001_Small --folds 5",
+            "as does nnunet-plugins split -d Dataset001_Small --folds 3",
         ),
         (
             lambda p: (p.folder / "data" / "case_1.pkl").rename(p.folder / "other" / "case_1.pkl"),

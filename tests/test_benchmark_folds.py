@@ -13,7 +13,7 @@ from nnunet_plugins.benchmark.engine import _order
 from nnunet_plugins.benchmark.protocol import Protocol
 from nnunet_plugins.benchmark.tasks import training_tasks
 from nnunet_plugins.cli import main
-from nnunet_plugins.planning.merged_splits import same_folds
+from nnunet_plugins.planning.splits import same_folds
 
 A, B = "Dataset001_A", "Dataset002_B"
 
@@ -81,6 +81,9 @@ def test_the_folds_are_those_of_the_splits(tmp_path, monkeypatch, capsys, splits
             ["-f", "3"],
             f"name folds that both have, -f 0 1 2, or make other splits: MEND{B} --folds 3 --ov",
         ),
+        ({A: 1, B: 3}, [], f"name folds that both have, -f 0, or make other splits: MEND{A} --folds 3 --overwrite"),
+        ({A: 20, B: 3}, [], f"-f 0 1 2, or make other splits: MEND{A} --folds 3 --overwrite"),  # of 12 cases
+        ({A: 3}, ["--folds", "20"], "splits_final.json has 3 folds; leave --folds out"),
         ({A: 3}, ["-f", "3"], f"fold 3 does not exist: {A} is split into 3 folds; -f 0 1 2 are all of them"),
         (
             {A: -1},
@@ -97,6 +100,7 @@ def test_folds_that_cannot_be_are_refused_with_what_mends_it(tmp_path, monkeypat
     assert main(question) == 2
     message = capsys.readouterr().err.strip()
     assert said.replace("MEND", "nnunet-plugins split -d ") in message
+    assert ("make other splits" in message) == ("make other" in said)
     if "MEND" in said:
         assert main(message.rpartition("nnunet-plugins ")[2].split()) == 0
         capsys.readouterr()
@@ -193,13 +197,30 @@ def test_a_twin_and_its_dataset_have_the_same_folds(tmp_path, monkeypatch, capsy
         assert same_folds(content, json.loads(files[0].read_text()))
 
 
+def test_a_twin_takes_folds_that_leave_cases_out(tmp_path, monkeypatch, capsys):
+    world(tmp_path, monkeypatch, {A: 0, TWIN: 0}, cases=4)
+    make_twin(tmp_path)
+    own, file = (tmp_path / "nnUNet_preprocessed" / name / "splits_final.json" for name in (A, TWIN))
+    assert main(["split", "-d", TWIN, "--like", A]) == 2
+    command = capsys.readouterr().err.strip().rpartition("make it first: nnunet-plugins ")[2]
+    assert command == f"split -d {A} --folds 4"
+    assert main(command.split()) == 0
+    folds = [{"train": ["c00"], "val": ["c01"]}, {"train": ["c01"], "val": ["c00"]}]
+    own.write_text(json.dumps(folds))
+    assert main(["split", "-d", TWIN, "--like", A]) == 0
+    assert json.loads(file.read_text()) == folds
+    own.write_text(json.dumps([{"train": ["c00"], "val": ["c09"]}]))
+    assert main(["split", "-d", TWIN, "--like", A, "--overwrite"]) == 2
+    assert "do not have the same cases, see c09 (1 such); make the twin anew" in capsys.readouterr().err
+
+
 def test_a_twin_alone_keeps_groups_together_whatever_its_dataset_does(tmp_path, monkeypatch, capsys):
     output = world(tmp_path, monkeypatch, {A: 3, TWIN: 0})
     make_twin(tmp_path)
     table = tmp_path / "groups.csv"
     table.write_text("case,group\n" + "".join(f"c{number:02d},{number // 2}\n" for number in range(12)))
     found = splits_of(output, capsys, [TWIN], "--groups", str(table))
-    assert found == {TWIN: ["--folds", "5", "--groups", str(table)]}
+    assert found == {TWIN: ["--groups", str(table), "--folds", "5"]}
 
 
 def test_a_twin_with_other_folds_is_refused_with_what_mends_it(tmp_path, monkeypatch, capsys):

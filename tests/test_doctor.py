@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -416,6 +417,22 @@ def test_splits(preprocessed, capsys, splits, level, text):
     assert [finding["level"] for finding in found if text in finding["text"]] == [level], found
 
 
+def test_cases_have_the_names_of_their_files_however_letters_are_encoded(dataset, preprocessed, capsys):
+    names = {case: unicodedata.normalize("NFD", f"Müller_{case[-1]}") for case in CASES}
+    for old, new in names.items():
+        for file in (*dataset.rglob(f"{old}*"), *preprocessed.rglob(f"{old}*")):
+            file.rename(file.with_name(file.name.replace(old, new)))
+    text = json.dumps(SPLITS, ensure_ascii=False).replace("case", unicodedata.normalize("NFD", "Müller"))
+    (preprocessed / "splits_final.json").write_text(text)
+    options = ("-tr", "nnUNetTrainerASPP3DUNet", "--gpu-memory", 24)
+    assert examine(capsys, *options) == (0, [])
+    # nnU-Net finds no file of a name that is composed.
+    (preprocessed / "splits_final.json").write_text(unicodedata.normalize("NFC", text))
+    found = next(one for one in examine(capsys, *options)[1] if one["section"] == "Splits")
+    assert (found["level"], len(found["cases"])) == ("problem", len(CASES))
+    assert "encoded in another way in the file's name" in found["text"]
+
+
 def remove(dataset: Path, *cases: str) -> None:
     for case in cases:
         label(dataset, case).unlink()
@@ -490,6 +507,21 @@ def test_too_few_cases_of_a_twin_are_split_as_its_dataset(dataset, preprocessed,
         assert main(command.removesuffix(" && ").split()) == 0
     same = [json.loads((folder / "splits_final.json").read_text()) for folder in (twin, preprocessed)]
     assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_twin_whose_dataset_is_not_preprocessed_is_split_on_its_own(dataset, twin, tmp_path, capsys, grouped):
+    shutil.copytree(dataset, dataset.with_name(twin.name))
+    shutil.rmtree(twin)
+    if not grouped:
+        remove(dataset, "case_4")
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\n" + "".join(f"{case},{min(2, int(case[-1]))}\n" for case in CASES))
+    options = ["--groups", table] if grouped else []
+    (found,) = [one for one in examine(capsys, *options)[1] if one["section"] == "Splits"]
+    command = found["remedy"].rpartition("nnunet-plugins ")[2]
+    assert command == f"split -d {NAME} " + (f"--groups {table} --folds 3" if grouped else "--folds 4")
+    assert main(command.split()) == 0
 
 
 def test_a_merged_dataset_is_split_by_its_sources(dataset, preprocessed, tmp_path, capsys):

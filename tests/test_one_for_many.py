@@ -97,6 +97,35 @@ def lose_a_case(folders):
     (folders.preprocessed / HIP / "gt_segmentations" / "b.nii.gz").unlink()
 
 
+def test_cases_that_folds_leave_out_are_left_out_of_those_like_them(folders):
+    """As the doctor warns; they are no reason to refuse the folds."""
+    knee = [{"train": ["a"], "val": ["c"]}, {"train": ["c"], "val": ["a"]}]
+    joint = [{part: [name for name in fold[part] if name != "Knee__b"] for part in fold} for fold in JOINT]
+    for dataset, folds in {**FOLDS, KNEE: knee}.items():
+        write_folds(folders, dataset, folds)
+    assert main(["split", "-d", "900", "--like", "sources"]) == 0
+    assert read_folds(folders, MERGED) == joint
+    (folders.preprocessed / KNEE / "splits_final.json").unlink()
+    assert main(["split", "-d", KNEE, "--like", "900"]) == 0
+    assert read_folds(folders, KNEE) == knee
+
+
+def test_splits_that_others_are_to_be_like_are_made_by_the_command_that_is_named(folders, capsys):
+    """In as many folds as the smallest of the datasets allows."""
+    for dataset in FOLDS:
+        assert main(["split", "-d", "900", "--like", "sources"]) == 2
+        command = capsys.readouterr().err.strip().rpartition("make it first: nnunet-plugins ")[2]
+        assert command == f"split -d {dataset} --folds 2"
+        assert main(command.split()) == 0
+    assert main(["split", "-d", "900", "--like", "sources"]) == 0
+    (folders.preprocessed / MERGED / "splits_final.json").unlink()
+    assert main(["split", "-d", "1", "--like", "900"]) == 2
+    command = capsys.readouterr().err.strip().rpartition("make it first: nnunet-plugins ")[2]
+    assert command == f"split -d {MERGED} --strata sources --folds 2"
+    assert main(command.split()) == 0
+    assert main(["split", "-d", "1", "--like", "900"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "spoil", "message"),
     [
@@ -179,11 +208,35 @@ def test_folds_are_taken_from_where_they_are(folders, there):
     for position, task in enumerate(tasks):
         assert set(task.needs) <= set(names[:position])
     splits = {task.command[3]: task.command[4:] for task in tasks if task.command[:2] == ("nnunet-plugins", "split")}
-    anew = ("--folds", "2", "--groups", question.groups)
+    anew = ("--groups", question.groups, "--folds", "2")
     if not there or MERGED in there:
-        assert splits == {MERGED: (*anew, "--strata", "sources"), KNEE: ("--like", MERGED), HIP: ("--like", MERGED)}
+        assert splits == {MERGED: ("--strata", "sources", *anew), KNEE: ("--like", MERGED), HIP: ("--like", MERGED)}
     else:
         assert splits == {KNEE: anew, HIP: anew, MERGED: ("--like", "sources")}
+
+
+def test_a_merged_dataset_alone_is_split_by_its_sources(folders, capsys):
+    """Else a fold may validate on none of a source's cases, or train on none."""
+    question = ["benchmark", "-d", "900", "-tr", "nnUNetTrainer_PartialLabels", "--device", "cpu", "--dry-run"]
+    assert main([*question, "-o", str(folders.output)]) == 2
+    said = capsys.readouterr().err
+    assert f"a source of {MERGED} has 2 cases, too few for 5 folds; give --folds 2" in said
+    assert main([*question, "-o", str(folders.output), *said.strip().rpartition("give ")[2].split()]) == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nnunet-plugins split "))
+    assert command == f"nnunet-plugins split -d {MERGED} --strata sources --folds 2"
+    assert main(command.split()[1:]) == 0
+    for fold in read_folds(folders, MERGED):
+        assert all({case.partition("__")[0] for case in fold[part]} == {"Knee", "Hip"} for part in fold)
+
+
+def test_a_source_of_one_case_is_split_with_the_others(folders, capsys):
+    lose_a_case(folders)
+    question = ["benchmark", "-d", "900", "-tr", "nnUNetTrainer_PartialLabels", "--device", "cpu", "--dry-run"]
+    (folders.preprocessed / MERGED / "gt_segmentations" / "Hip__b.nii.gz").unlink()
+    assert main([*question, "-o", str(folders.output), "--folds", "4"]) == 0
+    command = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nnunet-plugins split "))
+    assert command == f"nnunet-plugins split -d {MERGED} --folds 4"
+    assert main(command.split()[1:]) == 0
 
 
 def benchmark(folders, *more):

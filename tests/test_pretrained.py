@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.doctor.findings import Finding
 from nnunet_plugins.doctor.start import check_start
 from nnunet_plugins.doctor.training import Training
+from nnunet_plugins.planning.seen import Cases, folds_that_saw
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, patch_setting
 
 THERE, HERE = "Dataset100_There", "Dataset101_Here"
@@ -286,6 +288,26 @@ def test_nothing_is_validated_on_cases_that_weights_have_seen_in_another_dataset
         assert code == (0 if fold == unseen else 2), told
         assert (f"was trained on {origin[0]}, fold {origin[1]}, and has seen" in told) == (fold != unseen)
         assert "-f all" not in told
+
+
+def test_a_case_is_the_same_however_the_letters_of_its_name_are_encoded(tmp_path):
+    """`merge` and twins compose accents; in their own dataset cases have the names of their files."""
+    own, merged, twin = (unicodedata.normalize("NFD", "Dataset011_Hüfte"), "Dataset900_Both", "Dataset012_Twin")
+    sources = {"Hüfte": {"dataset": own, "labels": {"bone": 1}, "cases": []}}
+    descriptions = {own: {}, merged: {**description(LABELS, 1), "nnunet_plugins_sources": sources}}
+    descriptions[twin] = one_size(unicodedata.normalize("NFC", own))
+    cases = [unicodedata.normalize("NFD", f"ä_{number}") for number in range(3)]
+    for name in descriptions:
+        written = [unicodedata.normalize("NFD" if name == own else "NFC", case) for case in cases]
+        written = [f"Hüfte__{case}" if name == merged else case for case in written]
+        (tmp_path / name).mkdir()
+        folds = [{"train": [one for one in written if one != case], "val": [case]} for case in written]
+        (tmp_path / name / "splits_final.json").write_text(json.dumps(folds))
+    known = [Cases(name, content) for name, content in descriptions.items()]
+    for weights in known:
+        for dataset in known:
+            assert folds_that_saw(weights, 0, dataset, tmp_path) == [1, 2]
+            assert folds_that_saw(weights, "all", dataset, tmp_path) == [0, 1, 2]
 
 
 def test_other_cases_are_no_matter(here, tmp_path):

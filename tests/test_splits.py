@@ -11,6 +11,7 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.planning.splits import group_splits, read_groups, source_splits, torn_groups
+from nnunet_plugins.trainers.splitting import require_splits
 
 GROUPS = {f"case_{n}": f"patient_{n // 2}" for n in range(10)}
 
@@ -141,6 +142,27 @@ def test_splits_of_a_training_stay(dataset, tmp_path, capsys):
     assert f"1 trainings used them, first of all {fold}" in capsys.readouterr().err
     assert (folder / "splits_final.json").read_text() == before
     assert split(table) == 0, "the same splits are no change"
+
+
+def test_the_same_folds_in_another_order_are_no_change(dataset, tmp_path, capsys):
+    """The file stays, for trainings are recorded with its hash; but names get the letters of the files."""
+    folder, table = dataset
+    file = folder / "splits_final.json"
+    turned = [{part: names[::-1] for part, names in fold.items()} for fold in group_splits(GROUPS, 5)]
+    file.write_text(json.dumps(turned))
+    fold = tmp_path / "nnUNet_results" / "Dataset001_Small" / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    assert split(table) == 0, capsys.readouterr().err
+    assert json.loads(file.read_text()) == turned
+    written = unicodedata.normalize("NFD", "é_0")
+    (folder / "gt_segmentations" / "case_0.nii.gz").rename(folder / "gt_segmentations" / f"{written}.nii.gz")
+    table.write_text(table.read_text().replace("case_0", "é_0"))
+    file.write_text(file.read_text().replace("case_0", "é_0"))
+    assert split(table) == 0, capsys.readouterr().err
+    assert any(written in fold["val"] for fold in json.loads(file.read_text()))
+    file.write_text(json.dumps(json.loads(file.read_text())[::-1]))
+    assert split(table) == 2, "other folds by their numbers"
 
 
 def test_leakage_check(dataset, capsys):
@@ -355,6 +377,25 @@ def test_what_splits_of_sources_cannot_be_is_said(merged, capsys):
     assert "has no 'nnunet_plugins_sources', which tells" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("kept", "options"), [("0178", "--strata sources --folds 2"), ("0127", "--folds 2")])
+def test_a_training_on_few_merged_cases_names_a_command_that_works(merged, kept, options):
+    """A source of one case is not split on its own."""
+    folder, _, groups = merged
+    data = folder / "data"
+    data.mkdir()
+    for case in groups:
+        if case[-1] in kept:
+            (data / f"{case}.pkl").touch()
+        else:
+            (folder / "gt_segmentations" / f"{case}.nii.gz").unlink()
+    with pytest.raises(RuntimeError, match=r"4 cases in .*, which nnU-Net cannot split into 5 folds") as error:
+        require_splits(folder / "splits_final.json", data, 0)
+    command = str(error.value).partition("make splits that fit: nnunet-plugins ")[2]
+    assert command == f"split -d Dataset001_Small {options}"
+    assert main(command.split()) == 0
+    require_splits(folder / "splits_final.json", data, 1)
+
+
 def share_patients(folder, table, groups, shared):
     """Give cases of the sources one group, and the first of them many cases, and write the table."""
     groups = {**groups, **dict.fromkeys(shared, "in both")}
@@ -389,9 +430,24 @@ def test_groups_within_their_sources_are_split_as_ever(merged):
     assert sorted(second["val"]) == ["a__case_2", "a__case_3", "a__case_4", "a__case_5", "b__case_7"]
 
 
+def test_shared_patients_are_split_where_the_largest_first_leave_a_source_out_of_a_fold():
+    sizes = [{"A": 2, "B": 1, "C": 1}, {"B": 1, "C": 5}, {"A": 5, "C": 1}, {"A": 5, "C": 5}, {"A": 1, "B": 1, "C": 2}]
+    groups = {
+        f"{source}__{group}_{number}": str(group)
+        for group, size in enumerate(sizes)
+        for source in size
+        for number in range(size[source])
+    }
+    splits = source_splits(sorted(groups), {case: case[0] for case in groups}, 3, groups)
+    assert sorted(case for fold in splits for case in fold["val"]) == sorted(groups)
+    assert torn_groups(splits, groups) == [[], [], []]
+    assert all({case[0] for case in fold["val"]} == {"A", "B", "C"} for fold in splits)
+    assert splits == source_splits(sorted(groups), {case: case[0] for case in groups}, 3, groups), "the same again"
+
+
 def test_shared_patients_that_leave_a_source_out_of_a_fold_are_refused():
     """Of three patients, of whom each source has two, some two share one of two folds."""
     groups = {"a__1": "1", "a__2": "2", "b__2": "2", "b__3": "3", "c__1": "1", "c__3": "3"}
     sources = {case: case[0] for case in groups}
-    with pytest.raises(PlanError, match=r"[abc]: groups that are in other sources, too, leave none for one of 2 folds"):
+    with pytest.raises(PlanError, match=r"[abc]: groups .* no split into 2 folds was found .*; leave out --strata"):
         source_splits(sorted(groups), sources, 2, groups)

@@ -1,16 +1,17 @@
 """Which folds a benchmark trains: those of the splits that are there, or of those that it will make."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
 from nnunet_plugins.benchmark.tasks import Folders, shares_folds_of, sources_of
-from nnunet_plugins.datasets.preprocessed import existing_cases, raw_cases
-from nnunet_plugins.datasets.split_commands import split_command
+from nnunet_plugins.datasets.preprocessed import known_cases
+from nnunet_plugins.datasets.sources import find_description
+from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, most_folds, own_split, split_command
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.merged_splits import same_folds, splits_like
-from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits
+from nnunet_plugins.planning.merged_splits import splits_like
+from nnunet_plugins.planning.splits import read_splits, same_folds
 
 
 def choose_folds(
@@ -39,39 +40,56 @@ def choose_folds(
             files[dataset] = folders.preprocessed / like / "splits_final.json"
     there = {dataset: len(read_splits(file)) for dataset, file in files.items() if file.is_file()}
     if empty := next((dataset for dataset, found in there.items() if not found), None):
-        mend = split_command(empty, number or NNUNET_FOLDS, groups, overwrite=True)
+        fitting = min(number or NNUNET_FOLDS, max(2, _most(empty, folders, groups)[0]))
+        mend = split_command(empty, fitting, groups, overwrite=True)
         raise BenchmarkError(f"{files[empty]} holds no fold; remove it, or make other splits: {mend}")
     wanted = number or next(iter(there.values()), NNUNET_FOLDS)
+    first = next(iter(there), "")
     for dataset, found in there.items():
         if number and found != number:
             raise BenchmarkError(
-                f"--folds {number}, but {files[dataset]} has {found} folds; leave --folds out, or make other splits: "
-                f"{split_command(dataset, number, groups, overwrite=True)}"
+                f"--folds {number}, but {files[dataset]} has {found} folds; leave --folds out"
+                + _or_other_splits({dataset: number}, folders, groups)
             )
         if found != wanted and (asked is None or max(asked) >= min(found, wanted)):
             raise BenchmarkError(
-                f"{next(iter(there))} is split into {wanted} folds, {dataset} into {found}; name folds that both have, "
-                f"-f {' '.join(map(str, range(min(found, wanted))))}, or make other splits: "
-                f"{split_command(dataset, wanted, groups, overwrite=True)}"
+                f"{first} is split into {wanted} folds, {dataset} into {found}; name folds that both have, "
+                f"-f {' '.join(map(str, range(min(found, wanted))))}"
+                + _or_other_splits({dataset: wanted, first: found}, folders, groups)
             )
     for dataset in datasets:
         if dataset not in there:
-            _require_cases(dataset, folders.preprocessed / dataset, wanted, groups)
+            _require_cases(dataset, folders, wanted, groups)
     return tuple(sorted(set(asked))) if asked is not None else tuple(range(wanted)), wanted
 
 
-def _require_cases(dataset: str, folder: Path, number: int, groups: Path | None) -> None:
+def _or_other_splits(numbers: Mapping[str, int], folders: Folders, groups: Path | None) -> str:
+    """Return the end of a message: the command that splits the first dataset that can be split into its number."""
+    for dataset, number in numbers.items():
+        if 2 <= number <= _most(dataset, folders, groups)[0]:
+            return f", or make other splits: {split_command(dataset, number, groups, overwrite=True)}"
+    return ""
+
+
+def _most(dataset: str, folders: Folders, groups: Path | None) -> tuple[int, str]:
+    """Return into how many folds a dataset can be split, and whether it or one of its sources has no more cases."""
+    found = {case: case for case in known_cases(folders.preprocessed / dataset)}
+    if groups:
+        found = groups_of(found, read_groups(groups))
+    description, _ = find_description(dataset, folders.preprocessed, folders.raw)
+    if "--strata" in own_split(dataset, description, NNUNET_FOLDS):
+        return most_folds(found, description), f"a source of {dataset}"
+    return len(set(found.values())), dataset
+
+
+def _require_cases(dataset: str, folders: Folders, number: int, groups: Path | None) -> None:
     """Check that splits can be made, before a dataset is preprocessed for them."""
-    preprocessed = (folder / "dataset.json").is_file() and existing_cases(folder)
-    cases, what = set(preprocessed or raw_cases(dataset)), "cases"
-    if cases and groups:
-        cases, what = set(groups_of(cases, read_groups(groups)).values()), "groups"
-    if len(cases) == 1:
-        raise BenchmarkError(f"{dataset} has 1 {what.removesuffix('s')}, which cannot be split; add more")
-    if 1 < len(cases) < number:
-        raise BenchmarkError(
-            f"{dataset} has {len(cases)} {what}, too few for {number} folds; give --folds {len(cases)}"
-        )
+    most, where = _most(dataset, folders, groups)
+    what = "groups" if groups else "cases"
+    if most == 1:
+        raise BenchmarkError(f"{where} has 1 {what.removesuffix('s')}, which cannot be split; add more")
+    if 1 < most < number:
+        raise BenchmarkError(f"{where} has {most} {what}, too few for {number} folds; give --folds {most}")
 
 
 def require_same_folds(merged: str, folders: Folders) -> None:

@@ -14,6 +14,7 @@ from nnunet_plugins.benchmark import done
 from nnunet_plugins.benchmark.protocol import PRESETS, Protocol, Run, first_repeats, starts_from_weights
 from nnunet_plugins.benchmark.sources import source_files
 from nnunet_plugins.datasets.sources import find_description, original_of, read_sources
+from nnunet_plugins.datasets.split_commands import own_split
 from nnunet_plugins.files import short_name, unfinished
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.rows import without_seed
@@ -310,8 +311,8 @@ def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[s
         command += ["--like", like]
         needs += [task_name("split", like)] if like in protocol.datasets else []
     else:
-        command += ["--folds", str(protocol.number_of_folds), *(["--groups", groups] if groups else [])]
-        command += ["--strata", "sources"] if dataset == merged else []
+        description, _ = find_description(dataset, folders.preprocessed, folders.raw)
+        command = own_split(dataset, description, protocol.number_of_folds, groups)
     return Task(
         name=task_name("split", dataset),
         title=f"{dataset}: splits",

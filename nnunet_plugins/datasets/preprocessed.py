@@ -46,6 +46,16 @@ def existing_cases(folder: Path) -> list[str]:
     return [case for case in truths if case not in stale]
 
 
+def known_cases(folder: Path) -> list[str]:
+    """Return the preprocessed training cases of a dataset, or else the raw ones; none if neither are there.
+
+    Raises:
+        InputError: if the folder's dataset.json cannot be used.
+    """
+    preprocessed = existing_cases(folder) if (folder / "dataset.json").is_file() else []
+    return preprocessed or sorted(raw_cases(folder.name))
+
+
 def stale_cases(folder: Path, truths: Iterable[str]) -> set[str]:
     """Return the cases that have left the dataset since it was first preprocessed.
 

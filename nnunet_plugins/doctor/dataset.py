@@ -59,7 +59,7 @@ class RawDataset:
         description: what dataset.json says.
         labels: nnU-Net's manager of its labels; None if they make no sense.
         reader: nnU-Net's class that reads its files; None if there is none.
-        cases: those whose files are all there, by name.
+        cases: those whose files are all there, by their names as nnU-Net has them, which are the files'.
     """
 
     folder: Path
@@ -232,8 +232,9 @@ def _check_folders(
     for name, files in channels.items():
         truth = truths.files.get(name)
         needed = truth or (labels / f"{name}{ending}" if labels and all_labelled else None)
-        cases[name] = Case([str(file) for _, file in sorted(files.items())], str(needed) if needed else None)
+        # As nnU-Net names it, accents as the file's name has them.
         first = next(iter(files.values())).name[: -len(ending) - 5]
+        cases[first] = Case([str(file) for _, file in sorted(files.items())], str(needed) if needed else None)
         if truth and truth.name.removesuffix(ending) != first:
             facts.append(Fact("other letters", str(truth), case=name))
     facts += twins({name: next(iter(files.values())) for name, files in channels.items()})

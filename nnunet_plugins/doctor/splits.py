@@ -5,13 +5,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_plugins.datasets.sources import MARK, SOURCES, original_of
-from nnunet_plugins.datasets.split_commands import split_command
+from nnunet_plugins.datasets.sources import original_of
+from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, most_folds, split_command
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
-from nnunet_plugins.planning.merged_splits import same_folds
-from nnunet_plugins.planning.splits import NNUNET_FOLDS, read_splits, torn_groups
+from nnunet_plugins.planning.splits import read_splits, same_folds, torn_groups
 
 
 def check_splits(
@@ -34,7 +33,7 @@ def check_splits(
     groups = groups_of(cases, table)
     without = {case: "" for case in sorted(cases) if groups_file and case not in groups}
     yield from of_cases("problem", f"{groups_file} names no group for {{}}", without, "add them")
-    most = _most_folds(groups if groups_file else {case: case for case in cases}, description)
+    most = most_folds(groups if groups_file else {case: case for case in cases}, description)
     original = original_of(description)
     of_original = file.parents[1] / str(original) / file.name
     others = read_splits(of_original) if of_original.is_file() else []
@@ -112,14 +111,6 @@ def _without_splits(
         command = split_command(file.parent.name, fitting, groups_file or "FILE")
         return warning(text, f"make splits that keep groups together: {command}")
     return ok(text)
-
-
-def _most_folds(groups: Mapping[str, str], description: Mapping[str, Any]) -> int:
-    """Return into how many folds groups can be split, of a merged dataset those of the source that has fewest."""
-    by_source: dict[str, set[str]] = {}
-    for case, group in groups.items():
-        by_source.setdefault(case.partition(MARK)[0] * (SOURCES in description), set()).add(group)
-    return min(map(len, by_source.values()), default=0)
 
 
 def _check_folds(

@@ -34,7 +34,7 @@ from nnunet_plugins.datasets.preprocessed import (
     preprocessed_shapes,
 )
 from nnunet_plugins.datasets.sources import SOURCES, hidden_channels, read_sources, source_of
-from nnunet_plugins.datasets.split_commands import split_command
+from nnunet_plugins.datasets.split_commands import folds_of_cases, split_command
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 from nnunet_plugins.forecast import format_size
@@ -206,7 +206,8 @@ def _read_splits(dataset: str, folder: Path, folds: Sequence[int]) -> list[Split
     file = folder / "splits_final.json"
     if not file.is_file():
         raise AtlasError(
-            f"{file} is missing; nnU-Net makes it when a training begins, as does {split_command(folder.name, 5)}"
+            f"{file} is missing; nnU-Net makes it when a training begins, as does "
+            f"{split_command(folder.name, folds_of_cases(folder))}"
         )
     splits = read_splits(file)
     if unknown := [fold for fold in folds if fold >= len(splits)]:

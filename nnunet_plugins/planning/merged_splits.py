@@ -3,19 +3,20 @@
 It was merged of them, or is a twin of one, whose cases have the same names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
 from nnunet_plugins.datasets.preprocessed import existing_cases
 from nnunet_plugins.datasets.sources import MARK, SOURCES, Source, find_description, original_of, read_sources
-from nnunet_plugins.datasets.split_commands import split_command
+from nnunet_plugins.datasets.split_commands import folds_of_cases, split_command
 from nnunet_plugins.files import read_json
 from nnunet_plugins.images.finding import composed
-from nnunet_plugins.planning.splits import NNUNET_FOLDS, Split, read_splits
+from nnunet_plugins.planning.splits import Split, read_splits
 
 FROM_SOURCES = "sources"
 """What stands for the datasets that a merged one was made of."""
+_ANEW = "merge anew, or make splits of cases that both have"
 
 
 def splits_like(folder: Path, like: str) -> list[Split]:
@@ -27,7 +28,7 @@ def splits_like(folder: Path, like: str) -> list[Split]:
             of a twin of it, or of another twin of the same; or `FROM_SOURCES`, if it was merged itself.
 
     Raises:
-        InputError: if the datasets do not belong together, their cases are not the same, or one has no splits.
+        InputError: if the datasets do not belong together, cases of the folds are not there, or one has no splits.
     """
     if like == FROM_SOURCES:
         return _joined(folder)
@@ -36,7 +37,7 @@ def splits_like(folder: Path, like: str) -> list[Split]:
         return _of_twin(folder, merged)
     for name, source in _sources(merged).items():
         if source.dataset == folder.name:
-            return _part(merged, name, source, folder)
+            return _part(merged, name, folder)
     raise PlanError(f"{merged.name} was not merged of {folder.name}; it was merged of {_told(_sources(merged))}")
 
 
@@ -49,67 +50,69 @@ def _original(folder: Path) -> str:
 def _of_twin(twin: Path, original: Path) -> list[Split]:
     splits = _existing_splits(original)
     own = {composed(case): case for case in existing_cases(twin)}
-    odd = {composed(case) for fold in splits for part in fold.values() for case in part} ^ set(own)
-    if odd:
-        raise PlanError(
-            f"{twin.name} and {original.name} do not have the same cases, see {min(odd)} ({len(odd)} such); make the "
-            "twin anew"
-        )
+    named = {composed(case) for fold in splits for part in fold.values() for case in part}
+    _require_there(named, set(own), twin, original, "make the twin anew")
     return [{part: [own[composed(case)] for case in names] for part, names in fold.items()} for fold in splits]
-
-
-def same_folds(some: list[Split], others: list[Split]) -> bool:
-    """Tell whether splits have the same cases in every fold, in whatever order, and however letters are encoded."""
-    first, second = (
-        [{part: set(map(composed, names)) for part, names in fold.items()} for fold in one] for one in (some, others)
-    )
-    return first == second
 
 
 def _joined(merged: Path) -> list[Split]:
     sources = _sources(merged)
     cases = {composed(case): case for case in existing_cases(merged)}
     splits: list[Split] = []
-    for name, source in sources.items():
-        own = _existing_splits(preprocessed_folder(source.dataset))
+    folders = {name: preprocessed_folder(source.dataset) for name, source in sources.items()}
+    number = _number_of_folds(folders.values())
+    for name, folder in folders.items():
+        own = _existing_splits(folder, number)
         splits = splits or [{"train": [], "val": []} for _ in own]
         if len(own) != len(splits):
             raise PlanError(
-                f"{source.dataset} is split into {len(own)} folds, {next(iter(sources.values())).dataset} into "
+                f"{folder.name} is split into {len(own)} folds, {next(iter(folders.values())).name} into "
                 f"{len(splits)}: a merged dataset has one number of them"
             )
         named = {f"{name}{MARK}{composed(case)}" for fold in own for part in fold.values() for case in part}
-        _require_same(named, {case for case in cases if case.startswith(f"{name}{MARK}")}, merged, source)
+        there = {case for case in cases if case.startswith(f"{name}{MARK}")}
+        _require_there(named, there, merged, folder, _ANEW)
         for split, fold in zip(splits, own, strict=True):
             for part, names in fold.items():
                 split[part] += [cases[f"{name}{MARK}{composed(case)}"] for case in names]
     return splits
 
 
-def _part(merged: Path, name: str, source: Source, folder: Path) -> list[Split]:
+def _part(merged: Path, name: str, folder: Path) -> list[Split]:
     start = f"{name}{MARK}"
     own = {f"{start}{composed(case)}": case for case in existing_cases(folder)}
     splits = [
         {part: [composed(case) for case in names if composed(case).startswith(start)] for part, names in fold.items()}
         for fold in _existing_splits(merged)
     ]
-    _require_same({case for fold in splits for part in fold.values() for case in part}, set(own), merged, source)
+    named = {case for fold in splits for part in fold.values() for case in part}
+    _require_there(named, set(own), merged, folder, _ANEW)
     return [{part: [own[case] for case in names] for part, names in fold.items()} for fold in splits]
 
 
-def _require_same(some: set[str], others: set[str], merged: Path, source: Source) -> None:
-    if odd := sorted(some ^ others):
+def _require_there(named: set[str], there: set[str], one: Path, other: Path, remedy: str) -> None:
+    """Refuse folds with cases that are not there, or with none of those that are. They may leave some out."""
+    if odd := sorted(named - there if named else there):
         raise PlanError(
-            f"{merged.name} and {source.dataset} do not have the same cases, see {odd[0]} ({len(odd)} such); merge "
-            "anew, or make splits of all their cases"
+            f"{one.name} and {other.name} do not have the same cases, see {odd[0]} ({len(odd)} such); {remedy}"
         )
 
 
-def _existing_splits(folder: Path) -> list[Split]:
+def _existing_splits(folder: Path, number: int | None = None) -> list[Split]:
+    """Return the splits of a dataset; where there are none, it is proposed to make so many folds, or those that fit."""
     file = folder / "splits_final.json"
     if not file.is_file():
-        raise PlanError(f"{file} is missing; make it first: {split_command(folder.name, NNUNET_FOLDS)}")
+        command = split_command(folder.name, number or _number_of_folds([folder]))
+        raise PlanError(f"{file} is missing; make it first: {command}")
     return read_splits(file)
+
+
+def _number_of_folds(folders: Collection[Path]) -> int:
+    """Return how many folds datasets have that are to be split alike, or can all have."""
+    files = [file for folder in folders if (file := folder / "splits_final.json").is_file()]
+    if files:
+        return len(read_splits(files[0]))
+    return min(map(folds_of_cases, folders))
 
 
 def _sources(merged: Path) -> Mapping[str, Source]:

@@ -1,7 +1,7 @@
 """Which folds of a dataset validate on cases that weights to start from were trained on.
 
 A case is in several datasets: in its own, in those that `merge` has made of it, and in twins with images of one size or
-prepared ones.
+prepared ones. Those compose the accents of its name, which its own may have otherwise: names are compared composed.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.datasets.sources import MARK, SOURCES, original_of, read_sources
+from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.splits import Split, read_splits
 
 _Case = tuple[str, str]
@@ -31,20 +32,22 @@ class Cases:
     def origins(self) -> set[str]:
         """Full names of the datasets whose cases it has: those that it was made of, or itself."""
         if SOURCES in self.description:
-            return {source.dataset for source in read_sources(self.description).values()}
+            return {composed(source.dataset) for source in read_sources(self.description).values()}
         return {self._own}
 
     def original(self, case: str) -> _Case:
-        """Return the dataset that one of its cases comes from, and the name of the case there."""
+        """Return the dataset that one of its cases comes from, and the name of the case there, accents composed."""
+        case = composed(case)
         if SOURCES in self.description:
             source, _, own = case.partition(MARK)
-            if found := read_sources(self.description).get(source):
-                return found.dataset, own
+            sources = {composed(name): found for name, found in read_sources(self.description).items()}
+            if found := sources.get(source):
+                return composed(found.dataset), own
         return self._own, case
 
     @property
     def _own(self) -> str:
-        return original_of(self.description) or self.name
+        return composed(original_of(self.description) or self.name)
 
 
 def shared_origins(one: Cases, other: Cases) -> list[str]:

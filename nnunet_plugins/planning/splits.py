@@ -9,7 +9,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
@@ -18,16 +18,17 @@ from sklearn.model_selection import GroupKFold
 from nnunet_plugins.datasets.folders import PlanError, preprocessed_folder
 from nnunet_plugins.datasets.preprocessed import existing_cases, find_truths, stale_cases
 from nnunet_plugins.datasets.sources import read_sources, source_of
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import problems, remarks, summarise
+from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import groups_of, read_groups
 
 Split = dict[str, list[str]]
 """One fold: the cases to train on, `train`, and to validate on, `val`."""
 
 SEED = 12345  # as nnU-Net's own split
-NNUNET_FOLDS = 5
-"""How many folds nnU-Net makes when a training finds no splits."""
+_ORDERS = 1000  # of groups, that are tried
 
 
 def read_splits(file: Path) -> list[Split]:
@@ -37,6 +38,15 @@ def read_splits(file: Path) -> list[Split]:
         InputError: if it cannot be read, or holds something else.
     """
     return read_json(file, [{"train": [str], "val": [str]}])
+
+
+def same_folds(some: list[Split], others: list[Split]) -> bool:
+    """Tell whether splits have the same cases in every fold, in whatever order, and however letters are encoded."""
+    return _as_sets(some, composed) == _as_sets(others, composed)
+
+
+def _as_sets(splits: list[Split], letters: Callable[[str], str] = str) -> list[dict[str, set[str]]]:
+    return [{part: set(map(letters, names)) for part, names in fold.items()} for fold in splits]
 
 
 def group_splits(groups: Mapping[str, str], folds: int) -> list[Split]:
@@ -101,24 +111,26 @@ def source_splits(
 def _joint_splits(
     cases: Sequence[str], sources: Mapping[str, str], folds: int, groups: Mapping[str, str]
 ) -> list[Split]:
-    """Put every group, the largest first, into the fold that has least of its sources; the same for equal input."""
+    """Put every group into the fold that has least of its sources, so that every fold has some; see `_in_order`.
+
+    The largest come first; where that leaves a fold without a source, other orders are tried. The same for equal input.
+    """
     totals = Counter(sources[case] for case in cases)
     shares: dict[str, Counter[str]] = {}
     for case in sorted(cases):
         shares.setdefault(groups[case], Counter())[sources[case]] += 1
-    names = sorted(shares)
-    random.Random(SEED).shuffle(names)  # as in `group_splits`
+    names, shuffle = sorted(shares), random.Random(SEED).shuffle
+    shuffle(names)  # as in `group_splits`
     names.sort(key=lambda name: max(size / totals[source] for source, size in shares[name].items()), reverse=True)
-    contents = [Counter[str]() for _ in range(folds)]
-    chosen = {}
-    for name in names:
-        own = {source: size / totals[source] ** 2 for source, size in shares[name].items()}
-        chosen[name] = min(range(folds), key=lambda fold: sum(contents[fold][one] * own[one] for one in own))
-        contents[chosen[name]].update(shares[name])
-    if left_out := [source for source in totals for content in contents if not content[source]]:
+    for _ in range(_ORDERS):
+        chosen, left_out = _in_order(names, shares, totals, folds)
+        if not left_out:
+            break
+        shuffle(names)
+    else:
         raise PlanError(
-            f"{left_out[0]}: groups that are in other sources, too, leave none for one of {folds} folds; give fewer "
-            "--folds, or leave out --strata"
+            f"{left_out[0]}: groups that are in other sources, too, and no split into {folds} folds was found with "
+            f"cases of every source in each; {'give fewer --folds, or ' * (folds > 2)}leave out --strata"
         )
     return [
         {
@@ -127,6 +139,26 @@ def _joint_splits(
         }
         for fold in range(folds)
     ]
+
+
+def _in_order(
+    names: Sequence[str], shares: Mapping[str, Counter[str]], totals: Counter[str], folds: int
+) -> tuple[dict[str, int], list[str]]:
+    """Put groups one after the other into the fold that has least of their sources; returns also the sources left out.
+
+    Args:
+        names: of the groups, in their order.
+        shares: how many cases of each source a group has.
+        totals: how many there are of each source.
+        folds: how many.
+    """
+    contents = [Counter[str]() for _ in range(folds)]
+    chosen = {}
+    for name in names:
+        own = {source: size / totals[source] ** 2 for source, size in shares[name].items()}
+        chosen[name] = min(range(folds), key=lambda fold: sum(contents[fold][one] * own[one] for one in own))
+        contents[chosen[name]].update(shares[name])
+    return chosen, [source for source in totals for content in contents if not content[source]]
 
 
 def _too_few(number: int, what: str, folds: int) -> str:
@@ -207,7 +239,7 @@ def write_splits(
 
 
 def keep_splits(folder: Path, splits: list[Split], *, overwrite: bool = False) -> Path:
-    """Write splits to where nnU-Net reads them; returns the file.
+    """Write splits to where nnU-Net reads them; returns the file, which stays as it is if it has the same in any order.
 
     Args:
         folder: of the dataset, in nnUNet_preprocessed.
@@ -218,7 +250,11 @@ def keep_splits(folder: Path, splits: list[Split], *, overwrite: bool = False) -
         PlanError: if other splits are there, above all if networks were trained with them.
     """
     file = folder / "splits_final.json"
-    if file.exists() and read_json(file) != splits:
+    there = _present(file)
+    if there is not None and _as_sets(there) == _as_sets(splits):
+        return file
+    # With letters that are encoded in another way they are the same, but nnU-Net would find none of the cases.
+    if file.exists() and (there is None or not same_folds(there, splits)):
         if trained := _trained(folder.name):
             raise PlanError(
                 f"{file} holds other splits, and {len(trained)} trainings used them, first of all {trained[0]}. With "
@@ -228,6 +264,14 @@ def keep_splits(folder: Path, splits: list[Split], *, overwrite: bool = False) -
             raise PlanError(f"{file} holds other splits already; give --overwrite to replace them")
     write_text(file, json.dumps(splits, indent=4))
     return file
+
+
+def _present(file: Path) -> list[Split] | None:
+    """Return the splits that are there; None if there are none, or something else."""
+    try:
+        return read_splits(file) if file.is_file() else None
+    except InputError:
+        return None
 
 
 def check_splits(dataset: str, groups_file: Path) -> tuple[Path, list[Split], list[list[str]]]:

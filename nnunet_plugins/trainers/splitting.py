@@ -5,10 +5,9 @@ from pathlib import Path
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_plugins.datasets.split_commands import split_command
+from nnunet_plugins.datasets.sources import find_description
+from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, fitting_folds, split_command
 from nnunet_plugins.files import read_json
-
-_FOLDS = 5  # that nnU-Net makes when it finds no splits
 
 
 def require_splits(file: Path, data: Path, fold: int) -> None:
@@ -28,9 +27,11 @@ def require_splits(file: Path, data: Path, fold: int) -> None:
     if not cases:
         raise RuntimeError(f"nnunet_plugins: no preprocessed case in {data}; run nnUNetv2_preprocess")
     if not file.exists():
-        if len(cases) < _FOLDS:
-            few = f"{len(cases)} case{'s' * (len(cases) > 1)} in {data}, which nnU-Net cannot split into {_FOLDS} folds"
-            remedy = f"make splits that fit: {split_command(dataset, len(cases))}"
+        if len(cases) < NNUNET_FOLDS:
+            number = f"{len(cases)} case{'s' * (len(cases) > 1)}"
+            few = f"{number} in {data}, which nnU-Net cannot split into {NNUNET_FOLDS} folds"
+            folds = fitting_folds({case: case for case in cases}, find_description(dataset, file.parents[1])[0])
+            remedy = f"make splits that fit: {split_command(dataset, folds)}"
             if len(cases) == 1:
                 remedy = "add cases, or train on all of them, fold 'all'"
             raise RuntimeError(f"nnunet_plugins: {few}; {remedy}")
