@@ -171,7 +171,7 @@ def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int
 def _require_room(raws: Mapping[str, RawDataset], joint: Joint) -> None:
     """Check that nnU-Net's writer of segmentations has room for all values."""
     reader = next(iter(raws.values())).reader
-    largest = max(value for values in joint.values.values() for value in values.values())
+    largest = max([*(joint.order or ()), *(value for values in joint.values.values() for value in values.values())])
     if reader is not None and reader.__name__ in BYTE_WRITERS and largest > 255:
         raise InputError(
             f"{reader.__name__}, with which nnU-Net reads the datasets, writes segmentations of 8 bits, in which label "
