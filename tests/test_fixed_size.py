@@ -399,8 +399,13 @@ def test_a_case_that_cannot_be_brought_back_costs_no_other(raw, tmp_path, capsys
         shutil.copy(tmp_path / "restored" / "a.nii.gz", tmp_path / "restored" / f"{name}.nii.gz")
     assert restore(predicted, source / "imagesTr", tmp_path / "restored", "--overwrite") == 1
     assert sorted(path.name for path in (tmp_path / "restored").glob("*.nii.gz")) == ["a.nii.gz", "mine.nii.gz"]
-    # Nor does anything stay beside it whose values mean something else.
+    # Nor does anything stay beside it that is of another dataset, or whose values mean something else.
     description = json.loads((predicted / "dataset.json").read_text())
+    other = {**description["nnunet_plugins_fixed_size"], "dataset": "Dataset310_Other"}
+    (predicted / "dataset.json").write_text(json.dumps({**description, "nnunet_plugins_fixed_size": other}))
+    assert restore(predicted, source / "imagesTr", tmp_path / "restored", "--overwrite") == 2
+    told = f"holds mine.nii.gz, of {NAME}, and here are cases of Dataset310_Other; choose another folder"
+    assert told in capsys.readouterr().err
     renamed = {f"other {name}": value for name, value in description["labels"].items() if value} | {"background": 0}
     (predicted / "dataset.json").write_text(json.dumps({**description, "labels": renamed}))
     before = snapshot(tmp_path / "restored")

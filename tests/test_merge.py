@@ -655,6 +655,35 @@ def test_views_of_two_sources_do_not_mix(two, tmp_path, capsys):
     assert np.array_equal(np.unique(read(output / "u.nii.gz")), [0, 1, 2])
 
 
+def test_views_of_two_sources_with_the_same_labels_do_not_mix(raw, tmp_path, capsys):
+    """Cases of both may have one name: those of one would be compared with the truth of the other."""
+    for name, cases in (("Dataset001_Left", "ab"), ("Dataset002_Right", "a")):
+        dataset(raw, name, {"background": 0, "bone": 1}, tuple(cases))
+    assert run() == 0
+    truth, output = raw / "Dataset900_Both" / "labelsTr", tmp_path / "view"
+
+    def show(source):
+        arguments = ["-i", str(truth), "-o", str(output), "--dataset", source, "--own-cases", "--overwrite"]
+        return main(["labels", *arguments])
+
+    assert show("Left") == 0
+    before = snapshot(output)
+    capsys.readouterr()
+    assert show("Right") == 2
+    told = "b.nii.gz, of Dataset001_Left, and here are cases of Dataset002_Right; choose another folder"
+    assert f"{output} holds {told}" in capsys.readouterr().err
+    assert snapshot(output) == before
+    assert show("Left") == 0
+    (output / "b.nii.gz").unlink()
+    assert show("Right") == 0, "nothing of the other is left"
+    # Views that older versions wrote do not say of what they are.
+    write(output / "c.nii.gz", np.zeros(SIZE, np.uint8))
+    description = json.loads((output / "dataset.json").read_text())
+    assert description.pop("nnunet_plugins_cases_of") == "Dataset002_Right"
+    (output / "dataset.json").write_text(json.dumps(description))
+    assert show("Left") == 0
+
+
 def test_an_interrupted_view_says_whose_values_it_has(two, tmp_path, monkeypatch):
     assert run() == 0
     truth, output = two / "Dataset900_Both" / "labelsTr", tmp_path / "view"

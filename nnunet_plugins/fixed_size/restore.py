@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.datasets.folders import label_manager, require_own_folder, require_own_labels
-from nnunet_plugins.datasets.sources import FIXED
+from nnunet_plugins.datasets.sources import FIXED, SHOWN
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import write_text
 from nnunet_plugins.fixed_size.twin import read_fixed
@@ -46,7 +46,7 @@ def restore(predicted: Path, reference: Path, output: Path, *, processes: int = 
 
     Raises:
         InputError: if a folder or the dataset.json is missing, nothing fits, or `output` has segmentations with other
-            labels that would stay.
+            labels or of another dataset that would stay.
     """
     for folder in (predicted, reference):
         if not folder.is_dir():
@@ -76,7 +76,8 @@ def restore(predicted: Path, reference: Path, output: Path, *, processes: int = 
             jobs[case] = partial(work, path, image, output / f"{case}{fixed['file_ending']}")
         else:
             failures[case] = f"{reference} has no image {case}_0000{fixed['file_ending']}"
-    left = {key: value for key, value in description.items() if key != FIXED} | {"file_ending": fixed["file_ending"]}
+    left = {SHOWN: fixed["dataset"]} | {key: value for key, value in description.items() if key != FIXED}
+    left["file_ending"] = fixed["file_ending"]
     written = {f"{case}{fixed['file_ending']}" for case in {*jobs, *failures}}
     require_own_labels(output, written, left)
     for name in written:  # of an earlier run; whatever else is there stays
