@@ -327,6 +327,34 @@ def test_labels_lie_again_where_the_images_lay(raw, tmp_path, ending):
     assert "nnunet_plugins_fixed_size" not in description
 
 
+def test_listed_images_are_found_whatever_their_names(raw, tmp_path, capsys, monkeypatch):
+    """Of the case b there is an image that another case's name fits as well."""
+    source = make(raw)
+    description = json.loads((source / "dataset.json").read_text())
+    files = {"pa": "a", "pb": "b", "b": "c"}
+    description["dataset"] = {
+        case: {"images": [f"imagesTr/{file}_{n:04d}.nii.gz" for n in range(2)], "label": f"labelsTr/{file}.nii.gz"}
+        for case, file in files.items()
+    }
+    (source / "dataset.json").write_text(json.dumps(description))
+    assert run("--size", 9, 14, 13) == 0
+    predicted = raw / TWIN / "labelsTr"
+    assert restore(predicted, source / "imagesTr", tmp_path / "restored") == 0
+    for case, file in files.items():
+        found, truth = read(tmp_path / "restored" / f"{case}.nii.gz"), read(source / "labelsTr" / f"{file}.nii.gz")
+        assert found.shape == truth.shape
+        assert dice(found == 1, truth == 1) > 0.9
+    capsys.readouterr()
+    assert restore(predicted, source / "imagesTs", tmp_path / "other") == 1
+    there = source / "imagesTr"
+    told = f"Ts has no image pa_0000.nii.gz; {NAME} lists {there / 'a_0000.nii.gz'} for it: give --reference {there}\n"
+    assert told in capsys.readouterr().err
+    # Elsewhere nothing is known of the list.
+    monkeypatch.delenv("nnUNet_raw")
+    assert restore(predicted, source / "imagesTs", tmp_path / "elsewhere") == 1
+    assert "Ts has no image pa_0000.nii.gz\n" in capsys.readouterr().err
+
+
 def test_axes_that_nnu_nets_reader_turns_are_turned_back(raw, tmp_path):
     source = make(raw)
     file = source / "dataset.json"
