@@ -385,7 +385,7 @@ def test_other_formats(raw, tmp_path):
     assert json.loads((tmp_path / "restored" / "a.json").read_text()) == {"spacing": [3.0, 1.0, 0.5]}
 
 
-def test_pictures(raw, tmp_path):
+def test_pictures(raw, tmp_path, capsys):
     source = make(raw, channels=("R", "G", "B"))
     for file in [*source.rglob("*.nii.gz")]:
         if "_0001" not in file.name and "_0002" not in file.name:
@@ -398,6 +398,7 @@ def test_pictures(raw, tmp_path):
         json.dumps({**description, "file_ending": ".png", "labels": {"background": 0, "femur": 1}})
     )
     assert run() == 0
+    assert "-d 301 -c 2d\n" in capsys.readouterr().out, "nnU-Net plans nothing else for them"
     assert len(list((raw / TWIN / "imagesTr").iterdir())) == 9
     assert read(raw / TWIN / "imagesTr" / "a_0002.nii.gz").shape == (1, 10, 10)
     assert restore(raw / TWIN / "labelsTr", source / "imagesTr", tmp_path / "restored") == 0

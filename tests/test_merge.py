@@ -344,7 +344,7 @@ def test_spacing_that_stands_beside_a_tif_goes_with_it(raw, spacing_beside):
     assert len(list((folder / "labelsTr").iterdir())) == 4
 
 
-def test_pictures_with_their_colours_in_one_file(raw):
+def test_pictures_with_their_colours_in_one_file(raw, capsys):
     for number, name in ((1, "A"), (2, "B")):
         labels = {"background": 0, name: 1}
         folder = dataset(raw, f"Dataset{number:03d}_{name}", labels, (), tuple("RGB"), ".png", numTraining=2)
@@ -355,6 +355,9 @@ def test_pictures_with_their_colours_in_one_file(raw):
             )
             Image.fromarray(random.integers(0, 2, (8, 9)).astype(np.uint8)).save(folder / "labelsTr" / f"{case}.png")
     assert run() == 0
+    out = capsys.readouterr().out
+    assert "nnUNetv2_plan_and_preprocess -d 900 -c 2d\n" in out, "nnU-Net plans nothing else for them"
+    assert "nnUNetv2_train 900 2d 0 -tr" in out
     folder = raw / "Dataset900_Both"
     own = np.asarray(Image.open(raw / "Dataset002_B" / "labelsTr" / "b.png"))
     assert np.array_equal(np.asarray(Image.open(folder / "labelsTr" / "B__b.png")), 2 * own)

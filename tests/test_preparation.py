@@ -146,6 +146,22 @@ def test_what_has_no_quartiles_or_percentiles_is_left_as_it_is(raw, capsys):
         assert np.array_equal(read(raw / f"Dataset{400 + number}_Twin" / "imagesTr" / "a_0000.nii.gz"), image)
 
 
+@pytest.mark.parametrize("axis", [None, 0, 2])
+def test_the_next_commands_are_for_slices_where_images_are_flat(raw, capsys, axis):
+    """Nothing but 2d is planned for them."""
+    source = make(raw)
+    for file in source.rglob("*.nii.gz") if axis is not None else ():
+        spacing = np.ones(3)
+        spacing[2 - axis] = 3.0
+        write(file, np.take(read(file), [3], axis), tuple(spacing))
+    assert run("--name", "Twin", scheme="equalize") == 0
+    configuration = "3d_fullres" if axis is None else "2d"
+    out = capsys.readouterr().out
+    assert f"nnUNetv2_plan_and_preprocess -d 400 -c {configuration}\n" in out
+    assert f"nnUNetv2_train 400 {configuration} 0 " in out
+    assert f"-d 400 -c {configuration} -f 0 " in out
+
+
 def test_a_recipe_in_words_has_all_that_is_not_the_default():
     """Recipes of trainings of before, which have the scheme alone, stay what they were where that is all there is."""
     named = {"channel_names": {"0": "MRI", "1": "FLAIR", "2": "T2"}}
