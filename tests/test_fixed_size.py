@@ -327,6 +327,34 @@ def test_labels_lie_again_where_the_images_lay(raw, tmp_path, ending):
     assert "nnunet_plugins_fixed_size" not in description
 
 
+def test_listed_images_are_found_whatever_their_names(raw, tmp_path, capsys, monkeypatch):
+    """Of the case b there is an image that another case's name fits as well."""
+    source = make(raw)
+    description = json.loads((source / "dataset.json").read_text())
+    files = {"pa": "a", "pb": "b", "b": "c"}
+    description["dataset"] = {
+        case: {"images": [f"imagesTr/{file}_{n:04d}.nii.gz" for n in range(2)], "label": f"labelsTr/{file}.nii.gz"}
+        for case, file in files.items()
+    }
+    (source / "dataset.json").write_text(json.dumps(description))
+    assert run("--size", 9, 14, 13) == 0
+    predicted = raw / TWIN / "labelsTr"
+    assert restore(predicted, source / "imagesTr", tmp_path / "restored") == 0
+    for case, file in files.items():
+        found, truth = read(tmp_path / "restored" / f"{case}.nii.gz"), read(source / "labelsTr" / f"{file}.nii.gz")
+        assert found.shape == truth.shape
+        assert dice(found == 1, truth == 1) > 0.9
+    capsys.readouterr()
+    assert restore(predicted, source / "imagesTs", tmp_path / "other") == 1
+    there = source / "imagesTr"
+    told = f"Ts has no image pa_0000.nii.gz; {NAME} lists {there / 'a_0000.nii.gz'} for it: give --reference {there}\n"
+    assert told in capsys.readouterr().err
+    # Elsewhere nothing is known of the list.
+    monkeypatch.delenv("nnUNet_raw")
+    assert restore(predicted, source / "imagesTs", tmp_path / "elsewhere") == 1
+    assert "Ts has no image pa_0000.nii.gz\n" in capsys.readouterr().err
+
+
 def test_axes_that_nnu_nets_reader_turns_are_turned_back(raw, tmp_path):
     source = make(raw)
     file = source / "dataset.json"
@@ -357,7 +385,7 @@ def test_other_formats(raw, tmp_path):
     assert json.loads((tmp_path / "restored" / "a.json").read_text()) == {"spacing": [3.0, 1.0, 0.5]}
 
 
-def test_pictures(raw, tmp_path):
+def test_pictures(raw, tmp_path, capsys):
     source = make(raw, channels=("R", "G", "B"))
     for file in [*source.rglob("*.nii.gz")]:
         if "_0001" not in file.name and "_0002" not in file.name:
@@ -370,6 +398,7 @@ def test_pictures(raw, tmp_path):
         json.dumps({**description, "file_ending": ".png", "labels": {"background": 0, "femur": 1}})
     )
     assert run() == 0
+    assert "-d 301 -c 2d\n" in capsys.readouterr().out, "nnU-Net plans nothing else for them"
     assert len(list((raw / TWIN / "imagesTr").iterdir())) == 9
     assert read(raw / TWIN / "imagesTr" / "a_0002.nii.gz").shape == (1, 10, 10)
     assert restore(raw / TWIN / "labelsTr", source / "imagesTr", tmp_path / "restored") == 0
@@ -399,8 +428,13 @@ def test_a_case_that_cannot_be_brought_back_costs_no_other(raw, tmp_path, capsys
         shutil.copy(tmp_path / "restored" / "a.nii.gz", tmp_path / "restored" / f"{name}.nii.gz")
     assert restore(predicted, source / "imagesTr", tmp_path / "restored", "--overwrite") == 1
     assert sorted(path.name for path in (tmp_path / "restored").glob("*.nii.gz")) == ["a.nii.gz", "mine.nii.gz"]
-    # Nor does anything stay beside it whose values mean something else.
+    # Nor does anything stay beside it that is of another dataset, or whose values mean something else.
     description = json.loads((predicted / "dataset.json").read_text())
+    other = {**description["nnunet_plugins_fixed_size"], "dataset": "Dataset310_Other"}
+    (predicted / "dataset.json").write_text(json.dumps({**description, "nnunet_plugins_fixed_size": other}))
+    assert restore(predicted, source / "imagesTr", tmp_path / "restored", "--overwrite") == 2
+    told = f"holds mine.nii.gz, of {NAME}, and here are cases of Dataset310_Other; choose another folder"
+    assert told in capsys.readouterr().err
     renamed = {f"other {name}": value for name, value in description["labels"].items() if value} | {"background": 0}
     (predicted / "dataset.json").write_text(json.dumps({**description, "labels": renamed}))
     before = snapshot(tmp_path / "restored")

@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import unicodedata
+from itertools import combinations
+from random import Random
 
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ import SimpleITK as sitk
 import tifffile
 import torch
 from conftest import SHAPE, Sandbox, write_dataset
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from PIL import Image
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.datasets.preprocessed import preprocessed_shapes
-from nnunet_plugins.datasets.sources import read_sources
+from nnunet_plugins.datasets.sources import Source, read_sources
 from nnunet_plugins.doctor.merged import check_sources
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock
@@ -341,7 +344,7 @@ def test_spacing_that_stands_beside_a_tif_goes_with_it(raw, spacing_beside):
     assert len(list((folder / "labelsTr").iterdir())) == 4
 
 
-def test_pictures_with_their_colours_in_one_file(raw):
+def test_pictures_with_their_colours_in_one_file(raw, capsys):
     for number, name in ((1, "A"), (2, "B")):
         labels = {"background": 0, name: 1}
         folder = dataset(raw, f"Dataset{number:03d}_{name}", labels, (), tuple("RGB"), ".png", numTraining=2)
@@ -352,6 +355,9 @@ def test_pictures_with_their_colours_in_one_file(raw):
             )
             Image.fromarray(random.integers(0, 2, (8, 9)).astype(np.uint8)).save(folder / "labelsTr" / f"{case}.png")
     assert run() == 0
+    out = capsys.readouterr().out
+    assert "nnUNetv2_plan_and_preprocess -d 900 -c 2d\n" in out, "nnU-Net plans nothing else for them"
+    assert "nnUNetv2_train 900 2d 0 -tr" in out
     folder = raw / "Dataset900_Both"
     own = np.asarray(Image.open(raw / "Dataset002_B" / "labelsTr" / "b.png"))
     assert np.array_equal(np.asarray(Image.open(folder / "labelsTr" / "B__b.png")), 2 * own)
@@ -442,9 +448,9 @@ def test_what_covers_another_region_comes_before_it_whichever_dataset_says_so():
     inner = {"labels": {"whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
     outer = {"labels": {"organ": [1, 2], "whole": 2}, "regions_class_order": [1, 2]}
     joint = join({"inner": LabelSet.of(inner), "outer": LabelSet.of(outer)})
-    assert joint.labels == {"background": 0, "organ": [3, 4], "whole": [1, 2, 4], "core": 2}
+    assert joint.labels == {"background": 0, "organ": [3, 4, 5], "whole": [1, 2, 4, 5], "core": [2, 5]}
     assert list(joint.labels) == ["background", "organ", "whole", "core"]
-    assert joint.order == [3, 4, 2], "a whole is written as one in an organ"
+    assert joint.order == [3, 4, 5], "a whole is written as one in an organ, and so is its core, which neither has"
     other = {"labels": {"core": [1, 2], "whole": 2}, "regions_class_order": [1, 2]}
     with pytest.raises(InputError, match=r"inner: 'core' is written over 'whole', .*other way round\. Give labels"):
         join({"other": LabelSet.of(other), "inner": LabelSet.of(inner)})
@@ -460,6 +466,115 @@ def test_regions_with_equal_values_in_one_dataset_are_written_apart_where_anothe
     assert joint.labels == {"background": 0, "whole": sorted((whole, both)), "core": both}
     assert joint.order == [whole, both], "a whole alone is no core"
     assert joint.values["equal"] == {0: 0, 1: both, 2: both}
+
+
+def written(labels, order, regions):
+    """Return the value that nnU-Net writes where it finds regions."""
+    names = [name for name in labels if name != "background"]
+    if not order:  # channels are values, with that of the background first
+        names = ["background", *sorted(names, key=labels.__getitem__)]
+    found = [0.5 if name == "background" else float(name in regions) for name in names]
+    manager = LabelManager({"background": 0, **labels}, order or None)
+    return int(manager.convert_probabilities_to_segmentation(np.array(found).reshape(-1, 1, 1, 1)).item())
+
+
+def structures(labels, value):
+    return {name for name, values in labels.items() if value and value in np.atleast_1d(values)}
+
+
+def views(tables, joint, regions):
+    """Return, by dataset, the structures that its view has where nnU-Net finds regions."""
+    value = written(joint.labels, joint.order, regions)
+    sources = {dataset: Source(dataset, labels, (), tuple(order)) for dataset, (labels, order) in tables.items()}
+    return {
+        dataset: structures(source.labels, own_values(joint.labels, source)[value])
+        for dataset, source in sources.items()
+    }
+
+
+def as_sets(tables):
+    return {
+        dataset: LabelSet.of({"labels": labels, "regions_class_order": order})
+        for dataset, (labels, order) in tables.items()
+    }
+
+
+def test_what_only_several_datasets_together_tell_apart_has_a_value_of_its_own():
+    """The one with the whole has no core without its enhancing part, and the one that tells these apart no whole."""
+    tables = {
+        "Equal": ({"whole": [1, 2], "core": [1], "enhancing": [1]}, [2, 1, 1]),
+        "Apart": ({"core": [1, 2], "enhancing": [2]}, [1, 2]),
+        "Whole": ({"whole": 1}, []),
+    }
+    joint = join(as_sets(tables))
+    for regions in ({"whole"}, {"whole", "core"}, {"whole", "core", "enhancing"}):
+        assert structures(joint.labels, written(joint.labels, joint.order, regions)) == regions
+        found = views(tables, joint, regions)
+        assert found["Whole"] == {"whole"}
+        assert found["Apart"] == regions - {"whole"}
+    values = {value for own in joint.values.values() for value in own.values()}
+    assert {*joint.order} - values == {5}, "a whole with a core and nothing else, which no segmentation has"
+
+
+def test_what_is_innermost_for_two_datasets_keeps_what_it_lies_in():
+    tables = {
+        "One": ({"a": 1}, []),
+        "Other": ({"c": 1}, []),
+        "All": ({"a": [1, 2, 3], "b": [1, 3], "c": 1, "d": 1}, [2, 3, 1, 1]),
+    }
+    joint = join(as_sets(tables))
+    assert views(tables, joint, {"a", "b", "c"}) == {"One": {"a"}, "Other": {"c"}, "All": set("abcd")}
+
+
+def a_dataset(random, kinds, names):
+    """Return labels and order of a dataset that knows some names, and has some of the kinds of voxels; or None."""
+    own = random.sample(names, random.randint(1, len(names)))
+    seen = {frozenset(kind & {*own}) for kind in kinds if random.random() < 0.8} - {frozenset()}
+    seen = random.sample(sorted(seen, key=sorted), len(seen))
+    own = sorted((name for name in own if any(name in kind for kind in seen)), key=names.index)
+    values = {name: [value for value, kind in enumerate(seen, 1) if name in kind] for name in own}
+    if all(len(kind) == 1 for kind in seen):
+        return ({name: value for name, (value,) in values.items()}, []) if own else None
+    order = []
+    for place, name in enumerate(own):
+        without_later = [value for value in values[name] if seen[value - 1] <= {*own[: place + 1]}]
+        order.append(max(without_later or values[name], key=lambda value: len(seen[value - 1])))
+    return (values, order) if any(len(several) > 1 for several in values.values()) else None
+
+
+def test_no_merged_dataset_loses_regions_that_its_sources_have():
+    """In small random worlds of structures in each other, of which each dataset knows some, and has not all cases."""
+    random, looked_at, new = Random(0), 0, 0
+    while looked_at < 300:
+        names = list("abcde")[: random.randint(2, 5)]
+        kinds = []
+        for name in names:
+            kinds.append(random.choice([set(), *kinds]) | {name})
+        tables = {f"D{number}": a_dataset(random, kinds, names) for number in range(random.randint(2, 3))}
+        known = [set() if one is None else {*one[0]} for one in tables.values()]
+        together = {pair for own in known for pair in combinations(sorted(own), 2)}
+        if None in tables.values() or not {*combinations(sorted(set().union(*known)), 2)} <= together:
+            continue  # of two structures that no dataset has together, nothing is known
+        looked_at += 1
+        joint = join(as_sets(tables))
+        new += not {*(joint.order or ())} <= {value for own in joint.values.values() for value in own.values()}
+        for regions in ({*kind} & set().union(*known) for kind in kinds):
+            for dataset, found in views(tables, joint, regions).items():
+                labels, order = tables[dataset]
+                expected = regions & {*labels}
+                # A dataset that has no voxel with these regions alone writes others with them.
+                itself = structures(labels, written(labels, order, expected))
+                assert found in (expected, itself), (tables, regions, dataset)
+    assert new > 10
+
+
+def test_regions_that_lie_in_each_other_in_different_ways_are_refused():
+    tables = {
+        "Nested": ({"a": [1, 2], "b": [2]}, [1, 2]),
+        "Overlapping": ({"a": [1, 2], "b": [2, 3]}, [1, 3]),
+    }
+    with pytest.raises(InputError, match=r"Nested: voxels of 'a' and 'b' would be written as 'b'.*--rename"):
+        join(as_sets(tables))
 
 
 def test_equal_regions_stay_as_they_are():
@@ -541,6 +656,35 @@ def test_views_of_two_sources_do_not_mix(two, tmp_path, capsys):
     assert sorted(os.listdir(output)) == ["dataset.json", "u.nii.gz", "v.nii.gz"]
     assert show("both", "Hip", "--overwrite") == 0, "nothing of the other is left"
     assert np.array_equal(np.unique(read(output / "u.nii.gz")), [0, 1, 2])
+
+
+def test_views_of_two_sources_with_the_same_labels_do_not_mix(raw, tmp_path, capsys):
+    """Cases of both may have one name: those of one would be compared with the truth of the other."""
+    for name, cases in (("Dataset001_Left", "ab"), ("Dataset002_Right", "a")):
+        dataset(raw, name, {"background": 0, "bone": 1}, tuple(cases))
+    assert run() == 0
+    truth, output = raw / "Dataset900_Both" / "labelsTr", tmp_path / "view"
+
+    def show(source):
+        arguments = ["-i", str(truth), "-o", str(output), "--dataset", source, "--own-cases", "--overwrite"]
+        return main(["labels", *arguments])
+
+    assert show("Left") == 0
+    before = snapshot(output)
+    capsys.readouterr()
+    assert show("Right") == 2
+    told = "b.nii.gz, of Dataset001_Left, and here are cases of Dataset002_Right; choose another folder"
+    assert f"{output} holds {told}" in capsys.readouterr().err
+    assert snapshot(output) == before
+    assert show("Left") == 0
+    (output / "b.nii.gz").unlink()
+    assert show("Right") == 0, "nothing of the other is left"
+    # Views that older versions wrote do not say of what they are.
+    write(output / "c.nii.gz", np.zeros(SIZE, np.uint8))
+    description = json.loads((output / "dataset.json").read_text())
+    assert description.pop("nnunet_plugins_cases_of") == "Dataset002_Right"
+    (output / "dataset.json").write_text(json.dumps(description))
+    assert show("Left") == 0
 
 
 def test_an_interrupted_view_says_whose_values_it_has(two, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from test_fixed_size import DIRECTION, NAME, SIZES, make, raw, read, snapshot, w
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.images.preparing import prepare
+from nnunet_plugins.images.preparing import prepare, write_prepared
 from nnunet_plugins.images.recipe import Recipe, find_difference, prepared_with, read_recipe
 from nnunet_plugins.models.sources import Choice, Source, find_model
 from nnunet_plugins.planning.seen import Cases
@@ -28,9 +28,9 @@ TWIN = "Dataset400_BonesCLAHE"
 
 
 def run(*more: object, dataset: object = 300, number: object = 400, scheme: str = "clahe") -> int:
-    return main(
-        ["prepare-images", "-d", str(dataset), "-o", str(number), "--scheme", scheme, "-np", "1", *map(str, more)]
-    )
+    tile = ["--tile", "4", "4", "4"] if scheme == "clahe" and "--tile" not in more else []
+    arguments = ["-d", str(dataset), "-o", str(number), "--scheme", scheme, "-np", "1", *tile, *map(str, more)]
+    return main(["prepare-images", *arguments])
 
 
 def prepare_folder(images: Path, like: object, output: Path, *more: str) -> int:
@@ -57,7 +57,7 @@ def by_quartiles(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("scheme", "more", "expected"),
     [
-        ("clahe", [], lambda image: equalize_adapthist(between(image))),
+        ("clahe", [], lambda image: equalize_adapthist(between(image), (4, 4, 4))),
         (
             "clahe",
             ["--tile", 4, 6, 40, "--clip-limit", 0.2],
@@ -88,6 +88,29 @@ def test_every_scheme_is_scikit_images_or_its_formula(raw, scheme, more, expecte
 
 def clip(image: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip(image, *np.percentile(image, (low, high))).astype(np.float32)
+
+
+def test_tiles_too_small_for_a_histogram_are_refused(raw, tmp_path, capsys):
+    """They would make noise of an image: of one voxel each, no more than two grey values."""
+    source = make(raw, channels=("MRI",))
+    shown = f"{source / 'imagesTr' / 'a_0000.nii.gz'} has 6 voxels along z, and tiles of "
+    for tile, told in (((), "1 x 1 x 1, whose histograms of 1 "), ((2, 4, 3), "2 x 4 x 3, whose histograms of 24 ")):
+        command = ["prepare-images", "-d", "300", "-o", "400", "--scheme", "clahe", "-np", "1"]
+        assert main([*command, *(["--tile", *map(str, tile)] if tile else [])]) == 2
+        err = capsys.readouterr().err
+        assert shown + told in err
+        assert "CLAHE takes 25 or more: make the twin with a larger --tile, or with another --scheme" in err
+        assert not (raw / TWIN).exists()
+    assert run("--tile", 1, 5, 5) == 0
+    # An eighth of 24 voxels is enough, as of any image that is larger; what is constant stays as it is.
+    for shape in ((24, 24, 24), (1, 40, 40)):
+        write(tmp_path / "a.nii.gz", np.random.default_rng(0).random(shape, np.float32), (1.0, 1.0, 1.0))
+        done = write_prepared(
+            [tmp_path / "a.nii.gz"], [tmp_path / "b.nii.gz"], Recipe("", "clahe", (0,), clip_limit=0.01)
+        )
+        assert done.wrong == []
+        assert len(np.unique(read(tmp_path / "b.nii.gz"))) > 300
+        (tmp_path / "b.nii.gz").unlink()
 
 
 def test_a_volume_of_three_columns_is_no_picture_in_colours():
@@ -146,6 +169,22 @@ def test_what_has_no_quartiles_or_percentiles_is_left_as_it_is(raw, capsys):
         assert np.array_equal(read(raw / f"Dataset{400 + number}_Twin" / "imagesTr" / "a_0000.nii.gz"), image)
 
 
+@pytest.mark.parametrize("axis", [None, 0, 2])
+def test_the_next_commands_are_for_slices_where_images_are_flat(raw, capsys, axis):
+    """Nothing but 2d is planned for them."""
+    source = make(raw)
+    for file in source.rglob("*.nii.gz") if axis is not None else ():
+        spacing = np.ones(3)
+        spacing[2 - axis] = 3.0
+        write(file, np.take(read(file), [3], axis), tuple(spacing))
+    assert run("--name", "Twin", scheme="equalize") == 0
+    configuration = "3d_fullres" if axis is None else "2d"
+    out = capsys.readouterr().out
+    assert f"nnUNetv2_plan_and_preprocess -d 400 -c {configuration}\n" in out
+    assert f"nnUNetv2_train 400 {configuration} 0 " in out
+    assert f"-d 400 -c {configuration} -f 0 " in out
+
+
 def test_a_recipe_in_words_has_all_that_is_not_the_default():
     """Recipes of trainings of before, which have the scheme alone, stay what they were where that is all there is."""
     named = {"channel_names": {"0": "MRI", "1": "FLAIR", "2": "T2"}}
@@ -179,7 +218,7 @@ def test_what_is_written(raw, capsys, ending):
     assert run("--channel", 1) == 0
     told = capsys.readouterr().out
     folder = raw / TWIN
-    assert f"Wrote {folder}: 3 training cases and 1 to predict, clahe, channel 1 alone. Go on" in told
+    assert f"Wrote {folder}: 3 training cases and 1 to predict, clahe, tile 4 x 4 x 4, channel 1 alone. Go on" in told
     assert {path: kept for path, kept in snapshot(raw).items() if folder not in path.parents} == before
     description = json.loads((folder / "dataset.json").read_text())
     recipe = description.pop("nnunet_plugins_preparation")
@@ -187,7 +226,7 @@ def test_what_is_written(raw, capsys, ending):
     assert recipe.pop("scikit_image")[0].isdigit()
     assert recipe == {
         **{"dataset": NAME, "scheme": "clahe", "channels": [1]},
-        **{"percentiles": None, "tile": None, "clip_limit": 0.01},
+        **{"percentiles": None, "tile": [4, 4, 4], "clip_limit": 0.01},
     }
     assert (folder / "groups.csv").read_text() == (source / "groups.csv").read_text()
     names = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
@@ -216,7 +255,7 @@ def test_axes_that_nnu_nets_reader_turns_lie_as_they_lay(raw):
     image = source / "imagesTr" / "b_0000.nii.gz"
     found = sitk.ReadImage(str(raw / TWIN / "imagesTr" / "b_0000.nii.gz"))
     assert np.allclose(found.GetDirection(), DIRECTION, atol=1e-6)
-    assert np.array_equal(sitk.GetArrayFromImage(found), equalize_adapthist(between(read(image))))
+    assert np.array_equal(sitk.GetArrayFromImage(found), equalize_adapthist(between(read(image)), (4, 4, 4)))
 
 
 def test_an_interrupted_run_goes_on(raw, monkeypatch):
@@ -298,7 +337,7 @@ def test_images_to_predict_are_prepared_as_those_of_the_twin(raw, tmp_path, caps
     shutil.copy(raw / TWIN / "dataset.json", model)
     assert prepare_folder(images, 400, output) == 1
     told = capsys.readouterr()
-    assert f"Wrote 1 cases to {output}, clahe, channel 0 alone" in told.out
+    assert f"Wrote 1 cases to {output}, clahe, tile 4 x 4 x 4, channel 0 alone" in told.out
     assert re.search(f"bad is not in it: .*bad_0000{ending}", told.err)
     names = [f"new_0000{ending}", f"new_0001{ending}"]
     assert sorted(os.listdir(output)) == sorted(["nnunet_plugins_preparation.json", *names])
@@ -339,7 +378,7 @@ def test_an_image_that_has_changed_and_is_as_long_as_before_is_prepared_again(ra
         (["-i", "labelsTr", "--like", "400"], "cannot be prepared: .* whose names have no number of a channel"),
         (["-i", "imagesTs"], "-i goes with --like and -o"),
         (["-i", "imagesTs", "--like", "400", "--scheme", "iqr"], "takes what is done from there"),
-        (["-i", f"../{TWIN}/imagesTs", "--like", "400"], r"images that are prepared already \(clahe\)"),
+        (["-i", f"../{TWIN}/imagesTs", "--like", "400"], r"images that are prepared already \(clahe, tile 4 x 4 x 4\)"),
         (["-d", "300", "--like", "400", "--scheme", "iqr"], "--like and --overwrite go with -i"),
     ],
 )
@@ -402,7 +441,11 @@ def test_images_that_were_not_prepared_are_told_and_not_predicted(raw, tmp_path,
         (other, 400, "holds images that were prepared in another way (iqr: "),
         (prepared, 400, ""),
         (raw / TWIN / "imagesTs", 400, ""),
-        (prepared, 300, "holds prepared images (clahe), and the network was trained on images as they are"),
+        (
+            prepared,
+            300,
+            "holds prepared images (clahe, tile 4 x 4 x 4), and the network was trained on images as they are",
+        ),
     ):
         main(["doctor", "-d", str(number), "-i", str(images), "--json"])
         told = json.loads(capsys.readouterr().out)["findings"]

@@ -12,6 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_plugins.datasets.preprocessed import PLANS
+from nnunet_plugins.datasets.sources import SHOWN
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
 
@@ -176,7 +177,9 @@ def require_own_folder(output: Path, *others: Path, overwrite: bool) -> None:
 
 
 def require_own_labels(output: Path, written: Container[str], description: Mapping[str, Any]) -> None:
-    """Check that no segmentations with other labels stay where new ones are written: one dataset.json stands for all.
+    """Check that no segmentations with other labels, or of another dataset, stay where new ones are written.
+
+    One dataset.json stands for all, and cases of two datasets may have one name.
 
     Args:
         output: the folder, which need not be there.
@@ -187,13 +190,17 @@ def require_own_labels(output: Path, written: Container[str], description: Mappi
         InputError: if some do.
     """
     file, labels = output / "dataset.json", description["labels"]
-    before = read_json(file, {"labels": dict})["labels"] if file.is_file() else labels
-    if before == labels:
+    before = read_json(file, {"labels": dict, f"{SHOWN}?": str}) if file.is_file() else description
+    of, new_of = before.get(SHOWN), description.get(SHOWN)
+    if before["labels"] == labels and of in (None, new_of):  # what older versions wrote does not say of what it is
         return
     ending = description["file_ending"]
     others = [path.name for path in output.iterdir() if path.name.endswith(ending) and path.name[0] != "."]
     if stays := sorted(name for name in others if name not in written):
-        old, new = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (before, labels))
+        if before["labels"] == labels:
+            here = f"of {new_of}" if new_of else "of another dataset"
+            raise InputError(f"{output} holds {stays[0]}, of {of}, and here are cases {here}; choose another folder")
+        old, new = (", ".join(f"{name} {value}" for name, value in one.items()) for one in (before["labels"], labels))
         raise InputError(f"{output} holds {stays[0]}, with the labels {old}, and here are {new}; choose another folder")
 
 

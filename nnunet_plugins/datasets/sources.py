@@ -22,6 +22,9 @@ SOURCES = "nnunet_plugins_sources"
 FIXED = "nnunet_plugins_fixed_size"
 """Key, in the dataset.json of a twin with images of one size, of what the twin is of."""
 
+SHOWN = "nnunet_plugins_cases_of"
+"""Key, in the dataset.json beside views and what was brought back from a twin, of the dataset whose cases these are."""
+
 MARK = "__"
 """Between a source's name and that of a case in it."""
 

@@ -72,8 +72,9 @@ def _write(arguments: argparse.Namespace) -> int:
     tests = f" and {twin.tests} to predict" * bool(twin.tests)
     size = "x".join(map(str, twin.size))
     print(f"Wrote {twin.folder}: {twin.cases} training cases{tests}, of {size} voxels. Go on with, for example:")
+    configuration = "2d" if twin.size[0] == 1 else "3d_fullres"  # of voxels of 1 mm, nnU-Net's slices lie across z
     for line in (
-        f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres",
+        f"nnUNetv2_plan_and_preprocess -d {number} -c {configuration}",
         f"nnunet-plugins plan -d {number} --cover",
     ):
         print(f"  {line}")

@@ -6,6 +6,7 @@ scikit-image does the work. Everything is done to the image as it is stored, wha
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,10 @@ from nnunet_plugins.images.writing import whole_image, write_array
 
 FORMATS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings of files that hold numbers of 32 bits and where the voxels lie, all in one."""
+
+LEAST_IN_TILE = 25
+"""Voxels of a tile of CLAHE. The grey value that n voxels give to their median, half of the whole range, has a standard
+error of 1 / (2 sqrt(n)) of that range: a tenth of it for 25, and half of it for one, which leaves two grey values."""
 
 _FENCE = 1.5  # interquartile ranges beyond the quartiles; what is further out is an outlier (Tukey 1977)
 _COLOURS = (3, 4)  # along the last axis of three, scikit-image takes them for those of a picture
@@ -69,11 +74,30 @@ def _clip(image: Image, low: float, high: float) -> Image:
     return np.clip(image, np.float32(low), np.float32(high))
 
 
+def _tile(shape: Sequence[int], recipe: Recipe) -> list[int]:
+    """Return the voxels of a tile along each axis; by default as scikit-image has them."""
+    if recipe.tile:
+        return [min(n, size) for n, size in zip(recipe.tile, shape, strict=True)]
+    return [max(size // 8, 1) for size in shape]
+
+
+def _too_few(shape: Sequence[int], recipe: Recipe) -> str:
+    """Return, in words, that tiles of CLAHE have too few voxels; else ''."""
+    tile = _tile(shape, recipe)
+    if recipe.scheme != "clahe" or prod(tile) >= LEAST_IN_TILE:
+        return ""
+    axis = tile.index(min(tile))
+    return (
+        f"has {shape[axis]} voxels along {'zyx'[axis]}, and tiles of {' x '.join(map(str, tile))}, whose histograms of "
+        f"{prod(tile)} voxels are noise; CLAHE takes {LEAST_IN_TILE} or more: make the twin with a larger --tile, or "
+        "with another --scheme"
+    )
+
+
 def _clahe(image: Image, recipe: Recipe) -> tuple[Image, str]:
     between = rescale_intensity(image, out_range=(0.0, 1.0))
-    tile = [min(n, size) for n, size in zip(recipe.tile, image.shape, strict=True)] if recipe.tile else None
+    tile = _tile(image.shape, recipe)
     if image.shape[-1] in _COLOURS:  # with a further axis it is no picture
-        tile = tile or [max(size // 8, 1) for size in image.shape]
         return equalize_adapthist(between[None], (1, *tile), recipe.clip_limit)[0], ""
     return equalize_adapthist(between, tile, recipe.clip_limit), ""
 
@@ -143,6 +167,9 @@ def write_prepared(files: Sequence[Path], places: Sequence[Path], recipe: Recipe
             done.wrong.append(f"{file} has intensities further apart than numbers of 32 bits go; scale them")
             continue
         image, left = prepare(whole, recipe)
+        if not left and (why := _too_few(whole.shape, recipe)):
+            done.wrong.append(f"{file} {why}")
+            continue
         if left:
             done.left[str(file)] = left
         with whole_image(place) as part:

@@ -95,9 +95,9 @@ def _merge(arguments: argparse.Namespace) -> int:
     number = arguments.number
     groups = f" --groups {shlex.quote(str(merged.groups))}" if merged.groups else ""
     for line in (
-        f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres",
+        f"nnUNetv2_plan_and_preprocess -d {number} -c {merged.configuration}",
         f"nnunet-plugins split -d {number} --strata sources{groups}",
-        f"nnUNetv2_train {number} 3d_fullres 0 -tr {STOCK_TRAINER}_PartialLabels",
+        f"nnUNetv2_train {number} {merged.configuration} 0 -tr {STOCK_TRAINER}_PartialLabels",
     ):
         print(f"  {line}")
     return 0

@@ -91,7 +91,11 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
                 raise InputError(f"{dataset}: {' and '.join(map(repr, sorted(found)))} have one value, {value}")
     _require_agreement(renamed)
     ordered = sorted(renamed, key=lambda dataset: renamed[dataset].order is None)
-    in_order = _in_order({dataset: renamed[dataset] for dataset in ordered})
+    inside = _inside(renamed)
+    in_order = _in_order({dataset: renamed[dataset] for dataset in ordered}, inside)
+    # What a voxel belongs to where a structure is written: of equal ones, none that may still be written over it.
+    around = {name: inside[name] & {*in_order[: place + 1]} for place, name in enumerate(in_order)}
+    _require_kept(renamed, in_order, around)
     merged: dict[frozenset[str], int] = {}
     for dataset in ordered:
         for _, found in sorted(renamed[dataset].structures().items()):
@@ -99,17 +103,12 @@ def join_labels(sets: Mapping[str, LabelSet], names: Mapping[str, Mapping[str, s
     values = {
         dataset: {value: merged[found] for value, found in renamed[dataset].structures().items()} for dataset in sets
     }
+    # Also where no dataset has a value for all of it, since each knows a part.
+    order = [merged.setdefault(around[name], len(merged) + 1) for name in in_order]
     labels: dict[str, int | list[int]] = {"background": 0}
-    order: list[int] = []
-    within = {value: found for found, value in merged.items()}
-    for place, name in enumerate(in_order):
+    for name in in_order:
         several = [value for found, value in merged.items() if name in found]
         labels[name] = several if len(several) > 1 else several[0]
-        written = [values[one][renamed[one].written(name)] for one in ordered if name in renamed[one].values]
-        # That which lies in all that another dataset knows around it, and in nothing that is written over it: a dataset
-        # in which two regions are equal has no value for the outer one alone.
-        before = {*in_order[: place + 1]}
-        order.append(max(written, key=lambda value: (within[value] <= before, len(within[value]))))
     if any(one.ignored is not None for one in sets.values()):
         labels["ignore"] = len(merged) + 1
     for dataset, one in sets.items():
@@ -135,13 +134,59 @@ def _require_agreement(sets: Mapping[str, LabelSet]) -> None:
                 )
 
 
-def _in_order(sets: Mapping[str, LabelSet]) -> list[str]:
-    """Return the names of structures, what covers another one before it, as in each dataset."""
+def _inside(sets: Mapping[str, LabelSet]) -> dict[str, frozenset[str]]:
+    """Return, by structure, what it lies in, with itself.
+
+    One lies in another where all datasets that have both write it so, and in what that one lies in, unless a dataset
+    tells otherwise. So regions that are equal in one dataset are told apart as in another one.
+    """
+    said: dict[str, dict[str, bool]] = {}
+    for one in sets.values():
+        structures = one.structures()
+        for name in one.values:
+            known = said.setdefault(name, {})
+            written = structures.get(one.written(name), frozenset())
+            for other, values in one.values.items():
+                is_part = {*values} < {*one.values[name]}  # as which it is written where a dataset has nothing else
+                known[other] = other in written and not is_part and known.get(other, True)
+    inside = {}
+    for name, known in said.items():
+        found, left = {name}, [name]
+        while left:
+            more = {other for other, lies in said[left.pop()].items() if lies and known.get(other, True)}
+            left += sorted(more - found)
+            found |= more
+        inside[name] = frozenset(found)
+    return inside
+
+
+def _require_kept(sets: Mapping[str, LabelSet], in_order: Sequence[str], around: Mapping[str, frozenset[str]]) -> None:
+    """Refuse datasets of whose regions the joint order would lose some that a dataset's own order keeps."""
+    for dataset, one in sets.items():
+        structures = one.structures()
+        for found in structures.values():
+            own = structures.get(one.written([name for name in one.values if name in found][-1]))
+            written = around[max(found, key=in_order.index)] & {*one.values}
+            if written not in (found, own):
+                told, instead = (" and ".join(map(repr, sorted(names))) for names in (found, written))
+                raise InputError(
+                    f"{dataset}: voxels of {told} would be written as {instead}, since another dataset has these "
+                    "regions in each other in another way. Give the regions one nesting in all datasets, or those of "
+                    f"{dataset} other names with --rename"
+                )
+
+
+def _in_order(sets: Mapping[str, LabelSet], inside: Mapping[str, frozenset[str]]) -> list[str]:
+    """Return the names of structures, what covers another one before it, as in each dataset and in all together."""
     covers: dict[str, dict[str, str]] = {}  # by name, what has to come before it, and the dataset that says so
     for dataset, one in sets.items():
         for number, (name, values) in enumerate(one.values.items()):
             before = [other for other in list(one.values)[:number] if {*one.values[other]} & {*values}]
             covers.setdefault(name, {}).update(dict.fromkeys(before, dataset))
+    for name, known in covers.items():
+        for other in sorted(inside[name] - {*known}):
+            if name not in inside[other]:
+                known[other] = "the datasets together"
     names: list[str] = []
     while left := [name for name in covers if name not in names]:
         free = [name for name in left if not covers[name].keys() - {*names}]

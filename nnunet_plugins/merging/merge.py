@@ -32,7 +32,7 @@ from nnunet_plugins.metrics.table import write_table
 from nnunet_plugins.planning.groups import groups_of, read_groups
 from nnunet_plugins.planning.objects import OBJECTS, object_labels
 from nnunet_plugins.raw.making import GROUPS, give_file, made_beside, new_place, stamps
-from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw
+from nnunet_plugins.raw.reading import first_configuration, raw_folder, raw_name, read_raw
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _SHOWN = 3
@@ -50,6 +50,7 @@ class Merged:
         sources: the table there.
         groups: file of the groups, if a source has one.
         cases: how many.
+        configuration: of nnU-Net, to go on with.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Merged:
     sources: Mapping[str, Any]
     groups: Path | None
     cases: int
+    configuration: str
 
 
 def merge_datasets(
@@ -106,7 +108,10 @@ def merge_datasets(
         if groups:
             write_table(part / GROUPS, _as_table(groups))
         write_text(part / "dataset.json", json.dumps(description, indent=2, ensure_ascii=False))
-    return Merged(place, joint.labels, description[SOURCES], place / GROUPS if groups else None, len(cases))
+    flat = all(first_configuration(found) == "2d" for found in raws.values())
+    groups_file = place / GROUPS if groups else None
+    configuration = "2d" if flat else "3d_fullres"
+    return Merged(place, joint.labels, description[SOURCES], groups_file, len(cases), configuration)
 
 
 # What is merged
@@ -171,7 +176,7 @@ def _require_alike(raws: Mapping[str, RawDataset], orders: Mapping[str, list[int
 def _require_room(raws: Mapping[str, RawDataset], joint: Joint) -> None:
     """Check that nnU-Net's writer of segmentations has room for all values."""
     reader = next(iter(raws.values())).reader
-    largest = max(value for values in joint.values.values() for value in values.values())
+    largest = max([*(joint.order or ()), *(value for values in joint.values.values() for value in values.values())])
     if reader is not None and reader.__name__ in BYTE_WRITERS and largest > 255:
         raise InputError(
             f"{reader.__name__}, with which nnU-Net reads the datasets, writes segmentations of 8 bits, in which label "

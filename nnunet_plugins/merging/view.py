@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.datasets.folders import DATASET, label_manager, require_own_folder, require_own_labels
-from nnunet_plugins.datasets.sources import FIXED, MARK, NEITHER, Source, read_sources
+from nnunet_plugins.datasets.sources import FIXED, MARK, NEITHER, SHOWN, Source, read_sources
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.facts import problems
@@ -60,7 +60,7 @@ def write_view(
 
     Raises:
         InputError: if folders or the table of sources are missing, there is no such source, or `output` has
-            segmentations with other labels that would stay.
+            segmentations with other labels or of another source that would stay.
     """
     if not predicted.is_dir():
         raise InputError(f"{predicted} is no folder")
@@ -115,6 +115,7 @@ def _description(description: dict[str, Any], file: Path, source: Source) -> dic
         "labels": {"background": 0, **source.labels},
         "numTraining": 0,
         "file_ending": description["file_ending"],
+        SHOWN: source.dataset,
     }
     if FIXED in description:  # they can still be brought back
         own[FIXED] = description[FIXED]

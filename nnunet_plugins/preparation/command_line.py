@@ -119,11 +119,11 @@ def _write(arguments: argparse.Namespace) -> int:
     _tell_left(twin.left)
     print(f"Wrote {twin.folder}: {twin.cases} training cases{tests}, {twin.recipe}. Go on with, for example:")
     split = f"nnunet-plugins split -d {number} --like {twin.source}"
-    model = f"-d {number} -c 3d_fullres -f 0 -tr {STOCK_TRAINER}"
+    model = f"-d {number} -c {twin.configuration} -f 0 -tr {STOCK_TRAINER}"
     for line in (
-        f"nnUNetv2_plan_and_preprocess -d {number} -c 3d_fullres",
+        f"nnUNetv2_plan_and_preprocess -d {number} -c {twin.configuration}",
         *([split] if twin.has_splits else []),
-        f"nnUNetv2_train {number} 3d_fullres 0 -tr {STOCK_TRAINER}",
+        f"nnUNetv2_train {number} {twin.configuration} 0 -tr {STOCK_TRAINER}",
         preparing_command("IMAGES", str(number)),
         f"nnUNetv2_predict -i PREPARED -o PREDICTED {model}",
     ):

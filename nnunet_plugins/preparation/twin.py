@@ -18,7 +18,7 @@ from nnunet_plugins.images.preparing import Prepared, require_format, scikit_ima
 from nnunet_plugins.images.recipe import PREPARED, Recipe
 from nnunet_plugins.planning.normalisation import channel_names, choose_channels
 from nnunet_plugins.raw.making import give_file, made_twin, new_place, refuse_failures
-from nnunet_plugins.raw.reading import raw_folder, raw_name, read_raw, read_test_cases, refuse_twin
+from nnunet_plugins.raw.reading import first_configuration, raw_folder, raw_name, read_raw, read_test_cases, refuse_twin
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _NAMES = {"clahe": "CLAHE", "equalize": "Equalized", "percentile": "Clipped", "iqr": "IQR", "per-slice": "PerSlice"}
@@ -38,6 +38,7 @@ class Twin:
         tests: in imagesTs.
         left: by file, why an image was left as it is, of those that this run has prepared.
         has_splits: the source has been split into folds.
+        configuration: of nnU-Net, to go on with.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Twin:
     tests: int
     left: dict[str, str]
     has_splits: bool
+    configuration: str
 
 
 def write_twin(
@@ -90,7 +92,7 @@ def write_twin(
         refuse_failures(_noting(finish_jobs(jobs, processes), left), len(jobs), _DONE)
     splits = Path(os.environ.get("nnUNet_preprocessed", ""), own, "splits_final.json")  # noqa: SIM112 - nnU-Net's own
     cases, tests = (len(one) for one in parts.values())
-    return Twin(place, own, recipe, cases, tests, left, splits.is_file())
+    return Twin(place, own, recipe, cases, tests, left, splits.is_file(), first_configuration(found))
 
 
 def _require_ending(found: RawDataset, cases: Sequence[Case]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nnunet_plugins.datasets.folders import dataset_name, require_own_folder
 from nnunet_plugins.datasets.sources import FIXED
 from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
@@ -50,6 +52,14 @@ def read_raw(folder: Path, done: str) -> RawDataset:
     found = RawDataset(folder)
     refuse_problems([*check_description(found), *check_files(found)], folder, done)
     return found
+
+
+def first_configuration(found: RawDataset) -> str:
+    """Return the configuration to go on with: 3d_fullres, or 2d of flat images, of which nnU-Net plans no other."""
+    assert found.reader is not None
+    labels, properties = found.reader().read_seg(str(next(iter(found.cases.values())).label))
+    across = int(np.argmax(properties["spacing"]))  # of nnU-Net's slices
+    return "2d" if labels.shape[1:][across] == 1 else "3d_fullres"
 
 
 def refuse_twin(found: RawDataset) -> None:
