@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import socket
 import sys
 import time
@@ -102,6 +103,25 @@ def read_json(file: Path, shape: Any = None) -> Any:
     if fault := find_fault(content, shape):
         raise InputError(f"{file}: {fault}")
     return content
+
+
+class _OnlyData(pickle.Unpickler):
+    """Takes numbers and texts, and runs nothing that a file names but numpy's own makers of numbers and arrays."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "numpy" and name in ("scalar", "dtype", "ndarray", "_reconstruct", "_frombuffer"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def read_data(file: Path) -> Any:
+    """Read a pickle that holds numbers, texts, arrays and containers of them, such as nnU-Net's properties of a case.
+
+    Raises:
+        Exception: of many kinds, if it holds anything else, or is broken.
+    """
+    with file.open("rb") as stream:
+        return _OnlyData(stream).load()
 
 
 def json_or_nothing(file: Path, shape: Any = dict) -> dict[str, Any]:

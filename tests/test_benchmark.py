@@ -516,12 +516,25 @@ def test_hash_of_the_data_is_of_what_the_files_hold_and_not_of_how_they_are_pack
     assert conditions.hash_data(tmp_path / "two", tmp_path / "hashes.json") not in hashes
 
 
-@pytest.mark.parametrize("name", ["a.b2nd", "a.pkl"])
-def test_preprocessed_file_that_cannot_be_read_is_named(tmp_path, name):
+def test_preprocessed_file_that_cannot_be_read_is_named(tmp_path):
     write_case(tmp_path / "data", "a", np.zeros((4, 4, 4)))
-    (tmp_path / "data" / name).write_bytes(b"broken")
-    with pytest.raises(InputError, match=rf"data/{name} cannot be read, preprocess the dataset again"):
+    (tmp_path / "data" / "a.b2nd").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"data/a\.b2nd cannot be read, preprocess the dataset again"):
         conditions.hash_data(tmp_path / "data", tmp_path / "hashes.json")
+
+
+class Program:
+    def __reduce__(self):
+        return print, ("a pickle was run",)
+
+
+def test_properties_that_are_more_than_data_are_hashed_as_they_are_and_not_run(tmp_path, capsys):
+    found = []
+    for size in (1, 2):
+        write_case(tmp_path / "data", "a", np.zeros((4, 4, 4)), more=Program(), size=size)
+        found.append(conditions.hash_data(tmp_path / "data", tmp_path / "hashes.json"))
+    assert found[0] != found[1]
+    assert "was run" not in capsys.readouterr().out
 
 
 def test_layout_of_a_json_file_does_not_matter(tmp_path):

@@ -8,7 +8,6 @@ what was measured, and the identity of the final checkpoint, by which it is seen
 import hashlib
 import json
 import os
-import pickle
 import platform
 import sys
 import time
@@ -24,7 +23,7 @@ from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.benchmark.training_log import log_began, log_files
 from nnunet_plugins.datasets.preprocessed import data_folder
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import is_json, read_json, write_text
+from nnunet_plugins.files import is_json, read_data, read_json, write_text
 from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.report.equality import WITH_SEED
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS
@@ -115,15 +114,17 @@ def _contents(file: Path) -> Iterator[bytes]:
     import blosc2
     import numpy as np
 
-    try:
-        if file.suffix == ".b2nd":
-            content = blosc2.open(str(file), mode="r")[:]
-        elif file.suffix == ".npz":
-            content = dict(np.load(file))
-        else:  # properties, which nnU-Net's commands read in the same way
-            content = pickle.loads(file.read_bytes())
-    except Exception as error:  # whatever the libraries raise for a file that is broken
-        raise InputError(f"{file} cannot be read, preprocess the dataset again: {error}") from error
+    content: Any
+    if file.suffix == ".pkl":
+        try:
+            content = read_data(file)
+        except Exception:  # it holds more than data, or is broken: then its bytes count
+            content = file.read_bytes().hex()
+    else:
+        try:
+            content = blosc2.open(str(file), mode="r")[:] if file.suffix == ".b2nd" else dict(np.load(file))
+        except Exception as error:  # whatever the libraries raise for a file that is broken
+            raise InputError(f"{file} cannot be read, preprocess the dataset again: {error}") from error
     yield f"{file.name}\n".encode()
     yield from _told(content)
 
@@ -146,7 +147,7 @@ def _told(content: Any) -> Iterator[bytes]:
         yield content.tobytes()
     else:
         one = content.item() if isinstance(content, np.generic) else content
-        yield f"{one!r}\n".encode() if isinstance(one, str | int | float | None) else pickle.dumps(one, protocol=4)
+        yield f"{one!r}\n".encode()
 
 
 def in_present_terms(hashed: str, folders: Folders, run: Run) -> str:

@@ -4,14 +4,13 @@ nnU-Net does not copy that file along with a segmentation, so it is looked for w
 """
 
 import os
-import pickle
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.files import read_json
+from nnunet_plugins.files import read_data, read_json
 
 Spacing = tuple[float, ...]
 
@@ -78,19 +77,9 @@ def _places(folder: Path, case: str) -> Iterator[Path]:
             yield Path(raw, folder.parent.name, part, f"{case}.json")
 
 
-class _OnlyData(pickle.Unpickler):
-    """Takes numbers and texts, and runs nothing that a file names but numpy's own makers of numbers and arrays."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in ("scalar", "dtype", "ndarray", "_reconstruct", "_frombuffer"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-
 def _preprocessed_spacing(file: Path) -> Spacing | None:
     try:
-        with file.open("rb") as stream:
-            spacing = _OnlyData(stream).load()["spacing"]
+        spacing = read_data(file)["spacing"]
         lengths = tuple(float(length) for length in spacing)
     except Exception:  # whatever is in it
         return None
