@@ -62,6 +62,8 @@ def shorten(code: str) -> str:
             line = f"nnUNet_n_proc_DA=1 {line} -np 1 -npfp 1\n{copy}"
         elif command == "nnUNetv2_preprocess":
             line += " -np 1"
+        elif "--scheme clahe" in line:
+            line += " --tile 4 4 4"  # the images here are small
         elif "-tr" in line.split() and "-p" not in line.split() and command.startswith("nnUNetv2"):
             line += " -p small"
         if line == "nnunet-plugins report docs/league":

@@ -12,6 +12,8 @@ from nnunet_plugins.datasets.sources import FIXED
 from nnunet_plugins.doctor.dataset import Case, RawDataset, check_description, check_files, check_images_to_predict
 from nnunet_plugins.doctor.findings import Finding
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.images.finding import composed
+from nnunet_plugins.images.reading import read_label_map
 from nnunet_plugins.images.recipe import PREPARED
 
 
@@ -51,15 +53,21 @@ def read_raw(folder: Path, done: str) -> RawDataset:
     """
     found = RawDataset(folder)
     refuse_problems([*check_description(found), *check_files(found)], folder, done)
+    found.cases = _composed(found.cases)
     return found
+
+
+def _composed(cases: dict[str, Case]) -> dict[str, Case]:
+    """Return cases by their names as they are written anew, accents composed, wherever they come from."""
+    return {composed(name): case for name, case in cases.items()}
 
 
 def first_configuration(found: RawDataset) -> str:
     """Return the configuration to go on with: 3d_fullres, or 2d of flat images, of which nnU-Net plans no other."""
     assert found.reader is not None
-    labels, properties = found.reader().read_seg(str(next(iter(found.cases.values())).label))
-    across = int(np.argmax(properties["spacing"]))  # of nnU-Net's slices
-    return "2d" if labels.shape[1:][across] == 1 else "3d_fullres"
+    grid = read_label_map(Path(str(next(iter(found.cases.values())).label)), found.reader()).grid
+    # The slices of nnU-Net lie across the axis with the largest spacing.
+    return "2d" if grid and grid.shape[int(np.argmax(grid.spacing))] == 1 else "3d_fullres"
 
 
 def refuse_twin(found: RawDataset) -> None:
@@ -99,7 +107,7 @@ def read_test_cases(found: RawDataset, done: str) -> dict[str, Case]:
     if folder.is_dir():
         told = check_images_to_predict(found, folder, found.folder / "labelsTs", cases)
         refuse_problems(told, found.folder, done)
-    return cases
+    return _composed(cases)
 
 
 def require_images_folder(images: Path, output: Path, *, overwrite: bool) -> None:
@@ -134,7 +142,7 @@ def find_images(images: Path, description: dict[str, Any], done: str) -> tuple[R
     """
     found, cases = RawDataset(images, description), dict[str, Case]()
     refuse_problems(check_images_to_predict(found, images, None, cases), images, done)
-    return found, cases
+    return found, _composed(cases)
 
 
 def description_file(like: str) -> Path:
