@@ -2,6 +2,7 @@
 
 import runpy
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,11 +16,16 @@ SCRIPT = runpy.run_path(str(ROOT / "benchmarks" / "league.py"))
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> str:
-    """The report that is made of the record alone."""
+def folder(tmp_path_factory) -> Path:
+    """Where a report is made of the record alone."""
     folder = tmp_path_factory.mktemp("league")
     shutil.copytree(LEAGUE / "record", folder / "record")
     assert main(["report", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def report(folder) -> str:
     return (folder / "report" / "report.md").read_text()
 
 
@@ -37,14 +43,15 @@ def test_the_page_says_what_the_report_says(report):
         assert block[0].endswith(SCRIPT["below"](block[1], report)), f"docs/results.md has something else: {block[1]}"
 
 
-def test_the_page_is_written_anew(report, tmp_path, monkeypatch):
+def test_the_page_is_written_anew(folder, report, tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
     shutil.copytree(LEAGUE / "record", tmp_path / "made" / "record")
     page = tmp_path / "docs" / "results.md"
     now = (ROOT / "docs" / "results.md").read_text()
     page.write_text(SCRIPT["BLOCK"].sub(r"\1\2of before", now))
     assert page.read_text().count("of before") == now.count("<!-- end -->") >= 4
-    monkeypatch.setitem(SCRIPT["write_page"].__globals__, "run", lambda _, *arguments: main([*arguments]))
+    copy = lambda *command: shutil.copytree(folder / "report", Path(command[-1], "report"))  # noqa: E731
+    monkeypatch.setitem(SCRIPT["write_page"].__globals__, "run", copy)
     SCRIPT["write_page"](tmp_path / "made", tmp_path / "docs")
     assert page.read_text() == now
     assert {file.name for file in (tmp_path / "docs" / "league" / "record").iterdir()} >= {"runs.csv.gz"}
@@ -56,11 +63,9 @@ def test_the_page_is_written_anew(report, tmp_path, monkeypatch):
         SCRIPT["below"]("Nonsense", report)
 
 
-def test_the_record_fits_together(report, tmp_path):
+def test_the_record_fits_together(folder):
     """Nothing in it was changed after what was made of it."""
-    shutil.copytree(LEAGUE / "record", tmp_path / "record")
-    assert main(["report", str(tmp_path)]) == 0
-    assert verify_report(tmp_path, {}).contradictions == []
+    assert verify_report(folder, {}).contradictions == []
 
 
 def test_the_record_is_small():
