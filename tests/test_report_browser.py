@@ -82,6 +82,9 @@ def test_the_first_screen_says_who_leads_how_surely_and_what_it_took(opened, req
     between = " to " if kind == "single" else ", "
     for words in (lead.leader, lead.difference, between.join(lead.interval), lead.probability, BUDGET, "Trainings"):
         assert words in said
+    # The facts themselves, and not only a sentence with the same numbers; of several datasets the matrix has them.
+    facts = [f"Difference from {lead.other}", "Probability that it is better"] if kind == "single" else []
+    assert all(name in said for name in ["Leader", "Budget of each training", *facts])
     assert f"Trainings{len(record.runs)}" in said.replace(" ", "")
 
 
