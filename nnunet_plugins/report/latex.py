@@ -40,7 +40,10 @@ def write_latex(analysis: Analysis, path: Path) -> None:
 
 def write_paper(analysis: Analysis, path: Path) -> None:
     """Write one table per comparison as a paper has it: means with intervals, stars, the best in bold."""
-    parts = [r"% Needs \usepackage{booktabs}. Columns and words are for you to cut; all numbers are in tables.tex."]
+    parts = [
+        r"% Needs \usepackage{booktabs,graphicx}. Tables shrink to the width of the text: columns and words are for you "
+        r"to cut; all numbers are in tables.tex."
+    ]
     for number, comparison in enumerate((one for one in analysis.comparisons if one.ranked), start=1):
         parts.append(_paper_table(comparison, analysis.record.about.get("budget", ""), number))
     write_text(path, "\n\n".join(parts) + "\n")
@@ -70,8 +73,9 @@ def _paper_table(comparison: Comparison, budget: str, number: int) -> str:
     head = " & ".join(map(latex, ["Algorithm", *columns])) + r" \\"
     rows = [" & ".join(cells) + r" \\" for cells in zip(map(latex, board.index), *columns.values(), strict=True)]
     begin = [r"\begin{table}", r"\centering", rf"\caption{{{latex(_paper_caption(comparison, budget, any(stars)))}}}"]
-    begin += [rf"\label{{tab:paper-{number}}}", rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", head]
-    return "\n".join([*begin, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+    begin += [rf"\label{{tab:paper-{number}}}", r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"]
+    begin += [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", head]
+    return "\n".join([*begin, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}", r"\end{table}"])
 
 
 def _paper_caption(comparison: Comparison, budget: str, starred: bool) -> str:
