@@ -41,8 +41,8 @@ def write_latex(analysis: Analysis, path: Path) -> None:
 def write_paper(analysis: Analysis, path: Path) -> None:
     """Write one table per comparison as a paper has it: means with intervals, stars, the best in bold."""
     parts = [
-        r"% Needs \usepackage{booktabs,graphicx}. Tables shrink to the width of the text: columns and words are for you "
-        r"to cut; all numbers are in tables.tex."
+        r"% Needs \usepackage{booktabs,graphicx}. Tables shrink to the width of the text: columns and words are for "
+        r"you to cut; all numbers are in tables.tex."
     ]
     for number, comparison in enumerate((one for one in analysis.comparisons if one.ranked), start=1):
         parts.append(_paper_table(comparison, analysis.record.about.get("budget", ""), number))
