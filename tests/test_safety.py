@@ -234,7 +234,7 @@ def test_latex_prints_names_as_they_are(name, write, tmp_path):
     write(analyse(hostile(name)), tmp_path / "tables.tex")
     text = (tmp_path / "tables.tex").read_text(encoding="utf-8").partition("\n")[2]
     own = {"begin", "end", "item", "paragraph", "caption", "label", "toprule", "midrule", "bottomrule", "linewidth"}
-    own |= {"centering", "textbf", "uparrow", "downarrow", "pm"}
+    own |= {"centering", "textbf", "uparrow", "downarrow", "pm", "resizebox", "ifdim", "width", "else", "fi"}
     own |= {
         "textbackslash",
         "textasciitilde",
