@@ -233,7 +233,7 @@ def test_markdown_shows_names_as_they_are(name, tmp_path):
 def test_latex_prints_names_as_they_are(name, write, tmp_path):
     write(analyse(hostile(name)), tmp_path / "tables.tex")
     text = (tmp_path / "tables.tex").read_text(encoding="utf-8").partition("\n")[2]
-    text = text.replace(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", "")  # whatever the names
+    text = text.replace(r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%", "{")  # whatever the names
     own = {"begin", "end", "item", "paragraph", "caption", "label", "toprule", "midrule", "bottomrule", "linewidth"}
     own |= {"centering", "textbf", "uparrow", "downarrow", "pm"}
     own |= {
