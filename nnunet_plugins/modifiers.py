@@ -68,7 +68,7 @@ MODIFIERS: tuple[Modifier, ...] = (
     Modifier(
         "<N>percentCELoss",
         "loss",
-        "N % cross-entropy and the rest soft Dice, N from 1 to 99; 50 is nnU-Net's own loss",
+        "N % cross-entropy and the rest soft Dice; N is from 1 to 99, and 50 is nnU-Net's own loss",
         f"{_TRAINERS}.losses.PercentCELossTrainer",
         scales=MappingProxyType({"cross_entropy_percent": 1}),
         most=99,

@@ -10,7 +10,9 @@ from report_records import make_record
 
 from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.headline import find_lead
+from nnunet_plugins.report.record import GATE
 
+BASELINE = "nnUNetTrainer"
 BUDGET = "1 epoch x 50 iterations"
 
 
@@ -142,6 +144,46 @@ def test_figures_of_many_cases_are_drawn_when_the_reader_is_near(opened, tmp_pat
     assert last.bounding_box()["height"] == pytest.approx(height, abs=2), "nothing jumps"
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert drawn.count() == places.count()
+
+
+OUTSIDE = """() => [...document.querySelectorAll('.drawing svg')].flatMap((svg) => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll('text')].filter((text) => {
+    const own = text.getBoundingClientRect();
+    return own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1;
+  }).map((text) => text.textContent);
+})"""
+
+
+def test_no_text_of_a_figure_is_cut_off(opened, tmp_path):
+    """Late in a training, losses and gates move in their third decimals, and ticks are as long as these."""
+    record = make_record(algorithms=4, cases=8, folds=2, epochs=6)
+    late = ["train_loss", "val_loss", "pseudo_dice"]
+    curves = record.curves.assign(**{name: record.curves[name] / 100 - 0.93 for name in late})
+    gates = [f"{GATE}cell (1,0) <- stem (0,0)", f"{GATE}cell (1,1) <- stem (0,0)"]
+    for number, gate in enumerate(gates):
+        curves[gate] = (0.5 + curves["epoch"] * 0.0005 * (number + 1)).where(curves["algorithm"] != BASELINE)
+    build(tmp_path, dataclasses.replace(record, curves=curves))
+    page = opened(tmp_path / "report" / "index.html")
+    drawn = page.locator(".drawing svg")
+    assert page.locator("figure[id$='-gates'] svg").count() == page.locator("figure[id$='-curves'] svg").count() == 1
+    assert drawn.count() >= 10
+    assert page.evaluate(OUTSIDE) == []
+
+
+def test_a_phone_lists_all_comparisons(opened, tmp_path):
+    build(tmp_path, lean(make_record(algorithms=1, cases=2, datasets=20, labels=1, folds=1, epochs=1)))
+    page = opened(tmp_path / "report" / "index.html", width=390, height=844)
+    page.get_by_text("20 comparisons", exact=True).click()
+    links = page.locator("nav ul a")
+    assert links.count() == 20
+    for box in (link.bounding_box() for link in links.all()):
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+    hidden = page.locator("nav ul").evaluate(
+        "list => [list.scrollWidth - list.clientWidth, list.scrollHeight - list.clientHeight]"
+    )
+    assert hidden == [0, 0]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

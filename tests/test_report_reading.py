@@ -17,14 +17,14 @@ from nnunet_plugins.benchmark.dataset import describe_dataset
 from nnunet_plugins.report import writing
 from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.card import make_card
-from nnunet_plugins.report.caveats import describe_labels
+from nnunet_plugins.report.caveats import caveats, describe_labels
 from nnunet_plugins.report.describing import describe_methods, list_references
 from nnunet_plugins.report.headline import find_lead, tell_first
 from nnunet_plugins.report.latex import write_paper
-from nnunet_plugins.report.showing import DICE
+from nnunet_plugins.report.showing import DICE, show_cases
 from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, sections
 from nnunet_plugins.report.verification import verify_report
-from nnunet_plugins.report.words import NOWHERE, heading
+from nnunet_plugins.report.words import DASH, NOWHERE, heading
 from nnunet_plugins.report.writing import write_challenger
 
 BASELINE, METHOD = "nnUNetTrainer", "nnUNetTrainerFIRENet"
@@ -96,9 +96,73 @@ def test_equal_leaders_are_all_named():
     for column in ("Dice", "NSD"):
         results[column] = 0.5
     results["TP"], results["FP"], results["FN"] = 50, 50, 50
-    said = facts(dataclasses.replace(record, results=results))["Leader"][0]
+    said = facts(dataclasses.replace(record, results=results))
     ranked = only(dataclasses.replace(record, results=results)).ranked
-    assert said == f"{', '.join(ranked[:3])} and 2 more"
+    names = f"{', '.join(ranked[:3])} and 2 more"
+    assert said["Leader"] == (names, f"{BASELINE} is the baseline; mean Dice 0.500 of each")
+    assert said["Difference"] == (DASH, "none between them")
+
+
+@pytest.mark.parametrize("with_baseline", [True, False])
+def test_a_difference_of_several_leaders_is_from_one_who_does_not_lead(with_baseline):
+    record = make_record(algorithms=4, cases=8, labels=1, folds=1, epochs=1)
+    results, names = record.results, list(record.results["algorithm"].unique())
+    leading = [names[0], names[2]] if with_baseline else names[1:3]
+    own = results.loc[results["algorithm"] == names[3], "Dice"].to_numpy() + 0.05
+    for name in leading:
+        results.loc[results["algorithm"] == name, "Dice"] = own
+    said = facts(record)
+    assert said["Leader"][0] == ", ".join(leading)
+    assert said["Leader"][1].startswith(f"{BASELINE} is the baseline; mean Dice" if with_baseline else "mean Dice")
+    assert f"Difference of {leading[0]} from {names[3] if with_baseline else BASELINE}" in said
+
+
+def test_one_leader_has_the_one_bold_dice():
+    """Though the next one's mean is the same with three decimals."""
+    record = make_record(algorithms=2, cases=8, labels=1, folds=1, epochs=1)
+    first, other = record.results["algorithm"].unique()
+    dice = record.results.loc[record.results["algorithm"] == first, "Dice"].to_numpy()
+    record.results.loc[record.results["algorithm"] == other, "Dice"] = dice + 1e-5
+    table = shown(only(record), RESULTS)
+    assert table.table["Place"].tolist() == ["1", "2"]
+    assert table.best[DICE] == [0]
+
+
+def test_what_all_trainers_have_is_said_of_all_and_not_of_the_baseline_alone():
+    names = ["nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerFIRENetNoFabric"]
+    record = make_record(algorithms=names, cases=8, folds=1, epochs=1)
+    record.results["role"] = record.results["role"].replace("twin", "method")
+    for table in (record.results, record.runs, record.curves):
+        table["trainer"] += "_12epochs_NoMirroring"
+    comparison = only(record)
+    cases = show_cases(comparison)
+    assert dict(zip(cases["Algorithm"], cases["Role"], strict=True)) == {
+        "nnUNetTrainer": "the standard U-Net; ablation twin of nnUNetTrainerFIRENetNoFabric",
+        "nnUNetTrainerFIRENet": "a network of this comparison",
+        "nnUNetTrainerFIRENetNoFabric": "ablation twin of nnUNetTrainerFIRENet",
+    }
+    card = dict(make_card(comparison, {}))
+    assert (card["Plans"], card["Trainers"]) == ("nnUNetPlans", "all with _12epochs_NoMirroring")
+    text = " ".join(describe_methods(analyse(record)))
+    assert "Plans: nnUNetPlans; configuration: 3d_fullres." in text
+    assert (
+        "All trainers have _12epochs (train for 12 epochs), _NoMirroring (no mirroring, neither in training nor at "
+        "inference)." in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"algorithms": 3, "cases": 1}, []),
+        ({"algorithms": 1, "cases": 8}, ["interval"]),
+        ({"algorithms": 2, "cases": 8}, ["interval", "p value", "P(better)", "Holm"]),
+    ],
+)
+def test_nothing_is_explained_that_is_not_there(options, expected):
+    text = " ".join(caveats(only(make_record(**{"labels": 1, "folds": 2, "epochs": 1, **options}))))
+    text = re.sub("[0-9]+ cases? (is|are) too few to test anything: .*? could lie below 0.05", "", text)
+    assert [words for words in ("interval", "p value", "P(better)", "Holm") if words in text] == expected
 
 
 def test_what_is_not_known_is_said_in_words():
@@ -227,6 +291,7 @@ def test_a_dataset_card():
         "Labels": "Anterior (in 11), Posterior (in 10)",
         "Spacing": "3 × 0.75 × 0.75 mm, 20 × 96 × 96 voxels (medians)",  # noqa: RUF001
         "Splits": "2 folds, 6, 5 cases held out",
+        "Plans": "nnUNetPlans",
     }
 
 

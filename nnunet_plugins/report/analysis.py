@@ -20,6 +20,7 @@ from nnunet_plugins.report.ranking import Stability, stability
 from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
+    CASES,
     DECIMALS,
     CriticalDifference,
     critical_difference,
@@ -130,6 +131,28 @@ class Comparison:
     def title(self) -> str:
         """Dataset, configuration and split."""
         return f"{self.dataset}, {self.configuration}, {self.split}"
+
+    @property
+    def leaders(self) -> list[str]:
+        """The ranked algorithms with the highest mean Dice: one, or several that have the same."""
+        means = self.board["Dice"].round(DECIMALS)
+        return [name for name in self.ranked if means[name] == means[self.ranked[0]]]
+
+    @property
+    def shared_modifiers(self) -> list[str]:
+        """What the names of the trainers of all ranked algorithms have in common behind the network's."""
+        names = [trainer.split("_")[1:] for trainer in self.algorithms.loc[list(self.ranked), "trainer"]]
+        return [modifier for modifier in names[0] if all(modifier in one for one in names)] if names else []
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there are cases enough for intervals."""
+        return self.scored >= CASES
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there are cases enough to test anything, and algorithms to compare."""
+        return self.has_intervals and len(self.ranked) > 1
 
     @property
     def blank(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The dataset card: what the numbers of a comparison were measured on."""
+"""The dataset card: what the numbers of a comparison were measured on, and under which plans and modifiers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def make_card(comparison: Comparison, about: Mapping[str, Any]) -> list[tuple[st
         comparison: on the dataset.
         about: of the record; its `datasets` have what the results do not tell. Older records have none.
     """
-    known = about.get("datasets", {}).get(comparison.dataset, {})
+    known, shared = about.get("datasets", {}).get(comparison.dataset, {}), comparison.shared_modifiers
     return [
         ("Cases", _cases(comparison, known)),
         ("Groups", _groups(comparison, known)),
@@ -27,6 +27,8 @@ def make_card(comparison: Comparison, about: Mapping[str, Any]) -> list[tuple[st
         *([("Objects", _objects(comparison))] if len(comparison.objects) else []),
         ("Spacing", _spacing(known)),
         ("Splits", _splits(comparison)),
+        ("Plans", ", ".join(comparison.algorithms.loc[list(comparison.ranked), "plans"].unique()) or _UNKNOWN),
+        *([("Trainers", f"all with _{'_'.join(shared)}")] if shared else []),
     ]
 
 

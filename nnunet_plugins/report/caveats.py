@@ -217,17 +217,17 @@ def _limits(comparison: Comparison) -> list[str]:
         lines.append(
             "Bootstrap intervals are too narrow for so few cases: they hold the true mean about nine times in ten."
         )
+    numbers = ("intervals and p values are" if comparison.is_tested else "the interval is") * comparison.has_intervals
+    narrow = "intervals are too narrow and p values too small" if comparison.is_tested else "the interval is too narrow"
     if comparison.scores.folds.nunique() == 1:
+        for_it = f", and {numbers} for its training set" if numbers else ""
+        lines.append(f"All cases are of one fold{for_it}: the networks of another may do better or worse.")
+    elif comparison.split == "cross-validation" and comparison.has_intervals:
         lines.append(
-            "All cases are of one fold, and intervals and p values are for its training set: the networks of another "
-            "may do better or worse."
-        )
-    elif comparison.split == "cross-validation":
-        lines.append(
-            "The models of the folds share most of their training cases, which p values and intervals do not cover."
+            f"The models of the folds share most of their training cases: {numbers} not about others."
             if all_repeated
             else "Cross-validated cases share models, and the models share most of their training cases: the cases are "
-            "not independent, so p values are too small and intervals too narrow."
+            f"not independent, so {narrow}."
         )
     lines += _trainings(comparison)
     lines += _stability(comparison)
@@ -259,15 +259,22 @@ def _limits(comparison: Comparison) -> list[str]:
 def _trainings(comparison: Comparison) -> list[str]:
     """Say whose variance of training is covered, and which repeats are missing."""
     repeated = comparison.components["trainings"].to_dict()
+    covered = (
+        "covered by p values, probabilities and intervals"
+        if comparison.is_tested
+        else "covered by the interval"
+        if comparison.has_intervals
+        else "known"
+    )
     if not repeated and len(comparison.scores.trainings) > len(comparison.scores.algorithms):
         lines = [
             "No fold was trained twice, whatever the seeds: how much results vary from one training to the next is not "
-            "covered by p values, probabilities and intervals."
+            f"{covered}."
         ]
     elif not repeated:
         lines = [
             "Each network was trained once per fold: how much results vary from one training to the next (the seed) is "
-            "not covered by p values, probabilities and intervals."
+            f"not {covered}."
         ]
     else:
         numbers = {number: [str(name) for name in repeated if repeated[name] == number] for number in repeated.values()}
@@ -323,9 +330,25 @@ _OBJECTS = (
 def _conventions(comparison: Comparison) -> list[str]:
     tolerances = ", ".join(f"{value:g}" for value in comparison.tolerances)
     by = f" by MONAI {comparison.versions['monai']}" if "monai" in comparison.versions else ""
+    return [
+        "The score of a case is the mean over the labels that its truth has; means are over cases.",
+        *_tests(comparison),
+        *([_OBJECTS] if len(comparison.objects) else []),
+        *([f"NSD at {tolerances} mm; distances in mm{by}, between voxel surfaces."] if tolerances else []),
+        "Pseudo Dice, in training curves, is computed from patches during the training; it is not the tables' Dice.",
+    ]
+
+
+def _tests(comparison: Comparison) -> list[str]:
+    """Say what intervals, p values and probabilities are, of those that there are."""
+    if not comparison.has_intervals:
+        return []
     repeated = {*comparison.components.index}
+    by_case = not {*comparison.ranked} <= repeated
+    if not comparison.is_tested:
+        return ["The interval is " + ("a 95% bootstrap interval." if by_case else "one over cases and trainings.")]
     tests, apart = [], ""
-    if not {*comparison.ranked} <= repeated:
+    if by_case:
         tests += ["Intervals are 95% bootstrap intervals, p values Wilcoxon's, paired by case."]
         apart = "It is about means, Wilcoxon's p about ranks: a few cases with large differences can set them apart. "
     if repeated:
@@ -333,14 +356,10 @@ def _conventions(comparison: Comparison) -> list[str]:
             "Where trainings were repeated, intervals and p values are those of a t test over cases and trainings."
         ]
     return [
-        f"The score of a case is the mean over the labels that its truth has; means are over cases. {' '.join(tests)} "
-        "P values are after Holm within a table's metric, so that one pair can have another p (Holm), and another "
-        "word, in another table.",
+        f"{' '.join(tests)} P values are after Holm within a table's metric, so that one pair can have another p "
+        "(Holm), and another word, in another table.",
         "P(better) is the probability that the true mean difference is a gain, given these results and a flat prior: "
         "what is missing to 1 is that of a false claim. It is of each comparison by itself, as are the cases and "
         f"repeats to tell a difference: Holm's adjustment is in p alone. {apart}Equivalent: within "
         f"{comparison.rope:g} Dice with a probability of {SURE:g} or more.",
-        *([_OBJECTS] if len(comparison.objects) else []),
-        *([f"NSD at {tolerances} mm; distances in mm{by}, between voxel surfaces."] if tolerances else []),
-        "Pseudo Dice, in training curves, is computed from patches during the training; it is not the tables' Dice.",
     ]

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import INK, MARKERS, Style
-from nnunet_plugins.report.record import describe_role
-from nnunet_plugins.report.showing import Section
+from nnunet_plugins.report.showing import Section, describe_roles
 from nnunet_plugins.report.words import DASH, NOWHERE, UNMATCHED
 
 _TOLD = ("baseline", "twin", "own plan", "one pass", "one for many", "atlas")  # roles that a name does not tell
@@ -104,12 +103,12 @@ def _number(text: str) -> float | None:
 
 def with_notes(table: Table, comparison: Comparison) -> Table:
     """Return the results with role and flags below the names, where there is something to say."""
-    rows = []
+    rows, roles = [], describe_roles(comparison)
+    twins = comparison.twins.index.unique("against")
     for row in table.rows:
         name = row[table.heading]
-        role, trainer = comparison.algorithms.loc[name.text, ["role", "trainer"]]
-        flags = comparison.board.loc[name.text, "flags"]
-        words = [describe_role(role, trainer)] if role in _TOLD else []
+        role, flags = comparison.board.loc[name.text, ["role", "flags"]]
+        words = [roles[name.text]] if role in _TOLD or name.text in twins else []
         cells = list(row)
         cells[table.heading] = replace(name, note="; ".join([*words, *([flags] if flags else [])]))
         rows.append(cells)

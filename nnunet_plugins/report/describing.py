@@ -1,7 +1,9 @@
 """How to describe a benchmark in a paper, and what to cite: sentences to copy, of what was done to these numbers."""
 
+import re
 from collections.abc import Iterator, Sequence
 
+from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.equality import HASHES
@@ -13,6 +15,7 @@ NNUNET = (
     "Isensee et al. 2021, nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, "
     "Nature Methods 18, 203-211 (doi:10.1038/s41592-020-01008-z)"
 )
+_N = re.compile(r"\bN\b")
 _WILCOXON = "Wilcoxon 1945, Individual Comparisons by Ranking Methods, Biometrics Bulletin 1, 80-83"
 _HOLM = (
     "Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 65-70"
@@ -41,7 +44,7 @@ def list_references(analysis: Analysis) -> list[str]:
     trainers = {trainer for comparison in analysis.comparisons for trainer in comparison.algorithms["trainer"]}
     parts = {part.partition("_")[0] for trainer in trainers for part in str(trainer).split(" + ")}
     papers = dict.fromkeys(row.paper for row in BACKBONES if row.trainer in parts)
-    tested = [comparison for comparison in analysis.comparisons if _is_tested(comparison)]
+    tested = [comparison for comparison in analysis.comparisons if comparison.is_tested]
     by_cases = [one for one in tested if not {*one.ranked} <= {*one.components.index}]
     return [
         NNUNET,
@@ -53,10 +56,6 @@ def list_references(analysis: Analysis) -> list[str]:
     ]
 
 
-def _is_tested(comparison: Comparison) -> bool:
-    return comparison.scored >= CASES and len(comparison.ranked) > 1
-
-
 def _trained(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
     about, runs = analysis.record.about, analysis.record.runs
     datasets = list(dict.fromkeys(comparison.dataset for comparison in found))
@@ -66,12 +65,27 @@ def _trained(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
     by = f" in nnU-Net {versions['nnunetv2']}" if "nnunetv2" in versions else ""
     compared = count(len(algorithms), "algorithm")
     yield f"We trained and evaluated {compared}{by} on {count(len(datasets), 'dataset')}{named}."
+    plans = dict.fromkeys(plan for one in found for plan in one.algorithms.loc[list(one.ranked), "plans"])
+    configurations = dict.fromkeys(comparison.configuration for comparison in found)
+    yield f"Plans: {', '.join(plans)}; configuration: {', '.join(configurations)}."
+    shared = [name for name in found[0].shared_modifiers if all(name in one.shared_modifiers for one in found)]
+    if shared:
+        yield f"All trainers have {', '.join(map(_modifier, shared))}."
     if about.get("budget"):
         yield f"The budget of a training: {about['budget']}."
     if len(runs):
         yield f"There were {count(len(runs), 'training')} in all."
     if _are_equal(analysis, found):
         yield "Plans, splits, data and settings were the same in all, as their hashes show."
+
+
+def _modifier(name: str) -> str:
+    """Write a modifier with what it does, if it is one of ours."""
+    for row in MODIFIERS:
+        if found := re.fullmatch(row.name.replace("<N>", "([0-9]+)"), name):
+            does = row.summary.partition(";")[0].replace("`", "")
+            return f"_{name} ({_N.sub(found[1], does) if found.groups() else does})"
+    return f"_{name}"
 
 
 def _are_equal(analysis: Analysis, found: Sequence[Comparison]) -> bool:
@@ -99,7 +113,7 @@ def _scored(found: Sequence[Comparison]) -> Iterator[str]:
 
 
 def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
-    tested = [comparison for comparison in found if _is_tested(comparison)]
+    tested = [comparison for comparison in found if comparison.is_tested]
     if not tested:
         yield f"Nothing was tested, as there were fewer than {CASES} cases, or one algorithm alone."
         return

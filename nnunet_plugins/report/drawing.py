@@ -26,8 +26,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A87900", "#2E96D0", "#CC79A7")
 a contrast of 3 and more with a white page and with a dark one."""
 INK = "#24292f"
 """Stands for currentColor until the SVG is written; the colour of the baseline."""
-MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}
-"""Matplotlib's names of the markers, and letters that look like them."""
+MARKERS = {"o": "●", "s": "■", "D": "◆", "P": "✚", "X": "✖", "*": "★", "p": "⬟"}
+"""Matplotlib's names of the markers, and letters that look like them; no triangles, which stand for verdicts."""
 WIDTH = 4.7
 """Inches."""
 

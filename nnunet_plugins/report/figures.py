@@ -5,6 +5,7 @@ and begins the ids, and `title` is for readers who do not see the figure.
 """
 
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 import matplotlib as mpl
@@ -24,6 +25,8 @@ POINTS = 1600
 """Points that one figure shows at most; of more cases, some spread evenly over the scores are shown."""
 FOLD_LINES = 8
 """With more algorithms than these, training curves show the means of the folds only."""
+LETTERS = ascii_uppercase
+"""Stand for the algorithms in the figure of pairs, which takes no more of them."""
 _LINE = 0.175  # inches from one line of names to the next
 _BINS = 120  # points of one training curve at most
 
@@ -100,7 +103,7 @@ def score_against_cost(
         lines = [name.count("\n") + 1 for name in names]
         height = max(2.6, 0.9 + _LINE * sum(lines))
         figure = Figure(figsize=(WIDTH, height))
-        axes = figure.add_axes((0.165, 0.55 / height, 0.43, 1 - 0.68 / height))
+        axes = figure.add_axes((0.185, 0.55 / height, 0.41, 1 - 0.68 / height))
         for name, (x, y) in zip(points.index, points[["x", "y"]].to_numpy(), strict=True):
             axes.plot(x, y, looks[name].marker, color=looks[name].colour, markersize=8, zorder=3)
         axes.margins(0.12)
@@ -123,10 +126,8 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
     with drawing():
         columns = 1 if any(len(name) > 26 for name in names) else 2
         legend = 0.2 * -(-len(names) // columns) + 0.1
-        height = 5.6 + legend
-        figure = Figure(figsize=(WIDTH, height))
-        edges = {"left": 0.15, "right": 0.98, "top": 1 - 0.08 / height, "bottom": (legend + 0.5) / height}
-        rows = figure.subplots(len(panels), 1, sharex=True, gridspec_kw={**edges, "hspace": 0.1})
+        figure = Figure(figsize=(WIDTH, 5.6 + legend), layout="constrained")
+        rows = figure.subplots(len(panels), 1, sharex=True)
         figure.align_ylabels(rows)
         for axes, label in zip(rows, panels.values(), strict=True):
             axes.set_ylabel(label)
@@ -143,7 +144,7 @@ def training_curves(curves: pd.DataFrame, looks: Mapping[str, Style], *, key: st
         figure.legend(
             handles,
             [wrapped(name, 60) for name in names],
-            loc="lower center",
+            loc="outside lower center",
             ncols=columns,
             borderpad=0,
             handlelength=3.2,
@@ -184,7 +185,10 @@ def pair_matrix(better: pd.DataFrame, signs: pd.DataFrame, looks: Mapping[str, S
     names = [str(name) for name in better.index]
     size = len(names)
     with drawing():
-        figure, axes = named_rows([f"{place}\N{NO-BREAK SPACE}{name}" for place, name in enumerate(names, start=1)])
+        # Letters, as numbers would look like places, which equal algorithms share.
+        figure, axes = named_rows(
+            [f"{letter}\N{NO-BREAK SPACE}{name}" for letter, name in zip(LETTERS, names, strict=False)]
+        )
         axes.grid(visible=False)
         for row, column in np.ndindex(size, size):
             share = better.iloc[row, column]
@@ -200,7 +204,7 @@ def pair_matrix(better: pd.DataFrame, signs: pd.DataFrame, looks: Mapping[str, S
         for place, name in enumerate(names):
             axes.plot(place, place, looks[name].marker, color=looks[name].colour, markersize=6)
         axes.set_xlim(-0.6, size - 0.4)
-        axes.set_xticks(range(size), [str(place + 1) for place in range(size)])
+        axes.set_xticks(range(size), LETTERS[:size])
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(length=0)
         axes.set_xlabel("Row better than column, in %")

@@ -48,10 +48,8 @@ def kind_of(gate: str) -> str:
 def gates_over_training(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -> str:
     """Draw every gate over the epochs, the mean of all folds and seeds, a panel for each algorithm."""
     with drawing():
-        height = 2.6 * len(names) + 1.1
-        figure = Figure(figsize=(WIDTH, height))
-        edges = {"left": 0.12, "right": 0.98, "top": 1 - 0.3 / height, "bottom": 1.05 / height}
-        rows = figure.subplots(len(names), 1, sharex=True, squeeze=False, gridspec_kw=edges)[:, 0]
+        figure = Figure(figsize=(WIDTH, 2.6 * len(names) + 1.1), layout="constrained")
+        rows = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         kinds: dict[str, None] = {}
         for axes, name in zip(rows, names, strict=True):
             table = _means(curves[curves["algorithm"] == name])
@@ -81,10 +79,8 @@ def wired(curves: pd.DataFrame, names: Sequence[str], *, key: str, title: str) -
     if not fabrics:
         return ""
     with drawing():
-        height = 2.6 * len(fabrics) + 0.7
-        figure = Figure(figsize=(WIDTH, height))
-        edges = {"left": 0.02, "right": 0.98, "top": 1 - 0.3 / height, "bottom": 0.6 / height}
-        rows = figure.subplots(len(fabrics), 1, squeeze=False, gridspec_kw=edges)[:, 0]
+        figure = Figure(figsize=(WIDTH, 2.6 * len(fabrics) + 0.7), layout="constrained")
+        rows = figure.subplots(len(fabrics), 1, squeeze=False)[:, 0]
         kinds: dict[str, None] = {}
         for axes, (name, gates) in zip(rows, fabrics.items(), strict=True):
             places: dict[Place, None] = {}
@@ -119,7 +115,7 @@ def _legend(figure: Figure, kinds: Sequence[str], *, dashed: bool = True) -> Non
     shown = [kind for kind in _KINDS if kind in kinds]
     looks: list[tuple[str, Any]] = [(_KINDS[kind][0], _KINDS[kind][1] if dashed else "solid") for kind in shown]
     lines = [Line2D([], [], color=colour, linestyle=dashes) for colour, dashes in looks]
-    figure.legend(lines, shown, loc="lower center", ncols=2, borderpad=0, handlelength=3.2)
+    figure.legend(lines, shown, loc="outside lower center", ncols=2, borderpad=0, handlelength=3.2)
 
 
 def _means(runs: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,16 @@ from nnunet_plugins.report.showing import Section, find_best
 from nnunet_plugins.report.statistics import CASES, LEVEL, CriticalDifference
 from nnunet_plugins.report.tables import TOGETHER
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND
-from nnunet_plugins.report.words import DASH, SIGNS, count, describe_p, show_number, show_probability, show_signed
+from nnunet_plugins.report.words import (
+    DASH,
+    SIGNS,
+    count,
+    describe_p,
+    name_some,
+    show_number,
+    show_probability,
+    show_signed,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Lead:
 
     Attributes:
         leader: its name.
-        other: the baseline; if that leads, or has no results, the next one. Empty, if there is none.
+        other: the baseline; if that leads, or has no results, the next one. Empty, if all lead together.
         row: of a comparison, as `Comparison.paired` has it, seen from the leader.
     """
 
@@ -63,8 +72,10 @@ class Lead:
 
 
 def find_lead(comparison: Comparison) -> Lead:
-    """Return who leads, and by how much."""
-    leader, others = comparison.ranked[0], comparison.ranked[1:]
+    """Return who leads, and by how much; of several that lead together the baseline, or else the first."""
+    leaders = comparison.leaders
+    leader = str(comparison.baseline) if comparison.baseline in leaders else leaders[0]
+    others = [name for name in comparison.ranked if name not in leaders]
     if not others:
         return Lead(leader, "", {})
     if comparison.baseline is None:
@@ -89,10 +100,12 @@ def _of_one(comparison: Comparison, rope: float) -> list[Fact]:
     lead = find_lead(comparison)
     mean, low, high = comparison.board.loc[lead.leader, ["Dice", "ci_low", "ci_high"]]
     interval = "" if pd.isna(low) else f", 95% interval {show_number(low, 3)} to {show_number(high, 3)}"
-    role = "the baseline; " * (lead.leader == comparison.baseline)
-    first = Fact("Leader", _name(_firsts(comparison)), f"{role}mean Dice {show_number(mean, 3)}{interval}")
+    is_shared = len(comparison.leaders) > 1
+    own = f"mean Dice {show_number(mean, 3)}{' of each' if is_shared else interval}"
+    role = f"{lead.leader} is the baseline; " if is_shared else "the baseline; "
+    first = Fact("Leader", name_some(comparison.leaders), role * (lead.leader == comparison.baseline) + own)
     if not lead.other:
-        return [first, Fact("Difference", DASH, "nothing to compare it with")]
+        return [first, Fact("Difference", DASH, "none between them" if is_shared else "nothing to compare it with")]
     cases = int(lead.row["n"])
     few = f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few, {CASES} are needed"
     if lead.interval:
@@ -102,14 +115,14 @@ def _of_one(comparison: Comparison, rope: float) -> list[Fact]:
         interval, better, sure = f"no 95% interval: {few}", "not known", few
     return [
         first,
-        Fact(f"Difference from {lead.other}", f"{lead.difference} Dice", interval),
+        Fact(f"Difference {f'of {lead.leader} ' * is_shared}from {lead.other}", f"{lead.difference} Dice", interval),
         Fact("Probability that it is better", better, sure),
     ]
 
 
 def _of_many(found: Sequence[Comparison], across: Mapping[str, CriticalDifference]) -> list[Fact]:
     """Return who is first most often; each comparison has its own row in the matrix."""
-    firsts = pd.Series([name for comparison in found for name in _firsts(comparison)]).value_counts()
+    firsts = pd.Series([name for comparison in found for name in comparison.leaders]).value_counts()
     leaders = sorted(firsts.index[firsts == firsts.iloc[0]])
     note = f"the highest mean Dice in {firsts.iloc[0]} of {count(len(found), 'comparison')}"
     ranks = [
@@ -117,24 +130,13 @@ def _of_many(found: Sequence[Comparison], across: Mapping[str, CriticalDifferenc
         for result in across.values()
         if len(across) == 1 == len(leaders) and leaders[0] in result.average_ranks
     ]
-    facts = [Fact("Leader", _name(leaders), "; ".join([note, *ranks]))]
+    facts = [Fact("Leader", name_some(leaders), "; ".join([note, *ranks]))]
     for other in dict.fromkeys(comparison.baseline for comparison in found):
         tables = [comparison.paired["Dice"] for comparison in found if comparison.baseline == other]
         rows = pd.DataFrame([table.loc[leaders[0]] for table in tables if leaders[0] in table.index])
         if len(leaders) == 1 and len(rows):
             facts.append(_difference(rows, str(other)))
     return facts
-
-
-def _firsts(comparison: Comparison) -> list[str]:
-    """Return who has the highest mean Dice; several, if theirs are equal."""
-    means = comparison.board["Dice"]
-    return [name for name in comparison.ranked if means[name] == means[comparison.ranked[0]]]
-
-
-def _name(leaders: Sequence[str]) -> str:
-    more = len(leaders) - 3
-    return ", ".join(leaders[:3]) + f" and {more} more" * (more > 0)
 
 
 def _difference(rows: pd.DataFrame, other: str) -> Fact:
@@ -187,7 +189,7 @@ def make_matrix(analysis: Analysis, keys: Sequence[str], looks: Mapping[str, Sty
         rows.append(
             {
                 "Dataset": comparison.dataset if alike else comparison.title,
-                "Leader": lead.leader,
+                "Leader": name_some(comparison.leaders) if comparison.ranked else DASH,
                 "Difference [95% CI]": lead.difference + f" [{', '.join(lead.interval)}]" * bool(lead.interval),
                 "P(better)": lead.probability,
                 **{name: f"{signs[name]} {show_number(means[number][name], 3)}".strip() for name in names},
@@ -196,7 +198,8 @@ def make_matrix(analysis: Analysis, keys: Sequence[str], looks: Mapping[str, Sty
     caption = f"Mean Dice ↑{f', {found[0].configuration}, {found[0].split}' * alike}"
     note = (
         f"▲ ahead of and ▼ behind the baseline (p < {LEVEL:g}, Holm), ≈ equivalent within {analysis.rope:g}. The "
-        "difference is that of the leader from the baseline; where the baseline leads, from the next one."
+        "difference is that of the leader from the baseline; where the baseline leads, also with others, that of the "
+        "baseline from the next one."
     )
     table = make_table(Section(caption, pd.DataFrame(rows), best), looks, folded=False)
     linked = [[replace(row[0], link=key), *row[1:]] for row, key in zip(table.rows, keys, strict=True)]

@@ -17,6 +17,7 @@ seed alone, nnUNetTrainer_1seed and nnUNetTrainer_2seed, are repeats of one algo
 import json
 import re
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,16 @@ _LATER = {"seed": "", "fold": np.nan, "model": ""}
 """Columns that records of earlier versions do not have, with what stands for them. Trainings have always had folds."""
 
 
-def describe_role(role: str, trainer: str) -> str:
-    """Say what an algorithm is; a baseline is the standard U-Net, a variant of it, or another network."""
-    base, _, modifiers = trainer.partition("_")
+def describe_role(role: str, trainer: str, shared: Collection[str] = ()) -> str:
+    """Say what an algorithm is; a baseline is the standard U-Net, a variant of it, or another network.
+
+    Args:
+        role: one of `ROLES`.
+        trainer: its name.
+        shared: modifiers that tell it from no other algorithm.
+    """
+    base, *own = trainer.split("_")
+    modifiers = "_".join(name for name in own if name not in shared)
     if role != "baseline":
         return ROLES[role]
     if base != STOCK_TRAINER:

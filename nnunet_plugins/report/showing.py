@@ -15,6 +15,7 @@ from nnunet_plugins.metrics.table import DISTANCES, METRICS
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import describe_role
 from nnunet_plugins.report.scores import VOLUME
+from nnunet_plugins.report.statistics import DECIMALS as SAME
 from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, LEVEL, CriticalDifference
 from nnunet_plugins.report.verdicts import TOO_FEW
 from nnunet_plugins.report.words import (
@@ -24,6 +25,7 @@ from nnunet_plugins.report.words import (
     UNMATCHED,
     VERDICTS,
     heading,
+    name_some,
     show_count,
     show_needed,
     show_number,
@@ -163,21 +165,37 @@ def show_objects(comparison: Comparison, caption: str) -> Section:
 
 
 def find_best(means: "pd.Series[float]", metric: str) -> list[int]:
-    """Return the places of the best values, as they are rounded; none of a single value."""
-    rounded = means.astype(float).round(DECIMALS[metric])
+    """Return the places of the best values; none of a single value.
+
+    Values are equal as they are rounded to be shown, but for Dice: there it is the places that tell.
+    """
+    rounded = means.astype(float).round(SAME if metric == "Dice" else DECIMALS[metric])
     best = rounded.max() if HIGHER_IS_BETTER[metric] else rounded.min()
     return list(np.flatnonzero(rounded == best)) if rounded.count() > 1 else []
+
+
+def describe_roles(comparison: Comparison) -> dict[str, str]:
+    """Say what every algorithm is, and of which networks it is the ablation twin."""
+    twins: dict[str, list[str]] = {}
+    for network, twin in comparison.twins.index:
+        twins.setdefault(twin, []).append(network)
+    said = {}
+    for name in comparison.board.index:
+        role, trainer = comparison.algorithms.loc[name, ["role", "trainer"]]
+        words = describe_role(role, trainer, comparison.shared_modifiers)
+        twin = f"ablation twin of {name_some(twins[name])}" if name in twins else ""
+        said[name] = twin if twin and role in ("method", "twin") else f"{words}; {twin}" if twin else words
+    return said
 
 
 def show_cases(comparison: Comparison) -> pd.DataFrame:
     """Write how many cases of whom count, and the flags."""
     board = comparison.board
     counts = {"cases": "Cases", "lacking": "Missing", "missed": "Labels missed"}
-    trainers = comparison.algorithms.loc[board.index, "trainer"]
     return pd.DataFrame(
         {
             "Algorithm": board.index,
-            "Role": [describe_role(role, trainer) for role, trainer in zip(board["role"], trainers, strict=True)],
+            "Role": list(describe_roles(comparison).values()),
             **{heading: _show(board[name], show_count) for name, heading in counts.items()},
             **({SUMMARY: _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}),
             "Flags": list(board["flags"]),

@@ -1,5 +1,7 @@
 """How numbers and counts are written, once for all kinds of files."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from nnunet_plugins.metrics.objects import QUALITIES
@@ -99,6 +101,12 @@ def describe_p(value: float) -> str:
     """Write a p value with its sign of equality."""
     shown = show_p(value)
     return f"p < {shown[1:]}" if shown.startswith("<") else f"p = {shown}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Name three of some things, and say how many more there are."""
+    more = len(names) - 3
+    return ", ".join(names[:3]) + f" and {more} more" * (more > 0)
 
 
 def count(number: int, noun: str) -> str:
