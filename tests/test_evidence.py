@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
+from report_pages import build
 from report_records import make_record
 from scipy import stats
 from simulated_worlds import world
@@ -351,3 +352,27 @@ def test_taus_of_draws_are_those_of_scipy():
     drawn, ranking = generator.integers(0, 4, (50, 6)).astype(float), np.array([1.0, 2, 2, 4, 5, 6])
     theirs = [stats.kendalltau(row, ranking).statistic for row in drawn]
     assert_allclose(_taus(drawn, ranking), np.nan_to_num(theirs))
+
+
+@pytest.mark.parametrize(
+    ("difference", "noise", "cases", "words"),
+    [
+        (0.03, 0.02, 40, "is ahead of nnUNetTrainer by 0.0"),
+        (-0.03, 0.02, 40, "is behind nnUNetTrainer by 0.0"),
+        (0.002, 0.01, 200, "are equivalent within 0.01 Dice: mean difference"),
+        (0.004, 0.05, 20, "cannot be told apart: mean difference"),
+        (0.03, 0.02, 5, "Too few cases to test"),
+    ],
+)
+def test_a_page_has_the_word_that_follows_from_its_world(difference, noise, cases, words, tmp_path):
+    """And none of the other words."""
+    record = make_record(algorithms=2, cases=cases, labels=1, folds=1, epochs=1)
+    generator, results = np.random.default_rng(0), record.results
+    first, other = results["algorithm"].unique()
+    shared = generator.normal(0.8, 0.02, cases)
+    results.loc[results["algorithm"] == first, "Dice"] = shared
+    results.loc[results["algorithm"] == other, "Dice"] = shared + generator.normal(difference, noise, cases)
+    text = build(tmp_path, record).text
+    said = ["is ahead of", "is behind", "are equivalent within", "cannot be told apart: mean", "Too few cases to test"]
+    assert words in text
+    assert [one for one in said if one in text] == [one for one in said if words.startswith(one)]
