@@ -1,5 +1,6 @@
 """Submissions: what is exported, what runs in the container, what the check proves."""
 
+import errno
 import gzip
 import json
 import os
@@ -235,6 +236,18 @@ def test_a_bad_case_costs_no_other(spoil, reason, cheap, images, tmp_path, capsy
     assert "Failed: case_5" in log
     assert [path.name for path in outputs.iterdir()] == ["case_6.nii.gz"]
     assert geometry(outputs / "case_6.nii.gz") == geometry(images / "case_6_0000.nii.gz")
+
+
+def test_a_full_disk_is_told_without_a_traceback(cheap, images, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "case.nii.gz")
+
+    monkeypatch.setattr("nnunet_plugins.models.images.write_segmentation", full)
+    assert predict(["-i", str(images), "-o", str(tmp_path)], models=cheap / "model") == 1
+    said = capsys.readouterr()
+    assert "case_5 FAILED" in said.out
+    assert "No space left on device: 'case.nii.gz'" in said.out
+    assert "Traceback" not in said.err
 
 
 def test_nothing_can_be_begun(cheap, images, tmp_path, capsys):
