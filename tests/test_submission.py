@@ -29,7 +29,7 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.models.cases import find_cases
 from nnunet_plugins.models.settings import FILE, Member, Settings, read_settings
-from nnunet_plugins.models.sources import SubmissionError, require_released
+from nnunet_plugins.models.sources import require_released
 from nnunet_plugins.report.scores import score
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.check import check_files
@@ -988,7 +988,7 @@ def test_users_own_trainers_are_shipped(trained, images, tmp_path):
 
 def test_trainers_copied_into_nnunet_are_refused():
     copied = type("nnUNetTrainerCopied", (), {"__module__": "nnunetv2.training.nnUNetTrainer.variants.copied"})
-    with pytest.raises(SubmissionError, match="was copied into nnU-Net's own folder"):
+    with pytest.raises(InputError, match="was copied into nnU-Net's own folder"):
         require_released(copied)
     require_released(nnUNetTrainer)
 
