@@ -1,6 +1,6 @@
 """CPU seconds that a report takes, with this code and with another state of it, side by side on the same records.
 
-    git worktree add /tmp/before fd8901e
+    git worktree add /tmp/before COMMIT
     python benchmarks/report_time.py --before /tmp/before
     python benchmarks/report_time.py --before /tmp/before --sizes 20x10x100x10 1x8x1000x30
 

@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import os
+import traceback
 from pathlib import Path
 
 from nnunet_plugins.container import container_limit
+from nnunet_plugins.errors import InputError
 
 _PHRASES = (
     "out of memory",
@@ -98,6 +100,21 @@ def raise_if_lacking(error: BaseException, needed: int = 0) -> None:
     import numpy as np
 
     np.empty(needed, np.uint8)  # raises it
+
+
+def tell(error: BaseException, remedy: str) -> str:
+    """Return what went wrong with a case; of what nobody has foreseen, print the traceback.
+
+    Args:
+        error: whatever was raised.
+        remedy: what to do where memory runs out.
+    """
+    if is_out_of_memory(error):
+        return f"out of memory: {describe_limit()}. {remedy} ({type(error).__name__})"
+    if isinstance(error, (InputError, OSError)):
+        return str(error)
+    traceback.print_exception(error)  # somebody will have to find it
+    return f"{type(error).__name__}: {error}"
 
 
 def describe_limit() -> str:

@@ -98,7 +98,7 @@ def test_dataset_is_in_nnunets_raw_format(dataset):
             assert image.GetOrigin() == label.GetOrigin()
             assert image.GetDirection() == label.GetDirection()
     assert [file.name for file in sorted((dataset / "labelsTs").iterdir())] == [
-        f"{case}.nii.gz" for case in phantom.test_cases()
+        f"{phantom.case_name(phantom.TRAINING_CASES + number)}.nii.gz" for number in range(phantom.TEST_CASES)
     ]
 
 

@@ -12,7 +12,7 @@ from nnunet_plugins.benchmark import conditions, driver, equality
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol, Run
 from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.files import write_text
-from nnunet_plugins.report.equality import read_equality
+from nnunet_plugins.report.equality import HASHES, read_equality
 
 DATASET = "Dataset001_Small"
 QUESTION = Protocol(
@@ -174,7 +174,7 @@ def test_a_record_of_version_010_is_one_of_what_it_has_seen(folders):
     fold = train(folders, UNET)
     file = conditions.conditions_file(fold)
     (attempt,) = json.loads(file.read_text())["attempts"]
-    hashes = {name: attempt["hashes"][name] for name in conditions.HASHES}
+    hashes = {name: attempt["hashes"][name] for name in HASHES}
     old = {"started": "2026-01-02T00:00:00+0000", "hashes": hashes, "environment": {"torch": "2.9"}}
     file.write_text(json.dumps({"attempts": [old]}))
     (run,) = compare(folders)["runs"]

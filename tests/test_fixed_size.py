@@ -15,10 +15,11 @@ from PIL import Image
 
 from nnunet_plugins.cli import main
 from nnunet_plugins.demo.phantom import make_case
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock
 from nnunet_plugins.fixed_size import twin
 from nnunet_plugins.images.resizing import resize_image, resize_labels
-from nnunet_plugins.models.sources import Choice, Source, SubmissionError, find_model, find_source
+from nnunet_plugins.models.sources import Choice, Source, find_model, find_source
 from nnunet_plugins.prediction.cases import cases_in, predict_each
 
 NAME, TWIN = "Dataset300_Bones", "Dataset301_BonesFixed"
@@ -298,7 +299,7 @@ def test_images_that_were_not_scaled_are_told_and_not_predicted(raw, tmp_path, c
 def test_what_scales_no_image_is_not_exported(raw):
     make(raw)
     assert run() == 0
-    with pytest.raises(SubmissionError, match="on images of one size, to which a container scales none"):
+    with pytest.raises(InputError, match="on images of one size, to which a container scales none"):
         find_source(TWIN, trained(raw).choice, ["0"], "checkpoint_final.pth")
 
 

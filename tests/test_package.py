@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx
 import pytest
 from conftest import ROOT
 
@@ -73,6 +74,13 @@ def test_imports_go_one_way():
             if None not in (own, place) and place > own
         ]
     assert upwards == []
+
+
+def test_no_files_import_each_other():
+    """Also within a room, inside functions and for types alone."""
+    files = {module_of(file): file for file in PACKAGE.rglob("*.py")}
+    graph = networkx.DiGraph((name, other) for name, file in files.items() for other in imports(file) & {*files})
+    assert [sorted(circle) for circle in networkx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
 def test_one_room_reads_images():

@@ -138,6 +138,13 @@ def test_the_unet_of_a_patch_is_the_one_that_nnunet_plans():
         patch_setting((60, 64, 64), batch=2, channels=1, classes=2)
 
 
+@pytest.mark.parametrize(("patch", "enough"), [((4, 4, 4), (4, 8, 8)), ((8, 4), (8, 8))])
+def test_a_patch_that_no_unet_can_halve_is_refused(patch, enough):
+    with pytest.raises(PlanError, match="give two of the axes 8 voxels or more"):
+        patch_setting(patch, batch=2, channels=1, classes=2)
+    build_network(find_trainer("nnUNetTrainer"), patch_setting(enough, batch=2, channels=1, classes=2))
+
+
 class OldTrainer(nnUNetTrainer):
     """A foreign trainer with the signature of nnU-Net before 2.8."""
 

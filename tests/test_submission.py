@@ -1,5 +1,6 @@
 """Submissions: what is exported, what runs in the container, what the check proves."""
 
+import errno
 import gzip
 import json
 import os
@@ -28,7 +29,7 @@ from nnunet_plugins.cli import main
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.models.cases import find_cases
 from nnunet_plugins.models.settings import FILE, Member, Settings, read_settings
-from nnunet_plugins.models.sources import SubmissionError, require_released
+from nnunet_plugins.models.sources import require_released
 from nnunet_plugins.report.scores import score
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.check import check_files
@@ -235,6 +236,18 @@ def test_a_bad_case_costs_no_other(spoil, reason, cheap, images, tmp_path, capsy
     assert "Failed: case_5" in log
     assert [path.name for path in outputs.iterdir()] == ["case_6.nii.gz"]
     assert geometry(outputs / "case_6.nii.gz") == geometry(images / "case_6_0000.nii.gz")
+
+
+def test_a_full_disk_is_told_without_a_traceback(cheap, images, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "case.nii.gz")
+
+    monkeypatch.setattr("nnunet_plugins.models.images.write_segmentation", full)
+    assert predict(["-i", str(images), "-o", str(tmp_path)], models=cheap / "model") == 1
+    said = capsys.readouterr()
+    assert "case_5 FAILED" in said.out
+    assert "No space left on device: 'case.nii.gz'" in said.out
+    assert "Traceback" not in said.err
 
 
 def test_nothing_can_be_begun(cheap, images, tmp_path, capsys):
@@ -975,7 +988,7 @@ def test_users_own_trainers_are_shipped(trained, images, tmp_path):
 
 def test_trainers_copied_into_nnunet_are_refused():
     copied = type("nnUNetTrainerCopied", (), {"__module__": "nnunetv2.training.nnUNetTrainer.variants.copied"})
-    with pytest.raises(SubmissionError, match="was copied into nnU-Net's own folder"):
+    with pytest.raises(InputError, match="was copied into nnU-Net's own folder"):
         require_released(copied)
     require_released(nnUNetTrainer)
 

@@ -28,9 +28,6 @@ from nnunet_plugins.provenance import Ledger
 from nnunet_plugins.report.equality import WITH_SEED
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS
 
-HASHES = ("plans", "splits", "data")
-"""What is hashed."""
-
 _PACKAGES = ("nnunet-plugins", "nnunetv2", "torch", "batchgeneratorsv2", "dynamic-network-architectures", "numpy")
 _VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
 

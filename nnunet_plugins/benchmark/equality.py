@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.benchmark import conditions
-from nnunet_plugins.benchmark.conditions import HASHES, recipe_hash
+from nnunet_plugins.benchmark.conditions import recipe_hash
 from nnunet_plugins.benchmark.done import is_trained
 from nnunet_plugins.benchmark.kept import NOTHING_KEPT, Kept
 from nnunet_plugins.benchmark.protocol import Run
@@ -19,7 +19,7 @@ from nnunet_plugins.benchmark.tasks import Folders
 from nnunet_plugins.benchmark.unrecorded import known_of
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json
-from nnunet_plugins.report.equality import MUST_BE_EQUAL, THEN, UNKNOWN, read_equality, setting_of
+from nnunet_plugins.report.equality import HASHES, MUST_BE_EQUAL, THEN, UNKNOWN, read_equality, setting_of
 
 SIZES = tuple(name for name in MUST_BE_EQUAL if name not in HASHES)
 """Settings to name for each training, because they must be equal."""

@@ -43,7 +43,7 @@ def make_case(seed: int, index: int) -> tuple[NDArray[np.int16], NDArray[np.uint
     radii = np.array([10.5, 11.0, 13.0]) * random.uniform(0.9, 1.1, 3)
     depth = _ellipsoid(grid, centre, radii, random)
     organ = depth < 1
-    vessel = _tube(grid, centre, radii, random) & organ
+    vessel = _tube(centre, radii, random) & organ
     near_vessel = ndimage.binary_dilation(vessel, iterations=4)
     nodules = _spheres(grid, (depth < 0.8) & ~near_vessel, _NODULES, random)
     decoys = _spheres(grid, body & (depth > 1.3), _DECOYS, random)
@@ -90,11 +90,6 @@ def case_name(index: int) -> str:
     return f"phantom_{index:03d}"
 
 
-def test_cases() -> list[str]:
-    """Return the names of the held-out cases."""
-    return [case_name(index) for index in range(TRAINING_CASES, TRAINING_CASES + TEST_CASES)]
-
-
 def _write(array: NDArray[np.int16] | NDArray[np.uint8], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(array)
@@ -119,9 +114,7 @@ def _ellipsoid(
     return np.sqrt((offset**2).sum(axis=0)) * (1 + 0.07 * _smooth_field(random, 6.0))
 
 
-def _tube(
-    grid: NDArray[np.float64], centre: NDArray[np.float64], radii: NDArray[np.float64], random: np.random.Generator
-) -> NDArray[np.bool_]:
+def _tube(centre: NDArray[np.float64], radii: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.bool_]:
     """Return a bent tube of radius 2 to 2.6 voxels that crosses the ellipsoid along x."""
     along = np.linspace(-1, 1, 200)
     bend, tilt = random.uniform(-0.35, 0.35, 2), random.uniform(-0.35, 0.35, 2)

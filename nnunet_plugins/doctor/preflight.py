@@ -142,7 +142,7 @@ def _check_images(
     if all(case.is_whole for case in facts.values()):
         yield ok(f"all files of {len(facts)} {'test ' * bool(labels)}cases can be read")
     if training:
-        from nnunet_plugins.doctor.whole import check_images
+        from nnunet_plugins.doctor.training import check_images
 
         yield from check_images(training, facts)
 

@@ -171,7 +171,7 @@ def _causes(
             f"images have {origin.channels} channels there, {setting.channels} here",
             "no plans mend that: take a checkpoint trained on images with as many channels, or start from scratch",
         )
-    if origin.trainer and not _same_weights(origin.trainer, trainer, setting, network):
+    if origin.trainer and not _same_weights(origin.trainer, setting, network):
         text = f"it is of {origin.trainer}, and {training.trainer} has another network"
         if hasattr(network, "adopt") or not (fit.foreign or fit.other_shape):
             start = f"nnunet-plugins warm-start {shlex.quote(str(path))} -tr {training.trainer} -o start.pth"
@@ -182,7 +182,7 @@ def _causes(
         yield "; ".join(differences), move or "use the plans that it was trained with"
 
 
-def _same_weights(theirs: str, trainer: type[nnUNetTrainer], setting: Setting, network: nn.Module) -> bool:
+def _same_weights(theirs: str, setting: Setting, network: nn.Module) -> bool:
     """Tell whether another trainer's network has the same weights, by name and shape, for one setting."""
     try:
         other = find_trainer(theirs)

@@ -1,10 +1,11 @@
-"""Checks of one training: trainer, plans, preprocessed data, network, labels, memory."""
+"""Checks of one training: trainer, plans, preprocessed data, network, labels, memory, and images to predict."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch._subclasses.fake_tensor import (
@@ -15,14 +16,23 @@ from torch._subclasses.fake_tensor import (
 
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.datasets.folders import BYTE_WRITERS, DATASET, largest_label
-from nnunet_plugins.datasets.plan_names import WHOLE_REMEDY, fitting_commands
-from nnunet_plugins.datasets.preprocessed import PLANS, data_folder, existing_cases, missing_cases
+from nnunet_plugins.datasets.plan_names import WHOLE_REMEDY, covering_command, fitting_commands
+from nnunet_plugins.datasets.preprocessed import (
+    PLANS,
+    data_folder,
+    existing_cases,
+    larger_cases,
+    missing_cases,
+    preprocessed_shapes,
+)
 from nnunet_plugins.doctor.findings import Finding, of_cases, ok, problem, warning
+from nnunet_plugins.doctor.images import CaseFacts
 from nnunet_plugins.doctor.merged import check_sources
-from nnunet_plugins.doctor.whole import check_training_images
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json
-from nnunet_plugins.forecast import GIB, Forecast, device_memory, format_bytes
+from nnunet_plugins.forecast import GIB, Forecast, device_memory, format_bytes, format_size
+from nnunet_plugins.planning.cover import Images
+from nnunet_plugins.planning.native import keeps_voxels
 from nnunet_plugins.planning.setting import (
     Setting,
     find_trainer,
@@ -35,6 +45,7 @@ from nnunet_plugins.trainers.checks import require_backbone, require_labels
 
 _NOT_FAKE = (UnsupportedFakeTensorException, DataDependentOutputException, DynamicOutputShapeException)
 _TOO_MUCH, _TIGHT = 1.1, 0.9  # of the device's memory; as `BackboneTrainer.check_memory` has it
+_WHOLE = "which the network takes for the whole anatomy"  # a larger image would be cut into several of it
 
 
 @dataclass
@@ -100,7 +111,7 @@ def check_training(training: Training, folder: Path, cases: Collection[str]) -> 
         return
     yield ok(f"plans {training.plans}: {setting}")
     if trainer and needs_whole_images(trainer):
-        yield from check_training_images(training, setting, folder)
+        yield from _check_size(training, setting, folder)
     yield from _check_writer(setting, folder / "dataset.json")
     if trainer:
         description = read_json(folder / "dataset.json", DATASET)
@@ -131,6 +142,20 @@ def _check_data(training: Training, folder: Path, cases: Collection[str], prepro
     yield from of_cases("warning", "{} only among the raw or only among the preprocessed ones", changed, again)
     if not missing and not broken:
         yield ok(f"{len(known)} preprocessed cases in {data}")
+
+
+def _check_size(training: Training, setting: Setting, folder: Path) -> Iterator[Finding]:
+    """Check that the patch holds every training image, as it is preprocessed."""
+    patch, place = setting.configuration.patch_size, (folder, training.plans, training.configuration)
+    absent = set(missing_cases(*place))
+    there = [case for case in existing_cases(folder) if case not in absent]
+    found = larger_cases(preprocessed_shapes(data_folder(*place), there), patch)
+    remedy = f"make plans that cover them: {covering_command(training.dataset, training.plans)}"
+    if len(patch) == 2:
+        remedy = "use a 3D configuration where images have several slices"
+    yield from of_cases("problem", f"{{}} larger than the patch {format_size(patch)}, {_WHOLE}", found, remedy)
+    if there and not found:
+        yield ok(f"the patch {format_size(patch)} holds every training image")
 
 
 def _check_writer(setting: Setting, file: Path) -> Iterator[Finding]:
@@ -194,3 +219,44 @@ def _check_network(training: Training, trainer: type[nnUNetTrainer], setting: Se
         yield warning(f"{text}. That is tight", remedy)
     else:
         yield ok(text)
+
+
+def check_images(training: Training, facts: Mapping[str, CaseFacts]) -> Iterator[Finding]:
+    """Check that the patch holds images to predict, after nnU-Net's cropping and resampling.
+
+    Nothing is said of other networks, nor where trainer or plans cannot be used, which other checks tell.
+
+    Args:
+        training: whose network predicts.
+        facts: about the images.
+    """
+    try:
+        if not needs_whole_images(find_trainer(training.trainer)):
+            return
+        setting = plan_setting(training.dataset, training.configuration, training.plans)
+    except InputError:
+        return
+    order, patch, target = (
+        setting.plans.transpose_forward,
+        setting.configuration.patch_size,
+        setting.configuration.spacing,
+    )
+    shapes = {}
+    for name, case in facts.items():
+        if case.is_whole and case.channels:
+            shape, spacing = (
+                [sizes[axis] for axis in order] for sizes in (case.cropped, case.channels[0].grid.spacing)
+            )
+            image = Images(np.array([shape]), np.array([spacing]))
+            after = spacing if keeps_voxels(setting.configuration.configuration) else target
+            shapes[name] = image.resampled([*spacing[: 3 - len(after)], *after])[0].tolist()
+    found = larger_cases(shapes, patch)
+    yield from of_cases(
+        "problem",
+        f"{{}} larger, when resampled, than the patch {format_size(patch)}, {_WHOLE}: nnU-Net cuts them into windows "
+        "without a word",
+        found,
+        "crop them to what the training images show",
+    )
+    if shapes and not found:
+        yield ok(f"the patch {format_size(patch)} holds all of these images")

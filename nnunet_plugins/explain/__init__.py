@@ -6,3 +6,5 @@
 `attention.py`, `gradcam.py`, `activations.py`, `receptive_field.py` or `gates.py`. `case.py` writes those of a case,
 with pictures by `panels.py`; `folder.py` goes over all cases, and `page.py` puts them on a page.
 """
+
+MAPS = ("attention", "gradcam", "activations", "erf", "gates")

@@ -15,6 +15,7 @@ from torch import nn
 from nnunet_plugins.explain.windows import Windows
 from nnunet_plugins.networks.fabric import Cell, DenseResidualFabric
 from nnunet_plugins.networks.layers.aspp import ASPP3D
+from nnunet_plugins.networks.layers.autofocus import short_rate
 from nnunet_plugins.networks.layers.blocks import ConvBlock
 
 
@@ -94,15 +95,11 @@ def _in_aspp(module: str, aspp: ASPP3D, short: str, title: str) -> list[Site]:
     for number, branch in enumerate(aspp.branches):
         if isinstance(branch, ConvBlock):
             convolution: Any = branch[0]
-            rate = _short(convolution.dilation)
+            rate = short_rate(convolution.dilation)
             # The convolution and what follows it are called apart, so that the whole block has no output of its own.
             last = f"{module}.branches.{number}.{len(branch) - 1}"
             places.append(Site(f"{short}_rate{rate}", f"{title}, dilation rate {rate}", last))
     return places
-
-
-def _short(rate: Sequence[int]) -> str:
-    return str(rate[0]) if len({*rate}) == 1 else "x".join(map(str, rate))
 
 
 @contextmanager

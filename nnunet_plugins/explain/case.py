@@ -18,11 +18,12 @@ from nnunet_plugins.explain.activations import find_sites, take_activations
 from nnunet_plugins.explain.attention import find_shares
 from nnunet_plugins.explain.gradcam import GradCam
 from nnunet_plugins.explain.model import Head, Model, Wanted
-from nnunet_plugins.explain.panels import Layer, Scene, centre_of, crop_of, draw_panel, gray, range_of
+from nnunet_plugins.explain.panels import Layer, Scene, centre_of, crop_of, draw_panel, range_of
 from nnunet_plugins.explain.slices import VIEWERS, Stack, Viewer, cut
 from nnunet_plugins.explain.windows import Windows
 from nnunet_plugins.files import short_name
 from nnunet_plugins.images.grid import compare_grids
+from nnunet_plugins.images.pictures import gray
 from nnunet_plugins.images.reading import Header, read_header
 from nnunet_plugins.images.writing import whole_image, write_array
 from nnunet_plugins.models.cases import Case

@@ -8,8 +8,7 @@ from typing import Any
 
 from nnunet_plugins.arguments import positive, whole
 from nnunet_plugins.errors import InputError
-
-MAPS = ("attention", "gradcam", "activations", "erf", "gates")
+from nnunet_plugins.explain import MAPS
 
 DESCRIPTION = (
     "Look inside a trained network: maps of single cases as NIfTI with the geometry of the image, pictures of them, "

@@ -13,7 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.explain.command_line import MAPS
+from nnunet_plugins.explain import MAPS
 from nnunet_plugins.explain.gates import find_gates
 from nnunet_plugins.models.sources import Source
 from nnunet_plugins.networks.layers.attention import attending

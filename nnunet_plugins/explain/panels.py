@@ -57,15 +57,6 @@ class Scene:
     labels: NDArray[Any]
 
 
-def gray(image: NDArray[Any]) -> NDArray[np.float32]:
-    """Return an image from 0 to 1, without its most extreme values."""
-    values = np.nan_to_num(np.asarray(image, np.float32))
-    low, high = np.percentile(values, (0.5, 99.5))
-    if high <= low:
-        low, high = values.min(), values.max()
-    return np.clip((values - low) / max(float(high - low), 1e-9), 0, 1).astype(np.float32)
-
-
 def centre_of(mask: NDArray[np.bool_]) -> tuple[int, ...]:
     """Return the voxel of a class that is nearest to its centre; the middle of the image if it has none."""
     where = np.argwhere(mask)

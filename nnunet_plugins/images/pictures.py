@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
@@ -28,6 +29,15 @@ def read_picture(file: Path) -> tuple[NDArray[Any], list[float]]:
     if found.array is None or found.grid is None:
         raise InputError(str(wrong[0]))
     return found.array[0], list(found.grid.spacing)
+
+
+def gray(image: NDArray[Any]) -> NDArray[Any]:
+    """Return an image from 0 to 1, without its most extreme values."""
+    values = np.nan_to_num(np.asarray(image, np.float32))
+    low, high = np.percentile(values, (0.5, 99.5))
+    if high <= low:
+        low, high = values.min(), values.max()
+    return np.clip((values - low) / max(float(high - low), 1e-9), 0, 1).astype(np.float32)
 
 
 def _first_values(file: Path) -> tuple[NDArray[Any], list[float]]:

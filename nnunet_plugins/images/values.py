@@ -24,14 +24,13 @@ def distinct(array: NDArray[Any]) -> tuple[float, ...]:
     return tuple(sorted(float(value) for value in pd.unique(array.reshape(-1))))
 
 
-def check_values(values: Iterable[float], declared: Collection[int], file: str, case: str = "") -> Iterator[Fact]:
+def check_values(values: Iterable[float], declared: Collection[int], file: str) -> Iterator[Fact]:
     """Yield what is wrong with the values of a segmentation.
 
     Args:
         values: the different ones.
         declared: the labels, with background and ignore label; none: any whole number will do.
         file: for the facts.
-        case: likewise.
     """
     values = [float(value) for value in values]
     finite = [value for value in values if isfinite(value)]
@@ -43,7 +42,7 @@ def check_values(values: Iterable[float], declared: Collection[int], file: str, 
     for kind, found in parts.items():
         if found:
             detail = show(found) + (f"; declared are {show(sorted(declared))}" if kind == "undeclared" else "")
-            yield Fact(kind, file, detail, case)
+            yield Fact(kind, file, detail)
 
 
 def _number(value: float) -> str:

@@ -141,7 +141,7 @@ def evaluate_atlas(
     require_own_folder(output, overwrite=overwrite)
     folder = preprocessed_folder(dataset)
     setting = plan_setting(dataset, configuration, plans)
-    splits = _read_splits(dataset, folder, folds)
+    splits = _read_splits(folder, folds)
     data = data_folder(folder, plans, configuration)
     named = sorted({case for split in splits for part in split.values() for case in part})
     patch = require_room(dataset, plans, configuration, named)
@@ -202,7 +202,7 @@ def _annotated(summary: dict[str, Any], asked: Mapping[str, Collection[Any]], en
     return {"metric_per_case": cases, "mean": means, "foreground_mean": foreground}
 
 
-def _read_splits(dataset: str, folder: Path, folds: Sequence[int]) -> list[Split]:
+def _read_splits(folder: Path, folds: Sequence[int]) -> list[Split]:
     file = folder / "splits_final.json"
     if not file.is_file():
         raise AtlasError(

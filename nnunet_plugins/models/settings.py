@@ -1,4 +1,4 @@
-"""What a submission does: `submission.json` beside its models, which the export writes and inference reads.
+"""How trained models predict, and from which files; in a submission, `submission.json` beside them says so.
 
 Loads nothing heavy.
 """

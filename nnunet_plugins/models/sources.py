@@ -1,4 +1,4 @@
-"""Find the trained networks that a submission is made of, and prove that they belong together and can be used.
+"""Find trained networks, and prove that they belong together and can be used.
 
 They lie where nnU-Net puts them: nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION/fold_0/checkpoint_final.pth.
 """
@@ -41,10 +41,6 @@ OF_THE_NETWORK = ("patch_size", "architecture")
 """Parts of a plan that make another network; resampling, say, may be another one than in the training."""
 
 
-class SubmissionError(InputError):
-    """Networks cannot be exported as they are."""
-
-
 @dataclass(frozen=True)
 class Choice:
     """A trained configuration by nnU-Net's names."""
@@ -61,22 +57,22 @@ def parse_choice(text: str, first: Choice) -> Choice:
     """Read TRAINER, TRAINER:CONFIGURATION or TRAINER:CONFIGURATION:PLANS; what is left out is the first network's.
 
     Raises:
-        SubmissionError: if it is none of these.
+        InputError: if it is none of these.
     """
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
-        raise SubmissionError(f"{text!r} is not TRAINER, TRAINER:CONFIGURATION or TRAINER:CONFIGURATION:PLANS")
+        raise InputError(f"{text!r} is not TRAINER, TRAINER:CONFIGURATION or TRAINER:CONFIGURATION:PLANS")
     return Choice(*parts, *(first.configuration, first.plans)[len(parts) - 1 :])
 
 
 @dataclass(frozen=True)
 class Source:
-    """A trained configuration that can be exported.
+    """A trained configuration.
 
     Attributes:
         choice: its names.
         folder: in nnU-Net's results.
-        folds: to export.
+        folds: whose networks are used.
         checkpoint: file in each of them.
         plans: as in the folder.
         dataset_json: likewise.
@@ -108,29 +104,29 @@ class Source:
             compared: parts of the configuration that have to be those of the training; all of them by default.
 
         Raises:
-            SubmissionError: if it is of another trainer or other plans, or its weights do not fit the network.
+            InputError: if it is of another trainer or other plans, or its weights do not fit the network.
             CheckpointError: if it cannot be read.
         """
         path = self.folder / f"fold_{fold}" / self.checkpoint
         checkpoint = load_checkpoint(path, trusted=self.trusted)
         if checkpoint["trainer_name"] != self.choice.trainer:
-            raise SubmissionError(f"{path} is of {checkpoint['trainer_name']}, not of {self.choice.trainer}")
+            raise InputError(f"{path} is of {checkpoint['trainer_name']}, not of {self.choice.trainer}")
         arguments = checkpoint["init_args"]
         if arguments["configuration"] != self.choice.configuration:
-            raise SubmissionError(f"{path} is of {arguments['configuration']}, not of {self.choice.configuration}")
+            raise InputError(f"{path} is of {arguments['configuration']}, not of {self.choice.configuration}")
         trained = read_configuration(arguments["plans"], self.choice.configuration, path)
         ours, theirs = (_as_json(part.configuration) for part in (trained, self.configuration))
         if compared is not None:
             ours, theirs = ({key: part.get(key) for key in compared} for part in (ours, theirs))
         if found := _difference(ours, theirs):
-            raise SubmissionError(
+            raise InputError(
                 f"{path} was trained with other plans than {self.folder / 'plans.json'}: {found}. Take folds that "
                 "were trained with the same plans"
             )
         try:
             self.network.load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:
-            raise SubmissionError(f"the weights in {path} do not fit the network of its plans: {error}") from error
+            raise InputError(f"the weights in {path} do not fit the network of its plans: {error}") from error
         return {name: checkpoint[name] for name in KEPT if name in checkpoint}
 
     @cached_property
@@ -152,7 +148,7 @@ def find_source(
     *,
     trusted: bool = False,
 ) -> Source:
-    """Find a trained configuration that can be exported, and its first stage if it is a cascade's second.
+    """Find a trained configuration that can go elsewhere, and its first stage if it is a cascade's second.
 
     Args:
         dataset: number or name.
@@ -162,13 +158,12 @@ def find_source(
         trusted: read checkpoints that may run code.
 
     Raises:
-        SubmissionError: if something is missing, naming what, and what is there.
-        InputError: if a file is not as nnU-Net writes it.
+        InputError: if something is missing, naming what, and what is there, or a file is not as nnU-Net writes it.
     """
     source = find_model(dataset, choice, folds, checkpoint, trusted=trusted)
     require_released(source.trainer)
     if FIXED in source.dataset_json:
-        raise SubmissionError(
+        raise InputError(
             f"{source.folder} was trained on images of one size, to which a container scales none; predict with "
             "nnunet-plugins fixed-size --scale, nnUNetv2_predict and fixed-size --restore"
         )
@@ -184,11 +179,11 @@ def find_model(dataset: str, choice: Choice, folds: Sequence[str], checkpoint: s
     """Find a trained configuration, without the first stage of a cascade; see `find_source`."""
     results = os.environ.get("nnUNet_results")  # noqa: SIM112 - nnU-Net's own spelling
     if results is None:
-        raise SubmissionError("nnUNet_results is not set; export nnUNet_results=/path/to/nnUNet_results")
+        raise InputError("nnUNet_results is not set; export nnUNet_results=/path/to/nnUNet_results")
     folder = Path(results, dataset_name(dataset), str(choice))
     if not folder.is_dir():
         there = sorted(path.name for path in folder.parent.glob("*__*__*"))
-        raise SubmissionError(f"{folder} is missing; trained for this dataset: {', '.join(there) or 'nothing'}")
+        raise InputError(f"{folder} is missing; trained for this dataset: {', '.join(there) or 'nothing'}")
     return _open(folder, dataset, choice, folds, checkpoint, trusted=trusted)
 
 
@@ -202,12 +197,12 @@ def model_in(folder: Path, folds: Sequence[str], checkpoint: str, *, trusted: bo
         trusted: read checkpoints that may run code.
 
     Raises:
-        SubmissionError: if it is no such folder, or something is missing in it.
+        InputError: if it is no such folder, or something is missing in it.
     """
     parts = folder.absolute().name.split("__")
     if len(parts) != 3 or not (folder / "plans.json").is_file():
         there = ", ".join(sorted(path.name for path in folder.glob("*__*__*"))[:5])
-        raise SubmissionError(
+        raise InputError(
             f"{folder} is no folder of a trained configuration, which is nnUNet_results/DATASET/"
             f"TRAINER__PLANS__CONFIGURATION, with plans.json{f'; in it are {there}' if there else ''}"
         )
@@ -220,12 +215,12 @@ def _open(
     folder: Path, dataset: str, choice: Choice, folds: Sequence[str], checkpoint: str, *, trusted: bool
 ) -> Source:
     if len(set(folds)) < len(folds):
-        raise SubmissionError(f"-f {' '.join(folds)} names a fold twice; name each fold once")
+        raise InputError(f"-f {' '.join(folds)} names a fold twice; name each fold once")
     missing = [fold for fold in folds if not (folder / f"fold_{fold}" / checkpoint).is_file()]
     if missing:
         there = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
         command = f"nnUNetv2_train {dataset} {choice.configuration} FOLD -tr {choice.trainer} -p {choice.plans} --npz"
-        raise SubmissionError(
+        raise InputError(
             f"{choice} has no {checkpoint} in fold {', '.join(missing)}; folds that have one: "
             f"{', '.join(there) or 'none'}. Name those with -f, or train the others: {command}"
         )
@@ -251,17 +246,17 @@ def read_configuration(plans: dict[str, Any], name: str, file: Path) -> Configur
         file: where they were read, for the message.
 
     Raises:
-        SubmissionError: if there is no such configuration, or it is not as nnU-Net plans it.
+        InputError: if there is no such configuration, or it is not as nnU-Net plans it.
     """
     if name not in plans["configurations"]:
-        raise SubmissionError(f"{file} has no configuration {name}")
+        raise InputError(f"{file} has no configuration {name}")
     try:
         found = PlansManager(plans).get_configuration(name)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise SubmissionError(f"{file}: the configuration {name} cannot be used: {reason}") from error
+        raise InputError(f"{file}: the configuration {name} cannot be used: {reason}") from error
     if fault := find_fault(_as_json(found.configuration), _CONFIGURATION):
-        raise SubmissionError(f"{file}: the configuration {name} is not as nnU-Net plans it: {fault}")
+        raise InputError(f"{file}: the configuration {name} is not as nnU-Net plans it: {fault}")
     return found
 
 
@@ -269,14 +264,14 @@ def require_released(trainer: type[nnUNetTrainer]) -> None:
     """Check that a trainer in nnU-Net's own folder came with nnU-Net; a copy put there is in no other installation.
 
     Raises:
-        SubmissionError: if it was copied there.
+        InputError: if it was copied there.
     """
     package = metadata.distribution("nnunetv2")
     file = f"{trainer.__module__.replace('.', '/')}.py"
     from_index = package.read_text("direct_url.json") is None
     known = {str(path) for path in package.files or ()}
     if file.startswith("nnunetv2/") and from_index and known and file not in known:
-        raise SubmissionError(
+        raise InputError(
             f"{trainer.__name__} was copied into nnU-Net's own folder ({file}), which is not shipped. Put it into a "
             "folder of its own, and that folder into nnUNet_extTrainer"
         )
@@ -286,20 +281,20 @@ def require_one_task(sources: Sequence[Source]) -> None:
     """Check that all members of an ensemble segment the same labels in the same channels.
 
     Raises:
-        SubmissionError: naming two that do not, and where they differ.
+        InputError: naming two that do not, and where they differ.
     """
     first, *others = sources
     for source in others:
         for key in ("labels", "regions_class_order", "channel_names", "file_ending", PREPARED):
             ours, theirs = (part.dataset_json.get(key) for part in (first, source))
             if ours != theirs:
-                raise SubmissionError(
+                raise InputError(
                     f"{first.choice} and {source.choice} cannot be one ensemble: {key} is {ours} in one, {theirs} in "
                     "the other"
                 )
         readers = [part.plans.get("image_reader_writer") for part in (first, source)]
         if readers[0] != readers[1]:
-            raise SubmissionError(
+            raise InputError(
                 f"{first.choice} and {source.choice} cannot be one ensemble: their plans read images with "
                 f"{readers[0]} and {readers[1]}"
             )
@@ -311,7 +306,7 @@ def _build(source: Source) -> torch.nn.Module:
         try:
             require_known_architecture(configuration, source.folder / "plans.json")
         except UnsafeCheckpointError as error:
-            raise SubmissionError(f"{error}. If you trust these plans, use --run-code-in-checkpoint") from error
+            raise InputError(f"{error}. If you trust these plans, use --run-code-in-checkpoint") from error
     try:
         return source.trainer.build_network_architecture(
             manager,
@@ -321,9 +316,7 @@ def _build(source: Source) -> torch.nn.Module:
             enable_deep_supervision=False,
         )
     except Exception as error:  # whatever a network raises for plans that do not fit it, or make no sense
-        raise SubmissionError(
-            f"the network of {source.choice} cannot be built: {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"the network of {source.choice} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def _as_json(content: Any) -> Any:

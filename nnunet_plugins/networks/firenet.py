@@ -17,7 +17,6 @@ conv-norm-activation-dropout. The decoder's gates are the 4 WRS weights beside t
 dimension adapt to an nnU-Net plan (`FIRENet.from_plan`).
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -39,9 +38,7 @@ from nnunet_plugins.networks.layers.blocks import (
 from nnunet_plugins.networks.layers.ise import ISE
 from nnunet_plugins.networks.layers.recompute import recompute
 from nnunet_plugins.networks.layers.wrs import WRS
-from nnunet_plugins.networks.topology import extend_stages
-
-Sizes = Sequence[Sequence[int]]
+from nnunet_plugins.networks.pyramid import Pyramid, Sizes
 
 # Residual units per branch of the ablation twin, chosen so that at the paper's widths its parameters match the
 # fabric's within 0.3 per cent and the whole network's multiply-adds within 0.1 per cent.
@@ -160,7 +157,7 @@ class Decoder(nn.Module):
         return self.wrs[level]([x, self.shortcuts[level].finish(z)])
 
 
-class FIRENet(nn.Module):
+class FIRENet(Pyramid):
     """FIRENet, in 2D or 3D; `FIRENet(input_channels=1, num_classes=3)` is the paper's network.
 
     Args:
@@ -182,6 +179,9 @@ class FIRENet(nn.Module):
         >>> FIRENet(input_channels=1, num_classes=3)(torch.zeros(1, 1, 20, 24, 21)).shape
         torch.Size([1, 3, 20, 24, 21])
     """
+
+    name = "FIRENet"
+    least_voxels = 2  # over which instance norm has statistics
 
     def __init__(
         self,
@@ -228,78 +228,17 @@ class FIRENet(nn.Module):
         self.apply(initialise_he)
 
     @classmethod
-    def from_plan(
-        cls,
-        *,
-        input_channels: int,
-        num_classes: int,
-        deep_supervision: bool,
-        patch_size: Sequence[int],
-        strides: Sizes,
-        kernel_sizes: Sizes,
-        **options: object,
-    ) -> "FIRENet":
-        """Build the network for a plan's stages: its strides 1 to 4 and kernels 0 to 4, continued where it has fewer.
+    def downsamplings(cls, **_: Any) -> int:
+        """Return the paper's number: two poolings, and two steps between the fabric's branches."""
+        return 4
 
-        Args:
-            input_channels: image channels.
-            num_classes: output channels.
-            deep_supervision: as in the constructor.
-            patch_size: the plan's patch size in voxels; checked here, so that an unfit plan fails before training.
-            strides: stride of every stage of the plan, the first being 1.
-            kernel_sizes: kernel of every stage of the plan.
-            options: any keyword of the constructor but `strides` and `kernel_sizes`.
-
-        Raises:
-            ValueError: if the plan's stages do not fit, or the patch is too small.
-        """
-        steps, kernels = extend_stages(strides, kernel_sizes, patch_size, downsamplings=4)
-        network = cls(
-            input_channels,
-            num_classes,
-            deep_supervision,
-            strides=steps,
-            kernel_sizes=kernels,
-            **options,  # type: ignore[arg-type]
-        )
-        try:
-            network.check_size(patch_size)
-        except ValueError as error:
-            raise ValueError(f"{error}. Use a larger patch size in the plans file.") from None
-        return network
-
-    def coarsest(self, axis: int, size: int) -> int:
-        """Voxels that `size` voxels along `axis` leave at the coarsest scale: poolings floor, convolutions round up."""
+    def sizes(self, size: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the size of the map at every scale: poolings round down, the fabric's convolutions up."""
+        found = [tuple(size)]
         for number, stride in enumerate(self.strides):
-            size = size // stride[axis] if number < self.num_pools else -(-size // stride[axis])
-        return size
-
-    def check_size(self, size: Sequence[int]) -> None:
-        """Check that the network can take an image of this size.
-
-        Raises:
-            ValueError: if an axis vanishes in the poolings, or if a single voxel is left at the coarsest scale, over
-                which instance norm has no statistics; it names the axis and the smallest size that works.
-        """
-        if len(size) != len(self.strides[0]):
-            raise ValueError(f"FIRENet was built for {len(self.strides[0])}D images, got a spatial size {tuple(size)}")
-        left = [self.coarsest(axis, n) for axis, n in enumerate(size)]
-        if min(left) < 1:
-            axis = left.index(min(left))
-            raise self._too_small(size, axis, 1)
-        if math.prod(left) == 1:
-            # The longest axis that is downsampled at all is the one that is easiest to enlarge.
-            axis = max(range(len(size)), key=lambda a: (any(s[a] > 1 for s in self.strides), size[a]))
-            raise self._too_small(size, axis, 2)
-
-    def _too_small(self, size: Sequence[int], axis: int, needed: int) -> ValueError:
-        # Downsampling divides by no more than the product of all strides, so the search ends.
-        enough = needed * math.prod(stride[axis] for stride in self.strides)
-        smallest = next(n for n in range(1, enough + 1) if self.coarsest(axis, n) >= needed)
-        return ValueError(
-            f"FIRENet: an image of {'x'.join(map(str, size))} voxels is too small, it leaves no more than one voxel at "
-            f"the coarsest scale: axis {axis} has {size[axis]} and needs at least {smallest}"
-        )
+            pools = number < self.num_pools
+            found.append(tuple(n // s if pools else -(-n // s) for n, s in zip(found[-1], stride, strict=True)))
+        return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Map an image `(N, input_channels, *size)` to logits `(N, num_classes, *size)`."""

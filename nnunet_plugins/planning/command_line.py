@@ -286,7 +286,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_GIB = 2**30
+_GIB = 2**30  # as `forecast.GIB`, which loads torch
 # What a row of the table says, its unit and that in numbers, and where in the profile it is.
 _ROWS = (
     ("parameters", "M", 1e6, "parameters"),

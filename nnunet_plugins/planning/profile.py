@@ -210,15 +210,12 @@ def _step_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: backward})
 
 
-def measure_on_gpu(
-    trainer: type[nnUNetTrainer], setting: Setting, *, steps: int = 5, compiled: bool = False
-) -> Measured:
-    """Take training steps as nnU-Net does, on random images, and measure them.
+def measure_on_gpu(trainer: type[nnUNetTrainer], setting: Setting, *, compiled: bool = False) -> Measured:
+    """Take eight training steps as nnU-Net does, on random images, and measure the last five.
 
     Args:
         trainer: any that nnU-Net finds.
         setting: what its network is for.
-        steps: how many are timed, after three that are not.
         compiled: with torch.compile, as nnU-Net trains unless told otherwise.
 
     Raises:
@@ -235,7 +232,7 @@ def measure_on_gpu(
     image = torch.randn(shape_of_step(trainer, setting), device=device)
     torch.cuda.reset_peak_memory_stats()
     seconds = []
-    for _ in range(steps + 3):
+    for _ in range(8):
         torch.cuda.synchronize()
         begun = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)

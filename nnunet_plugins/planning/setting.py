@@ -146,6 +146,11 @@ def patch_setting(patch: Sequence[int], batch: int, channels: int, classes: int)
             f"of {format_size(multiple)}"
         )
     stages = len(strides)
+    if stages == 1:
+        raise PlanError(
+            f"nnU-Net's U-Net halves its patch at least once, and one of {format_size(patch)} not at all: give two of "
+            f"the axes {2 * _SMALLEST_MAP} voxels or more"
+        )
     # As nnU-Net's ExperimentPlanner writes it.
     architecture = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,7 +87,7 @@ def predict_each(
         if isinstance(said, Exception):
             failed.append(case.name)
             earlier.remove(case)
-            said = f"FAILED: {_tell(said, remedy)}"
+            said = f"FAILED: {memory.tell(said, remedy)}"
         else:
             earlier.keep(case)
         log(f"{numbers[case.name]}/{len(cases)} {case.name}: {said} ({seconds:.1f} s)")
@@ -160,12 +159,3 @@ def _require_size(source: Source, case: Case) -> None:
             f"it has {there} voxels, and the network was trained on images scaled to {wanted}: nnunet-plugins "
             f"fixed-size --scale FOLDER --like {source.folder / 'dataset.json'} -o SCALED"
         )
-
-
-def _tell(error: Exception, remedy: str) -> str:
-    if memory.is_out_of_memory(error):
-        return f"out of memory: {memory.describe_limit()}. {remedy} ({type(error).__name__})"
-    if isinstance(error, (InputError, OSError)):
-        return str(error)
-    traceback.print_exception(error)  # nobody has foreseen it, and somebody will have to find it
-    return f"{type(error).__name__}: {error}"

@@ -193,6 +193,8 @@ def image_of(case: str, files: Mapping[str, Any]) -> Path:
 
 
 def _draw(case: str, why: str, shown: Mapping[str, float], files: Mapping[str, Any]) -> Row:
+    from nnunet_plugins.images.pictures import gray
+
     ending, predictions = files["ending"], files["predictions"]
     if unknown := [name for name in shown if name not in predictions]:
         raise PanelError(f"it is not known where the segmentations of {unknown[0]} lie")
@@ -203,8 +205,7 @@ def _draw(case: str, why: str, shown: Mapping[str, float], files: Mapping[str, A
         raise PanelError("image and segmentations have different shapes")
     axis, number = _best_slice(segmentations, spacing)
     place = f"slice {number + 1} of {image.shape[axis]}" if image.shape[axis] > 1 else ""
-    gray = _gray(image)
-    flat, aspect = gray.take(number, axis), [s for n, s in enumerate(spacing) if n != axis]
+    flat, aspect = gray(image).take(number, axis), [s for n, s in enumerate(spacing) if n != axis]
     pictures = [Picture("Image", None, _picture(flat, None, aspect))]
     titles = [("Truth", None), *shown.items()]
     for (title, score), segmentation in zip(titles, segmentations, strict=True):
@@ -239,15 +240,6 @@ def _best_slice(segmentations: Sequence[NDArray[Any]], spacing: Sequence[float])
             areas = [np.log1p((segmentation == value).sum(axis=others)) for value in values]
             return axis, int(np.sum(areas, axis=0).argmax())
     return axis, shape[axis] // 2
-
-
-def _gray(image: NDArray[Any]) -> NDArray[Any]:
-    """Return the image from 0 to 1, without its most extreme values."""
-    image = np.nan_to_num(image.astype(np.float32))
-    low, high = np.percentile(image, (0.5, 99.5))
-    if high <= low:
-        low, high = float(image.min()), float(image.max())
-    return np.clip((image - low) / max(float(high - low), 1e-9), 0, 1)
 
 
 def _picture(image: NDArray[Any], segmentation: NDArray[Any] | None, spacing: Sequence[float]) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.inference.data_iterators import PreprocessAdapterFromNpy
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
@@ -34,6 +33,7 @@ from nnunet_plugins.images.recipe import read_recipe
 from nnunet_plugins.models.settings import FILE, OUTPUT_TYPES, Member, Settings, fitting_type
 from nnunet_plugins.planning.setting import find_trainer, needs_whole_images
 from nnunet_plugins.prediction.export import find_labels, make_quick, stock_configuration
+from nnunet_plugins.prediction.volumes import preprocess
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor
 from nnunet_plugins.submission.effort import Clock, Effort, Work, efforts
 
@@ -81,7 +81,7 @@ class Network:
             labels = self.previous.predict(image, properties, effort, clock, log, probabilities=False)
             # As it comes out of the file that nnU-Net would have written.
             before = labels[None].astype(np.float32)
-        data, properties = self._preprocess(image, properties, before)
+        data, properties = preprocess(self.predictor, image, before, properties)
         if self.needs_whole_images:
             shape, patch = tuple(data.shape[1:]), self.predictor.configuration_manager.patch_size
             for size in larger_cases({"": shape}, patch).values():
@@ -97,16 +97,6 @@ class Network:
         plan = (p.plans_manager, stock_configuration(p.configuration_manager), p.label_manager)
         _, found = convert_predicted_logits_to_segmentation_with_correct_shape(logits.numpy(), *plan, properties, True)
         return found
-
-    def _preprocess(
-        self, image: NDArray[Any], properties: dict[str, Any], before: NDArray[Any] | None
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        p = self.predictor
-        adapter = PreprocessAdapterFromNpy(
-            [image], [before], [dict(properties)], [None], p.plans_manager, p.dataset_json, p.configuration_manager
-        )
-        item = next(adapter)
-        return item["data"], item["data_properties"]
 
     @torch.inference_mode()
     def _logits(self, data: torch.Tensor, effort: Effort, clock: Clock, log: Log) -> torch.Tensor:

@@ -24,6 +24,7 @@ from nnunetv2.utilities.file_path_utilities import get_ensemble_name
 from nnunet_plugins import __version__, backbones
 from nnunet_plugins._startup import listed, trainer_folder
 from nnunet_plugins.datasets.folders import BYTE_WRITERS, largest_label
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.images.preparing import another_version
 from nnunet_plugins.images.recipe import read_recipe
@@ -36,7 +37,7 @@ from nnunet_plugins.models.settings import (
     Settings,
     fitting_type,
 )
-from nnunet_plugins.models.sources import Source, SubmissionError, require_one_task
+from nnunet_plugins.models.sources import Source, require_one_task
 from nnunet_plugins.prediction.whole_volume import require_any_size
 from nnunet_plugins.submission import wheels
 from nnunet_plugins.submission.model_card import write_model_card
@@ -127,44 +128,42 @@ def check_request(request: Request) -> None:
     """Check what can be checked before anything is written.
 
     Raises:
-        SubmissionError: naming the option that does not fit.
+        InputError: naming the option that does not fit.
     """
     channels, platform = request.first.channels, request.platform
     require_one_task(request.sources)
     if len({source.choice for source in request.sources}) < len(request.sources):
-        raise SubmissionError("a network stands in the ensemble twice")
+        raise InputError("a network stands in the ensemble twice")
     if platform.layout == "sockets":
         if len(request.input_names) != len(channels):
-            raise SubmissionError(
+            raise InputError(
                 f"{platform.name} needs --input-socket with one slug for each of the {len(channels)} channels "
                 f"({', '.join(channels)}), in this order; got {len(request.input_names)}"
             )
         if not request.output_name:
-            raise SubmissionError(f"{platform.name} needs --output-socket, the slug of the segmentation")
+            raise InputError(f"{platform.name} needs --output-socket, the slug of the segmentation")
         for slug in (*request.input_names, request.output_name):
             if not _SLUG.fullmatch(slug):
-                raise SubmissionError(f"{slug!r} is no slug; take it from the socket's page, such as ct-image")
+                raise InputError(f"{slug!r} is no slug; take it from the socket's page, such as ct-image")
     elif request.output_name:
-        raise SubmissionError(f"{platform.name} has no sockets; leave out --output-socket")
+        raise InputError(f"{platform.name} has no sockets; leave out --output-socket")
     if platform.layout == "files" and request.input_names:
-        raise SubmissionError(f"{platform.name} takes nnU-Net's own files; leave out --input-socket and --input-suffix")
+        raise InputError(f"{platform.name} takes nnU-Net's own files; leave out --input-socket and --input-suffix")
     if platform.layout == "case folders" and len(request.input_names) not in (0, len(channels)):
-        raise SubmissionError(
-            f"--input-suffix needs one suffix for each channel ({', '.join(channels)}), in this order"
-        )
+        raise InputError(f"--input-suffix needs one suffix for each channel ({', '.join(channels)}), in this order")
     if request.separate_model and not platform.container:
-        raise SubmissionError(f"{platform.name} has no image to leave the model out of; leave out --separate-model")
+        raise InputError(f"{platform.name} has no image to leave the model out of; leave out --separate-model")
     if request.whole_volume:
         if request.seconds_per_case:
-            raise SubmissionError("--seconds-per-case counts tiles; leave it out, or --whole-volume")
+            raise InputError("--seconds-per-case counts tiles; leave it out, or --whole-volume")
         for source in request.sources:
             require_any_size(source.choice.trainer)
     _check_output_type(request)
     if not re.fullmatch(r"[\w .+()-]+", request.name):
-        raise SubmissionError(f"{request.name!r} cannot be a name; use letters, digits, spaces and . + - ( )")
+        raise InputError(f"{request.name!r} cannot be a name; use letters, digits, spaces and . + - ( )")
     if request.platform.container and (sys.platform, this_platform.machine()) != ("linux", "x86_64"):
         if request.with_wheels:
-            raise SubmissionError(
+            raise InputError(
                 "the wheels of this machine do not fit the container (linux/amd64); use --no-wheels, and `docker "
                 "build` downloads those that do"
             )
@@ -173,15 +172,15 @@ def check_request(request: Request) -> None:
 def _check_output_type(request: Request) -> None:
     largest, wanted = request.largest_label, request.output_type
     if wanted is not None and wanted not in OUTPUT_TYPES:
-        raise SubmissionError(f"{wanted!r} is none of {', '.join(OUTPUT_TYPES)}")
+        raise InputError(f"{wanted!r} is none of {', '.join(OUTPUT_TYPES)}")
     if wanted is not None and largest > OUTPUT_TYPES[wanted]:
-        raise SubmissionError(
+        raise InputError(
             f"label {largest} does not fit into {wanted}, which ends at {OUTPUT_TYPES[wanted]}; leave out "
             f"--output-type, or give --output-type {fitting_type(largest)}"
         )
     reader = request.first.plans.get("image_reader_writer")
     if reader in BYTE_WRITERS and largest > OUTPUT_TYPES["uint8"]:
-        raise SubmissionError(
+        raise InputError(
             f"{reader}, which the plans name, writes segmentations of 8 bits, in which label {largest} becomes "
             f"{largest % 256}; plan and train with another reader, such as NibabelIOWithReorient"
         )
@@ -198,7 +197,7 @@ def write_submission(request: Request, output: Path) -> None:
         InputError: if something of it cannot be made; then nothing is left.
     """
     if output.exists():
-        raise SubmissionError(f"{output} exists already; choose another folder or remove it")
+        raise InputError(f"{output} exists already; choose another folder or remove it")
     output.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     part = room / output.name  # with the permissions of any other folder
@@ -313,7 +312,7 @@ def _read_postprocessing(file: Path) -> list[dict[str, Any]]:
     content = read_json(file, _POSTPROCESSING)
     known = remove_all_but_largest_component_from_segmentation.__name__
     if unknown := set(content["postprocessing_fns"]) - {known}:
-        raise SubmissionError(f"{file} asks for {sorted(unknown)[0]!r}; only nnU-Net's own {known} is known")
+        raise InputError(f"{file} asks for {sorted(unknown)[0]!r}; only nnU-Net's own {known} is known")
     return list(content["postprocessing_kwargs"])
 
 

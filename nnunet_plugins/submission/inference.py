@@ -8,7 +8,6 @@ import argparse
 import os
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ UPLOADED_MODEL = Path("/opt/ml/model")
 """Where Grand Challenge puts a model that was uploaded beside the image."""
 
 DONE, SOME_FAILED, NOTHING_DONE = 0, 1, 2
+_REMEDY = "Give it more memory, or export it with fewer networks"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None, *, models: Path | None = None) -> in
         if ensemble.recipe and (before := prepared_with(arguments.input)):
             raise InputError(f"{arguments.input} holds images that are prepared already ({before}), which is done here")
     except Exception as error:  # the log has to have a last word, whatever it is
-        log(f"Nothing could be begun: {_tell(error)}")
+        log(f"Nothing could be begun: {memory.tell(error, _REMEDY)}")
         return NOTHING_DONE
     failed, earlier = [], Earlier(cases)
     for number, case in enumerate(cases, 1):
@@ -180,22 +180,10 @@ def _segment(case: Case, number: str, ensemble: "Ensemble") -> bool:
         del image
         write_segmentation(segmentation, properties, case, ensemble.reader, ensemble.ending, settings.output_type)
     except Exception as error:  # it must not cost the other cases, whatever it is
-        log(f"{number} {case.name} FAILED after {clock.elapsed:.1f} s: {_tell(error)}")
+        log(f"{number} {case.name} FAILED after {clock.elapsed:.1f} s: {memory.tell(error, _REMEDY)}")
         return False
     log(f"{number} {case.name}: done in {clock.elapsed:.1f} s")
     return True
-
-
-def _tell(error: BaseException) -> str:
-    if memory.is_out_of_memory(error):
-        return (
-            f"out of memory: {memory.describe_limit()}. Give it more memory, or export it with fewer networks "
-            f"({type(error).__name__})"
-        )
-    if isinstance(error, InputError):
-        return str(error)
-    traceback.print_exception(error)  # nobody has foreseen it, and somebody will have to find it
-    return f"{type(error).__name__}: {error}"
 
 
 def _size(numbers: Sequence[Any]) -> str:

@@ -9,11 +9,12 @@ import pandas as pd
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import read_json, write_text
 from nnunet_plugins.forecast import GIB, format_size
 from nnunet_plugins.images.recipe import read_recipe
 from nnunet_plugins.models.settings import Settings
-from nnunet_plugins.models.sources import Source, SubmissionError
+from nnunet_plugins.models.sources import Source
 from nnunet_plugins.planning.profile import profile_inference
 from nnunet_plugins.planning.setting import Setting
 from nnunet_plugins.report.analysis import analyse
@@ -48,7 +49,7 @@ def write_model_card(
         date: of the export.
 
     Raises:
-        SubmissionError: if the benchmark has none of the networks.
+        InputError: if the benchmark has none of the networks.
         InputError: if its record cannot be read.
     """
     labels = sources[0].dataset_json["labels"]
@@ -180,7 +181,7 @@ def _from_benchmark(folder: Path, sources: Sequence[Source]) -> list[dict[str, A
                 row |= _interval(comparison.by_case[metric][algorithm], metric)
             rows.append(row)
     if not rows:
-        raise SubmissionError(f"{folder} has no results of {', '.join(sorted(wanted))} on {dataset}")
+        raise InputError(f"{folder} has no results of {', '.join(sorted(wanted))} on {dataset}")
     return rows
 
 

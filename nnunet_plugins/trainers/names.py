@@ -1,6 +1,7 @@
 """The grammar of trainer names: `nnUNetTrainer<Backbone>`, then modifiers, each after one underscore, in any order.
 
-Pure strings over the rows; nothing of ours is imported, so a name can be checked in no time.
+Pure strings over the rows: no trainer and no network of ours is imported, so that our names are checked in no time.
+Others may be rows of other packages, which are loaded then.
 """
 
 import re

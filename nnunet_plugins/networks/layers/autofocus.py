@@ -49,6 +49,11 @@ fused: all in one kernel on a GPU (`layers.fused_autofocus`); needs Triton, and 
 """
 
 
+def short_rate(rate: Sequence[int]) -> str:
+    """Write a dilation rate, as 4 or 1x4x4."""
+    return str(rate[0]) if len({*rate}) == 1 else "x".join(map(str, rate))
+
+
 class AutofocusConv(nn.Module):
     """Convolution whose dilation rate every voxel chooses; `(N, in, *size)` to `(N, out, *size)`, in 2D or 3D.
 
@@ -124,7 +129,7 @@ class AutofocusConv(nn.Module):
     @property
     def map_names(self) -> list[str]:
         """The dilation rates, as 4 or 1x4x4."""
-        return [str(rate[0]) if len({*rate}) == 1 else "x".join(map(str, rate)) for rate in self.rates]
+        return [short_rate(rate) for rate in self.rates]
 
     @torch.no_grad()
     def favour_first_rate(self, advantage: float) -> None:

@@ -27,7 +27,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name) from error
 
     try:
-        parse(name)  # imports nothing, so that a name that is not ours gets its answer even where ours cannot be made
+        parse(name)  # imports no trainer, so that a name that is not ours gets its answer even where none can be made
         return getattr(trainers, name)
     except UnknownTrainerError as error:
         print(
