@@ -27,7 +27,7 @@ from nnunet_plugins.trainers.checkpoints import (
     require_known_architecture,
 )
 from nnunet_plugins.trainers.compose import trainer_class
-from nnunet_plugins.trainers.fitting import fit_weights
+from nnunet_plugins.trainers.fitting import find_weight_fault, fit_weights
 
 
 def warm_start(
@@ -63,6 +63,8 @@ def warm_start(
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{trainer} cannot be built with the plans in {path}: {reason}") from error
     ours, theirs = network.state_dict(), checkpoint["network_weights"]
+    if fault := find_weight_fault(network, theirs):
+        raise CheckpointError(f"the weights in {path} cannot be used: {fault}")
     if adopt := getattr(network, "adopt", None):
         theirs = adopt(theirs)
     fit = fit_weights(ours, theirs)
