@@ -271,7 +271,10 @@ def test_without_a_dataset_the_remedy_is_named(tmp_path, capsys):
 def test_a_3d_plan_is_refused(start, monkeypatch, capsys):
     monkeypatch.setattr(command, "plan_setting", lambda *_: patch_setting((32, 32, 32), 2, 1, 3))
     assert start(narrow_vgg16()) == 2
-    assert "nnUNetTrainerFCN8s is a 2D network" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "nnunet-plugins warm-start: nnUNetTrainerFCN8s is a 2D network, and this configuration has 3D patches; use the "
+        "configuration 2d\n"
+    )
 
 
 def test_a_patch_that_the_network_cannot_take_is_one_line(start, monkeypatch, capsys):
