@@ -128,7 +128,10 @@ class Model:
         output, _ = process.communicate(timeout=900)
         if process.returncode:
             kind, _, reason = output.strip().splitlines()[-1].partition(": ")
-            if kind in ("NotImplementedError", "ValueError") and "Epoch 0" not in output:
+            if (
+                kind.rpartition(".")[2] in ("NotImplementedError", "DimensionError", "ValueError")
+                and "Epoch 0" not in output
+            ):
                 raise NotSupportedError(reason.removeprefix(f"{trainer or self.trainer}: "))
             raise AssertionError(f"{process.args} ended with {process.returncode}:\n{output[-6000:]}")
         if "--val" not in options:

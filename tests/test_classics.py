@@ -1,5 +1,7 @@
 """The classic networks are the published ones: their counts, MONAI's outputs, their outputs under nnU-Net's loss."""
 
+import re
+
 import pytest
 import torch
 from conftest import saved_bytes
@@ -394,6 +396,20 @@ class TestUpKern:
             key: value.shape for key, value in made[large].items()
         }
         assert torch.equal(written["stem.weight"], made[small]["stem.weight"])
+        # Numbers of another kind are no weights.
+        name = "encoder.0.0.depthwise.weight"
+        for change in (
+            lambda weight: weight.to(torch.int8),
+            lambda weight: weight.to("meta"),
+            lambda weight: weight / 0,
+        ):
+            weights = {**made[small], name: change(made[small][name])}
+            torch.save({**content, "network_weights": weights}, tmp_path / "no_numbers.pth")
+            command = ["warm-start", str(tmp_path / "no_numbers.pth"), "-tr", large, "-o", str(tmp_path / "no.pth")]
+            assert main(command) == 2
+            error = capsys.readouterr().err
+            assert re.search(rf"the weights in .*no_numbers.pth cannot be used: {name} (is no dense|holds)", error)
+            assert error.count("\n") == 1
         # The other way is refused.
         torch.save({**content, "network_weights": made[large]}, tmp_path / "large.pth")
         assert main(["warm-start", str(tmp_path / "large.pth"), "-tr", small, "-o", str(tmp_path / "no.pth")]) == 2

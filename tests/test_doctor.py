@@ -859,7 +859,9 @@ def test_the_checkpoints_of_a_large_network_are_foreseen(preprocessed, capsys, m
     code, (found,) = examine(capsys, "-tr", "nnUNetTrainerFCN8s", *question)
     assert code == 1
     assert found["section"] == "Space"
-    assert found["text"].startswith("checkpoints of one training of the network, up to 3 at a time: about 4.50 GiB; ")
+    assert found["text"].startswith("checkpoints of one training of the network, up to 3 at a time: about 3.00 GiB; ")
+    _, (found,) = examine(capsys, "-tr", "nnUNetTrainerFCN8s_Adam", *question)  # which keeps three numbers of each
+    assert "about 6.00 GiB; " in found["text"]
     assert examine(capsys, "-tr", "nnUNetTrainerSegResNet", *question) == (0, [])
 
 

@@ -1,5 +1,7 @@
 """FCN-8s: its parameters, its sizes, and its start from VGG16."""
 
+import io
+import os
 import re
 from dataclasses import replace
 
@@ -154,14 +156,22 @@ def without(name):
     return {key: value for key, value in narrow_vgg16().items() if key != name}
 
 
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+WHOLE = narrow_vgg16()
+DAMAGED = r"vgg16.pth is damaged: what it holds is not what was written"
 WANTED = r"what is wanted is torchvision's VGG16 without batch norm, vgg16-397923af.pth"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"cannot be read, it is damaged"),
-        (b"PK\x03\x04 truncated", r"cannot be read, it is damaged"),
+        (b"", r"vgg16.pth holds no weights that can be read safely: it is damaged or something else"),
+        (b"PK\x03\x04 truncated", DAMAGED),
+        ({"features.0.weight": Malicious()}, r"holds no weights .* safely: it holds posix.system, which may run code"),
         ({"features.0.weight": 5}, "holds something else than named weights"),
         ([1], "holds something else than named weights"),
         ({}, r"another file: it has no features.0.weight"),
@@ -178,6 +188,63 @@ def test_files_that_are_not_vgg16(start, tmp_path, capsys, content, message):
     assert start(content) == 2
     error = capsys.readouterr().err
     assert re.search(f"{message}.*{WANTED}", error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "start.pth").exists()
+
+
+@pytest.mark.parametrize("percent", [1, 50, 99])
+def test_a_file_of_the_old_format_that_is_cut_short(start, capsys, percent):
+    """As torchvision's is, which has no checksums."""
+    file = io.BytesIO()
+    torch.save(WHOLE, file, _use_new_zipfile_serialization=False)
+    content = file.getvalue()
+    assert start(content[: len(content) * percent // 100]) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"holds no weights that can be read safely: it is damaged or something else; {WANTED}", error)
+    assert error.count("\n") == 1
+    assert start(content) == 0
+
+
+@pytest.mark.parametrize("percent", [10, 50, 90, 99, "one bit"])
+def test_damaged_files(start, tmp_path, capsys, percent):
+    """Cut short, as an interrupted download is, or with one bit of one weight changed."""
+    file = io.BytesIO()
+    torch.save(WHOLE, file)
+    content = bytearray(file.getvalue())
+    if percent == "one bit":
+        content[content.index(WHOLE["features.14.weight"].numpy().tobytes()) + 3] ^= 1
+    else:
+        del content[len(content) * percent // 100 :]
+    assert start(bytes(content)) == 2
+    error = capsys.readouterr().err
+    assert re.search(f"{DAMAGED}; {WANTED}", error)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "start.pth").exists()
+
+
+NO_NUMBERS = "is no dense tensor of floating-point numbers"
+
+
+@pytest.mark.parametrize("key", ["features.0.weight", "features.14.weight", "classifier.0.bias"])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda weight: weight.to(torch.int8), NO_NUMBERS),
+        (lambda weight: weight > 0, NO_NUMBERS),
+        (lambda weight: weight.to(torch.complex64), NO_NUMBERS),
+        (lambda weight: weight.to_sparse(), NO_NUMBERS),
+        (lambda weight: weight.to("meta"), NO_NUMBERS),
+        (lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.quint8), NO_NUMBERS),
+        (lambda weight: weight * float("nan"), "holds numbers that are not finite"),
+        (lambda weight: weight / 0, "holds numbers that are not finite"),
+    ],
+    ids=["int8", "bool", "complex", "sparse", "meta", "quantised", "NaN", "infinite"],
+)
+@pytest.mark.filterwarnings("ignore")  # what torch says of sparse and quantised tensors as it makes and reads them
+def test_weights_that_are_no_numbers_are_named(start, tmp_path, capsys, key, change, fault):
+    assert start({**WHOLE, key: change(WHOLE[key])}) == 2
+    error = capsys.readouterr().err
+    assert re.search(rf"vgg16.pth cannot be used: {key} {fault}; {WANTED}", error)
     assert error.count("\n") == 1
     assert not (tmp_path / "start.pth").exists()
 
@@ -204,7 +271,10 @@ def test_without_a_dataset_the_remedy_is_named(tmp_path, capsys):
 def test_a_3d_plan_is_refused(start, monkeypatch, capsys):
     monkeypatch.setattr(command, "plan_setting", lambda *_: patch_setting((32, 32, 32), 2, 1, 3))
     assert start(narrow_vgg16()) == 2
-    assert "nnUNetTrainerFCN8s is a 2D network" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "nnunet-plugins warm-start: nnUNetTrainerFCN8s is a 2D network, and this configuration has 3D patches; use the "
+        "configuration 2d\n"
+    )
 
 
 def test_a_patch_that_the_network_cannot_take_is_one_line(start, monkeypatch, capsys):

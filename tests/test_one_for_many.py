@@ -257,6 +257,10 @@ def test_the_datasets_follow_from_the_merged_one(folders, capsys):
     [
         (["--merged", "1"], "Dataset001_Knee/dataset.json has no 'nnunet_plugins_sources'"),
         (["-tr", "nnUNetTrainer_PartialLabels"], "nnUNetTrainer_PartialLabels: --merged gives the trainers _Partial"),
+        (
+            ["-tr", "nnUNetTrainer", "nnUNetTrainerDA5"],
+            "--merged trains nnUNetTrainerDA5 as nnUNetTrainerDA5_PartialLabels, too, which is no trainer of this",
+        ),
         (["-tr", "nnUNetTrainerNISF"], "networks that are fitted to every image know no partial labels"),
         (["-f", "0"], "Dataset002_Hip has other folds than Dataset900_Bones has of its cases"),
     ],

@@ -327,7 +327,14 @@ def test_models_that_cannot_be_used_are_refused(parity, images, tmp_path):
     folder = write_model(parity, "nnUNetTrainerParity_2epochs", "3d", 8, image_reader_writer="NibabelIOWithReorient")
     said = predict(parity, images, tmp_path, trainer="Parity_2epochs", ok=False)
     assert f"{folder / 'plans.json'}: images are read with NibabelIOWithReorient, which turns their axes" in said
-    (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"no checkpoint")
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    name, weight = next(iter(checkpoint["network_weights"].items()))
+    checkpoint["network_weights"][name] = weight.to(torch.int8)
+    torch.save(checkpoint, file)
+    said = predict(parity, images, tmp_path, trainer="Parity_2epochs", ok=False)
+    assert f"the weights in {file} cannot be used: {name} is no dense tensor of floating-point numbers" in said
+    file.write_bytes(b"no checkpoint")
     said = predict(parity, images, tmp_path, trainer="Parity_2epochs", ok=False)
     assert "checkpoint_final.pth is no checkpoint of nnU-Net that can be read safely: it is damaged" in said
     assert "Traceback" not in said

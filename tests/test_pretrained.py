@@ -357,6 +357,19 @@ def test_weights_without_plans_are_compared_as_far_as_possible(here, tmp_path):
     assert unknown.text.startswith("it does not tell with which plans it was trained")
 
 
+@pytest.mark.parametrize("name", ["whole numbers", "not finite"])
+def test_weights_that_are_no_numbers(here, tmp_path, name):
+    """nnU-Net turns whole numbers into others without a word, and trains from what is not finite."""
+    file, key = tmp_path / "start.pth", "encoder.stages.0.0.convs.0.conv.weight"
+    content = torch.load(save(file, STOCK, plan(THERE)), weights_only=False)
+    weight = content["network_weights"][key]
+    content["network_weights"][key] = weight.to(torch.int8) if name == "whole numbers" else weight / 0
+    torch.save(content, file)
+    _, (found,) = examine(file, STOCK)
+    assert found.level == "problem"
+    assert key in found.text
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("touch owned",)

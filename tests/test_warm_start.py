@@ -214,3 +214,21 @@ def test_a_misspelt_trainer_is_one_line_with_the_nearest_name(checkpoint, capsys
     error = capsys.readouterr().err
     assert error.startswith("nnunet-plugins warm-start: no trainer 'nnUNetTrainerAutofocusUnet'")
     assert "'nnUNetTrainerAutofocusUNet'" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-c", "2d"], "-c is for VGG16's file, whose plans have to be named: add the dataset, -d"),
+        (["-p", "nnUNetPlans"], "-p is for VGG16's file, whose plans have to be named: add the dataset, -d"),
+        (["-d", "1", "--advantage", "5"], "--advantage is for checkpoints; with -d, for VGG16's file, leave it out"),
+        (
+            ["-d", "1", "--run-code-in-checkpoint"],
+            "--run-code-in-checkpoint is for checkpoints; with -d, for VGG16's file, leave it out",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(tmp_path, capsys, options, message):
+    command = ["warm-start", str(tmp_path / "none.pth"), "-tr", "nnUNetTrainerFCN8s", "-o", str(tmp_path / "out.pth")]
+    assert main([*command, *options]) == 2
+    assert capsys.readouterr().err == f"nnunet-plugins warm-start: {message}\n"

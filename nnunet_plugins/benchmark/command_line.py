@@ -269,7 +269,7 @@ def _run(arguments: argparse.Namespace) -> int:
     place = driver.Place(
         slots, arguments.retries, arguments.cluster, arguments.allow_unequal, arguments.train_missing_models
     )
-    driver.check(protocol, folders, place)
+    protocol = driver.check(protocol, folders, place)
     if arguments.with_rivals:
         from nnunet_plugins.benchmark.compute import describe_compute
 

@@ -27,10 +27,11 @@ from nnunet_plugins.benchmark.protocol import (
     first_repeats,
     is_fitted,
 )
-from nnunet_plugins.benchmark.repeats import check_repeats, find_trainers
+from nnunet_plugins.benchmark.repeats import check_repeats
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.start import check_start
 from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
+from nnunet_plugins.benchmark.trainers import find_trainers, leave_out_rivals
 from nnunet_plugins.datasets.preprocessed import PLANS, existing_cases, is_preprocessed
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.report.record import GONE
@@ -70,8 +71,11 @@ def nnunet_folders(output: Path) -> Folders:
     return Folders(raw, preprocessed, results, output.absolute())
 
 
-def check(protocol: Protocol, folders: Folders, place: Place) -> None:
+def check(protocol: Protocol, folders: Folders, place: Place) -> Protocol:
     """Find early what would go wrong late.
+
+    Returns:
+        The question, without the rivals that a dataset's labels or plans rule out, which are told.
 
     Raises:
         BenchmarkError: naming it and the remedy.
@@ -142,6 +146,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> None:
             f"{place.slots} GPU{'s are' if place.slots > 1 else ' is'} asked for, torch {torch.__version__} sees "
             f"{torch.cuda.device_count()}; give fewer with --gpus, or --device cpu"
         )
+    return leave_out_rivals(protocol, folders)
 
 
 def _require_one_for_many(protocol: Protocol) -> None:

@@ -13,6 +13,7 @@ from nnunet_plugins.files import write_text
 from nnunet_plugins.modifiers import PRETRAINED
 from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER, seed_of, without_seed
+from nnunet_plugins.trainers.names import find_modifier
 
 DEFAULT_PLANS = "nnUNetPlans"
 # nnU-Net's presets with a residual encoder: the planner that makes the plans, and the plans' name.
@@ -27,6 +28,8 @@ ATLAS = "atlas"
 ONE_PASS = "one pass"
 """Role of a network whose cases are predicted as a whole."""
 
+RIVAL = "rival"
+"""Role of a published network that nobody has named."""
 
 ONE_FOR_MANY = "one for many"
 """Role of a network that was trained on a merged dataset, on the cases of one that it was merged of."""
@@ -116,7 +119,9 @@ class Protocol:
         number_of_folds: folds that the splits have, where they are made here.
         groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
         with_twins: add each network's ablation twin.
-        with_rivals: add the published networks of `RIVALS` in all their recipes, with the modifiers of the baseline.
+        with_rivals: add the published networks of `RIVALS` in all their recipes, with the modifiers of the baseline;
+            a paper's recipe keeps its own loss and optimizer.
+        left_out: rivals that cannot have the labels or plans: dataset, configuration and trainer.
         with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
         with_maps: show in the report what networks do with its worst and its most different case.
         with_ensembles: let nnU-Net make the ensembles of all pairs of networks, and choose among them.
@@ -141,6 +146,7 @@ class Protocol:
     groups: str | None = None
     with_twins: bool = False
     with_rivals: bool = False
+    left_out: tuple[tuple[str, str, str], ...] = ()
     with_whole_volume: bool = False
     with_maps: bool = False
     with_ensembles: bool = True
@@ -157,7 +163,8 @@ class Protocol:
     def runs(self) -> list[Run]:
         """Return all networks on all configurations; the baseline stands first, and repeats behind each other."""
         cells = [(dataset, configuration) for dataset in self.datasets for configuration in self.configurations]
-        return [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms(d)]
+        runs = [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms(d)]
+        return [run for run in runs if (run.dataset, run.configuration, without_seed(run.trainer)) not in self.left_out]
 
     def baseline(self, dataset: str | None = None) -> str:
         """Return the trainer to compare the others with, without a seed.
@@ -234,11 +241,9 @@ class Protocol:
                     roles.setdefault(twin, "twin")
                     seeds.setdefault(twin, seeds[trainer])
         if self.with_rivals:
-            for rival in RIVALS:
-                # Weights to start from are of another network than the rival's.
-                modifiers = split_name(baseline)[1].replace(f"_{PRETRAINED}", "")
-                roles.setdefault(rival + modifiers, "rival")
-                seeds.setdefault(rival + modifiers, seeds[baseline])
+            for rival in (_like(baseline, rival) for rival in RIVALS):
+                roles.setdefault(rival, RIVAL)
+                seeds.setdefault(rival, seeds[baseline])
 
         def repeat(trainer: str, plans: str, name: str, role: str) -> list[Run]:
             number = self.repeats_of(trainer)
@@ -277,6 +282,14 @@ def split_name(trainer: str) -> tuple[str, str]:
     """Split a trainer's name into the network's part and its modifiers."""
     base, underscore, modifiers = trainer.partition("_")
     return base, underscore + modifiers
+
+
+def _like(baseline: str, rival: str) -> str:
+    """Return a rival with the baseline's modifiers."""
+    # Weights to start from are of another network than the rival's, and a paper's recipe is its loss and its optimizer.
+    own = ("start", "loss", "optimizer") if rival.endswith("Paper") else ("start",)
+    parts = [part for part in baseline.split("_")[1:] if not ((found := find_modifier(part)) and found[0].slot in own)]
+    return "_".join([rival, *parts])
 
 
 def is_fitted(trainer: str) -> bool:

@@ -3,7 +3,6 @@
 from collections import Counter
 
 from nnunet_plugins.benchmark.protocol import ALL, PARTIAL_LABELS, BenchmarkError, Protocol
-from nnunet_plugins.errors import InputError
 from nnunet_plugins.rows import seed_of, without_seed
 
 
@@ -50,26 +49,3 @@ def _refuse_mixed(protocol: Protocol) -> None:
                 f"apart by their seeds: leave one of them out, or give --repeats "
                 f"{name}:{max(seeds_given)} and name {name} alone"
             )
-
-
-def find_trainers(protocol: Protocol) -> None:
-    """Refuse trainers that nobody finds, and seeds for those of other people, which take none.
-
-    Raises:
-        BenchmarkError: naming the trainer and the remedy.
-        PlanError: for a trainer that nobody finds.
-    """
-    from nnunet_plugins.planning.setting import find_trainer
-
-    for run in protocol.runs():
-        try:
-            find_trainer(run.trainer)
-        except InputError:
-            name = without_seed(run.trainer)
-            if not run.seed or not protocol.repeats_of(name):
-                raise
-            find_trainer(name)
-            raise BenchmarkError(
-                f"{name} takes no seed, because it is no trainer of this package: it cannot be repeated. Number the "
-                f"others by name, --repeats TRAINER:{protocol.repeats_of(name)}, and it is trained once"
-            ) from None

@@ -108,9 +108,12 @@ def preflight(question: Question) -> dict[str, Check]:
 
     def check_its_space() -> Iterator[Finding]:
         configuration = question.configuration if question.of_training else None
-        forecast = training.forecast if training else None
-        parameters = forecast.parameters if forecast else None
-        return check_space(folder, question.plans, configuration, facts, parameters)
+        numbers = None
+        if training and training.forecast:
+            from nnunet_plugins.planning.setting import copies_kept, find_trainer
+
+            numbers = training.forecast.parameters * (1 + copies_kept(find_trainer(training.trainer)))
+        return check_space(folder, question.plans, configuration, facts, numbers)
 
     if not Path(root).is_dir() or not root:
         return checks  # which "Folders" tells

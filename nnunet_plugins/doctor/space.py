@@ -14,14 +14,13 @@ from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault, is_json, read_json
 from nnunet_plugins.forecast import format_bytes
 
-_UNET_PARAMETERS = 31_000_000  # of nnU-Net's 3D U-Net with six stages
+_UNET_NUMBERS = 2 * 31_000_000  # parameters of nnU-Net's 3D U-Net with six stages, and their momentum
 _CHECKPOINTS = 3  # best, latest and final, for a while
-_COPIES = 3  # of each parameter, at most: itself and what Adam keeps
 _FLOAT, _LABEL = 4, 1  # bytes
 
 
 def check_space(
-    folder: Path, plans: str, configuration: str | None, facts: Mapping[str, CaseFacts], parameters: int | None
+    folder: Path, plans: str, configuration: str | None, facts: Mapping[str, CaseFacts], numbers: int | None
 ) -> Iterator[Finding]:
     """Compare what is needed with what is free.
 
@@ -30,15 +29,16 @@ def check_space(
         plans: their name.
         configuration: to be preprocessed; None for all of the plans'.
         facts: of the raw cases.
-        parameters: of the network to train; None for those of nnU-Net's U-Net.
+        numbers: in a checkpoint, the network's parameters and what the optimizer keeps of them; None for those of
+            nnU-Net's U-Net.
     """
     sound = [case for case in facts.values() if case.channels]
     if sound:
         yield from _check_preprocessing(folder, plans, configuration, sound)
     results = os.environ.get("nnUNet_results", "")  # noqa: SIM112 - nnU-Net's own spelling
     if Path(results).is_dir() and results:
-        needed = _CHECKPOINTS * _COPIES * _FLOAT * (parameters or _UNET_PARAMETERS)
-        whose = "the network" if parameters else "nnU-Net's U-Net"
+        needed = _CHECKPOINTS * _FLOAT * (numbers or _UNET_NUMBERS)
+        whose = "the network" if numbers else "nnU-Net's U-Net"
         yield _compare(f"checkpoints of one training of {whose}, up to {_CHECKPOINTS} at a time", needed, Path(results))
 
 

@@ -28,7 +28,7 @@ from nnunet_plugins.planning.seen import Cases, folds_that_saw, shared_origins
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, plan_setting
 from nnunet_plugins.trainers.backbone import BackboneTrainer
 from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError, load_checkpoint, require_known_architecture
-from nnunet_plugins.trainers.fitting import LEFT_OUT, Fit, fit_weights
+from nnunet_plugins.trainers.fitting import LEFT_OUT, Fit, find_weight_fault, fit_weights
 
 _DATASET = re.compile(r"Dataset\d{3}_.+")
 _OF_BACKBONES = ("kernel_sizes", "strides")  # what our networks take of a plan, besides the patch
@@ -111,6 +111,9 @@ def _check_weights(
     weights: Mapping[str, torch.Tensor],
     path: Path,
 ) -> Iterator[Finding]:
+    if fault := find_weight_fault(network, weights):
+        yield problem(f"its weights cannot be used: {fault}", "take another checkpoint")
+        return
     ours = network.state_dict()
     fit = _without_outputs(fit_weights(ours, weights))
     outputs = _distinct(network, [name for name in ours if LEFT_OUT in name])

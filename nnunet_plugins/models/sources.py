@@ -25,6 +25,7 @@ from nnunet_plugins.files import find_fault, read_json
 from nnunet_plugins.images.recipe import PREPARED, read_recipe
 from nnunet_plugins.planning.setting import find_trainer
 from nnunet_plugins.trainers.checkpoints import UnsafeCheckpointError, load_checkpoint, require_known_architecture
+from nnunet_plugins.trainers.fitting import find_weight_fault
 
 _CONFIGURATION = {
     "patch_size": [int],
@@ -123,6 +124,8 @@ class Source:
                 f"{path} was trained with other plans than {self.folder / 'plans.json'}: {found}. Take folds that "
                 "were trained with the same plans"
             )
+        if fault := find_weight_fault(self.network, checkpoint["network_weights"]):
+            raise SubmissionError(f"the weights in {path} cannot be used: {fault}")
         try:
             self.network.load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:

@@ -7,6 +7,8 @@ from typing import Any
 from nnunet_plugins.arguments import positive
 from nnunet_plugins.errors import InputError
 
+ADVANTAGE, CONFIGURATION, PLANS = 5.0, "2d", "nnUNetPlans"
+
 
 def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
@@ -26,10 +28,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--advantage",
         type=positive,
-        default=5.0,
         metavar="LOGITS",
-        help="attention to the first rate at the start, default %(default)g: the other rates share 2 per cent. With 20 "
-        "the network starts as the U-Net to single precision, but its attention hardly learns",
+        help=f"attention to the first rate at the start, default {ADVANTAGE:g}: the other rates share 2 per cent. With "
+        "20 the network starts as the U-Net to single precision, but its attention hardly learns",
     )
     command.add_argument(
         "--run-code-in-checkpoint",
@@ -40,8 +41,8 @@ def add_commands(commands: Any) -> None:
     )
     vgg16 = command.add_argument_group("for VGG16's file")
     vgg16.add_argument("-d", dest="dataset", metavar="DATASET", help="number or name of the dataset to train on")
-    vgg16.add_argument("-c", dest="configuration", default="2d", help="default: %(default)s")
-    vgg16.add_argument("-p", dest="plans", default="nnUNetPlans", metavar="PLANS", help="default: %(default)s")
+    vgg16.add_argument("-c", dest="configuration", help=f"default: {CONFIGURATION}")
+    vgg16.add_argument("-p", dest="plans", metavar="PLANS", help=f"default: {PLANS}")
     command.set_defaults(run=_warm_start)
 
 
@@ -49,13 +50,15 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.starts.warm_start import write_warm_start
     from nnunet_plugins.trainers.checkpoints import CheckpointError, UnsafeCheckpointError
 
+    _refuse_what_would_do_nothing(arguments)
     if arguments.dataset:
         from nnunet_plugins.starts.vgg16 import write_vgg16_start
 
-        place = (arguments.dataset, arguments.configuration, arguments.plans)
+        configuration, plans = arguments.configuration or CONFIGURATION, arguments.plans or PLANS
+        place = (arguments.dataset, configuration, plans)
         write_vgg16_start(Path(arguments.checkpoint), arguments.trainer, *place, Path(arguments.output))
         print(f"Wrote {arguments.output}. Its weights are VGG16's but for the output layers. Train with it:")
-        where = f"{arguments.dataset} {arguments.configuration} 0 -p {arguments.plans}"
+        where = f"{arguments.dataset} {configuration} 0 -p {plans}"
         print(f"  nnUNetv2_train {where} -tr {arguments.trainer} -pretrained_weights {arguments.output}")
         return 0
     try:
@@ -63,7 +66,7 @@ def _warm_start(arguments: argparse.Namespace) -> int:
             Path(arguments.checkpoint),
             arguments.trainer,
             Path(arguments.output),
-            advantage=arguments.advantage,
+            advantage=arguments.advantage or ADVANTAGE,
             trusted=arguments.run_code_in_checkpoint,
         )
     except UnsafeCheckpointError as error:
@@ -77,3 +80,13 @@ def _warm_start(arguments: argparse.Namespace) -> int:
     print(f"Wrote {arguments.output}. Train with the same plans and fold:")
     print(f"  nnUNetv2_train ... -tr {arguments.trainer} -pretrained_weights {arguments.output}")
     return 0
+
+
+def _refuse_what_would_do_nothing(arguments: argparse.Namespace) -> None:
+    of_vgg16 = {"-c": arguments.configuration, "-p": arguments.plans}
+    of_checkpoints = {"--advantage": arguments.advantage, "--run-code-in-checkpoint": arguments.run_code_in_checkpoint}
+    for option, value in (of_checkpoints if arguments.dataset else of_vgg16).items():
+        if value and arguments.dataset:
+            raise InputError(f"{option} is for checkpoints; with -d, for VGG16's file, leave it out")
+        if value:
+            raise InputError(f"{option} is for VGG16's file, whose plans have to be named: add the dataset, -d")

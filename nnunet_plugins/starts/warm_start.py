@@ -18,6 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_plugins.datasets.architecture import check_numbers
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import whole_file
 from nnunet_plugins.networks.layers.autofocus import AutofocusConv
 from nnunet_plugins.trainers.checkpoints import (
@@ -27,7 +28,7 @@ from nnunet_plugins.trainers.checkpoints import (
     require_known_architecture,
 )
 from nnunet_plugins.trainers.compose import trainer_class
-from nnunet_plugins.trainers.fitting import fit_weights
+from nnunet_plugins.trainers.fitting import find_weight_fault, fit_weights
 
 
 def warm_start(
@@ -60,9 +61,11 @@ def warm_start(
     except UnsafeCheckpointError:
         raise
     except Exception as error:  # whatever a network raises for plans that do not fit it, or make no sense
-        reason = f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{trainer} cannot be built with the plans in {path}: {reason}") from error
     ours, theirs = network.state_dict(), checkpoint["network_weights"]
+    if fault := find_weight_fault(network, theirs):
+        raise CheckpointError(f"the weights in {path} cannot be used: {fault}")
     if adopt := getattr(network, "adopt", None):
         theirs = adopt(theirs)
     fit = fit_weights(ours, theirs)

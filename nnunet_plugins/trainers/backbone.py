@@ -11,6 +11,7 @@ from torch import nn
 
 from nnunet_plugins.backbones import Source, source_of
 from nnunet_plugins.datasets.plan_names import fitting_commands
+from nnunet_plugins.errors import InputError
 from nnunet_plugins.forecast import (
     GIB,
     device_memory,
@@ -27,6 +28,10 @@ MEMORY_CHECK = "nnUNet_plugins_memory_check"
 
 ORIGIN = "origin"
 """Key of our part of a checkpoint under which stands where the network comes from."""
+
+
+class DimensionError(InputError, NotImplementedError):
+    """A network does not work in the dimension of a plan."""
 
 
 class BackboneTrainer(FollowedTrainer):
@@ -76,14 +81,14 @@ class BackboneTrainer(FollowedTrainer):
         """Return the keyword arguments of the plan's own network, which describe its stages.
 
         Raises:
-            NotImplementedError: if the network does not work in the plan's dimension.
+            DimensionError: if the network does not work in the plan's dimension.
             ValueError: if the plan's network is no U-Net.
         """
         dimension, able = len(configuration_manager.patch_size), cls.backbone.dimensions
         if dimension not in able:
             other = "2d" if 2 in able else "3d_fullres"
-            raise NotImplementedError(
-                f"{cls.__name__}: {cls.backbone.trainer} is a {able[0]}D network, and this configuration has "
+            raise DimensionError(
+                f"{cls.backbone.trainer} is a {able[0]}D network, and this configuration has "
                 f"{dimension}D patches; use the configuration {other}"
             )
         stages = configuration_manager.network_arch_init_kwargs

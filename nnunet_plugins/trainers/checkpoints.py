@@ -18,6 +18,7 @@ from torch import nn
 
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import find_fault
+from nnunet_plugins.trainers.fitting import weight_fault
 from nnunet_plugins.trainers.fold_folder import CHECKPOINTS
 from nnunet_plugins.trainers.progress import PROGRESS, Candidate, Progress
 
@@ -71,20 +72,7 @@ def load_checkpoint(path: Path, *, trusted: bool = False, weights_suffice: bool 
         CheckpointError: if it is no checkpoint of nnU-Net, or cannot be read here, say for want of a module.
         OSError: if there is no such file, or it cannot be read.
     """
-    if _is_damaged(path, or_foreign=trusted):
-        raise DamagedCheckpointError(f"{path} is damaged: what it holds is not what was written")
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=not trusted)
-    except OSError:
-        raise
-    except Exception as error:  # a pickle that is damaged, or made for it, fails in every way there is
-        if trusted:
-            raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
-        # Torch explains at length how to read the file all the same.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {found[1]}, which may run code" if found else "it is damaged or something else"
-        raise UnsafeCheckpointError(f"{path} is no checkpoint of nnU-Net that can be read safely: {reason}") from error
+    checkpoint = _read(path, "is no checkpoint of nnU-Net", trusted=trusted)
     if fault := find_fault(checkpoint, _SHAPE_OF_START if weights_suffice else _SHAPE):
         raise CheckpointError(f"{path} is no checkpoint of nnU-Net: {fault}")
     return checkpoint
@@ -94,18 +82,43 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Load a file of weights by name, as PyTorch's `state_dict` is saved, onto the CPU.
 
     Raises:
-        CheckpointError: if it holds something else.
+        UnsafeCheckpointError: if it holds more than tensors, numbers and text, or cannot be read without running code.
+        DamagedCheckpointError: if it is surely damaged.
+        CheckpointError: if it holds something else, such as whole numbers or such that are not finite, naming it.
         OSError: if there is no such file, or it cannot be read.
     """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a file that is damaged, or made for it, fails in every way there is
-        raise CheckpointError(f"{path} cannot be read, it is damaged or something else") from error
+    weights = _read(path, "holds no weights")
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} holds something else than named weights")
+    for name, value in weights.items():
+        # Counters of batch norms have no axis.
+        if value.ndim and (fault := weight_fault(value)):
+            raise CheckpointError(f"{path} cannot be used: {name} {fault}")
     return weights
+
+
+def _read(path: Path, otherwise: str, *, trusted: bool = False) -> Any:
+    """Read a file of PyTorch's onto the CPU: tensors, numbers, text and containers of these, unless it is trusted.
+
+    Args:
+        path: the file.
+        otherwise: what the message says of one that holds something else.
+        trusted: read whatever is in it.
+    """
+    if _is_damaged(path, or_foreign=trusted):
+        raise DamagedCheckpointError(f"{path} is damaged: what it holds is not what was written")
+    try:
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=not trusted)
+    except OSError:
+        raise
+    except Exception as error:  # a pickle that is damaged, or made for it, fails in every way there is
+        if trusted:
+            raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+        # Torch explains at length how to read the file all the same.
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {found[1]}, which may run code" if found else "it is damaged or something else"
+        raise UnsafeCheckpointError(f"{path} {otherwise} that can be read safely: {reason}") from error
 
 
 def find_checkpoints(folder: Path) -> list[Candidate]:

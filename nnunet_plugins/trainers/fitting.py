@@ -1,9 +1,10 @@
-"""Which weights of one network have a place in another, by their names and shapes."""
+"""Which weights of one network have a place in another, by their names and shapes, and what is a weight at all."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 LEFT_OUT = ".seg_layers."
 """What the names of weights contain that nnU-Net's `-pretrained_weights` does not take: those of the output layers."""
@@ -42,3 +43,23 @@ def fit_weights(network: Mapping[str, torch.Tensor], weights: Mapping[str, torch
         tuple(name for name in network if name not in weights),
         tuple(name for name in weights if name not in network),
     )
+
+
+def weight_fault(weight: torch.Tensor) -> str | None:
+    """Say why a tensor is no weight; None if it is one.
+
+    PyTorch would turn any other numbers into a network's, and leave out a tensor that has none.
+    """
+    if weight.layout != torch.strided or weight.is_nested or weight.is_meta or not weight.is_floating_point():
+        return "is no dense tensor of floating-point numbers"
+    if not weight.float().isfinite().all():
+        return "holds numbers that are not finite"
+    return None
+
+
+def find_weight_fault(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> str | None:
+    """Say which of the weights for a network's parameters is none, and why; None if all are."""
+    for name, _ in network.named_parameters(remove_duplicate=False):
+        if name in weights and (fault := weight_fault(weights[name])):
+            return f"{name} {fault}"
+    return None

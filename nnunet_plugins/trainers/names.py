@@ -27,8 +27,8 @@ class TrainerName:
     modifiers: tuple[tuple[Modifier, int | None], ...]
 
 
-def _match(part: str) -> tuple[Modifier, int | None] | None:
-    """Find the modifier that `part` spells, with its number."""
+def find_modifier(part: str) -> tuple[Modifier, int | None] | None:
+    """Return the modifier that a part of a name spells, with its number; None if there is none."""
     for modifier in MODIFIERS:
         if "<N>" not in modifier.name:
             if part == modifier.name:
@@ -55,7 +55,7 @@ def parse(name: str) -> TrainerName:
     problem = None if row or base == STOCK_TRAINER else _missing(base)
     modifiers: list[tuple[Modifier, int | None]] = []
     for part in parts:
-        match = _match(part)
+        match = find_modifier(part)
         taken = {modifier.slot: modifier.name for modifier, _ in modifiers}
         if match is None:
             problem = problem or f"no modifier is called {'_' + part!r}"
