@@ -21,6 +21,7 @@ from matplotlib.image import imread
 from report_pages import Page, build
 from report_records import make_record
 
+from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.drawing import drawing, named_rows, styles, to_svg
 from nnunet_plugins.report.figures import score_against_cost, training_curves
@@ -318,7 +319,16 @@ def test_one_case(tmp_path):
     assert re.search(
         rf"Too few cases to test \S+ against \S+: mean difference [+{MINUS}]0\.\d{{3}} Dice on 1 case\.", page.text
     )
-    assert "ranks" in " ".join(page.ids())
+    assert not any(name.endswith("-ranks") for name in page.ids()), "with one case any rank would be firm"
+
+
+def test_ranks_are_drawn_anew_where_there_are_cases_enough():
+    """As everything else that is drawn anew: no mean of fewer cases has an interval."""
+    few, enough = (
+        analyse(make_record(algorithms=2, cases=cases, labels=1, folds=1, epochs=1)).comparisons[0] for cases in (5, 6)
+    )
+    assert few.rank_shares.empty
+    assert enough.rank_shares.shape == (2, 2)
 
 
 def test_identical_results(tmp_path):
