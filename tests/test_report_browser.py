@@ -2,18 +2,26 @@
 
 import base64
 import dataclasses
+import re
+import xml.etree.ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_pages import build
 from report_records import make_record
 
 from nnunet_plugins.report.analysis import analyse
+from nnunet_plugins.report.drawing import styles
+from nnunet_plugins.report.figures import rank_shares, training_curves
 from nnunet_plugins.report.headline import find_lead
 from nnunet_plugins.report.record import GATE
 
 BASELINE = "nnUNetTrainer"
 BUDGET = "1 epoch x 50 iterations"
+SVG = "{http://www.w3.org/2000/svg}"
+FILLED = re.compile("(?:^|[; ])fill: (#[0-9a-f]{6})")
+STROKE = re.compile("stroke-width: ([0-9.]+)")
 
 
 def lean(record):
@@ -250,6 +258,38 @@ def test_all_marks_stand_out_from_the_paper(opened, single, scheme):
     contrasts = page.evaluate(MARKS)
     assert len(contrasts) > 100
     assert [mark for ratio, mark in contrasts if ratio < 3] == []
+
+
+def contrast(one, other):
+    """Of two colours in the page's notation, as WCAG has it."""
+    light = []
+    for colour in (one, other):
+        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(light) / min(light)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5, 8, 13])
+def test_the_numbers_of_ranks_can_be_read_on_their_bars(ranks):
+    shares = pd.DataFrame([[1 / ranks] * ranks], index=["a"], columns=range(1, ranks + 1))
+    drawn = ET.fromstring(rank_shares(shares, key="k", title="T"))
+    bars = [found[1] for path in drawn.iter(f"{SVG}path") if (found := FILLED.search(path.get("style", "")))]
+    texts = [text for text in drawn.iter(f"{SVG}text") if re.fullmatch("[0-9]+", text.text or "")]
+    inks = [(FILLED.search(text.get("style", "")) or [None, "#000000"])[1] for text in texts]
+    assert len(bars) == len(inks) == ranks
+    assert min(map(contrast, bars, inks)) >= 4.5
+
+
+def test_curves_of_folds_are_lines_that_can_be_seen():
+    """Thinner ones are drawn paler than they are: a pixel is not filled."""
+    record = make_record(algorithms=3, cases=1, folds=3, epochs=4)
+    looks = styles(list(record.curves["algorithm"].unique()), BASELINE)
+    drawn = ET.fromstring(training_curves(record.curves, looks, key="k", title="T"))
+    lines = [path.get("style", "") for path in drawn.iter(f"{SVG}path") if path.get("clip-path")]
+    widths = [float(found[1]) for style in lines if "stroke-opacity" not in style and (found := STROKE.search(style))]
+    assert len(widths) == 3 * 3 * (3 + 1), "three columns of three algorithms, each three folds and their mean"
+    assert min(widths) >= 0.8
 
 
 def test_the_accessibility_tree_has_what_the_eye_has(opened, single):
