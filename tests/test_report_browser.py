@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from report_pages import build
-from report_records import make_record
+from report_records import make_record, with_objects
 
 from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.drawing import styles
@@ -139,6 +139,39 @@ def test_all_chapters_are_printed(opened, league):
     assert page.get_by_role("navigation").count() == 0
 
 
+def test_results_with_objects_fit_on_the_paper(opened, tmp_path):
+    """Fourteen columns, with nnU-Net's own mean and three qualities of objects."""
+    record = make_record(algorithms=6, cases=12, labels=2, folds=2, epochs=1, both_empty=1, one_empty=3, ensemble=True)
+    found = {name: [(120, 10, 11, 0.8, 0.7)] * 12 for name in record.results["algorithm"].unique()}
+    build(tmp_path, lean(with_objects(record, found)))
+    page = opened(tmp_path / "report" / "index.html", width=718)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("table").first.locator("thead th").count() == 14
+    assert page.evaluate(WIDER) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    smallest = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('td')].map((d) => parseFloat(getComputedStyle(d).fontSize)))"
+    )
+    assert smallest >= 7.5, "it can be read"
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_long_budget_stays_in_its_place(opened, tmp_path, width):
+    record = lean(make_record(algorithms=2, cases=6, labels=1, folds=1, epochs=1))
+    build(tmp_path, dataclasses.replace(record, about={**record.about, "budget": "e" * 300}))
+    page = opened(tmp_path / "report" / "index.html", width=width)
+    assert page.locator(".budget").count() >= 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (
+        page.evaluate("""[...document.querySelectorAll('.facts strong, .budget, .plot, figcaption')]
+      .filter((part) => part.scrollWidth > part.clientWidth + 1
+        || part.getBoundingClientRect().right > part.parentElement.getBoundingClientRect().right + 1)
+      .map((part) => part.outerHTML)""")
+        == []
+    )
+
+
 def test_figures_of_many_cases_are_drawn_when_the_reader_is_near(opened, tmp_path):
     found = build(tmp_path, lean(make_record(algorithms=2, cases=5000, folds=1, epochs=1, labels=1)))
     assert found.nodes < 2000, "and with all figures far more"
@@ -154,6 +187,8 @@ def test_figures_of_many_cases_are_drawn_when_the_reader_is_near(opened, tmp_pat
     assert drawn.count() == places.count()
 
 
+WIDER = """[...document.querySelectorAll('table')].filter((table) => table.offsetWidth > 718)
+  .map((table) => [table.offsetWidth, table.textContent.slice(0, 80)])"""
 OUTSIDE = """() => [...document.querySelectorAll('.drawing svg')].flatMap((svg) => {
   const box = svg.getBoundingClientRect();
   return [...svg.querySelectorAll('text')].filter((text) => {
@@ -279,6 +314,13 @@ def test_the_numbers_of_ranks_can_be_read_on_their_bars(ranks):
     inks = [(FILLED.search(text.get("style", "")) or [None, "#000000"])[1] for text in texts]
     assert len(bars) == len(inks) == ranks
     assert min(map(contrast, bars, inks)) >= 4.5
+
+
+def test_headings_that_sort_show_it(opened, single):
+    page = opened(single[1])
+    style = page.locator("thead button").first.evaluate("button => getComputedStyle(button).textDecorationColor")
+    colour = "#" + "".join(f"{int(part):02x}" for part in re.findall("[0-9]+", style)[:3])
+    assert contrast(colour, "#ffffff") >= 3
 
 
 def test_curves_of_folds_are_lines_that_can_be_seen():
