@@ -134,9 +134,27 @@ def test_all_chapters_are_printed(opened, league):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("template").count() == 0
     assert page.locator("details.chapter .drawing svg").count() >= 15
-    assert page.evaluate("[...document.querySelectorAll('details')].every((part) => part.open)")
+    assert page.evaluate("[...document.querySelectorAll('main details')].every((part) => part.open)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 718
     assert page.get_by_role("navigation").count() == 0
+
+
+def test_after_printing_the_page_is_as_it_was(opened, league):
+    page = opened(league[1])
+    page.locator("details.chapter > summary").nth(1).click()
+    page.locator("details.chapter").nth(1).locator("svg").first.wait_for()
+    state = "[...document.querySelectorAll('nav details, details.chapter, details.chapter details')].map((d) => d.open)"
+    chapters = "[...document.querySelectorAll('nav details, details.chapter')].map((part) => part.open)"
+    before, opened_before = page.evaluate(chapters), page.evaluate(state).count(True)
+    assert before == [False, False, True, False, False, False]
+    for _ in range(2):
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate(chapters) == [False] + [True] * 5, "the list of comparisons is not printed"
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate(chapters) == before
+    within = page.locator("details.chapter").nth(1).locator("details[open]").count()
+    assert page.locator("details.chapter").nth(1).locator("details").count() > within
+    assert 1 + within == opened_before
 
 
 def test_results_with_objects_fit_on_the_paper(opened, tmp_path):
@@ -227,6 +245,26 @@ def test_a_phone_lists_all_comparisons(opened, tmp_path):
         "list => [list.scrollWidth - list.clientWidth, list.scrollHeight - list.clientHeight]"
     )
     assert hidden == [0, 0]
+
+
+@pytest.mark.parametrize("how", ["link", "Escape"])
+def test_the_list_of_comparisons_closes_and_hides_no_heading(opened, tmp_path, how):
+    build(tmp_path, lean(make_record(algorithms=1, cases=2, datasets=20, labels=1, folds=1, epochs=1)))
+    page = opened(tmp_path / "report" / "index.html")
+    summary, details = page.get_by_text("20 comparisons", exact=True), page.locator("nav details")
+    summary.click()
+    assert details.evaluate("list => list.open")
+    if how == "Escape":
+        page.locator("nav ul a").nth(2).focus()
+        page.keyboard.press("Escape")
+        assert summary.evaluate("summary => document.activeElement === summary")
+    else:
+        page.locator("nav ul a").nth(12).click()
+        heading = page.locator("details.chapter[open] h2")
+        heading.wait_for()
+        bar, box = page.locator("nav").bounding_box(), heading.bounding_box()
+        assert bar["y"] + bar["height"] <= box["y"] < 450
+    assert not details.evaluate("list => list.open")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -57,8 +57,23 @@ const reveal = () => {
 };
 window.addEventListener("hashchange", reveal);
 reveal();
-// What is folded up is printed too.
+// The list of comparisons lies over the page: it closes when it has led somewhere, and with Escape.
+const list = document.querySelector("nav details");
+list?.addEventListener("click", (event) => {
+  if (event.target.closest("a")) list.open = false;
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !list?.open) return;
+  list.open = false;
+  list.querySelector("summary").focus();
+});
+// What is folded up is printed too, and folded up again.
+const unfolded = [];
 window.addEventListener("beforeprint", () => {
   while (waiting().length) waiting().forEach((template) => fill(template.parentElement));
-  for (const part of document.querySelectorAll("details")) part.open = true;
+  unfolded.push(...document.querySelectorAll("main details:not([open])"));
+  for (const part of unfolded) part.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const part of unfolded.splice(0)) part.open = false;
 });
