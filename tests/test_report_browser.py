@@ -190,6 +190,36 @@ def test_a_long_budget_stays_in_its_place(opened, tmp_path, width):
     )
 
 
+def test_long_folded_tables_wait_too(opened, tmp_path):
+    found = build(tmp_path, lean(make_record(algorithms=4, cases=6, labels=120, folds=1, epochs=1)))
+    assert found.nodes < 4000, "and with all tables more than 12,000"
+    page = opened(tmp_path / "report" / "index.html")
+    fold = page.locator("details.fold").filter(has=page.get_by_text("NSD by label, higher is better"))
+    assert fold.locator("table").count() == 0
+    fold.locator("summary").click()
+    assert fold.locator("tbody tr").count() == 120
+    assert fold.get_by_role("button", name="Label").count() == 1, "it can be sorted"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("template").count() == 0
+    assert page.get_by_text("ASSD (mm) by label, lower is better").count() == 1
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert fold.locator("tbody").is_visible(), "what the reader has opened stays open"
+
+
+def test_long_folded_tables_of_folded_chapters_wait_twice(opened, tmp_path):
+    build(tmp_path, lean(make_record(algorithms=2, cases=6, datasets=4, labels=20, folds=1, epochs=1)))
+    page = opened(tmp_path / "report" / "index.html")
+    page.locator("details.chapter > summary").first.click()
+    chapter = page.locator("details.chapter").first
+    fold = chapter.locator("details.fold").filter(has=page.get_by_text("Dice by label, higher is better"))
+    assert fold.locator("table").count() == 0
+    fold.locator("summary").click()
+    assert fold.locator("tbody tr").count() == 20
+    assert chapter.locator("table").first.locator("thead th").first.locator("button").count() == 1, "once"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("template").count() == 0
+
+
 def test_figures_of_many_cases_are_drawn_when_the_reader_is_near(opened, tmp_path):
     found = build(tmp_path, lean(make_record(algorithms=2, cases=5000, folds=1, epochs=1, labels=1)))
     assert found.nodes < 2000, "and with all figures far more"

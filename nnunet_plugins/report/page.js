@@ -23,7 +23,7 @@ const makeSortable = (table) => {
     });
   });
 };
-// What is in a template is no part of the page yet: a chapter until it is opened, a figure until it is near.
+// What is in a template is no part of the page yet: a chapter or long table until it is opened, a figure until it is near.
 const near = new IntersectionObserver(
   (entries) => entries.forEach((entry) => entry.isIntersecting && fill(entry.target)),
   { rootMargin: "800px" },
@@ -31,17 +31,16 @@ const near = new IntersectionObserver(
 const prepare = (part) => {
   part.querySelectorAll("table[data-sortable]").forEach(makeSortable);
   part.querySelectorAll("div[data-waiting]").forEach((place) => near.observe(place));
-  part.querySelectorAll("details[data-waiting]").forEach((chapter) =>
-    chapter.addEventListener("toggle", () => chapter.open && fill(chapter)),
+  part.querySelectorAll("details[data-waiting]").forEach((folded) =>
+    folded.addEventListener("toggle", () => folded.open && fill(folded)),
   );
 };
 const fill = (place) => {
   near.unobserve(place);
   const template = place.querySelector(":scope > template");
   if (!template) return;
-  const parts = [...template.content.children];
   template.replaceWith(template.content);
-  parts.forEach(prepare);
+  prepare(place);
 };
 const waiting = () => [...document.querySelectorAll("template")];
 prepare(document);

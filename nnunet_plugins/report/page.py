@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 OPEN_ROWS = 15
-"""Longer tables are folded up at first."""
+"""Longer tables are folded up at first; those that are folded up are made by the browser when they are opened."""
 OPEN_CHAPTERS = 3
 """With more comparisons than these, they are folded up, and made by the browser when they are opened."""
 PROMPT = 3000
@@ -107,6 +107,7 @@ def make_page(analysis: Analysis, panels: Path) -> tuple[str, list[Figure]]:
         facts=tell_first(analysis),
         chapters=chapters,
         folded=len(chapters) > OPEN_CHAPTERS,
+        open_rows=OPEN_ROWS,
         prompt=sum(figure.svg.count("<use ") for chapter in chapters for figure in chapter.figures) <= PROMPT,
         unequal=_unequal(analysis),
         failures=record.failures,
