@@ -363,6 +363,18 @@ def test_all_marks_stand_out_from_the_paper(opened, single, scheme):
     assert [mark for ratio, mark in contrasts if ratio < 3] == []
 
 
+def test_regions_of_several_chapters_have_names_of_their_own(opened, tmp_path):
+    record = make_record(algorithms=2, cases=6, datasets=2, labels=1, folds=1, epochs=1)
+    build(tmp_path, lean(record))
+    page = opened(tmp_path / "report" / "index.html")
+    names = page.locator("[role=region]").evaluate_all("regions => regions.map((region) => region.ariaLabel)")
+    assert len(names) == len(set(names)) > 8
+    labels = page.locator("table").evaluate_all(
+        "tables => tables.map((table) => table.getAttribute('aria-labelledby'))"
+    )
+    assert len(labels) == len(set(labels)) == len(names)
+
+
 def contrast(one, other):
     """Of two colours in the page's notation, as WCAG has it."""
     light = []
@@ -413,6 +425,15 @@ def test_the_accessibility_tree_has_what_the_eye_has(opened, single):
     assert page.get_by_role("img").count() == page.locator(".drawing svg").count() > 3
     assert page.get_by_role("term").filter(has_text="Leader").count() == 1
     # Ensembles are there for whoever asks.
+    tables = page.get_by_role("table")
+    assert tables.count() >= 3
+    for name in ("Results, ranked by mean Dice", "Dice by label, higher is better"):
+        assert page.get_by_role("table", name=name, exact=True).count() == 1
+        assert page.get_by_role("region", name=f"{name}, Dataset001_Made, 3d_fullres, cross-validation").count() == 1
+    figure = page.locator("figure[id$='-dice'] svg")
+    assert page.get_by_role("img", name="Dice, Dataset001_Made, 3d_fullres, cross-validation", exact=True).count() == 1
+    said = figure.evaluate("(svg) => document.getElementById(svg.getAttribute('aria-describedby')).textContent")
+    assert said.startswith("Dice of each case (points)")
     assert page.get_by_text("ensemble of the two best").first.is_hidden()
     page.get_by_text("Ensembles and nnU-Net's choice, which are not ranked").click()
     assert page.get_by_role("rowheader", name="ensemble of the two best").first.is_visible()
