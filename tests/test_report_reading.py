@@ -167,6 +167,23 @@ def test_nothing_is_explained_that_is_not_there(options, expected):
     assert [words for words in ("interval", "p value", "P(better)", "Holm") if words in text] == expected
 
 
+def test_methods_count_the_trainings_of_the_algorithms_that_they_count():
+    record = make_record(algorithms=3, cases=8, labels=1, folds=2, epochs=1)
+    results = record.results[record.results["algorithm"] != BASELINE]
+    text = " ".join(describe_methods(analyse(dataclasses.replace(record, results=results))))
+    assert "We trained and evaluated 2 algorithms" in text
+    assert "There were 4 trainings of these, and 2 of others." in text
+    assert "There were 6 trainings." in " ".join(describe_methods(analyse(record)))
+    one = make_record(algorithms=1, cases=8, labels=1, folds=1, epochs=1)
+    assert "There was 1 training." in " ".join(describe_methods(analyse(one)))
+
+
+def test_one_training_is_no_trainings(tmp_path):
+    page = build(tmp_path, without_costs(make_record(algorithms=1, cases=2, labels=1, folds=1, epochs=1)))
+    assert "Environment of the one training" in page.text
+    assert "1 trainings" not in page.text
+
+
 def test_what_is_not_known_is_said_in_words():
     few = facts(make_record(algorithms=2, cases=3, folds=1, epochs=1))
     assert few["Probability that it is better"] == ("not known", "3 cases are too few, 6 are needed")

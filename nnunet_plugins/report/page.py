@@ -211,7 +211,8 @@ def _proof(equality: Equality | None, looks: Mapping[str, Style]) -> list[Table]
         seeds = [SEED] if kind == "hashes" and SEED in trained else []  # of several trainings in one fold
         table = trained[[*seeds, *equality.kinds[kind]]].reset_index(names=["Algorithm", "Fold"])
         if kind != "hashes" and len(table):
-            table, caption = _merged(table), f"{caption} of the {len(trained)} trainings"
+            which = "one training" if len(trained) == 1 else f"{len(trained)} trainings"
+            table, caption = _merged(table), f"{caption} of the {which}"
         if len(table):
             tables.append(make_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS or kind == "recipe"))
     return tables
