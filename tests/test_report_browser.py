@@ -2,18 +2,26 @@
 
 import base64
 import dataclasses
+import re
+import xml.etree.ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 from report_pages import build
-from report_records import make_record
+from report_records import make_record, with_objects
 
 from nnunet_plugins.report.analysis import analyse
+from nnunet_plugins.report.drawing import styles
+from nnunet_plugins.report.figures import rank_shares, training_curves
 from nnunet_plugins.report.headline import find_lead
 from nnunet_plugins.report.record import GATE
 
 BASELINE = "nnUNetTrainer"
 BUDGET = "1 epoch x 50 iterations"
+SVG = "{http://www.w3.org/2000/svg}"
+FILLED = re.compile("(?:^|[; ])fill: (#[0-9a-f]{6})")
+STROKE = re.compile("stroke-width: ([0-9.]+)")
 
 
 def lean(record):
@@ -126,9 +134,90 @@ def test_all_chapters_are_printed(opened, league):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("template").count() == 0
     assert page.locator("details.chapter .drawing svg").count() >= 15
-    assert page.evaluate("[...document.querySelectorAll('details')].every((part) => part.open)")
+    assert page.evaluate("[...document.querySelectorAll('main details')].every((part) => part.open)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 718
     assert page.get_by_role("navigation").count() == 0
+
+
+def test_after_printing_the_page_is_as_it_was(opened, league):
+    page = opened(league[1])
+    page.locator("details.chapter > summary").nth(1).click()
+    page.locator("details.chapter").nth(1).locator("svg").first.wait_for()
+    state = "[...document.querySelectorAll('nav details, details.chapter, details.chapter details')].map((d) => d.open)"
+    chapters = "[...document.querySelectorAll('nav details, details.chapter')].map((part) => part.open)"
+    before, opened_before = page.evaluate(chapters), page.evaluate(state).count(True)
+    assert before == [False, False, True, False, False, False]
+    for _ in range(2):
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate(chapters) == [False] + [True] * 5, "the list of comparisons is not printed"
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate(chapters) == before
+    within = page.locator("details.chapter").nth(1).locator("details[open]").count()
+    assert page.locator("details.chapter").nth(1).locator("details").count() > within
+    assert 1 + within == opened_before
+
+
+def test_results_with_objects_fit_on_the_paper(opened, tmp_path):
+    """Fourteen columns, with nnU-Net's own mean and three qualities of objects."""
+    record = make_record(algorithms=6, cases=12, labels=2, folds=2, epochs=1, both_empty=1, one_empty=3, ensemble=True)
+    found = {name: [(120, 10, 11, 0.8, 0.7)] * 12 for name in record.results["algorithm"].unique()}
+    build(tmp_path, lean(with_objects(record, found)))
+    page = opened(tmp_path / "report" / "index.html", width=718)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("table").first.locator("thead th").count() == 14
+    assert page.evaluate(WIDER) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    smallest = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('td')].map((d) => parseFloat(getComputedStyle(d).fontSize)))"
+    )
+    assert smallest >= 7.5, "it can be read"
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_long_budget_stays_in_its_place(opened, tmp_path, width):
+    record = lean(make_record(algorithms=2, cases=6, labels=1, folds=1, epochs=1))
+    build(tmp_path, dataclasses.replace(record, about={**record.about, "budget": "e" * 300}))
+    page = opened(tmp_path / "report" / "index.html", width=width)
+    assert page.locator(".budget").count() >= 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (
+        page.evaluate("""[...document.querySelectorAll('.facts strong, .budget, .plot, figcaption')]
+      .filter((part) => part.scrollWidth > part.clientWidth + 1
+        || part.getBoundingClientRect().right > part.parentElement.getBoundingClientRect().right + 1)
+      .map((part) => part.outerHTML)""")
+        == []
+    )
+
+
+def test_long_folded_tables_wait_too(opened, tmp_path):
+    found = build(tmp_path, lean(make_record(algorithms=4, cases=6, labels=120, folds=1, epochs=1)))
+    assert found.nodes < 4000, "and with all tables more than 12,000"
+    page = opened(tmp_path / "report" / "index.html")
+    fold = page.locator("details.fold").filter(has=page.get_by_text("NSD by label, higher is better"))
+    assert fold.locator("table").count() == 0
+    fold.locator("summary").click()
+    assert fold.locator("tbody tr").count() == 120
+    assert fold.get_by_role("button", name="Label").count() == 1, "it can be sorted"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("template").count() == 0
+    assert page.get_by_text("ASSD (mm) by label, lower is better").count() == 1
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert fold.locator("tbody").is_visible(), "what the reader has opened stays open"
+
+
+def test_long_folded_tables_of_folded_chapters_wait_twice(opened, tmp_path):
+    build(tmp_path, lean(make_record(algorithms=2, cases=6, datasets=4, labels=20, folds=1, epochs=1)))
+    page = opened(tmp_path / "report" / "index.html")
+    page.locator("details.chapter > summary").first.click()
+    chapter = page.locator("details.chapter").first
+    fold = chapter.locator("details.fold").filter(has=page.get_by_text("Dice by label, higher is better"))
+    assert fold.locator("table").count() == 0
+    fold.locator("summary").click()
+    assert fold.locator("tbody tr").count() == 20
+    assert chapter.locator("table").first.locator("thead th").first.locator("button").count() == 1, "once"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("template").count() == 0
 
 
 def test_figures_of_many_cases_are_drawn_when_the_reader_is_near(opened, tmp_path):
@@ -146,6 +235,8 @@ def test_figures_of_many_cases_are_drawn_when_the_reader_is_near(opened, tmp_pat
     assert drawn.count() == places.count()
 
 
+WIDER = """[...document.querySelectorAll('table')].filter((table) => table.offsetWidth > 718)
+  .map((table) => [table.offsetWidth, table.textContent.slice(0, 80)])"""
 OUTSIDE = """() => [...document.querySelectorAll('.drawing svg')].flatMap((svg) => {
   const box = svg.getBoundingClientRect();
   return [...svg.querySelectorAll('text')].filter((text) => {
@@ -184,6 +275,26 @@ def test_a_phone_lists_all_comparisons(opened, tmp_path):
         "list => [list.scrollWidth - list.clientWidth, list.scrollHeight - list.clientHeight]"
     )
     assert hidden == [0, 0]
+
+
+@pytest.mark.parametrize("how", ["link", "Escape"])
+def test_the_list_of_comparisons_closes_and_hides_no_heading(opened, tmp_path, how):
+    build(tmp_path, lean(make_record(algorithms=1, cases=2, datasets=20, labels=1, folds=1, epochs=1)))
+    page = opened(tmp_path / "report" / "index.html")
+    summary, details = page.get_by_text("20 comparisons", exact=True), page.locator("nav details")
+    summary.click()
+    assert details.evaluate("list => list.open")
+    if how == "Escape":
+        page.locator("nav ul a").nth(2).focus()
+        page.keyboard.press("Escape")
+        assert summary.evaluate("summary => document.activeElement === summary")
+    else:
+        page.locator("nav ul a").nth(12).click()
+        heading = page.locator("details.chapter[open] h2")
+        heading.wait_for()
+        bar, box = page.locator("nav").bounding_box(), heading.bounding_box()
+        assert bar["y"] + bar["height"] <= box["y"] < 450
+    assert not details.evaluate("list => list.open")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -252,6 +363,57 @@ def test_all_marks_stand_out_from_the_paper(opened, single, scheme):
     assert [mark for ratio, mark in contrasts if ratio < 3] == []
 
 
+def test_regions_of_several_chapters_have_names_of_their_own(opened, tmp_path):
+    record = make_record(algorithms=2, cases=6, datasets=2, labels=1, folds=1, epochs=1)
+    build(tmp_path, lean(record))
+    page = opened(tmp_path / "report" / "index.html")
+    names = page.locator("[role=region]").evaluate_all("regions => regions.map((region) => region.ariaLabel)")
+    assert len(names) == len(set(names)) > 8
+    labels = page.locator("table").evaluate_all(
+        "tables => tables.map((table) => table.getAttribute('aria-labelledby'))"
+    )
+    assert len(labels) == len(set(labels)) == len(names)
+
+
+def contrast(one, other):
+    """Of two colours in the page's notation, as WCAG has it."""
+    light = []
+    for colour in (one, other):
+        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        light.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(light) / min(light)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5, 8, 13])
+def test_the_numbers_of_ranks_can_be_read_on_their_bars(ranks):
+    shares = pd.DataFrame([[1 / ranks] * ranks], index=["a"], columns=range(1, ranks + 1))
+    drawn = ET.fromstring(rank_shares(shares, key="k", title="T"))
+    bars = [found[1] for path in drawn.iter(f"{SVG}path") if (found := FILLED.search(path.get("style", "")))]
+    texts = [text for text in drawn.iter(f"{SVG}text") if re.fullmatch("[0-9]+", text.text or "")]
+    inks = [(FILLED.search(text.get("style", "")) or [None, "#000000"])[1] for text in texts]
+    assert len(bars) == len(inks) == ranks
+    assert min(map(contrast, bars, inks)) >= 4.5
+
+
+def test_headings_that_sort_show_it(opened, single):
+    page = opened(single[1])
+    style = page.locator("thead button").first.evaluate("button => getComputedStyle(button).textDecorationColor")
+    colour = "#" + "".join(f"{int(part):02x}" for part in re.findall("[0-9]+", style)[:3])
+    assert contrast(colour, "#ffffff") >= 3
+
+
+def test_curves_of_folds_are_lines_that_can_be_seen():
+    """Thinner ones are drawn paler than they are: a pixel is not filled."""
+    record = make_record(algorithms=3, cases=1, folds=3, epochs=4)
+    looks = styles(list(record.curves["algorithm"].unique()), BASELINE)
+    drawn = ET.fromstring(training_curves(record.curves, looks, key="k", title="T"))
+    lines = [path.get("style", "") for path in drawn.iter(f"{SVG}path") if path.get("clip-path")]
+    widths = [float(found[1]) for style in lines if "stroke-opacity" not in style and (found := STROKE.search(style))]
+    assert len(widths) == 3 * 3 * (3 + 1), "three columns of three algorithms, each three folds and their mean"
+    assert min(widths) >= 0.8
+
+
 def test_the_accessibility_tree_has_what_the_eye_has(opened, single):
     page = opened(single[1])
     assert page.get_by_role("navigation", name="Contents").get_by_role("link").count() >= 3
@@ -263,6 +425,15 @@ def test_the_accessibility_tree_has_what_the_eye_has(opened, single):
     assert page.get_by_role("img").count() == page.locator(".drawing svg").count() > 3
     assert page.get_by_role("term").filter(has_text="Leader").count() == 1
     # Ensembles are there for whoever asks.
+    tables = page.get_by_role("table")
+    assert tables.count() >= 3
+    for name in ("Results, ranked by mean Dice", "Dice by label, higher is better"):
+        assert page.get_by_role("table", name=name, exact=True).count() == 1
+        assert page.get_by_role("region", name=f"{name}, Dataset001_Made, 3d_fullres, cross-validation").count() == 1
+    figure = page.locator("figure[id$='-dice'] svg")
+    assert page.get_by_role("img", name="Dice, Dataset001_Made, 3d_fullres, cross-validation", exact=True).count() == 1
+    said = figure.evaluate("(svg) => document.getElementById(svg.getAttribute('aria-describedby')).textContent")
+    assert said.startswith("Dice of each case (points)")
     assert page.get_by_text("ensemble of the two best").first.is_hidden()
     page.get_by_text("Ensembles and nnU-Net's choice, which are not ranked").click()
     assert page.get_by_role("rowheader", name="ensemble of the two best").first.is_visible()

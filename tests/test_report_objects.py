@@ -48,6 +48,12 @@ def test_objects_of_all_cases_count_together(record):
     assert_allclose(comparison.board.loc[METHOD, "objects_F1"], 10 / 13)
 
 
+def test_methods_say_how_objects_count(record):
+    text = " ".join(describe_methods(analyse(record)))
+    assert "Dice per object is the mean over the true objects, each with all predicted ones that overlap it" in text
+    assert "also of cases whose truth has none, where whatever is found is false" in text
+
+
 def test_results_have_columns_of_their_own_with_the_best_in_bold(record):
     section = shown(record, RESULTS)
     table = section.table.set_index("Algorithm")

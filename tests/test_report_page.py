@@ -21,6 +21,7 @@ from matplotlib.image import imread
 from report_pages import Page, build
 from report_records import make_record
 
+from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.build import build_report
 from nnunet_plugins.report.drawing import drawing, named_rows, styles, to_svg
 from nnunet_plugins.report.figures import score_against_cost, training_curves
@@ -51,7 +52,8 @@ def test_all_figures_and_tables_are_there(report):
     plots = {a["id"] for a in page.all("figure") if a.get("class", "").startswith("plot")}
     assert plots == {f"{key}-{kind}" for kind in kinds}
     assert {file.stem for file in (folder / "report" / "figures").iterdir()} == plots
-    regions = {a["aria-label"] for a in page.all("div") if a.get("role") == "region"}
+    place = ", Dataset001_Made, 3d_fullres, cross-validation"
+    regions = {a["aria-label"].removesuffix(place) for a in page.all("div") if a.get("role") == "region"}
     assert {
         "Results, ranked by mean Dice",
         "Cases and flags",
@@ -132,7 +134,8 @@ def test_tables_are_fit_for_screen_readers(report):
     scopes = {attributes["scope"] for attributes in page.all("th")}
     assert scopes == {"col", "row"}
     assert all(attributes["alt"] for attributes in page.all("img"))
-    assert all(a["role"] == "img" and a["aria-labelledby"] for a in page.all("svg"))
+    assert all(a["role"] == "img" and a["aria-labelledby"] and a["aria-describedby"] for a in page.all("svg"))
+    assert {a["aria-labelledby"] for a in page.all("table")} <= set(page.ids())
     assert page.all("html") == [{"lang": "en"}]
 
 
@@ -318,7 +321,16 @@ def test_one_case(tmp_path):
     assert re.search(
         rf"Too few cases to test \S+ against \S+: mean difference [+{MINUS}]0\.\d{{3}} Dice on 1 case\.", page.text
     )
-    assert "ranks" in " ".join(page.ids())
+    assert not any(name.endswith("-ranks") for name in page.ids()), "with one case any rank would be firm"
+
+
+def test_ranks_are_drawn_anew_where_there_are_cases_enough():
+    """As everything else that is drawn anew: no mean of fewer cases has an interval."""
+    few, enough = (
+        analyse(make_record(algorithms=2, cases=cases, labels=1, folds=1, epochs=1)).comparisons[0] for cases in (5, 6)
+    )
+    assert few.rank_shares.empty
+    assert enough.rank_shares.shape == (2, 2)
 
 
 def test_identical_results(tmp_path):

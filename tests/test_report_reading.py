@@ -19,10 +19,12 @@ from nnunet_plugins.report.analysis import analyse
 from nnunet_plugins.report.card import make_card
 from nnunet_plugins.report.caveats import caveats, describe_labels
 from nnunet_plugins.report.describing import describe_methods, list_references
+from nnunet_plugins.report.findings import describe_all, summarise
 from nnunet_plugins.report.headline import find_lead, tell_first
 from nnunet_plugins.report.latex import write_paper
 from nnunet_plugins.report.showing import DICE, show_cases
 from nnunet_plugins.report.tables import ENSEMBLES, RESULTS, sections
+from nnunet_plugins.report.verdicts import AHEAD, EQUIVALENT, TOO_FEW
 from nnunet_plugins.report.verification import verify_report
 from nnunet_plugins.report.words import DASH, NOWHERE, heading
 from nnunet_plugins.report.writing import write_challenger
@@ -165,6 +167,23 @@ def test_nothing_is_explained_that_is_not_there(options, expected):
     assert [words for words in ("interval", "p value", "P(better)", "Holm") if words in text] == expected
 
 
+def test_methods_count_the_trainings_of_the_algorithms_that_they_count():
+    record = make_record(algorithms=3, cases=8, labels=1, folds=2, epochs=1)
+    results = record.results[record.results["algorithm"] != BASELINE]
+    text = " ".join(describe_methods(analyse(dataclasses.replace(record, results=results))))
+    assert "We trained and evaluated 2 algorithms" in text
+    assert "There were 4 trainings of these, and 2 of others." in text
+    assert "There were 6 trainings." in " ".join(describe_methods(analyse(record)))
+    one = make_record(algorithms=1, cases=8, labels=1, folds=1, epochs=1)
+    assert "There was 1 training." in " ".join(describe_methods(analyse(one)))
+
+
+def test_one_training_is_no_trainings(tmp_path):
+    page = build(tmp_path, without_costs(make_record(algorithms=1, cases=2, labels=1, folds=1, epochs=1)))
+    assert "Environment of the one training" in page.text
+    assert "1 trainings" not in page.text
+
+
 def test_what_is_not_known_is_said_in_words():
     few = facts(make_record(algorithms=2, cases=3, folds=1, epochs=1))
     assert few["Probability that it is better"] == ("not known", "3 cases are too few, 6 are needed")
@@ -183,6 +202,69 @@ def test_what_is_not_known_is_said_in_words():
     assert said["Budget of each training"][0] == "not recorded"
     nothing = facts(make_record(algorithms=2, cases=3, labels=1, both_empty=3))
     assert list(nothing) == ["Budget of each training", "Trainings"]
+
+
+# Cases enough for an interval, and yet too few for so many tests
+
+
+def far_ahead(**options):
+    """All are far better than the baseline in all cases."""
+    record = make_record(**{"labels": 1, "folds": 1, "epochs": 1, **options})
+    record.results.loc[record.results["algorithm"] == BASELINE, "Dice"] -= 0.4
+    return record
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "cases", "least"), [(8, 8, "p could be below 0.055"), (3, 6, "p could be below 0.062")]
+)
+def test_where_no_p_could_be_small_it_is_no_question_of_being_told_apart(algorithms, cases, least):
+    record = far_ahead(algorithms=algorithms, cases=cases)
+    comparison = only(record)
+    assert set(comparison.paired["Dice"]["verdict"]) == {TOO_FEW}
+    said = summarise(comparison)
+    assert said.startswith("Too few cases for so many tests to tell ")
+    assert f"on {cases} cases; no {least}, however large the differences are." in said
+    assert "with a probability of more than 0.999" in said
+    assert "cannot be told apart" not in " ".join([said, *describe_all(comparison)])
+    assert "Of " not in said, "nobody could be ahead"
+    value, note = facts(record)["Probability that it is better"]
+    assert value == ">0.999"
+    assert f"{cases} cases are too few for so many tests: no {least}" in note
+    words = shown(comparison, "Every pair").table.set_index(["Algorithm", "Compared with"])["Verdict"]
+    assert (words.xs(BASELINE, level="Compared with") == "too few cases for so many tests").all()
+
+
+def test_as_many_tests_as_there_are_decide_and_each_family_by_itself():
+    """With 7 cases three tests have 3 / 2^6 = 0.047, and the six of all pairs 0.094."""
+    comparison = only(far_ahead(algorithms=4, cases=7))
+    assert set(comparison.paired["Dice"]["verdict"]) == {AHEAD}
+    pairs = comparison.pairs["verdict"].xs(BASELINE, level="against")
+    assert set(pairs) == {TOO_FEW}
+    assert "too few for so many tests" not in " ".join([summarise(comparison), *describe_all(comparison)])
+
+
+def test_equivalent_is_no_matter_of_tests():
+    record = make_record(algorithms=8, cases=8, labels=1, folds=1, epochs=1)
+    first = record.results.loc[record.results["algorithm"] == BASELINE, "Dice"].to_numpy()
+    for number, name in enumerate(record.results["algorithm"].unique()):
+        tiny = 1e-4 * number * (1 + np.arange(len(first)))
+        record.results.loc[record.results["algorithm"] == name, "Dice"] = first + tiny
+    assert set(only(record).paired["Dice"]["verdict"]) == {EQUIVALENT}
+
+
+def test_a_t_test_over_trainings_has_no_such_bound():
+    """It comes first after Holm, so that the others have one test less: with 7 cases 3 / 2^6, and not 4 / 2^6."""
+    comparison = only(far_ahead(algorithms=5, cases=7, folds=2, repeats=[0, 3, 0, 0, 0]))
+    repeated = comparison.paired["Dice"]["repeated"].astype(bool)
+    assert repeated.sum() == 1
+    assert set(comparison.paired["Dice"]["verdict"]) == {AHEAD}
+    more = only(far_ahead(algorithms=6, cases=7, folds=2, repeats=[0, 3, 0, 0, 0, 0])).paired["Dice"]
+    assert (more["verdict"] == TOO_FEW).equals(~more["repeated"].astype(bool))
+
+
+def test_several_comparisons_say_in_how_many_cases_were_too_few():
+    note = facts(far_ahead(algorithms=8, cases=8, datasets=2))[f"Difference from {BASELINE}"][1]
+    assert note.endswith("; ahead in 0, behind in 0, too few cases to say in 2")
 
 
 # Tables

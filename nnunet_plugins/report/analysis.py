@@ -63,7 +63,7 @@ class Comparison:
             labels are `missed`, and of the `absent` ones `found`; `flags` in words.
         rope: half the width of the region of practical equivalence, in Dice.
         paired: by metric, how every ranked algorithm differs from the baseline, as `evidence.compare_pairs` has it,
-            with `p_holm` and a `verdict`. Without a baseline there are no rows.
+            with what `verdicts.judge` adds. Without a baseline there are no rows.
         twins: in Dice, how every network differs from its ablation twin, where both are ranked: as `paired`, by
             `algorithm` and `against`, with `p_holm` over these rows.
         pairs: the same of every pair of ranked algorithms, the better one first.
@@ -86,7 +86,8 @@ class Comparison:
         components: what the Dice of algorithms that were trained several times varies by, see `evidence.components`.
         gaps: the repeats that lack folds, see `evidence.gaps`.
         stability: how firm the ranking by Dice is; None for less than two ranked algorithms.
-        rank_shares: algorithms x ranks, as `statistics.rank_distribution` has it; no rows for less than two.
+        rank_shares: algorithms x ranks, as `statistics.rank_distribution` has it; no rows for less than two, or too few
+            cases.
         costs: see `_costs`.
     """
 
@@ -347,7 +348,7 @@ def _by_fold(dice: pd.DataFrame, folds: "pd.Series[int]") -> pd.DataFrame:
 
 
 def _rank_shares(scores: pd.DataFrame, errors: "pd.Series[float]") -> pd.DataFrame:
-    if scores.shape[1] < 2 or scores.dropna().empty:
+    if scores.shape[1] < 2 or len(scores.dropna()) < CASES:
         return pd.DataFrame()
     return rank_distribution(scores, higher_is_better=True, errors=errors)
 

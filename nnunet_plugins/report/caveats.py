@@ -6,7 +6,7 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import GONE, UNRANKED
 from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL
 from nnunet_plugins.report.verdicts import SURE
-from nnunet_plugins.report.words import count, show_count, show_number
+from nnunet_plugins.report.words import count, show_count, show_number, show_p
 
 FEW = 20
 """With fewer cases than these, 95% bootstrap intervals of normal scores hold the true mean in 87% to 91%."""
@@ -200,17 +200,18 @@ def _absent_labels(comparison: Comparison) -> list[str]:
 def _limits(comparison: Comparison) -> list[str]:
     """Say what the p values and intervals do not cover."""
     lines = []
-    cases, tests = comparison.scored, len(comparison.ranked) - 1
-    smallest = tests * 2.0 ** (1 - cases)  # all differences have one sign
+    cases, paired = comparison.scored, comparison.paired["Dice"]
+    least = paired.loc[paired["p_least"] >= LEVEL, "p_least"]
     if 0 < cases < CASES:
         lines.append(
             f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few to test anything: below {CASES} there are "
             f"no intervals, p values or probabilities; no p value of the signed-rank test could lie below {LEVEL:g}."
         )
-    elif comparison.components.empty and comparison.baseline is not None and cases and smallest > LEVEL:
+    elif len(least):
+        of_some = f" of {_named(list(map(str, least.index)))}" * (len(least) < len(paired))
         lines.append(
-            f"With {count(cases, 'case')} and {count(tests, 'test')} no adjusted p value can lie below "
-            f"{min(smallest, 1):.2g}, however large the differences are."
+            f"With {count(cases, 'case')} and {count(len(paired), 'test')} no adjusted p value{of_some} can lie below "
+            f"{show_p(least.min())}, however large the differences are."
         )
     all_repeated = {*comparison.ranked} <= {*comparison.components.index}
     if CASES <= cases < FEW and not all_repeated:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import INK, MARKERS, Style
-from nnunet_plugins.report.showing import Section, describe_roles
+from nnunet_plugins.report.roles import describe_roles
+from nnunet_plugins.report.showing import Section
 from nnunet_plugins.report.words import DASH, NOWHERE, UNMATCHED
 
 _TOLD = ("baseline", "twin", "own plan", "one pass", "one for many", "atlas")  # roles that a name does not tell

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
+import pandas as pd
+
 from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.report.analysis import Analysis, Comparison
@@ -74,9 +76,17 @@ def _trained(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
     if about.get("budget"):
         yield f"The budget of a training: {about['budget']}."
     if len(runs):
-        yield f"There were {count(len(runs), 'training')} in all."
+        yield _count_trainings(runs, found)
     if _are_equal(analysis, found):
         yield "Plans, splits, data and settings were the same in all, as their hashes show."
+
+
+def _count_trainings(runs: pd.DataFrame, found: Sequence[Comparison]) -> str:
+    """Count the trainings of the algorithms that have results and are ranked, and the others beside them."""
+    ranked = {(one.dataset, one.configuration, name) for one in found for name in one.ranked}
+    own = sum(key in ranked for key in zip(runs["dataset"], runs["configuration"], runs["algorithm"], strict=True))
+    others = f" of these, and {len(runs) - own} of others" * (own < len(runs))
+    return f"There {'was' if own == 1 else 'were'} {count(own, 'training')}{others}."
 
 
 def _modifier(name: str) -> str:
@@ -105,7 +115,10 @@ def _scored(found: Sequence[Comparison]) -> Iterator[str]:
     if any(len(comparison.objects) for comparison in found):
         yield (
             "Objects are connected components (26 neighbours, in 2D 8), matched one to one at an IoU above 0.5; F1 and "
-            "panoptic quality are those of all objects of the dataset, and averaged over labels."
+            "panoptic quality are those of all objects of the dataset, also of cases whose truth has none, where "
+            "whatever is found is false; Dice per object is the mean over the true objects, each with all predicted "
+            "ones that overlap it, and 0 where none does. All are averaged over the labels of which the truth has "
+            "objects."
         )
     tolerances = sorted({value for comparison in found for value in comparison.tolerances})
     if tolerances:

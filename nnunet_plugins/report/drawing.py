@@ -169,6 +169,7 @@ def to_svg(figure: Figure, key: str, title: str, description: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} '
         f'{height}" width="{width}pt" height="{height}pt" stroke-linejoin="round" stroke-linecap="butt" role="img" '
-        f'aria-labelledby="{prefix}-title {prefix}-desc"><title id="{prefix}-title">{html.escape(title)}</title>'
+        f'aria-labelledby="{prefix}-title" aria-describedby="{prefix}-desc">'
+        f'<title id="{prefix}-title">{html.escape(title)}</title>'
         f'<desc id="{prefix}-desc">{html.escape(description)}</desc>{inside}'
     )

@@ -167,13 +167,19 @@ def rank_shares(distribution: pd.DataFrame, *, key: str, title: str) -> str:
                 if share > 0:
                     axes.barh(row, share, left=left, height=0.7, color=colour, edgecolor=INK, linewidth=0.7)
                 if share > 0.07:
-                    ink = "black" if colour[:3] @ (0.299, 0.587, 0.114) > 0.5 else "white"
+                    ink = "black" if _luminance(colour[:3]) > 0.18 else "white"  # either way a contrast of 4.5
                     axes.text(left + share / 2, row, f"{rank}", color=ink, ha="center", va="center", fontsize=9)
                 left += share
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_xlabel("Share of the draws in which it has the rank")
         return to_svg(figure, key, title, "How often each algorithm has which rank (number in the bar) by mean Dice")
+
+
+def _luminance(colour: NDArray[Any]) -> float:
+    """Return the relative luminance of a colour, as WCAG has it."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 def pair_matrix(better: pd.DataFrame, signs: pd.DataFrame, looks: Mapping[str, Style], *, key: str, title: str) -> str:
@@ -331,7 +337,7 @@ def _curve(axes: Axes, table: pd.DataFrame, look: Style, *, folds: bool) -> None
     width = -(-len(table) // _BINS)
     table = table.groupby((np.arange(len(table)) // width) * width + table.index[0]).mean()
     if folds and table.shape[1] > 1:
-        axes.plot(table.index, table.to_numpy(), color=look.colour, linewidth=0.45)
+        axes.plot(table.index, table.to_numpy(), color=look.colour, linewidth=0.8)
     # The mean stops where the first fold does: beyond, it would jump to that of the others.
     mean = table.mean(axis=1).where(table.notna().all(axis=1))
     single = len(mean) == 1

@@ -7,9 +7,9 @@ import pandas as pd
 
 from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.claims import ROPE
-from nnunet_plugins.report.statistics import LEVEL
+from nnunet_plugins.report.statistics import CASES, LEVEL
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR, is_clear
-from nnunet_plugins.report.words import count, describe_p, describe_probability, show_number, show_signed
+from nnunet_plugins.report.words import count, describe_p, describe_probability, show_number, show_p, show_signed
 
 
 def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: float = ROPE) -> str:
@@ -26,7 +26,7 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
     cases = count(int(row["n"]), "case")
     difference = row["mean_difference"]
     signed = f"{show_signed(difference)} Dice"
-    if row["verdict"] == TOO_FEW:
+    if row["verdict"] == TOO_FEW and row["n"] < CASES:
         return f"Too few cases to test {name} against {baseline}: mean difference {signed} on {cases}."
     interval = f"95% CI {show_number(row['ci_low'], 3)} to {show_number(row['ci_high'], 3)}, "
     proof = f"({'' if pd.isna(row['ci_low']) else interval}{describe_p(row['p_holm'])}, Holm) on {cases}"
@@ -45,6 +45,11 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
         where = "ahead of" if row["verdict"] == AHEAD else "behind"
         amount = show_number(abs(difference), 3) if abs(difference) >= 0.0005 else "less than 0.001"
         said = f"{name} is {where} {baseline} by {amount} Dice {proof}."
+    elif row["verdict"] == TOO_FEW:
+        said = (
+            f"Too few cases for so many tests to tell {name} from {baseline}: mean difference {signed} {proof}; no p "
+            f"could be below {show_p(row['p_least'])}, however large the differences are."
+        )
     else:
         said = f"{name} and {baseline} cannot be told apart: mean difference {signed} {proof}."
     if pd.isna(row.get("better")):
@@ -143,12 +148,14 @@ def _summary(comparison: Comparison) -> str:
     first = describe_difference(str(paired.index[0]), paired.iloc[0], comparison.baseline, comparison.rope)
     if len(paired) == 1:
         return first
-    ahead, behind, equivalent = ((paired["verdict"] == verdict).sum() for verdict in (AHEAD, BEHIND, EQUIVALENT))
-    if (paired["verdict"] == TOO_FEW).all():
+    said = [(paired["verdict"] == verdict).sum() for verdict in (AHEAD, BEHIND, EQUIVALENT, TOO_FEW)]
+    ahead, behind, equivalent, few = said
+    if few == len(paired):
         return first
     return (
         f"{first} Of {len(paired)} algorithms, {ahead} {'is' if ahead == 1 else 'are'} ahead of {comparison.baseline}, "
         f"{behind} behind it, "
         + f"{equivalent} equivalent within {comparison.rope:g}, " * bool(equivalent)
-        + f"{len(paired) - ahead - behind - equivalent} not clearly either."
+        + f"{few} with too few cases for so many tests, " * bool(few)
+        + f"{len(paired) - sum(said)} not clearly either."
     )

@@ -12,7 +12,7 @@ from nnunet_plugins.report.drawing import Style
 from nnunet_plugins.report.showing import Section, find_best
 from nnunet_plugins.report.statistics import CASES, LEVEL, CriticalDifference
 from nnunet_plugins.report.tables import TOGETHER
-from nnunet_plugins.report.verdicts import AHEAD, BEHIND
+from nnunet_plugins.report.verdicts import AHEAD, BEHIND, TOO_FEW
 from nnunet_plugins.report.words import (
     DASH,
     SIGNS,
@@ -20,6 +20,7 @@ from nnunet_plugins.report.words import (
     describe_p,
     name_some,
     show_number,
+    show_p,
     show_probability,
     show_signed,
 )
@@ -107,10 +108,13 @@ def _of_one(comparison: Comparison, rope: float) -> list[Fact]:
     if not lead.other:
         return [first, Fact("Difference", DASH, "none between them" if is_shared else "nothing to compare it with")]
     cases = int(lead.row["n"])
-    few = f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few, {CASES} are needed"
+    too_few = f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few"
+    few = f"{too_few}, {CASES} are needed"
     if lead.interval:
         interval, better = f"95% interval {' to '.join(lead.interval)}", lead.probability
         sure = f"by more than {rope:g}: {show_probability(lead.row['ahead'])}; {describe_p(lead.row['p_holm'])} (Holm)"
+        if lead.row["verdict"] == TOO_FEW:
+            sure += f"; {too_few} for so many tests: no p could be below {show_p(lead.row['p_least'])}"
     else:
         interval, better, sure = f"no 95% interval: {few}", "not known", few
     return [
@@ -142,12 +146,12 @@ def _of_many(found: Sequence[Comparison], across: Mapping[str, CriticalDifferenc
 def _difference(rows: pd.DataFrame, other: str) -> Fact:
     """Describe the differences of one algorithm in several comparisons; a mean of them has no interval here."""
     means = rows["mean_difference"].astype(float)
-    ahead, behind = ((rows["verdict"] == verdict).sum() for verdict in (AHEAD, BEHIND))
+    ahead, behind, few = ((rows["verdict"] == verdict).sum() for verdict in (AHEAD, BEHIND, TOO_FEW))
     return Fact(
         f"Difference from {other}",
         f"{show_signed(means.mean())} Dice",
         f"mean of {count(len(rows), 'comparison')}, {show_signed(means.min())} to {show_signed(means.max())}; ahead "
-        f"in {ahead}, behind in {behind}",
+        f"in {ahead}, behind in {behind}" + f", too few cases to say in {few}" * bool(few),
     )
 
 

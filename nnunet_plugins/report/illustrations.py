@@ -13,6 +13,7 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import Style, styles
 from nnunet_plugins.report.gates import gates_in, gates_over_training, wired
 from nnunet_plugins.report.statistics import DRAWS, CriticalDifference
+from nnunet_plugins.report.verdicts import TOO_FEW
 from nnunet_plugins.report.words import SIGNS, describe_p
 
 MATRIX = 14
@@ -156,10 +157,12 @@ def _pair_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) 
     better, signs = square(pairs["better"].astype(float)), pairs["verdict"].map(SIGNS).fillna("")
     mirrored = square(signs.replace(_MIRROR)).T
     draw = partial(figures.pair_matrix, better.fillna(1 - better.T), square(signs).fillna(mirrored).fillna(""), looks)
+    few = (pairs["verdict"] == TOO_FEW).any()
+    untold = "they cannot be told apart" + ", or cases are too few for so many tests" * bool(few)
     caption = (
         "Every pair: the number is the probability, in %, that the algorithm of the row has the higher mean Dice, "
         "given these results. ▲ ahead and ▼ behind after Holm over all pairs, ≈ equivalent within "
-        f"{comparison.rope:g}; without a sign they cannot be told apart. A table has the same in words."
+        f"{comparison.rope:g}; without a sign {untold}. A table has the same in words."
     )
     return [_figure(draw, comparison, f"{key}-pairs", "Every pair", caption)]
 

@@ -23,7 +23,7 @@ const makeSortable = (table) => {
     });
   });
 };
-// What is in a template is no part of the page yet: a chapter until it is opened, a figure until it is near.
+// What is in a template is no part of the page yet: a chapter or long table until it is opened, a figure until it is near.
 const near = new IntersectionObserver(
   (entries) => entries.forEach((entry) => entry.isIntersecting && fill(entry.target)),
   { rootMargin: "800px" },
@@ -31,17 +31,16 @@ const near = new IntersectionObserver(
 const prepare = (part) => {
   part.querySelectorAll("table[data-sortable]").forEach(makeSortable);
   part.querySelectorAll("div[data-waiting]").forEach((place) => near.observe(place));
-  part.querySelectorAll("details[data-waiting]").forEach((chapter) =>
-    chapter.addEventListener("toggle", () => chapter.open && fill(chapter)),
+  part.querySelectorAll("details[data-waiting]").forEach((folded) =>
+    folded.addEventListener("toggle", () => folded.open && fill(folded)),
   );
 };
 const fill = (place) => {
   near.unobserve(place);
   const template = place.querySelector(":scope > template");
   if (!template) return;
-  const parts = [...template.content.children];
   template.replaceWith(template.content);
-  parts.forEach(prepare);
+  prepare(place);
 };
 const waiting = () => [...document.querySelectorAll("template")];
 prepare(document);
@@ -57,8 +56,23 @@ const reveal = () => {
 };
 window.addEventListener("hashchange", reveal);
 reveal();
-// What is folded up is printed too.
+// The list of comparisons lies over the page: it closes when it has led somewhere, and with Escape.
+const list = document.querySelector("nav details");
+list?.addEventListener("click", (event) => {
+  if (event.target.closest("a")) list.open = false;
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !list?.open) return;
+  list.open = false;
+  list.querySelector("summary").focus();
+});
+// What is folded up is printed too, and folded up again.
+const unfolded = [];
 window.addEventListener("beforeprint", () => {
   while (waiting().length) waiting().forEach((template) => fill(template.parentElement));
-  for (const part of document.querySelectorAll("details")) part.open = true;
+  unfolded.push(...document.querySelectorAll("main details:not([open])"));
+  for (const part of unfolded) part.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const part of unfolded.splice(0)) part.open = false;
 });

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 OPEN_ROWS = 15
-"""Longer tables are folded up at first."""
+"""Longer tables are folded up at first; those that are folded up are made by the browser when they are opened."""
 OPEN_CHAPTERS = 3
 """With more comparisons than these, they are folded up, and made by the browser when they are opened."""
 PROMPT = 3000
@@ -107,6 +107,7 @@ def make_page(analysis: Analysis, panels: Path) -> tuple[str, list[Figure]]:
         facts=tell_first(analysis),
         chapters=chapters,
         folded=len(chapters) > OPEN_CHAPTERS,
+        open_rows=OPEN_ROWS,
         prompt=sum(figure.svg.count("<use ") for chapter in chapters for figure in chapter.figures) <= PROMPT,
         unequal=_unequal(analysis),
         failures=record.failures,
@@ -210,7 +211,8 @@ def _proof(equality: Equality | None, looks: Mapping[str, Style]) -> list[Table]
         seeds = [SEED] if kind == "hashes" and SEED in trained else []  # of several trainings in one fold
         table = trained[[*seeds, *equality.kinds[kind]]].reset_index(names=["Algorithm", "Fold"])
         if kind != "hashes" and len(table):
-            table, caption = _merged(table), f"{caption} of the {len(trained)} trainings"
+            which = "one training" if len(trained) == 1 else f"{len(trained)} trainings"
+            table, caption = _merged(table), f"{caption} of the {which}"
         if len(table):
             tables.append(make_table(Section(caption, table), looks, folded=len(table) > OPEN_ROWS or kind == "recipe"))
     return tables

@@ -13,7 +13,7 @@ import pandas as pd
 from nnunet_plugins.metrics.objects import COUNTS, QUALITIES
 from nnunet_plugins.metrics.table import DISTANCES, METRICS
 from nnunet_plugins.report.analysis import Comparison
-from nnunet_plugins.report.record import describe_role
+from nnunet_plugins.report.roles import describe_roles
 from nnunet_plugins.report.scores import VOLUME
 from nnunet_plugins.report.statistics import DECIMALS as SAME
 from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, LEVEL, CriticalDifference
@@ -25,7 +25,6 @@ from nnunet_plugins.report.words import (
     UNMATCHED,
     VERDICTS,
     heading,
-    name_some,
     show_count,
     show_needed,
     show_number,
@@ -172,20 +171,6 @@ def find_best(means: "pd.Series[float]", metric: str) -> list[int]:
     rounded = means.astype(float).round(SAME if metric == "Dice" else DECIMALS[metric])
     best = rounded.max() if HIGHER_IS_BETTER[metric] else rounded.min()
     return list(np.flatnonzero(rounded == best)) if rounded.count() > 1 else []
-
-
-def describe_roles(comparison: Comparison) -> dict[str, str]:
-    """Say what every algorithm is, and of which networks it is the ablation twin."""
-    twins: dict[str, list[str]] = {}
-    for network, twin in comparison.twins.index:
-        twins.setdefault(twin, []).append(network)
-    said = {}
-    for name in comparison.board.index:
-        role, trainer = comparison.algorithms.loc[name, ["role", "trainer"]]
-        words = describe_role(role, trainer, comparison.shared_modifiers)
-        twin = f"ablation twin of {name_some(twins[name])}" if name in twins else ""
-        said[name] = twin if twin and role in ("method", "twin") else f"{words}; {twin}" if twin else words
-    return said
 
 
 def show_cases(comparison: Comparison) -> pd.DataFrame:

@@ -14,7 +14,8 @@ AHEAD, BEHIND, EQUIVALENT, MIXED, UNCLEAR, TOO_FEW = "ahead", "behind", "equival
 0 in it: p values over cases are of ranks, which a few cases do not change, however much these are worse. Mixed: better
 case by case, yet not on average, or the other way. Where trainings were repeated, p values are of the mean, which alone
 decides: nothing is tested case by case, and nothing mixed. Equivalent comes before these: it is a matter of the size of
-the difference, which with many cases is clear long before it matters."""
+the difference, which with many cases is clear long before it matters. Too few: nothing is tested, or no p value could
+lie below 0.05, however large the differences are; equivalent comes before the latter."""
 
 SURE = 0.95
 """From this probability on that a difference is within the region of practical equivalence, two are equivalent."""
@@ -67,15 +68,20 @@ def is_clear(table: Any) -> Any:
 
 
 def judge(measure: Measure, pairs: Sequence[tuple[str, str]], rope: float | None) -> pd.DataFrame:
-    """Return a family of comparisons, see `evidence.compare_pairs`, with `p_holm` over its rows and the `verdict`s."""
+    """Return a family of comparisons, see `evidence.compare_pairs`, with `p_holm` over its rows and the `verdict`s.
+
+    `p_least` is what `p_holm` would be if all differences were as large as can be: 2 / 2^n before Holm in the
+    signed-rank test of n cases; a t test, of repeated trainings, has no such bound.
+    """
     table = compare_pairs(measure, pairs, rope=rope)
-    table = table.assign(p_holm=holm(table["p"].astype(float)))
+    of_mean = (table["repeated"] | table["against_repeated"]).astype(bool)
+    least = (2.0 ** (1 - table["n"])).mask(of_mean, 0.0).where(table["p"].notna())
+    table = table.assign(p_holm=holm(table["p"].astype(float)), p_least=holm(least.astype(float)))
     gain = table["mean_difference"].round(DECIMALS) * (1 if HIGHER_IS_BETTER[measure.metric] else -1)
     clear = table["p_holm"] < LEVEL
     is_mean_clear = is_clear(table)
-    of_mean = (table["repeated"] | table["against_repeated"]).astype(bool)
     verdict = pd.Series(UNCLEAR, table.index, dtype=object).mask(clear & ~of_mean, MIXED)
     verdict = verdict.mask(clear & is_mean_clear & (gain > 0) & (of_mean | (table["effect_size"] > 0)), AHEAD)
     verdict = verdict.mask(clear & is_mean_clear & (gain < 0) & (of_mean | (table["effect_size"] < 0)), BEHIND)
-    verdict = verdict.mask(table["equivalent"] >= SURE, EQUIVALENT)
+    verdict = verdict.mask(table["p_least"] >= LEVEL, TOO_FEW).mask(table["equivalent"] >= SURE, EQUIVALENT)
     return table.assign(verdict=verdict.mask((table["n"] > 0) & (table["n"] < CASES), TOO_FEW))

@@ -25,9 +25,9 @@ VERDICTS = {
     "equivalent": "equivalent within {rope:g}",
     "mixed": "better or worse case by case, not on average",
     "unclear": "cannot be told apart",
-    "too few": "too few cases to test",
+    "too few": "too few cases for so many tests",
 }
-"""What is written for the verdicts of `verdicts.py`."""
+"""What is written for the verdicts of `verdicts.py`, in tables of what is tested."""
 SIGNS = {"ahead": "▲", "behind": "▼", "equivalent": "≈"}
 """What stands for those that are clear."""
 DASH = "–"  # noqa: RUF001 - a dash
