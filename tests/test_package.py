@@ -1,10 +1,12 @@
 """The package's own rules: what imports what, what is light, and the command line."""
 
+import ast
 import json
 import re
 import runpy
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ sys.path.remove(str(ROOT / "docs"))
 imports = ROOMS["imports"]
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
 # Each room, or file beside the rooms, may import itself and what stands below it in the page's table.
 ORDER = [room for row in re.findall(r"^\| (`.+?) \|", PAGE, re.MULTILINE) for room in re.findall("`(.+?)`", row)][::-1]
 
@@ -85,6 +88,22 @@ def test_one_room_reads_images():
 def test_networks_do_not_know_nnunet():
     for file in (PACKAGE / "networks").rglob("*.py"):
         assert not [name for name in imports(file) if name.startswith(("nnunetv2", "batchgenerators"))], file.name
+
+
+def test_what_is_imported_is_named():
+    """What only comes with another package may be missing with its next version."""
+    named = set(re.findall(r'"([\w-]+)(?:[>"]|\[)', PYPROJECT.partition("[project.scripts]")[0].lower()))
+    optional = {"triton", "sqlalchemy"}  # used where torch and mlflow bring them
+    homes = packages_distributions()
+    missing = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - optional:
+                if named.isdisjoint(home.lower().replace("_", "-") for home in homes.get(name, [name])):
+                    missing.add(f"{file.name}: {name}")
+    assert missing == set()
 
 
 @pytest.mark.parametrize("module", ["nnunet_plugins", "nnunet_plugins.cli", "nnunet_plugins.trainers.names"])
