@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from nnunet_plugins.cli import main
+from nnunet_plugins.cli import main, parser
 from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import locate
@@ -174,3 +174,17 @@ def test_no_command_shows_usage(capsys):
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "COMMAND" in capsys.readouterr().err
+
+
+def test_helps_speak_alike():
+    """Where a default stands, how memory is called, and that no option is in no page."""
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    (commands,) = (action.choices for action in parser()._actions if isinstance(action.choices, dict))
+    for name, command in commands.items():
+        for action in command._actions:
+            text = action.help or ""
+            assert not re.search(r" \(default|, default|default (as|like|%)|see the docs", text), f"{name}: {text}"
+            assert action.metavar != "GB", name
+            assert "-np" not in action.option_strings or "; default: " in text, name
+            for option in action.option_strings:
+                assert option in pages or option in ("-h", "--help"), f"{name} {option}"

@@ -28,8 +28,8 @@ def add_commands(commands: Any) -> None:
         type=positive,
         default=5.0,
         metavar="LOGITS",
-        help="attention to the first rate at the start, default %(default)g: the other rates share 2 per cent. With 20 "
-        "the network starts as the U-Net to single precision, but its attention hardly learns",
+        help="attention to the first rate at the start; default: %(default)g, which leaves 2 per cent to the other "
+        "rates. With 20 the network starts as the U-Net to single precision, but its attention hardly learns",
     )
     command.add_argument(
         "--run-code-in-checkpoint",
