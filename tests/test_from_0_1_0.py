@@ -109,3 +109,15 @@ def test_a_record_is_reported(tmp_path, capsys):
     capsys.readouterr()
     assert main(["report", "--verify", str(tmp_path)]) == 0
     assert "it is of version 0.1.0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_trainings_of_a_benchmark_stand_and_all_else_is_made_again(old):
+    shutil.copytree(WRITTEN / "comparison", old.root / "comparison")
+    question = ("-d", 1, "-tr", STOCK, TRAINER, "-p", "planned", "-f", 0, "--device", "cpu", "-o", "comparison")
+    said = old.run("nnunet-plugins", "benchmark", *question, "--dry-run").splitlines()
+    tasks = {line.removesuffix(" (done)"): line.endswith(" (done)") for line in said if line.startswith("# ")}
+    trainings = [done for task, done in tasks.items() if ": train " in task]
+    assert trainings == [True, True]
+    made_of_them = ("segmentations", "metrics", "best configuration")
+    assert not any(done for task, done in tasks.items() if any(name in task for name in made_of_them))
