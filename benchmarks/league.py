@@ -17,6 +17,7 @@ cluster.yaml.
 
 import argparse
 import gzip
+import hashlib
 import json
 import os
 import re
@@ -45,6 +46,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 COMMITTED = DOCS / "league" / "record"
 BLOCK = re.compile(r"(?<=<!-- report: )([^>]*)( -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
 """What a page has of a report: the text below one of its headings."""
+CODE = re.compile(r'"/[^"]*/(?=(?:nnunet_plugins|nnunetv2)/)')
+"""The place of a package on the machine that made a record."""
 
 
 def steps(seeds: int = SEEDS) -> list[list[str]]:
@@ -109,6 +112,24 @@ def below(heading: str, report: str) -> str:
     return found[2].partition("\n")[0] if len(found[1]) == 2 else found[2].strip()
 
 
+def without_places(record: Path) -> None:
+    """Name files in a record that is to be shared by their folders' names, as markers do, not by this machine's.
+
+    What this package and nnU-Net are made of is in the folder `environment`.
+    """
+    about, provenance = record / "about.json", record / "provenance.json"
+    text = before = about.read_text(encoding="utf-8")
+    for files in json.loads(before)["images"].values():
+        roots = {str(Path(place).parents[1]): "output" for place in files["predictions"].values()}
+        for root, name in {**roots, str(Path(files["images"]).parents[1]): "raw"}.items():
+            text = text.replace(root, name)
+    about.write_text(text, encoding="utf-8")
+    made_of = CODE.sub('"environment/', provenance.read_text(encoding="utf-8"))
+    # The record's own marker holds the file as it was; if it did not, it does not now.
+    old, new = (hashlib.sha256(one.encode()).hexdigest()[:16] for one in (before, text))
+    provenance.write_text(made_of.replace(f'"{old}"', f'"{new}"'), encoding="utf-8")
+
+
 def write_page(folder: Path, docs: Path) -> None:
     """Copy the record into the docs, and from the report that it makes what the page of results has of one."""
     record, committed = folder / "record", docs / "league" / "record"
@@ -117,6 +138,7 @@ def write_page(folder: Path, docs: Path) -> None:
     if record.resolve() != committed.resolve():
         shutil.rmtree(committed, ignore_errors=True)
         shutil.copytree(record, committed)
+    without_places(committed)
     with tempfile.TemporaryDirectory() as made:
         shutil.copytree(committed, Path(made, "record"))
         run("nnunet-plugins", "report", made)

@@ -1,17 +1,19 @@
 """The package's own rules: what imports what, what is light, and the command line."""
 
+import ast
 import json
 import re
 import runpy
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import networkx
 import pytest
 from conftest import ROOT
 
-from nnunet_plugins.cli import main
+from nnunet_plugins.cli import main, parser
 from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.rows import locate
@@ -23,6 +25,7 @@ sys.path.remove(str(ROOT / "docs"))
 imports = ROOMS["imports"]
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
 # Each room, or file beside the rooms, may import itself and what stands below it in the page's table.
 ORDER = [room for row in re.findall(r"^\| (`.+?) \|", PAGE, re.MULTILINE) for room in re.findall("`(.+?)`", row)][::-1]
 
@@ -95,6 +98,22 @@ def test_networks_do_not_know_nnunet():
         assert not [name for name in imports(file) if name.startswith(("nnunetv2", "batchgenerators"))], file.name
 
 
+def test_what_is_imported_is_named():
+    """What only comes with another package may be missing with its next version."""
+    named = set(re.findall(r'"([\w-]+)(?:[>"]|\[)', PYPROJECT.partition("[project.scripts]")[0].lower()))
+    optional = {"triton", "sqlalchemy"}  # used where torch and mlflow bring them
+    homes = packages_distributions()
+    missing = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - optional:
+                if named.isdisjoint(home.lower().replace("_", "-") for home in homes.get(name, [name])):
+                    missing.add(f"{file.name}: {name}")
+    assert missing == set()
+
+
 @pytest.mark.parametrize("module", ["nnunet_plugins", "nnunet_plugins.cli", "nnunet_plugins.trainers.names"])
 def test_names_and_commands_load_nothing_heavy(module):
     code = (
@@ -163,3 +182,17 @@ def test_no_command_shows_usage(capsys):
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "COMMAND" in capsys.readouterr().err
+
+
+def test_helps_speak_alike():
+    """Where a default stands, how memory is called, and that no option is in no page."""
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    (commands,) = (action.choices for action in parser()._actions if isinstance(action.choices, dict))
+    for name, command in commands.items():
+        for action in command._actions:
+            text = action.help or ""
+            assert not re.search(r" \(default|, default|default (as|like|%)|see the docs", text), f"{name}: {text}"
+            assert action.metavar != "GB", name
+            assert "-np" not in action.option_strings or "; default: " in text, name
+            for option in action.option_strings:
+                assert option in pages or option in ("-h", "--help"), f"{name} {option}"

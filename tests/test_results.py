@@ -1,5 +1,8 @@
 """The league table in the docs says what its record says."""
 
+import gzip
+import hashlib
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -66,6 +69,38 @@ def test_the_page_is_written_anew(folder, report, tmp_path, monkeypatch):
 def test_the_record_fits_together(folder):
     """Nothing in it was changed after what was made of it."""
     assert verify_report(folder, {}).contradictions == []
+
+
+def test_the_record_names_no_place_of_the_machine_that_made_it():
+    for file in (LEAGUE / "record").iterdir():
+        text = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode()
+        assert re.findall(r"(?:(?<=[\s\",=])|^)/\w+/\S*", text, re.MULTILINE) == [], file.name
+
+
+def test_places_are_taken_out_of_a_record_and_it_still_fits_together(tmp_path):
+    shutil.copytree(LEAGUE / "record", tmp_path / "record")
+    shared = {name: (tmp_path / "record" / name).read_text() for name in ("about.json", "provenance.json")}
+
+    def write(about: str) -> None:
+        (tmp_path / "record" / "about.json").write_text(about)
+        texts = shared["about.json"], about
+        old, new = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
+        made_of = shared["provenance.json"].replace(old, new).replace("environment/", "/opt/nnunet_plugins/")
+        (tmp_path / "record" / "provenance.json").write_text(made_of)
+
+    places = {"raw/": "/data/raw/", "output/": "/data/league/", "-o output ": "-o /data/league "}
+    about = shared["about.json"]
+    for name, place in places.items():
+        about = about.replace(name, place)
+    write(about)
+    for _ in range(2):  # what has no places is left as it is
+        SCRIPT["without_places"](tmp_path / "record")
+        assert {name: (tmp_path / "record" / name).read_text() for name in shared} == shared
+    write(about)
+    (tmp_path / "record" / "about.json").write_text(about.replace("12 epochs", "1000 epochs"))
+    SCRIPT["without_places"](tmp_path / "record")
+    assert main(["report", str(tmp_path)]) == 0
+    assert verify_report(tmp_path, {}).contradictions, "a change is not made good"
 
 
 def test_the_record_is_small():

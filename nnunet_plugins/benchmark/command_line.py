@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument(
         "--gpu-memory",
         type=positive,
-        metavar="GB",
+        metavar="GIB",
         help="the same memory for all: train each network with its own copy of the plans, made to fit a GPU of this "
         "size (see nnunet-plugins plan --help); default: the same plans for all",
     )
@@ -154,7 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     question.add_argument("--test", action="store_true", help="predict imagesTs too; evaluated where there is labelsTs")
     question.add_argument(
-        "--tolerance", type=positive, default=1.0, metavar="MM", help="of the surface Dice, default: %(default)g"
+        "--tolerance", type=positive, default=1.0, metavar="MM", help="of the surface Dice; default: %(default)g"
     )
     question.add_argument(
         "--allow-unequal", action="store_true", help="compare runs that are not equal; the report says so"
@@ -165,10 +165,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--device", choices=("cuda", "cpu", "mps"), default="cuda", help="default: %(default)s")
     place.add_argument("--gpus", type=whole, metavar="N", help="GPUs of this machine, one training each; default: 1")
     place.add_argument(
-        "--workers", type=whole, metavar="N", help="on a CPU: tasks at a time, each on its share of the cores"
+        "--workers",
+        type=whole,
+        metavar="N",
+        help="on a CPU: tasks at a time, each on its share of the cores; default: 1",
     )
-    place.add_argument("--cluster", type=Path, metavar="FILE", help="YAML file that describes a cluster; see the docs")
-    place.add_argument("--retries", type=natural, default=1, metavar="N", help="of a failed task, default: %(default)s")
+    place.add_argument(
+        "--cluster", type=Path, metavar="FILE", help="YAML file that describes a cluster; docs/cluster.md says how"
+    )
+    place.add_argument("--retries", type=natural, default=1, metavar="N", help="of a failed task; default: %(default)s")
     place.add_argument(
         "--train-missing-models",
         action="store_true",

@@ -52,19 +52,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("nnunet_plugins_demo"),
         metavar="DIR",
-        help="folder for everything the demo makes, nnU-Net's three folders included (default: %(default)s)",
+        help="folder for everything the demo makes, nnU-Net's three folders included; default: %(default)s",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
-    parser.add_argument("--epochs", type=whole, default=4, metavar="N", help="epochs per network, default %(default)s")
+    parser.add_argument("--epochs", type=whole, default=4, metavar="N", help="epochs per network; default: %(default)s")
     parser.add_argument(
-        "--iterations", type=whole, default=15, metavar="N", help="iterations per epoch, default %(default)s"
+        "--iterations", type=whole, default=15, metavar="N", help="iterations per epoch; default: %(default)s"
     )
     parser.add_argument(
         "--seed",
         type=natural,
         default=0,
         metavar="N",
-        help="seed of the phantom, default %(default)s; nnU-Net's training draws its own random numbers",
+        help="seed of the phantom; nnU-Net's training draws its own random numbers; default: %(default)s",
     )
 
 

@@ -39,14 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-i", dest="images", metavar="FOLDER", help="folder of images to predict, to be checked as imagesTs is"
     )
-    parser.add_argument("-np", dest="processes", type=whole, metavar="N", help="cases at a time; default as in nnU-Net")
+    parser.add_argument(
+        "-np", dest="processes", type=whole, metavar="N", help="cases at a time; default: as in nnU-Net"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     training = parser.add_argument_group("a training to check, any of these")
     training.add_argument("-tr", dest="trainer", metavar="TRAINER", help=f"default: {STOCK_TRAINER}")
     training.add_argument("-c", dest="configuration", metavar="CONFIGURATION", help="default: 3d_fullres")
     training.add_argument("-p", dest="plans", metavar="PLANS", help="default: nnUNetPlans")
     training.add_argument(
-        "--gpu-memory", type=positive, metavar="GB", help="of the GPU it will run on; default: that of this machine"
+        "--gpu-memory", type=positive, metavar="GIB", help="of the GPU it will run on; default: that of this machine"
     )
     training.add_argument(
         "--pretrained",

@@ -12,7 +12,7 @@ from nnunet_plugins.explain import MAPS
 
 DESCRIPTION = (
     "Look inside a trained network: maps of single cases as NIfTI with the geometry of the image, pictures of them, "
-    "and a page, OUT/index.html, that needs no network. attention: which dilation rate each voxel chooses, and the "
+    "and a page, DIR/index.html, that needs no network. attention: which dilation rate each voxel chooses, and the "
     "gates of Attention U-Net, with their share in each predicted class. gradcam: where the network looks for a class "
     "(Seg-Grad-CAM; needs the extra explain). activations: of a fabric's cells and their dilation rates, or of any "
     "layer. erf: the effective receptive field. gates: what a fabric's edges let through, and over the training where "

@@ -41,7 +41,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="with --restore and --scale: write into a folder with content"
     )
-    command.add_argument("-np", dest="processes", type=whole, metavar="N", help="cases at a time")
+    command.add_argument(
+        "-np", dest="processes", type=whole, metavar="N", help="cases at a time; default: as in nnU-Net"
+    )
     command.set_defaults(run=_run)
 
 

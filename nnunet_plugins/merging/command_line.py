@@ -37,7 +37,9 @@ def add_commands(commands: Any) -> None:
         "--by-dataset", action="store_true", help="keep the labels of all datasets apart, as in Knee__bone, Hip__bone"
     )
     command.add_argument("--copy", action="store_true", help="copy the images, in place of links")
-    command.add_argument("-np", dest="processes", type=whole, metavar="N", help="segmentations at a time")
+    command.add_argument(
+        "-np", dest="processes", type=whole, metavar="N", help="segmentations at a time; default: as in nnU-Net"
+    )
     command.set_defaults(run=_merge)
 
     command = commands.add_parser(
@@ -62,7 +64,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--own-cases", action="store_true", help="only the cases that come from that dataset, under their names in it"
     )
-    command.add_argument("-np", dest="processes", type=whole, default=1, metavar="N", help="cases at a time, default 1")
+    command.add_argument(
+        "-np", dest="processes", type=whole, default=1, metavar="N", help="cases at a time; default: 1"
+    )
     command.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
     command.set_defaults(run=_labels)
 

@@ -42,7 +42,7 @@ def add_commands(commands: Any) -> None:
         type=positive,
         default=1.0,
         metavar="MM",
-        help="distance at which surfaces still agree for the normalised surface Dice, default %(default)g",
+        help="distance at which surfaces still agree for the normalised surface Dice; default: %(default)g",
     )
     command.add_argument(
         "--objects",
@@ -56,7 +56,7 @@ def add_commands(commands: Any) -> None:
         dest="processes",
         type=whole,
         metavar="N",
-        help="cases at a time; default as in nnU-Net, nnUNet_def_n_proc or 8, but no more than there are cores",
+        help="cases at a time; default: as in nnU-Net, nnUNet_def_n_proc or 8, but no more than there are cores",
     )
     command.add_argument(
         "--by-source", action="store_true", help="of a merged dataset: print the means of each source on its own"

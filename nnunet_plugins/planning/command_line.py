@@ -41,9 +41,9 @@ def _add_plan(commands: Any) -> None:
     task.add_argument(
         "--gpu-memory",
         type=positive,
-        metavar="GB",
-        help="fit a trainer (-tr) to a GPU. All of the GPU's memory: 24 for a card sold with 24 GB (GiB); the forecast "
-        "may take four fifths of it",
+        metavar="GIB",
+        help="fit a trainer (-tr) to a GPU. All of the GPU's memory: 24 for a card sold with 24 GB; the forecast may "
+        "take four fifths of it",
     )
     task.add_argument(
         "--cover",
@@ -83,12 +83,12 @@ def _add_plan(commands: Any) -> None:
         "3d_fullres, or 2d where there is no 3D; with --native-resolution 3d_fullres and 2d; not with --normalisation",
     )
     command.add_argument(
-        "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from, default: %(default)s"
+        "--like", default="nnUNetPlans", metavar="PLANS", help="plans to start from; default: %(default)s"
     )
     command.add_argument(
         "--name",
         metavar="PLANS",
-        help="write plans of this name, even if nothing has to change; default like nnUNetPlans_AFN6_24GB, "
+        help="write plans of this name, even if nothing has to change; default: like nnUNetPlans_AFN6_24GB, "
         "nnUNetPlans_cover, nnUNetPlans_native or nnUNetPlans_CT",
     )
     command.add_argument(

@@ -26,7 +26,7 @@ def add_commands(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     command = commands.add_parser(
         "predict",
-        help="predict cases in one pass each, or labels at any spacing (MetaSeg, NISF)",
+        help="predict images as nnUNetv2_predict does, sooner; also in one pass each, or at another spacing",
         description=DESCRIPTION,
     )
     what = command.add_mutually_exclusive_group(required=True)

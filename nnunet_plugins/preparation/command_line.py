@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="clip each image to its own percentiles first; default for percentile: 0.5 99.5, for others none",
+        help="clip each image to its own percentiles first; default: 0.5 99.5 for percentile, for others none",
     )
     command.add_argument(
         "--tile",
@@ -67,7 +67,9 @@ def add_commands(commands: Any) -> None:
         "--like", metavar="N|FILE", help="with -i: number of the twin, or the dataset.json of it or of a model"
     )
     command.add_argument("--overwrite", action="store_true", help="with -i: write into a folder with content")
-    command.add_argument("-np", dest="processes", type=whole, metavar="N", help="cases at a time")
+    command.add_argument(
+        "-np", dest="processes", type=whole, metavar="N", help="cases at a time; default: as in nnU-Net"
+    )
     command.set_defaults(run=_run)
 
 

@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
         default=0.01,
         metavar="DICE",
         help="a smaller difference in Dice counts for nothing in practice: algorithms that differ by less, with a "
-        "probability of 0.95, are called equivalent (default: 0.01)",
+        "probability of 0.95, are called equivalent; default: 0.01",
     )
     command.set_defaults(run=_report)
 

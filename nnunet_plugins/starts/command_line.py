@@ -29,8 +29,8 @@ def add_commands(commands: Any) -> None:
         "--advantage",
         type=positive,
         metavar="LOGITS",
-        help=f"attention to the first rate at the start, default {ADVANTAGE:g}: the other rates share 2 per cent. With "
-        "20 the network starts as the U-Net to single precision, but its attention hardly learns",
+        help=f"attention to the first rate at the start; default: {ADVANTAGE:g}, which leaves 2 per cent to the other "
+        "rates. With 20 the network starts as the U-Net to single precision, but its attention hardly learns",
     )
     command.add_argument(
         "--run-code-in-checkpoint",

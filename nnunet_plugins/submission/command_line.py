@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--platform",
         choices=PLATFORMS,
         default="folder",
-        help="; ".join(f"{row.name}: {row.summary}" for row in PLATFORMS.values()) + " (default: %(default)s)",
+        help="; ".join(f"{row.name}: {row.summary}" for row in PLATFORMS.values()) + "; default: %(default)s",
     )
     where.add_argument(
         "--input-socket", nargs="+", default=[], metavar="SLUG", help="Grand Challenge's sockets, one for each channel"
@@ -138,7 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "-i", dest="images", type=Path, metavar="DIR", help="cases to try it on; default: some of the dataset's"
     )
-    check.add_argument("--cases", type=whole, default=2, metavar="N", help="how many of them (default: %(default)s)")
+    check.add_argument("--cases", type=whole, default=2, metavar="N", help="how many of them; default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> int:
