@@ -125,7 +125,7 @@ class Source:
                 "were trained with the same plans"
             )
         if fault := find_weight_fault(self.network, checkpoint["network_weights"]):
-            raise SubmissionError(f"the weights in {path} cannot be used: {fault}")
+            raise InputError(f"the weights in {path} cannot be used: {fault}")
         try:
             self.network.load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:
