@@ -111,7 +111,8 @@ def tell(error: BaseException, remedy: str) -> str:
     """
     if is_out_of_memory(error):
         return f"out of memory: {describe_limit()}. {remedy} ({type(error).__name__})"
-    if isinstance(error, (InputError, OSError)):
+    # The system's errors have numbers; others of this class say less than their traceback.
+    if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno):
         return str(error)
     traceback.print_exception(error)  # somebody will have to find it
     return f"{type(error).__name__}: {error}"

@@ -18,6 +18,7 @@ from nnunet_plugins.doctor.start import check_start
 from nnunet_plugins.doctor.training import Training
 from nnunet_plugins.planning.seen import Cases, folds_that_saw
 from nnunet_plugins.planning.setting import Setting, build_network, find_trainer, patch_setting
+from nnunet_plugins.trainers.fitting import find_weight_fault
 
 THERE, HERE = "Dataset100_There", "Dataset101_Here"
 LABELS = {"background": 0, "bone": 1}
@@ -368,6 +369,29 @@ def test_weights_that_are_no_numbers(here, tmp_path, name):
     _, (found,) = examine(file, STOCK)
     assert found.level == "problem"
     assert key in found.text
+
+
+class Own(torch.nn.Module):
+    """Of another package: with numbers of every kind, and a buffer that is not finite on purpose."""
+
+    def __init__(self):
+        super().__init__()
+        self.spectral = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        self.table = torch.nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+        self.norm = torch.nn.BatchNorm3d(2)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+
+def test_weights_are_judged_by_what_they_are_for():
+    network = Own()
+    sound = network.state_dict()
+    assert find_weight_fault(network, sound) is None
+    half = {name: value.half() if value.is_floating_point() else value for name, value in sound.items()}
+    assert find_weight_fault(network, half) is None
+    for name in ("norm.running_var", "norm.weight", "spectral"):
+        found = find_weight_fault(network, {**sound, name: sound[name] * torch.nan})
+        assert found == f"{name} holds numbers that are not finite"
+    assert find_weight_fault(network, {**sound, "table": sound["table"].to_sparse()}) == "table is no dense tensor"
 
 
 class Malicious:
