@@ -119,6 +119,17 @@ def test_many_datasets_are_a_matrix_with_chapters_that_wait(opened, league):
     assert page.locator("details.chapter .drawing").count() == opening.locator(".drawing").count()
 
 
+def test_a_link_opens_what_was_closed_again(opened, league):
+    record, file = league
+    page = opened(file)
+    link = page.locator("table").first.get_by_role("link", name=record.results["dataset"].unique()[3])
+    link.click()
+    page.locator("details.chapter[open] > summary").click()
+    assert page.locator("details.chapter[open]").count() == 0
+    link.click()
+    assert page.locator("details.chapter[open]").count() == 1
+
+
 def test_a_link_into_a_folded_chapter_opens_it(opened, league):
     _, file = league
     page = opened(file)

@@ -119,8 +119,44 @@ def test_a_difference_of_several_leaders_is_from_one_who_does_not_lead(with_base
     assert f"Difference of {leading[0]} from {names[3] if with_baseline else BASELINE}" in said
 
 
+def test_a_comparison_without_anything_to_score_stands_beside_others(tmp_path):
+    record = make_record(algorithms=2, cases=6, datasets=2, labels=1, folds=1, epochs=1)
+    nothing = record.results["dataset"] == record.results["dataset"].iloc[-1]
+    record.results.loc[nothing, ["Dice", "NSD", "ASSD_mm", "HD95_mm"]] = np.nan
+    record.results.loc[nothing, ["volume_truth_ml", "volume_error_ml"]] = 0.0
+    page = build(tmp_path, record)
+    assert "No case has anything to score, so nothing is compared." in page.text
+    assert "has no case in common" not in page.text
+
+
+def test_no_bound_of_p_contradicts_another_family():
+    """Eight tests against the baseline take more cases than one against a twin."""
+    names = [BASELINE, METHOD, "nnUNetTrainerFIRENetNoFabric", *(f"nnUNetTrainer_{n}epochs" for n in range(5))]
+    record = make_record(algorithms=names, cases=8, labels=1, folds=1, epochs=1)
+    text = " ".join(caveats(only(record)))
+    assert f"With 8 cases and 7 tests against {BASELINE} no adjusted p value can lie below 0.055" in text
+
+
+def test_equal_leaders_without_a_baseline_are_all_named():
+    record = make_record(algorithms=4, cases=8, labels=1, folds=1, epochs=1)
+    results = record.results[record.results["algorithm"] != BASELINE].copy()
+    first, second, _ = results["algorithm"].unique()
+    results.loc[results["algorithm"].isin([first, second]), "Dice"] = 0.95
+    comparison = only(dataclasses.replace(record, results=results))
+    assert summarise(comparison).startswith(f"{first}, {second} have the highest mean Dice; nothing is compared")
+
+
+def test_names_of_others_are_not_cut_into_modifiers():
+    names = ["nnUNetTrainer_probabilisticOversampling_033", "nnUNetTrainer_probabilisticOversampling_010"]
+    record = make_record(algorithms=names, cases=8, labels=1, folds=1, epochs=1)
+    comparison = only(record)
+    assert "Trainers" not in dict(make_card(comparison, {}))
+    assert "All trainers have" not in " ".join(describe_methods(analyse(record)))
+    assert show_cases(comparison)["Role"].iloc[1] == "the standard U-Net, with probabilisticOversampling_033"
+
+
 def test_one_leader_has_the_one_bold_dice():
-    """Though the next one's mean is the same with three decimals."""
+    """Though the next one's mean is the same with three decimals; labels have no places."""
     record = make_record(algorithms=2, cases=8, labels=1, folds=1, epochs=1)
     first, other = record.results["algorithm"].unique()
     dice = record.results.loc[record.results["algorithm"] == first, "Dice"].to_numpy()
@@ -128,6 +164,10 @@ def test_one_leader_has_the_one_bold_dice():
     table = shown(only(record), RESULTS)
     assert table.table["Place"].tolist() == ["1", "2"]
     assert table.best[DICE] == [0]
+    both = make_record(algorithms=2, cases=8, labels=2, folds=1, epochs=1)
+    dice = both.results.loc[both.results["algorithm"] == first, "Dice"].to_numpy()
+    both.results.loc[both.results["algorithm"] == other, "Dice"] = dice + 1e-5
+    assert all(rows == [0, 1] for rows in shown(only(both), "Dice by label").best.values() if len(rows))
 
 
 def test_what_all_trainers_have_is_said_of_all_and_not_of_the_baseline_alone():
@@ -158,6 +198,8 @@ def test_what_all_trainers_have_is_said_of_all_and_not_of_the_baseline_alone():
     [
         ({"algorithms": 3, "cases": 1}, []),
         ({"algorithms": 1, "cases": 8}, ["interval"]),
+        ({"algorithms": 3, "cases": 5, "repeats": 3}, []),
+        ({"algorithms": 1, "cases": 8, "repeats": 3}, ["interval"]),
         ({"algorithms": 2, "cases": 8}, ["interval", "p value", "P(better)", "Holm"]),
     ],
 )

@@ -286,7 +286,7 @@ def test_caveats_of_the_protocol():
 )
 def test_few_cases_cannot_be_significant(algorithms, cases, words, smallest):
     record = make_record(algorithms=algorithms, cases=cases, folds=1)
-    assert f"With {words} no adjusted p value can lie below {smallest}," in said(record)
+    assert f"With {words} against {BASELINE} no adjusted p value can lie below {smallest}," in said(record)
 
 
 def test_enough_cases_can_be_significant():
@@ -607,7 +607,7 @@ def test_tables_need_neither_torch_nor_nnunet():
     [
         ("baseline", "nnUNetTrainer", "the standard U-Net"),
         ("baseline", "nnUNetTrainer_9epochs_NoMirroring", "the standard U-Net, with 9epochs_NoMirroring"),
-        ("baseline", "nnUNetTrainerFIRENet", "baseline: nnUNetTrainerFIRENet, not the standard U-Net"),
+        ("baseline", "nnUNetTrainerFIRENet", "baseline: nnUNetTrainerFIRENet, not nnU-Net's default"),
         ("method", "nnUNetTrainer", "a network of this comparison"),
     ],
 )

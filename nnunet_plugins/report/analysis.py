@@ -29,6 +29,7 @@ from nnunet_plugins.report.statistics import (
 )
 from nnunet_plugins.report.verdicts import against_twins, differences, every_pair
 from nnunet_plugins.rows import without_seed
+from nnunet_plugins.trainers.names import find_modifier
 
 LABEL_FIGURES = 6
 """With more labels than these, there is no figure per label."""
@@ -135,15 +136,15 @@ class Comparison:
 
     @property
     def leaders(self) -> list[str]:
-        """The ranked algorithms with the highest mean Dice: one, or several that have the same."""
-        means = self.board["Dice"].round(DECIMALS)
-        return [name for name in self.ranked if means[name] == means[self.ranked[0]]]
+        """The ranked algorithms with the highest mean Dice: one, or several that have the same; none without a Dice."""
+        means = self.board.loc[list(self.ranked), "Dice"].round(DECIMALS)
+        return [str(name) for name in means.index[means == means.max()]]
 
     @property
     def shared_modifiers(self) -> list[str]:
-        """What the names of the trainers of all ranked algorithms have in common behind the network's."""
+        """The modifiers of ours that the trainers of all ranked algorithms have."""
         names = [trainer.split("_")[1:] for trainer in self.algorithms.loc[list(self.ranked), "trainer"]]
-        return [modifier for modifier in names[0] if all(modifier in one for one in names)] if names else []
+        return [part for part in names[0] if find_modifier(part) and all(part in one for one in names)] if names else []
 
     @property
     def has_intervals(self) -> bool:
@@ -153,7 +154,7 @@ class Comparison:
     @property
     def is_tested(self) -> bool:
         """Whether there are cases enough to test anything, and algorithms to compare."""
-        return self.has_intervals and len(self.ranked) > 1
+        return self.has_intervals and (len(self.ranked) > 1 or bool(len(self.beside["Dice"])))
 
     @property
     def blank(self) -> list[str]:

@@ -200,35 +200,35 @@ def _absent_labels(comparison: Comparison) -> list[str]:
 def _limits(comparison: Comparison) -> list[str]:
     """Say what the p values and intervals do not cover."""
     lines = []
-    cases, paired = comparison.scored, comparison.paired["Dice"]
-    least = paired.loc[paired["p_least"] >= LEVEL, "p_least"]
+    cases, numbers = comparison.scored, _numbers(comparison)
+    tests = comparison.pairs if comparison.baseline is None else comparison.paired["Dice"]
+    least = tests.loc[tests["p_least"] >= LEVEL, "p_least"]
     if 0 < cases < CASES:
         lines.append(
             f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few to test anything: below {CASES} there are "
             f"no intervals, p values or probabilities; no p value of the signed-rank test could lie below {LEVEL:g}."
         )
     elif len(least):
-        of_some = f" of {_named(list(map(str, least.index)))}" * (len(least) < len(paired))
+        among = "of every pair" if comparison.baseline is None else f"against {comparison.baseline}"
+        some = f" in {len(least)} of them" * (len(least) < len(tests))
         lines.append(
-            f"With {count(cases, 'case')} and {count(len(paired), 'test')} no adjusted p value{of_some} can lie below "
-            f"{show_p(least.min())}, however large the differences are."
+            f"With {count(cases, 'case')} and {count(len(tests), 'test')} {among} no adjusted p value can lie below "
+            f"{show_p(least.min())}{some}, however large the differences are."
         )
     all_repeated = {*comparison.ranked} <= {*comparison.components.index}
     if CASES <= cases < FEW and not all_repeated:
         lines.append(
             "Bootstrap intervals are too narrow for so few cases: they hold the true mean about nine times in ten."
         )
-    numbers = ("intervals and p values are" if comparison.is_tested else "the interval is") * comparison.has_intervals
-    narrow = "intervals are too narrow and p values too small" if comparison.is_tested else "the interval is too narrow"
     if comparison.scores.folds.nunique() == 1:
-        for_it = f", and {numbers} for its training set" if numbers else ""
+        for_it = f", and {numbers} are for its training set" if numbers else ""
         lines.append(f"All cases are of one fold{for_it}: the networks of another may do better or worse.")
     elif comparison.split == "cross-validation" and comparison.has_intervals:
         lines.append(
-            f"The models of the folds share most of their training cases: {numbers} not about others."
+            f"The models of the folds share most of their training cases, which {numbers} do not cover."
             if all_repeated
             else "Cross-validated cases share models, and the models share most of their training cases: the cases are "
-            f"not independent, so {narrow}."
+            f"not independent, so intervals are too narrow{' and p values too small' * comparison.is_tested}."
         )
     lines += _trainings(comparison)
     lines += _stability(comparison)
@@ -257,16 +257,18 @@ def _limits(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _numbers(comparison: Comparison) -> str:
+    """Name what says how sure the means are, of what there is; nothing, if nothing does."""
+    if comparison.is_tested:
+        return "intervals, p values and probabilities"
+    return "intervals" * comparison.has_intervals
+
+
 def _trainings(comparison: Comparison) -> list[str]:
     """Say whose variance of training is covered, and which repeats are missing."""
     repeated = comparison.components["trainings"].to_dict()
-    covered = (
-        "covered by p values, probabilities and intervals"
-        if comparison.is_tested
-        else "covered by the interval"
-        if comparison.has_intervals
-        else "known"
-    )
+    numbers = _numbers(comparison)
+    covered = f"covered by {numbers}" if numbers else "known"
     if not repeated and len(comparison.scores.trainings) > len(comparison.scores.algorithms):
         lines = [
             "No fold was trained twice, whatever the seeds: how much results vary from one training to the next is not "
@@ -278,9 +280,9 @@ def _trainings(comparison: Comparison) -> list[str]:
             f"not {covered}."
         ]
     else:
-        numbers = {number: [str(name) for name in repeated if repeated[name] == number] for number in repeated.values()}
+        times = {number: [str(name) for name in repeated if repeated[name] == number] for number in repeated.values()}
         shown = ", ".join(
-            f"{', '.join(names)} ({count(int(number), 'training')} of a fold)" for number, names in numbers.items()
+            f"{', '.join(names)} ({count(int(number), 'training')} of a fold)" for number, names in times.items()
         )
         others = (
             "They hold for the training sets of these folds: what others would give, no cross-validation of one "
@@ -288,8 +290,10 @@ def _trainings(comparison: Comparison) -> list[str]:
         ) * (comparison.scores.folds.nunique() != 1)
         once = [name for name in comparison.ranked if name not in repeated]
         lines = [
-            f"Intervals, p values and probabilities have the variance of training of {shown}. {others}Intervals of "
-            "single labels are over cases."
+            f"{numbers.capitalize()} have the variance of training of {shown}. {others}Intervals of single labels are "
+            "over cases."
+            if numbers
+            else f"Trained several times: {shown}."
         ]
         if once:
             lines.append(f"Trained once per fold, so that nothing is known of how trainings vary: {', '.join(once)}.")
@@ -347,7 +351,8 @@ def _tests(comparison: Comparison) -> list[str]:
     repeated = {*comparison.components.index}
     by_case = not {*comparison.ranked} <= repeated
     if not comparison.is_tested:
-        return ["The interval is " + ("a 95% bootstrap interval." if by_case else "one over cases and trainings.")]
+        bootstrap, both = "95% bootstrap intervals over cases", "over cases and trainings where these were repeated"
+        return [f"Intervals are {', '.join([bootstrap] * by_case + [both] * bool(repeated))}."]
     tests, apart = [], ""
     if by_case:
         tests += ["Intervals are 95% bootstrap intervals, p values Wilcoxon's, paired by case."]

@@ -5,19 +5,19 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.registry import BACKBONES
 from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.equality import HASHES
 from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL, RESAMPLES, SEED
 from nnunet_plugins.report.verdicts import SURE
 from nnunet_plugins.report.words import count
+from nnunet_plugins.trainers.names import find_modifier
 
 NNUNET = (
     "Isensee et al. 2021, nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, "
     "Nature Methods 18, 203-211 (doi:10.1038/s41592-020-01008-z)"
 )
-_N = re.compile(r"\bN\b")
+_N, _ONE = re.compile(r"\bN\b"), re.compile(r"\b1 (\w+)s\b")
 _WILCOXON = "Wilcoxon 1945, Individual Comparisons by Ranking Methods, Biometrics Bulletin 1, 80-83"
 _HOLM = (
     "Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6, 65-70"
@@ -91,11 +91,13 @@ def _count_trainings(runs: pd.DataFrame, found: Sequence[Comparison]) -> str:
 
 def _modifier(name: str) -> str:
     """Write a modifier with what it does, if it is one of ours."""
-    for row in MODIFIERS:
-        if found := re.fullmatch(row.name.replace("<N>", "([0-9]+)"), name):
-            does = row.summary.partition(";")[0].replace("`", "")
-            return f"_{name} ({_N.sub(found[1], does) if found.groups() else does})"
-    return f"_{name}"
+    found = find_modifier(name)
+    if found is None:
+        return f"_{name}"
+    row, number = found
+    does = _N.sub(str(number), row.summary.partition(";")[0].replace("`", ""))
+    does = _ONE.sub(r"1 \1", does)
+    return f"_{name} ({does})"
 
 
 def _are_equal(analysis: Analysis, found: Sequence[Comparison]) -> bool:
@@ -128,7 +130,12 @@ def _scored(found: Sequence[Comparison]) -> Iterator[str]:
 def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
     tested = [comparison for comparison in found if comparison.is_tested]
     if not tested:
-        yield f"Nothing was tested, as there were fewer than {CASES} cases, or one algorithm alone."
+        why = (
+            f"there were fewer than {CASES} cases, or one algorithm alone"
+            if any(comparison.scored for comparison in found)
+            else "no case has anything to score"
+        )
+        yield f"Nothing was tested, as {why}."
         return
     baselines = dict.fromkeys(comparison.baseline for comparison in tested if comparison.baseline)
     repeated = any(len(comparison.components) for comparison in tested)
@@ -143,9 +150,11 @@ def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
             "Of networks that were trained several times, intervals and p values are those of a t test with the "
             "variance over cases and that of training, with Satterthwaite's degrees of freedom."
         )
+    others = ", within each source dataset" * any(len(one.by_source) for one in tested)
+    others += ", and over those of networks for many datasets" * any(len(one.beside["Dice"]) for one in tested)
     yield (
         "P values were adjusted after Holm, within each dataset and metric, over the comparisons with the baseline, "
-        f"and in Dice over those with ablation twins and over all pairs; the level is {LEVEL:g}."
+        f"and in Dice over those with ablation twins and over all pairs{others}; the level is {LEVEL:g}."
     )
     yield (
         "P(better) is the probability that the true mean difference is a gain under a flat prior; two algorithms are "

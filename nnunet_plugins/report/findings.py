@@ -9,7 +9,15 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.claims import ROPE
 from nnunet_plugins.report.statistics import CASES, LEVEL
 from nnunet_plugins.report.verdicts import AHEAD, BEHIND, EQUIVALENT, MIXED, TOO_FEW, UNCLEAR, is_clear
-from nnunet_plugins.report.words import count, describe_p, describe_probability, show_number, show_p, show_signed
+from nnunet_plugins.report.words import (
+    count,
+    describe_p,
+    describe_probability,
+    name_some,
+    show_number,
+    show_p,
+    show_signed,
+)
 
 
 def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: float = ROPE) -> str:
@@ -105,7 +113,7 @@ def _half(name: str, row: Mapping[str, Any], baseline: str) -> str:
 
 def describe_all(comparison: Comparison) -> list[str]:
     """Return a sentence for every algorithm that is compared with the baseline, the best first."""
-    paired = comparison.paired["Dice"]
+    paired = comparison.paired["Dice"] if comparison.scored else comparison.paired["Dice"][:0]
     baseline, rope = str(comparison.baseline), comparison.rope
     return [describe_difference(str(name), row, baseline, rope) for name, row in paired.iterrows()]
 
@@ -140,7 +148,11 @@ def _summary(comparison: Comparison) -> str:
     if not comparison.scored:
         return "No case has anything to score, so nothing is compared."
     if comparison.baseline is None:
-        return f"{ranked[0]} has the highest mean Dice; the baseline has no results, so nothing is compared with it."
+        has = "has" if len(comparison.leaders) == 1 else "have"
+        return (
+            f"{name_some(comparison.leaders)} {has} the highest mean Dice; nothing is compared with the baseline, "
+            "which has no results."
+        )
     paired = comparison.paired["Dice"]
     if paired.empty:
         mean = show_number(comparison.board.loc[ranked[0], "Dice"], 3)

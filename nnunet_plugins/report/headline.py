@@ -185,15 +185,15 @@ def make_matrix(analysis: Analysis, keys: Sequence[str], looks: Mapping[str, Sty
     best: dict[str, list[int]] = {name: [] for name in names}
     rows = []
     for number, comparison in enumerate(found):
-        for place in find_best(means[number].where(ranked[number]), "Dice"):
+        for place in find_best(means[number].where(ranked[number]), "Dice", placed=True):
             best[means.index[place]].append(number)
         verdicts = comparison.paired["Dice"]["verdict"]
-        lead = find_lead(comparison) if comparison.ranked else Lead(DASH, "", {})
+        lead = find_lead(comparison) if comparison.leaders else Lead(DASH, "", {})
         signs = {name: SIGNS.get(verdicts.get(name, ""), "") for name in names}
         rows.append(
             {
                 "Dataset": comparison.dataset if alike else comparison.title,
-                "Leader": name_some(comparison.leaders) if comparison.ranked else DASH,
+                "Leader": name_some(comparison.leaders) or DASH,
                 "Difference [95% CI]": lead.difference + f" [{', '.join(lead.interval)}]" * bool(lead.interval),
                 "P(better)": lead.probability,
                 **{name: f"{signs[name]} {show_number(means[number][name], 3)}".strip() for name in names},

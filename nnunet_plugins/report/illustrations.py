@@ -13,7 +13,7 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.drawing import Style, styles
 from nnunet_plugins.report.gates import gates_in, gates_over_training, wired
 from nnunet_plugins.report.statistics import DRAWS, CriticalDifference
-from nnunet_plugins.report.verdicts import TOO_FEW
+from nnunet_plugins.report.verdicts import MIXED, TOO_FEW
 from nnunet_plugins.report.words import SIGNS, describe_p
 
 MATRIX = 14
@@ -158,7 +158,12 @@ def _pair_figures(comparison: Comparison, looks: Mapping[str, Style], key: str) 
     mirrored = square(signs.replace(_MIRROR)).T
     draw = partial(figures.pair_matrix, better.fillna(1 - better.T), square(signs).fillna(mirrored).fillna(""), looks)
     few = (pairs["verdict"] == TOO_FEW).any()
-    untold = "they cannot be told apart" + ", or cases are too few for so many tests" * bool(few)
+    mixed = (pairs["verdict"] == MIXED).any()
+    untold = (
+        "they cannot be told apart"
+        + ", or one is better case by case, not on average" * bool(mixed)
+        + ", or cases are too few for so many tests" * bool(few)
+    )
     caption = (
         "Every pair: the number is the probability, in %, that the algorithm of the row has the higher mean Dice, "
         "given these results. ▲ ahead and ▼ behind after Holm over all pairs, ≈ equivalent within "

@@ -57,7 +57,7 @@ def _paper_table(comparison: Comparison, budget: str, number: int) -> str:
         if metric in DISTANCES:
             pairs = zip(board[metric], board["missed"], strict=True)
             texts = [show_penalised(mean, DECIMALS[metric], missed) for mean, missed in pairs]
-        best = find_best(board[metric], metric)
+        best = find_best(board[metric], metric, placed=metric == "Dice")
         columns[heading(metric)] = [_bold(latex(text), row in best) for row, text in enumerate(texts)]
     intervals = [
         "" if pd.isna(low) else " " + latex(f"[{show_number(low, 3)}, {show_number(high, 3)}]")

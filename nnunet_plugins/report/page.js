@@ -55,6 +55,11 @@ const reveal = () => {
   target?.scrollIntoView();
 };
 window.addEventListener("hashchange", reveal);
+// The browser tells of no change if the place is the last one again, which may be folded up since.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (link && link.hash === location.hash) reveal();
+});
 reveal();
 // The list of comparisons lies over the page: it closes when it has led somewhere, and with Escape.
 const list = document.querySelector("nav details");

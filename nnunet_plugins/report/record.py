@@ -122,7 +122,7 @@ def describe_role(role: str, trainer: str, shared: Collection[str] = ()) -> str:
     if role != "baseline":
         return ROLES[role]
     if base != STOCK_TRAINER:
-        return f"baseline: {trainer}, not the standard U-Net"
+        return f"baseline: {trainer}, not nnU-Net's default"
     return f"the standard U-Net, with {modifiers}" if modifiers else "the standard U-Net"
 
 

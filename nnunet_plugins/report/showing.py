@@ -109,7 +109,7 @@ def show_results(comparison: Comparison, caption: str, board: pd.DataFrame) -> S
     ranked = board["place"].notna().to_numpy()
     metrics = [*METRICS[1:], *shown_qualities(board)]
     best = {heading(metric): find_best(board[metric].where(ranked), metric) for metric in metrics}
-    return Section(caption, table, {DICE: find_best(board["Dice"].where(ranked), "Dice"), **best})
+    return Section(caption, table, {DICE: find_best(board["Dice"].where(ranked), "Dice", placed=True), **best})
 
 
 def _show_means(board: pd.DataFrame) -> dict[str, list[str]]:
@@ -163,12 +163,15 @@ def show_objects(comparison: Comparison, caption: str) -> Section:
     return Section(caption, pd.DataFrame(shown), best)
 
 
-def find_best(means: "pd.Series[float]", metric: str) -> list[int]:
-    """Return the places of the best values; none of a single value.
+def find_best(means: "pd.Series[float]", metric: str, *, placed: bool = False) -> list[int]:
+    """Return the rows of the best values, as they are rounded to be shown; none of a single value.
 
-    Values are equal as they are rounded to be shown, but for Dice: there it is the places that tell.
+    Args:
+        means: the values.
+        metric: what they are.
+        placed: they are what places are made of, which tell more than rounded values.
     """
-    rounded = means.astype(float).round(SAME if metric == "Dice" else DECIMALS[metric])
+    rounded = means.astype(float).round(SAME if placed else DECIMALS[metric])
     best = rounded.max() if HIGHER_IS_BETTER[metric] else rounded.min()
     return list(np.flatnonzero(rounded == best)) if rounded.count() > 1 else []
 

@@ -71,7 +71,7 @@ def find_weight_fault(network: nn.Module, weights: Mapping[str, torch.Tensor]) -
 
     Parameters and the running statistics of norms are asked for; other buffers may hold whatever their network likes.
     """
-    own = dict(network.named_parameters(remove_duplicate=False))
+    own: dict[str, torch.Tensor] = dict(network.named_parameters(remove_duplicate=False))
     own |= {name: buffer for name, buffer in network.named_buffers() if name.endswith(_STATISTICS)}
     for name, tensor in own.items():
         if name in weights and (fault := weight_fault(weights[name], tensor)):
