@@ -233,6 +233,9 @@ def _about(
             row.trainer: row.twin for run in protocol.runs() if (row := backbones.find(split_name(run.trainer)[0]))
         },
         "ensembles": _best(protocol, trained, folders),
+        "ruled_out": [
+            dict(zip(("dataset", "configuration", "trainer", "reason"), one, strict=True)) for one in protocol.ruled_out
+        ],
         "complete": complete,
     }
 

@@ -31,7 +31,7 @@ from nnunet_plugins.benchmark.repeats import check_repeats
 from nnunet_plugins.benchmark.results import ensemble_name, prediction_tasks, result_tasks, whole_groups
 from nnunet_plugins.benchmark.start import check_start
 from nnunet_plugins.benchmark.tasks import Folders, Task, training_tasks
-from nnunet_plugins.benchmark.trainers import find_trainers, leave_out_rivals
+from nnunet_plugins.benchmark.trainers import find_trainers, rule_out
 from nnunet_plugins.datasets.preprocessed import PLANS, existing_cases, is_preprocessed
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, unfinished, write_text
 from nnunet_plugins.report.record import GONE
@@ -75,7 +75,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> Protocol:
     """Find early what would go wrong late.
 
     Returns:
-        The question, without the rivals that a dataset's labels or plans rule out, which are told.
+        The question, without the rivals and twins that a dataset's labels or plans rule out, which are told.
 
     Raises:
         BenchmarkError: naming it and the remedy.
@@ -146,7 +146,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> Protocol:
             f"{place.slots} GPU{'s are' if place.slots > 1 else ' is'} asked for, torch {torch.__version__} sees "
             f"{torch.cuda.device_count()}; give fewer with --gpus, or --device cpu"
         )
-    return leave_out_rivals(protocol, folders)
+    return rule_out(protocol, folders)
 
 
 def _require_one_for_many(protocol: Protocol) -> None:
@@ -244,6 +244,11 @@ def _run(protocol: Protocol, folders: Folders, place: Place) -> bool:
         _say(f"Models {GONE}, of which the record has results. These are kept; {TRAIN_AGAIN} trains anew:")
         _say("\n".join(f"  {line}" for line in lines))
     outcome = _perform(preparations, protocol, folders, place, display)
+    if (possible := rule_out(protocol, folders)) != protocol:  # by plans that were made just now
+        protocol = possible
+        protocol.write(folders.output / "benchmark.json")
+        first = _tasks_to_train(protocol, folders, kept)
+        trainings = [task for task in first if task.training]
     if not place.accept_unequal:
         _refuse_unequal(protocol, folders, kept)
     outcome = _perform(trainings, protocol, folders, place, display, outcome)

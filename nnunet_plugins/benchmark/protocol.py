@@ -121,7 +121,8 @@ class Protocol:
         with_twins: add each network's ablation twin.
         with_rivals: add the published networks of `RIVALS` in all their recipes, with the modifiers of the baseline;
             a paper's recipe keeps its own loss and optimizer.
-        left_out: rivals that cannot have the labels or plans: dataset, configuration and trainer.
+        ruled_out: networks that nobody has named and that cannot have the labels or plans: dataset, configuration,
+            trainer and why.
         with_whole_volume: add each network's cases in one pass, without tiles, where memory allows it.
         with_maps: show in the report what networks do with its worst and its most different case.
         with_ensembles: let nnU-Net make the ensembles of all pairs of networks, and choose among them.
@@ -146,7 +147,7 @@ class Protocol:
     groups: str | None = None
     with_twins: bool = False
     with_rivals: bool = False
-    left_out: tuple[tuple[str, str, str], ...] = ()
+    ruled_out: tuple[tuple[str, str, str, str], ...] = ()
     with_whole_volume: bool = False
     with_maps: bool = False
     with_ensembles: bool = True
@@ -164,7 +165,8 @@ class Protocol:
         """Return all networks on all configurations; the baseline stands first, and repeats behind each other."""
         cells = [(dataset, configuration) for dataset in self.datasets for configuration in self.configurations]
         runs = [replace(run, dataset=d, configuration=c) for d, c in cells for run in self._algorithms(d)]
-        return [run for run in runs if (run.dataset, run.configuration, without_seed(run.trainer)) not in self.left_out]
+        ruled_out = {place[:3] for place in self.ruled_out}
+        return [run for run in runs if (run.dataset, run.configuration, without_seed(run.trainer)) not in ruled_out]
 
     def baseline(self, dataset: str | None = None) -> str:
         """Return the trainer to compare the others with, without a seed.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol, starts_from_weights
 from nnunet_plugins.benchmark.tasks import Folders
-from nnunet_plugins.files import read_json
+from nnunet_plugins.datasets.sources import find_description
 from nnunet_plugins.modifiers import PRETRAINED
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def check_start(protocol: Protocol, folders: Folders) -> None:
     arguments = load_checkpoint(Path(protocol.pretrained), weights_suffice=True).get("init_args", {})
     weights = Cases(str(arguments.get("plans", {}).get("dataset_name", "")), arguments.get("dataset_json", {}))
     for dataset in dict.fromkeys(run.dataset for run in from_weights):
-        files = [root / dataset / "dataset.json" for root in (folders.preprocessed, folders.raw)]
-        own = Cases(dataset, next((read_json(file, dict) for file in files if file.is_file()), {}))
+        own = Cases(dataset, find_description(dataset, folders.preprocessed, folders.raw)[0])
         _require_unseen(protocol, folders, weights, arguments.get("fold"), own)
 
 

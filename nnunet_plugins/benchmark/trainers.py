@@ -1,5 +1,6 @@
 """Trainers of a benchmark: who they are, and which of them a dataset's labels or plans rule out."""
 
+import re
 from dataclasses import replace
 
 from nnunet_plugins.benchmark.protocol import (
@@ -73,23 +74,25 @@ def _require_modifiers(baseline: str) -> None:
         ) from None
 
 
-def leave_out_rivals(protocol: Protocol, folders: Folders) -> Protocol:
-    """Return the question without the rivals that cannot have a dataset's labels or plans, and tell which.
+def rule_out(protocol: Protocol, folders: Folders) -> Protocol:
+    """Return the question without the rivals and twins that cannot have a dataset's labels or plans, and tell which.
+
+    Of plans that are not made yet nothing is known but their dimension.
 
     Raises:
-        BenchmarkError: if another trainer cannot have them.
+        BenchmarkError: if a trainer that was named cannot have them.
     """
-    left_out = []
+    ruled_out = list(protocol.ruled_out)
     for run in first_repeats(protocol.runs()):
         if (obstacle := _find_obstacle(run, folders)) is None:
             continue
         where, base = f"{run.dataset}, {run.configuration}", split_name(run.trainer)[0]
-        text = obstacle if base in obstacle else f"{run.trainer}: {obstacle}"
-        if run.role != RIVAL:
-            raise BenchmarkError(f"{where}: {text}")
-        print(f"No rival on {where}: {text}", flush=True)
-        left_out.append((run.dataset, run.configuration, without_seed(run.trainer)))
-    return replace(protocol, left_out=tuple(left_out))
+        if run.role not in (RIVAL, "twin"):
+            raise BenchmarkError(f"{where}: {obstacle if base in obstacle else f'{run.trainer}: {obstacle}'}")
+        reason = re.sub(rf"^{base}\w*: ", "", obstacle.partition(";")[0])  # the remedy is for whoever has named it
+        print(f"No {run.role} {run.algorithm} on {where}: {reason}", flush=True)
+        ruled_out.append((run.dataset, run.configuration, without_seed(run.trainer), reason))
+    return replace(protocol, ruled_out=tuple(ruled_out))
 
 
 def _find_obstacle(run: Run, folders: Folders) -> str | None:
@@ -107,8 +110,13 @@ def _find_obstacle(run: Run, folders: Folders) -> str | None:
             require_labels(trainer, label_manager(description, file))
     except NotImplementedError as error:
         return str(error)
-    if getattr(trainer, "backbone", None) not in BACKBONES:
+    row = getattr(trainer, "backbone", None)
+    if row not in BACKBONES:
         return None  # those of others may not be built on fake tensors
+    dimension = next((number for number in (2, 3) if run.configuration.startswith(f"{number}d")), None)
+    if dimension and dimension not in row.dimensions:
+        other = "2d" if 2 in row.dimensions else "3d_fullres"
+        return f"{row.trainer} is a {row.dimensions[0]}D network; use the configuration {other}"
     try:
         setting = plan_setting(run.dataset, run.configuration, run.plans)
     except InputError:  # no plans yet
@@ -117,5 +125,7 @@ def _find_obstacle(run: Run, folders: Folders) -> str | None:
         with fake_tensors():
             build_network(trainer, setting)
     except (InputError, ValueError) as error:
-        return str(error)
+        # A subclass of ours may compute what fake tensors cannot.
+        is_told = error.__cause__ is None or isinstance(error.__cause__, (ValueError, NotImplementedError))
+        return str(error) if is_told else None
     return None

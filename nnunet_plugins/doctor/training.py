@@ -200,7 +200,7 @@ def _check_network(training: Training, trainer: type[nnUNetTrainer], setting: Se
     if not on_gpu:
         yield warning(
             f"{text}; there is no GPU here to compare it with",
-            "give the memory of the one it will run on, --gpu-memory GB; on a CPU train with '-device cpu'",
+            "give the memory of the one it will run on, --gpu-memory GIB; on a CPU train with '-device cpu'",
         )
         return
     if available is None:

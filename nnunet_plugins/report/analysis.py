@@ -86,6 +86,7 @@ class Comparison:
         false_findings: see `scores.Scores.false_findings`.
         components: what the Dice of algorithms that were trained several times varies by, see `evidence.components`.
         gaps: the repeats that lack folds, see `evidence.gaps`.
+        ruled_out: by trainer, why it was not trained here.
         stability: how firm the ranking by Dice is; None for less than two ranked algorithms.
         rank_shares: algorithms x ranks, as `statistics.rank_distribution` has it; no rows for less than two, or too few
             cases.
@@ -125,6 +126,7 @@ class Comparison:
     false_findings: pd.DataFrame
     components: pd.DataFrame
     gaps: Sequence[tuple[str, str, list[str]]]
+    ruled_out: Mapping[str, str]
     stability: Stability | None
     rank_shares: pd.DataFrame
     costs: pd.DataFrame
@@ -292,6 +294,9 @@ def _compare(
         false_findings=scores.false_findings().loc[order],
         components=components(in_dice),
         gaps=gaps(in_dice),
+        ruled_out={
+            one["trainer"]: one["reason"] for one in record.about.get("ruled_out", ()) if where.items() <= one.items()
+        },
         stability=stability(by_case["Dice"][first], higher_is_better=True, errors=errors),
         rank_shares=_rank_shares(by_case["Dice"][first], errors),
         costs=_costs(runs),

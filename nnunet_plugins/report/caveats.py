@@ -23,6 +23,7 @@ def caveats(comparison: Comparison) -> list[str]:
         *_untrained(comparison),
         *_not_above_the_atlas(comparison),
         *_incomplete(comparison),
+        *(f"Not trained here: {trainer}: {reason}." for trainer, reason in comparison.ruled_out.items()),
         *_gone(comparison),
         *_unequal_repeats(comparison),
         *_partial_labels(comparison),

@@ -154,7 +154,7 @@ class Record:
         about: `title`, `command`, `budget`, `created`, `hardware`, `versions`, `images`; `datasets`, what is known of
             each (see `benchmark/dataset.py`), which earlier versions do not have; of merged datasets `sources`,
             which have the `labels` that each one annotates, by name; `beside`, by the name of a network for many
-            datasets, that of the same one that was trained on the comparison's own.
+            datasets, that of the same one that was trained on the comparison's own; `ruled_out`, what was not trained.
     """
 
     results: pd.DataFrame
@@ -240,6 +240,7 @@ _SHAPES: dict[str, Any] = {
             }
         },
         "left_out?": {str: {str: [str]}},
+        "ruled_out?": [{"dataset": str, "configuration": str, "trainer": str, "reason": str}],
         "beside?": {str: str},
         "sources?": {str: {str: {"dataset": str, "labels": [str]}}},
         "ensembles?": [str],

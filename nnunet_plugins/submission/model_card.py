@@ -49,8 +49,7 @@ def write_model_card(
         date: of the export.
 
     Raises:
-        InputError: if the benchmark has none of the networks.
-        InputError: if its record cannot be read.
+        InputError: if the benchmark has none of the networks, or its record cannot be read.
     """
     labels = sources[0].dataset_json["labels"]
     figures = _from_benchmark(benchmark, sources) if benchmark else _from_validation(sources)
