@@ -117,7 +117,7 @@ def load_model(source: Source, device: torch.device, most_bytes: int | None, *, 
         )
     # A map is of one pass: mirrored images would each have their own.
     request = Request(whole_volume=None if tiles else "auto", most_bytes=most_bytes, mirroring=False)
-    predictor = load_predictor(source, request, device)
+    predictor = load_predictor(source, request, device, diverged=True)
     network: nn.Module = getattr(predictor.network, "_orig_mod", predictor.network)
     network.load_state_dict(predictor.list_of_parameters[0])
     return Model(source, predictor, network.to(device).eval(), _heads(predictor, source), device)

@@ -97,15 +97,17 @@ class Source:
         names = self.dataset_json.get("channel_names") or self.dataset_json.get("modality") or {}
         return tuple(names[key] for key in sorted(names, key=int))
 
-    def weights(self, fold: str, compared: Sequence[str] | None = None) -> dict[str, Any]:
+    def weights(self, fold: str, compared: Sequence[str] | None = None, *, diverged: bool = False) -> dict[str, Any]:
         """Return a fold's checkpoint without what only training needs.
 
         Args:
             fold: number, or "all".
             compared: parts of the configuration that have to be those of the training; all of them by default.
+            diverged: take weights that are no finite numbers as well, to look at them.
 
         Raises:
-            InputError: if it is of another trainer or other plans, or its weights do not fit the network.
+            InputError: if it is of another trainer or other plans, or its weights cannot be used or do not fit the
+                network.
             CheckpointError: if it cannot be read.
         """
         path = self.folder / f"fold_{fold}" / self.checkpoint
@@ -124,7 +126,7 @@ class Source:
                 f"{path} was trained with other plans than {self.folder / 'plans.json'}: {found}. Take folds that "
                 "were trained with the same plans"
             )
-        if fault := find_weight_fault(self.network, checkpoint["network_weights"]):
+        if not diverged and (fault := find_weight_fault(self.network, checkpoint["network_weights"])):
             raise InputError(f"the weights in {path} cannot be used: {fault}")
         try:
             self.network.load_state_dict(checkpoint["network_weights"])

@@ -48,13 +48,16 @@ from nnunet_plugins.prediction.verification import compare_with_nnunet, is_for_n
 from nnunet_plugins.prediction.whole_volume import WholeVolumePredictor, make_predictor, require_any_size
 
 
-def load_predictor(source: Source, request: Request, device: torch.device) -> nnUNetPredictor:
+def load_predictor(
+    source: Source, request: Request, device: torch.device, *, diverged: bool = False
+) -> nnUNetPredictor:
     """Return nnU-Net's predictor with the weights of all folds, in the network of the plan they were trained with.
 
     Args:
         source: the trained configuration.
         request: how to predict.
         device: to compute on.
+        diverged: take weights that are no finite numbers as well.
 
     Raises:
         InputError: if something cannot be read, a fold was trained with other plans than those in the model's folder,
@@ -62,7 +65,7 @@ def load_predictor(source: Source, request: Request, device: torch.device) -> nn
     """
     if request.whole_volume:
         require_any_size(source.choice.trainer)
-    checkpoints = [source.weights(fold, OF_THE_NETWORK) for fold in source.folds]
+    checkpoints = [source.weights(fold, OF_THE_NETWORK, diverged=diverged) for fold in source.folds]
     network: Any = source.network
     weights = [checkpoint["network_weights"] for checkpoint in checkpoints]
     if request.engine:
