@@ -112,6 +112,7 @@ def test_many_datasets_are_a_matrix_with_chapters_that_wait(opened, league):
     assert page.locator("details.chapter .drawing").count() == 0
     first.get_by_role("link", name=names[3]).click()
     opening = chapters.nth(3)
+    opening.locator(".drawing svg").first.wait_for()
     assert opening.get_attribute("open") is not None
     assert opening.locator(".drawing svg").count() >= 3
     assert opening.get_by_role("button", name="Algorithm").count() > 0, "its tables can be sorted"
@@ -208,6 +209,7 @@ def test_long_folded_tables_wait_too(opened, tmp_path):
     fold = page.locator("details.fold").filter(has=page.get_by_text("NSD by label, higher is better"))
     assert fold.locator("table").count() == 0
     fold.locator("summary").click()
+    fold.locator("tbody tr").first.wait_for()  # browsers tell of what was opened a little later
     assert fold.locator("tbody tr").count() == 120
     assert fold.get_by_role("button", name="Label").count() == 1, "it can be sorted"
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -225,6 +227,7 @@ def test_long_folded_tables_of_folded_chapters_wait_twice(opened, tmp_path):
     fold = chapter.locator("details.fold").filter(has=page.get_by_text("Dice by label, higher is better"))
     assert fold.locator("table").count() == 0
     fold.locator("summary").click()
+    fold.locator("tbody tr").first.wait_for()
     assert fold.locator("tbody tr").count() == 20
     assert chapter.locator("table").first.locator("thead th").first.locator("button").count() == 1, "once"
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
