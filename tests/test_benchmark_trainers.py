@@ -22,12 +22,9 @@ REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch) -> Path:
+def world(nnunet_folders) -> Path:
     """The folder of a dataset in nnUNet_preprocessed, of which there may be plans."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(name, str(tmp_path / name))
-    folder = tmp_path / "nnUNet_preprocessed" / HERE
+    folder = nnunet_folders / "nnUNet_preprocessed" / HERE
     folder.mkdir()
     return folder
 

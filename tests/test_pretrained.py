@@ -47,12 +47,9 @@ def setting(plans: dict, classes: int, channels: int) -> Setting:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(nnunet_folders) -> Path:
     """The folder of a planned dataset with two foreground labels."""
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(name, str(tmp_path / name))
-    folder = tmp_path / "nnUNet_preprocessed" / HERE
+    folder = nnunet_folders / "nnUNet_preprocessed" / HERE
     folder.mkdir()
     (folder / "nnUNetPlans.json").write_text(json.dumps(plan(HERE)))
     (folder / "dataset.json").write_text(json.dumps(description({**LABELS, "skin": 2}, 1)))
