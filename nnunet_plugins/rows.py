@@ -88,7 +88,8 @@ class Modifier:
         name: the suffix; "<N>" stands for a whole number from 1.
         slot: what it sets. Two modifiers of one slot contradict each other.
         summary: one line for tables.
-        piece: import path of the trainer class that does it.
+        piece: import path of the trainer class that does it, whose methods call `super()`; those of earlier rows come
+            before it.
         scales: for numbers, trainer attribute to factor: the attribute becomes max(1, round(factor * N)).
         unsupported: what it cannot handle, among "regions" and "an ignore label", of labels, and "networks that are
             fitted to every image".

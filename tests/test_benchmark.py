@@ -1043,7 +1043,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     sandbox.env["nnUNet_n_proc_DA"] = "1"
     write_dataset(sandbox.raw, DATASET, cases=6)
     # nnU-Net's own, which knows nothing of locks, and one that asks for the lock that the benchmark holds for it.
-    trainers = ["nnUNetTrainer_tiny", "nnUNetTrainerFIRENet_1epochs_1iterations"]
+    trainers = ["nnUNetTrainer_tiny", "nnUNetTrainerFIRENet_1epochs_1iterations_NoMirroring"]
     output = tmp_path / "out"
     command = ["benchmark", "-d", 1, "-tr", *trainers, "nnUNetTrainer_broken", "-f", 0, 1, "--folds", 3]
     command += ["--device", "cpu", "--retries", 0, "-o", output, "--repeats", f"{trainers[1]}:2"]
@@ -1079,7 +1079,7 @@ def test_killed_in_the_middle_and_started_again_it_ends_in_the_report(tmp_path):
     assert results.count("\n") == 1 + 4 * 4 * 2  # two networks, one of them twice, an ensemble; four cases, two labels
     proof = json.loads((output / "record" / "equality.json").read_text())[0]
     assert {"plans", "splits", "data"} <= set(proof["same"])
-    firenet = "FIRENet 1epochs 1iterations"
+    firenet = "FIRENet 1epochs 1iterations NoMirroring"
     differing = {found["what"] for found in proof["differences"] if found["algorithm"] == firenet}
     assert differing == {"deep supervision", "own method __init__"}
 

@@ -1,20 +1,25 @@
 """The grammar of trainer names and the classes they stand for."""
 
 import concurrent.futures
+import inspect
+import itertools
 import json
 import multiprocessing
 import pickle
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_plugins import trainers
+from nnunet_plugins.modifiers import MODIFIERS
 from nnunet_plugins.registry import BACKBONES
-from nnunet_plugins.rows import STOCK_TRAINER
+from nnunet_plugins.rows import STOCK_TRAINER, Modifier, locate
 from nnunet_plugins.trainers.compose import trainer_class
 from nnunet_plugins.trainers.followed import FollowedTrainer
 from nnunet_plugins.trainers.losses import CELoss, FocalLoss
@@ -123,6 +128,32 @@ def test_upstream_classes_are_the_pieces():
     composed = trainer_class("nnUNetTrainer_DA5_Adam_DiceLoss")
     pieces = [nnUNetTrainerDA5, nnUNetTrainerDiceLoss, nnUNetTrainerAdam, FollowedTrainer]
     assert list(composed.__mro__[1:5]) == pieces
+
+
+def hidden(rows: Sequence[Modifier]) -> Iterator[str]:
+    """Name the methods that never run, because a class before them has its own and calls no super."""
+    pieces = [(row, locate(row.piece)) for row in rows if row.piece]
+    for (first, one), (later, other) in itertools.combinations(pieces, 2):
+        if first.slot == later.slot or issubclass(one, other):  # never together, or knows it
+            continue
+        order = type("Both", (one, other), {}).__mro__
+        for name, method in vars(other).items():
+            before = [kind for kind in order[: order.index(other)] if name in vars(kind)]
+            if inspect.isroutine(method) and not all(f"super().{name}(" in inspect.getsource(kind) for kind in before):
+                yield f"_{first.name} hides {name} of _{later.name}; in modifiers.py, put the latter's row first"
+
+
+class Gentle(nnUNetTrainer):
+    def configure_optimizers(self):
+        self.initial_lr /= 2
+        return super().configure_optimizers()
+
+
+def test_no_modifier_is_hidden_by_an_earlier_row():
+    assert list(hidden(MODIFIERS)) == []
+    gentle = Modifier("Gentle", "learning rate", "half the learning rate", f"{__name__}.Gentle")
+    assert next(hidden([*MODIFIERS, gentle])).startswith("_Adam hides configure_optimizers of _Gentle")
+    assert list(hidden([gentle, *MODIFIERS])) == []
 
 
 class FakeDataset:
