@@ -256,6 +256,18 @@ class TestGeometry:
         assert not outside.any()
 
 
+def test_the_channel_shown_is_the_one_that_differs_most_and_not_the_largest(root, images, tmp_path):
+    """The second one has half of the contrast, around 9."""
+    seen = {
+        "seen.weight": torch.diag(torch.tensor([1, 0.5]))[..., None, None, None],
+        "seen.bias": torch.tensor([0.0, 9]),
+    }
+    model = write_model(root / "raised", "nnUNetTrainerKnown", weights={**WEIGHTS, **seen})
+    explain(model, images, tmp_path, "--maps", "activations", "--layer", "seen", "--channels", 1)
+    (file,) = (tmp_path / "case").glob("activation_*")
+    assert file.name == "activation_seen_0.nii.gz"
+
+
 class TestGradCam:
     def test_a_linear_network_has_the_map_that_it_must_have(self, of_known, images):
         """The weights of both channels are as 1 to -1/2, so that the map is what is positive of the logit."""

@@ -295,12 +295,14 @@ def test_groups_of_names_that_a_spreadsheet_would_compute(raw):
 
 def test_channels_in_another_order_are_put_into_one(raw):
     labels = {"background": 0, "bone": 1}
-    dataset(raw, "Dataset001_A", labels, channels=("T1", "FLAIR"))
-    dataset(raw, "Dataset002_B", labels, channels=("flair", "T1"))
+    dataset(raw, "Dataset001_A", labels, channels=("T1", "FLAIR", "T2"))
+    dataset(raw, "Dataset002_B", labels, channels=("flair", "T2", "T1"))
     assert run() == 0
     folder = raw / "Dataset900_Both"
-    assert json.loads((folder / "dataset.json").read_text())["channel_names"] == {"0": "T1", "1": "FLAIR"}
-    for channel, own in ((0, 1), (1, 0)):
+    names = json.loads((folder / "dataset.json").read_text())["channel_names"]
+    assert names == {"0": "T1", "1": "FLAIR", "2": "T2"}
+    # Of three, to put them there is another order than to take them from there.
+    for channel, own in ((0, 2), (1, 0), (2, 1)):
         theirs = raw / "Dataset002_B" / "imagesTr" / f"a_{own:04d}.nii.gz"
         assert (folder / "imagesTr" / f"B__a_{channel:04d}.nii.gz").resolve() == theirs
 

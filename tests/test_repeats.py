@@ -76,6 +76,12 @@ def test_twins_rivals_and_presets_are_repeated_too():
     assert found[-1] == (f"{UNET}_1seed", "own plan")
 
 
+def test_twins_and_rivals_have_the_seeds_that_stand_in_names():
+    question = protocol(trainers=(f"{UNET}_4seed", f"{FIRENET}_3seed"), with_twins=True, with_rivals=True)
+    found = {run.role: run.seed for run in question.runs()}
+    assert found == {"baseline": "4", "method": "3", "twin": "3", "rival": "4"}
+
+
 def test_without_a_number_of_its_own_a_network_is_trained_once_as_it_is_named():
     assert names(protocol(repeats={FIRENET: 2})) == [
         (UNET, "U-Net", ""),

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -443,6 +444,18 @@ def test_shared_patients_are_split_where_the_largest_first_leave_a_source_out_of
     assert torn_groups(splits, groups) == [[], [], []]
     assert all({case[0] for case in fold["val"]} == {"A", "B", "C"} for fold in splits)
     assert splits == source_splits(sorted(groups), {case: case[0] for case in groups}, 3, groups), "the same again"
+
+
+def test_a_small_source_of_shared_patients_is_shared_out_as_evenly_as_a_large_one():
+    sizes = [(10, 2), (5, 0), (20, 1), (20, 1), (5, 2)]
+    groups = {
+        f"{source}__{group}_{number}": str(group)
+        for group, size in enumerate(sizes)
+        for source, cases in zip("ab", size, strict=True)
+        for number in range(cases)
+    }
+    splits = source_splits(sorted(groups), {case: case[0] for case in groups}, 2, groups)
+    assert [Counter(case[0] for case in fold["val"]) for fold in splits] == [{"a": 30, "b": 3}] * 2
 
 
 def test_shared_patients_that_leave_a_source_out_of_a_fold_are_refused():

@@ -777,13 +777,16 @@ def test_check_proves_a_submission(platform, options, trained, twin, images, tmp
 
 
 SPOILT = {
-    "submission/ensemble.py": ("result = np.asarray(result)", "result = np.asarray(result) + 1"),
-    "images/writing.py": (
-        "    if written.GetPixelID() == kind",
-        "    if 'case_6' in other.name:\n        written = written[1:]\n    if False",
-    ),
+    "submission/ensemble.py": {"result = np.asarray(result)": "result = np.asarray(result) + 1"},
+    "images/writing.py": {
+        "    if written.GetPixelID() == kind": "    written = written[int('case_6' in other.name) :]\n    if False",
+        "converted.SetSpacing(geometry.spacing)": "converted.SetSpacing([2 * size for size in geometry.spacing])",
+        "converted.SetOrigin(geometry.origin)": "converted.SetOrigin([place + 1 for place in geometry.origin])",
+        "converted.SetDirection(geometry.direction)": "converted.SetDirection([-n for n in geometry.direction])",
+    },
 }
-"""What is wrong with a prediction: all labels, and the size of one case, whose labels are not looked at then."""
+"""What is wrong with a prediction: all labels, where they lie, and the size of one case, whose labels are not looked at
+then."""
 
 
 def test_check_of_another_prediction_fails(cheap, images, trained, tmp_path):
@@ -791,16 +794,20 @@ def test_check_of_another_prediction_fails(cheap, images, trained, tmp_path):
     path = next((spoilt / "wheels").glob("*.whl"))
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    for module, (old, new) in SPOILT.items():
-        before = files[f"nnunet_plugins/{module}"]
-        files[f"nnunet_plugins/{module}"] = before.replace(old.encode(), new.encode())
-        assert files[f"nnunet_plugins/{module}"] != before
+    for module, changes in SPOILT.items():
+        for old, new in changes.items():
+            before = files[f"nnunet_plugins/{module}"]
+            files[f"nnunet_plugins/{module}"] = before.replace(old.encode(), new.encode())
+            assert files[f"nnunet_plugins/{module}"] != before
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     text = trained.run("nnunet-plugins", "export-submission", "--check", spoilt, "--cases", 2, "-i", images, ok=False)
     assert "case_5: 7920 voxels have another label than nnU-Net gives them" in text
     assert "case_6: size (21, 20, 18) instead of the image's (22, 20, 18)" in text
+    assert "case_5: spacing (2.0, 2.0, 3.0) instead of the image's (1.0, 1.0, 1.5)" in text
+    assert "case_5: origin (1.0, 1.0, 1.0) instead of the image's (0.0, 0.0, 0.0)" in text
+    assert "case_5: direction (-1.0, " in text
     assert f"wheels/{path.name} is not as it was exported" in text
 
 

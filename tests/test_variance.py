@@ -169,6 +169,19 @@ def test_folds_of_very_unequal_size_count_as_much_as_they_tell():
     assert np.std(estimates) < 1.6 * TRAINING**2, "as plain means over the folds they vary by 2.2 times it"
 
 
+@pytest.mark.parametrize(("cases", "trainings"), [(3, 1), (1, 4), (2, 2)])
+def test_with_more_of_them_it_is_as_sure_as_worlds_that_have_them(cases, trainings):
+    """Further trainings make less of what is left of a case in each of them, which here is the most."""
+    generator = np.random.default_rng(13)
+    true = {"case": 0.01, "training": TRAINING, "rest": 0.05}
+    foretold, found = [], []
+    for _ in range(WORLDS):
+        error, _ = compared(generator, **true, seeds=2)[0].spread(cases, trainings)
+        foretold.append(error**2)
+        found.append(compared(generator, **true, cases=40 * cases, seeds=2 * trainings)[0].error ** 2)
+    assert_allclose(np.mean(foretold), np.mean(found), rtol=0.15)
+
+
 @pytest.mark.parametrize("cases", [0, 1, 2, 5])
 def test_too_few_cases_have_no_interval(cases):
     scores = np.linspace(0.5, 0.9, cases * 2).reshape(cases, 2)
