@@ -16,9 +16,17 @@ BESIDE = (DOOR, "forecast")
 
 
 def imports(file: Path) -> set[str]:
-    """Every module that a file imports, also inside functions."""
+    """Every module that a file imports, also inside functions, and by its name.
+
+    Raises:
+        ValueError: for a relative import, which names no module.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise ValueError(f"{file}: a relative import: {ast.unparse(node)}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            found |= {name.value for name in node.args if isinstance(name, ast.Constant)}
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

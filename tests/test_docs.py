@@ -227,10 +227,36 @@ def test_what_has_moved_since_0_1_0_is_where_its_page_says():
     assert [now for places in moved.values() for now in places if not there(now)] == []
     names = json.loads((ROOT / "tests" / "data" / "0.1.0" / "names.json").read_text())
     gone = {module for module in names if not there(module)}
+    lost = {
+        f"{module}.{name}"
+        for module in gone & moved.keys() - {"report.comparison"}
+        for name in names[module]
+        if not any(there(f"{place}.{name}") for place in moved[module])
+    }
+    said = page.partition("\nGone are ")[2].partition(", and\n")[0]
+    assert lost == {*re.findall("`(.+?)`", said), "submission.sources.SubmissionError"}
     for module in names.keys() - gone:
         if module.startswith(("networks", "registry", "trainers", "metrics", "submission")):
             gone |= {f"{module}.{name}" for name in names[module] if not there(f"{module}.{name}")}
-    assert gone == moved.keys()
+    assert gone == moved.keys() - {"submission.sources.SubmissionError"}
+
+
+def test_what_pages_and_new_packages_import_is_in_the_reference():
+    reference = (ROOT / "docs" / "python.md").read_text()
+    texts = [*(code for page in PAGES for code in blocks(page, "python"))]
+    texts += [file.read_text() for file in (ROOT / "nnunet_plugins" / "template").glob("*.py.in")]
+    imported = [found for text in texts for found in re.findall(r"from (nnunet_plugins\.\S+) import (.+)", text)]
+    places = {
+        module if name.startswith("*") else f"{module}.{name.strip()}"
+        for module, names in imported
+        for name in names.split(",")
+        if module != "nnunet_plugins.trainers"  # which has trainers by their names
+    }
+    assert len(places) > 5
+    for place in places:
+        module, _, name = place.rpartition(".")
+        listed = f".. automodule:: {module}\n" in reference and re.search(rf":members:.*\b{name}\b", reference)
+        assert place in reference or listed, place
 
 
 def test_the_index_fits_one_screen_and_the_readme_three():

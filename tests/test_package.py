@@ -1,6 +1,7 @@
 """The package's own rules: what imports what, what is light, and the command line."""
 
 import ast
+import itertools
 import json
 import re
 import runpy
@@ -79,6 +80,23 @@ def test_imports_go_one_way():
     assert upwards == []
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import nnunet_plugins.report.build",
+        "from nnunet_plugins.report import build",
+        "importlib.import_module('nnunet_plugins.report.build')",
+    ],
+)
+def test_every_way_to_import_is_seen(line, tmp_path):
+    file = tmp_path / "facts.py"
+    file.write_text(f"def late():\n    {line}\n")
+    assert "nnunet_plugins.report.build" in imports(file)
+    file.write_text("from ..report import build\n")
+    with pytest.raises(ValueError, match=r"facts\.py: a relative import: from \.\.report import build"):
+        imports(file)
+
+
 def test_no_files_import_each_other():
     """Also within a room, inside functions and for types alone."""
     files = {module_of(file): file for file in PACKAGE.rglob("*.py")}
@@ -88,9 +106,14 @@ def test_no_files_import_each_other():
 
 def test_one_room_reads_images():
     """Whatever else reads files of images judges them in its own way."""
-    reads = re.compile("ReadImage|read_seg|read_images|GetDirection")
+    reads = re.compile(r"ReadImage|read_seg|read_images|GetDirection|ImageFileReader|nibabel\.load|tifffile\.|imread\(")
     places = {file.parent.name for file in PACKAGE.rglob("*.py") if reads.search(file.read_text())}
     assert places == {"images"}
+
+
+def test_no_file_is_long():
+    long = {file.name for file in PACKAGE.rglob("*.py") if len(file.read_text().splitlines()) > 400}
+    assert long == set()
 
 
 def test_networks_do_not_know_nnunet():
@@ -100,7 +123,9 @@ def test_networks_do_not_know_nnunet():
 
 def test_what_is_imported_is_named():
     """What only comes with another package may be missing with its next version."""
-    named = set(re.findall(r'"([\w-]+)(?:[>"]|\[)', PYPROJECT.partition("[project.scripts]")[0].lower()))
+    project = pytest.importorskip("tomllib").loads(PYPROJECT)["project"]
+    extras = [names for extra, names in project["optional-dependencies"].items() if extra not in ("dev", "docs")]
+    named = {re.split(r"[\[><=;]", name.lower())[0] for name in [*project["dependencies"], *itertools.chain(*extras)]}
     optional = {"triton", "sqlalchemy"}  # used where torch and mlflow bring them
     homes = packages_distributions()
     missing = set()
