@@ -155,6 +155,7 @@ def _become(request: dict, files: list[int]) -> None:
     import sysconfig
 
     import numpy as np
+    import torch
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which tests that were started with nohup ignore
@@ -168,6 +169,7 @@ def _become(request: dict, files: list[int]) -> None:
     os.environ.update(request["environment"])
     random.seed()
     np.random.seed()
+    torch.seed()  # or all networks begin with the same weights
     # The startup files of the environment's packages; ours tells nnU-Net where our trainers are.
     packages = sysconfig.get_path("purelib")  # Debian's Python has further site-packages
     for file in Path(packages).glob("*.pth"):

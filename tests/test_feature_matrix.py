@@ -232,7 +232,7 @@ ALL = FIRENET | AFNET | U_NETS
         ("networks/layers/blocks.py", ALL),
         ("trainers/reliable.py", ALL),
         ("trainers/scanned/nnunet_plugins_trainers.py", ALL),
-        ("forecast.py", ALL),
+        ("forecast.py", set()),
         ("planning/fit.py", set()),
         ("benchmark/protocol.py", set()),
         ("nnunet_plugins.pth", ALL),
