@@ -7,7 +7,7 @@ What is exact, and what is not:
 
 - For a CPU, all of it.
 - For a GPU, types and bytes of a forward pass, and so what is saved for the backward pass. It runs on fake CUDA tensors
-  with CUDA's own rules for mixed precision.
+  with CUDA's own rules for mixed precision, where there are any (`has_fake_cuda`).
 - For a GPU, the peak of a training step is that of a stand-in, because PyTorch runs no backward pass of CUDA tensors
   without a GPU: layers compute as on one (`compute_as_on`), on fake CPU tensors, in the types of the CPU's mixed
   precision but for those in `_AsOnCUDA`. Where the stand-in saves other bytes than the GPU, the difference is added, as
@@ -20,12 +20,14 @@ torch.compile changes by fusing operations is not foreseen.
 
 import contextlib
 import copy
+import functools
 import logging
 import os
 import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,11 +199,7 @@ def measure_training(
             live.add(tensor)
         image = torch.zeros(*shape)
         saved = SavedBytes(network)
-        with (
-            saved,
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
-            _AsOnCUDA() if autocast else contextlib.nullcontext(),
-        ):
+        with saved, _cpu_autocast(enabled=autocast):
             loss = loss_of_step(network, image)
         saved_bytes = saved.take()
         loss.backward()
@@ -226,11 +224,20 @@ def forecast_inference(network: nn.Module, shape: Sequence[int], *, autocast: bo
         autocast: mixed precision, on CUDA.
     """
     tensors = [*network.parameters(), *network.buffers()]
-    with LiveBytes() as live, torch.no_grad(), cuda_autocast(enabled=autocast):
+    device = tensors[0].device
+    precision = _cpu_autocast if device.type == "cpu" else cuda_autocast
+    with LiveBytes() as live, torch.no_grad(), precision(enabled=autocast):
         for tensor in tensors:
             live.add(tensor)
-        network(torch.zeros(*shape, device=tensors[0].device))
+        network(torch.zeros(*shape, device=device))
     return live.peak
+
+
+@contextlib.contextmanager
+def _cpu_autocast(*, enabled: bool) -> Iterator[None]:
+    """Let the CPU's mixed precision stand in for CUDA's."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled), _AsOnCUDA() if enabled else nullcontext():
+        yield
 
 
 @contextlib.contextmanager
@@ -238,6 +245,7 @@ def cuda_autocast(*, enabled: bool = True) -> Iterator[None]:
     """Follow CUDA's rules for mixed precision, also without a GPU, where `torch.autocast` would switch itself off."""
     before = torch.is_autocast_enabled("cuda")
     torch.set_autocast_enabled("cuda", enabled)
+    torch.autocast_increment_nesting()  # or the end of an inner one would free the weights' copies, which no GPU does
     try:
         with warnings.catch_warnings():
             # For what stays in its own precision within; PyTorch 2.8 says even then that there is no CUDA.
@@ -245,7 +253,8 @@ def cuda_autocast(*, enabled: bool = True) -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_enabled("cuda", before)
-        torch.clear_autocast_cache()
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
 
 
 def _device(autocast: bool) -> str:
@@ -262,6 +271,21 @@ def fake_tensors() -> Iterator[None]:
             yield
     finally:
         log.disabled = before
+
+
+@functools.cache
+def has_fake_cuda() -> bool:
+    """Tell whether fake CUDA tensors can be computed with.
+
+    PyTorch 2.8 asks CUDA's driver for a stream, which a machine without a GPU lacks. There the stand-in has to do.
+    """
+    with FakeTensorMode():
+        one, other = torch.empty(2, 1, device="cuda")
+        try:
+            one.copy_(other)
+        except RuntimeError:
+            return False
+    return True
 
 
 def forecast_training(
@@ -297,7 +321,7 @@ def forecast_training(
             weights = sum(p.numel() for p in network.parameters())
             return Forecast(weights, saved, peak + 4 * weights * (2 + optimizer_copies))
         counted = measure_training(network, shape, autocast=autocast, device=device, optimizer_copies=optimizer_copies)
-        if device != "cuda":
+        if device != "cuda" or not has_fake_cuda():
             return counted
         with torch.device("cuda"):
             saved = saved_on_cuda(build(), shape, autocast=autocast)

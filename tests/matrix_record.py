@@ -29,8 +29,8 @@ WORKS, NOT_SUPPORTED, FAILED, PENDING = "works", "not supported", "failed", "pen
 # How nnU-Net comes to any trainer: the start of the interpreter, the folder that it scans, and what makes the class.
 SHARED = ("_startup", "trainers.scanned.nnunet_plugins_trainers", "trainers.compose")
 STARTUP = ("nnunet_plugins.pth", "nnunet_plugins.start")
-# Of the registry a row uses its own row, which says itself what it is; the package's version says nothing; and the matrix
-# trains without the check of memory, so that no forecast is made.
+# Of the registry a row uses its own row, which says itself what it is; the package's version says nothing; and the
+# matrix trains without the check of memory, so that no forecast is made.
 REGISTRY = ("nnunet_plugins.registry", "nnunet_plugins.modifiers", "nnunet_plugins.rows")
 LEFT_OUT = ("nnunet_plugins", *REGISTRY, "nnunet_plugins.forecast")
 

@@ -37,6 +37,14 @@ def test_has_the_variables_and_the_folder_of_its_caller(tmp_path):
     assert result.stdout == f"b {tmp_path}\n"
 
 
+def test_draws_numbers_of_its_own():
+    """As in new interpreters: or all networks would begin with the same weights."""
+    code = "import random, numpy, torch; print(random.random(), numpy.random.rand(), torch.rand(1).item())"
+    first, second = (run(code).stdout.split() for _ in range(2))
+    assert len(first) == 3
+    assert not set(first) & set(second)
+
+
 def test_has_one_thread():
     assert run("import torch; print(torch.get_num_threads())").stdout == "1\n"
 

@@ -13,9 +13,11 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_plugins import forecast
 from nnunet_plugins.cli import main
 from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.forecast import forecast_inference, measure_training
+from nnunet_plugins.planning import profile
 from nnunet_plugins.planning.profile import profile_network
 from nnunet_plugins.planning.setting import build_network, find_trainer, patch_setting
 from nnunet_plugins.rows import Backbone
@@ -125,6 +127,26 @@ def test_mixed_precision_is_the_gpus():
     assert found.device == "cuda"
     for key in MEMORY:
         assert 0.45 < getattr(found.autocast, key) / getattr(found.memory, key) < 0.75
+
+
+@pytest.mark.parametrize("name", ["FIRENet", "AFN2", "AutofocusUNet", "MetaSeg"])
+def test_without_fake_cuda_tensors_their_stand_in_counts_the_same_and_keeps_about_as_much(name, monkeypatch):
+    """PyTorch 2.8 has none on a machine without a GPU."""
+    trainer, setting = find_trainer(f"nnUNetTrainer{name}"), patch_setting((32, 32, 32), batch=2, channels=2, classes=3)
+    real = profile_network(trainer, setting)
+
+    def no_driver(*_: object, **__: object) -> None:
+        raise AssertionError("a CUDA tensor")
+
+    monkeypatch.setattr(forecast, "has_fake_cuda", lambda: False)
+    monkeypatch.setattr(profile, "has_fake_cuda", lambda: False)
+    monkeypatch.setattr(forecast, "saved_on_cuda", no_driver)
+    monkeypatch.setattr(forecast, "cuda_autocast", no_driver)
+    found = profile_network(trainer, setting)
+    assert replace(found, memory=None, autocast=None) == replace(real, memory=None, autocast=None)
+    for one, other in ((found.memory, real.memory), (found.autocast, real.autocast)):
+        for key in MEMORY:
+            assert getattr(one, key) == pytest.approx(getattr(other, key), rel=0.25), key
 
 
 def test_the_unet_of_a_patch_is_the_one_that_nnunet_plans():

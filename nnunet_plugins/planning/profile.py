@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from nnunet_plugins.datasets.folders import PlanError
 from nnunet_plugins.errors import InputError
-from nnunet_plugins.forecast import fake_tensors, forecast_inference, loss_of_step, measure_training
+from nnunet_plugins.forecast import fake_tensors, forecast_inference, has_fake_cuda, loss_of_step, measure_training
+from nnunet_plugins.networks.layers.device import compute_as_on
 from nnunet_plugins.planning.setting import Setting, build_network, build_optimizer, forecast_setting, shape_of_step
 
 
@@ -154,7 +155,8 @@ def profile_inference(
     """
     # Its steps need a backward pass, which fake tensors have on the CPU alone; they are the same on a GPU.
     is_fitted = getattr(getattr(trainer, "backbone", None), "fitted", False)
-    with _telling(trainer, setting), fake_tensors(), torch.device("cpu" if is_fitted else device):
+    where = device if has_fake_cuda() and not is_fitted else "cpu"
+    with _telling(trainer, setting), fake_tensors(), torch.device(where), compute_as_on(device):
         network: Any = build_network(trainer, setting, deep_supervision=False).eval()
         flops = _count_fit(network, setting.shape) if is_fitted else _count_forward(network, setting.shape)
         one = (1, *setting.shape[1:])
