@@ -16,9 +16,11 @@ from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose
 
 from nnunet_plugins.cli import main
+from nnunet_plugins.metrics import folders as metrics_folders
 from nnunet_plugins.metrics.folders import EvaluationError, evaluate_folders
 from nnunet_plugins.metrics.masks import Agreement, compare_masks
 from nnunet_plugins.metrics.table import summarise
+from nnunet_plugins.workers import finish_jobs
 
 
 def sphere(shape, spacing, centre, radius):
@@ -284,6 +286,21 @@ def test_the_labels_are_found_where_nnunet_writes_them(folders, place):
     else:
         describe(folders / place, "labels")
     assert len(evaluate_folders(prediction, folders / "truth", folders / "m.csv", processes=1).table) == 8
+
+
+@pytest.mark.parametrize(("asked", "work", "expected"), [(None, 300_000, 1), (None, 1, 4), (2, 300_000, 2)])
+def test_as_many_processes_as_have_work(folders, monkeypatch, asked, work, expected):
+    """Those of small files would take longer to start than to evaluate all."""
+    describe(folders, "labels")
+    seen = []
+    monkeypatch.setattr(metrics_folders, "WORK_OF_A_PROCESS", work)
+    monkeypatch.setattr(metrics_folders, "default_num_processes", 4)
+    monkeypatch.setattr(metrics_folders.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(
+        metrics_folders, "finish_jobs", lambda jobs, processes: seen.append(processes) or finish_jobs(jobs, 1)
+    )
+    evaluate_folders(folders / "prediction", folders / "truth", folders / "m.csv", processes=asked)
+    assert seen == [expected]
 
 
 def test_one_bad_case_does_not_cost_the_others(folders, capsys, preloaded):

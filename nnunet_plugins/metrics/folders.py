@@ -31,6 +31,9 @@ from nnunet_plugins.planning.objects import object_labels
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 
 _SHOWN = 3  # cases that a message names
+
+WORK_OF_A_PROCESS = 300_000
+"""Bytes of true segmentations that are evaluated in about the ten seconds in which a process loads its libraries."""
 Label = int | tuple[int, ...]
 Rows = list[dict[str, Any]]
 
@@ -261,7 +264,8 @@ def evaluate_folders(
         dataset_json: names labels or regions, ignore label and file ending; found beside the predictions if None.
         tolerance: of the surface Dice, in mm.
         objects: names of the labels that consist of objects, such as lesions; if None, those that `dataset_json` names.
-        processes: cases at a time; if None, as nnU-Net's default, but no more than there are cores.
+        processes: cases at a time; if None, as nnU-Net's default, but no more than there are cores, or have
+            `WORK_OF_A_PROCESS`.
         chill: leave out cases without a prediction, as nnU-Net's evaluation does with `--chill`.
         overwrite: replace `output`.
 
@@ -300,14 +304,9 @@ def evaluate_folders(
         annotated = [name in of[case][1] for name in all_names] if case in of else [True] * len(labels)
         chosen = {"labels": list(compress(labels, annotated)), "names": list(compress(all_names, annotated))}
         jobs[case] = partial(evaluate, *files, **chosen)
-    found = dict(
-        tqdm(
-            finish_jobs(jobs, processes or min(default_num_processes, os.cpu_count() or 1)),
-            total=len(jobs),
-            unit="case",
-            disable=None,
-        )
-    )
+    work = sum(known.stat().st_size for known in truths)
+    processes = processes or min(default_num_processes, os.cpu_count() or 1, 1 + work // WORK_OF_A_PROCESS)
+    found = dict(tqdm(finish_jobs(jobs, processes), total=len(jobs), unit="case", disable=None))
     rows: Rows = []
     failures, facts = pairs.failures, pairs.facts
     for case, (_, known_file) in pairs.files.items():
