@@ -361,6 +361,18 @@ def test_a_cascade_is_predicted_from_its_first_stage(folders):
     assert second.command[second.command.index("-prev_stage_predictions") + 1] == str(first.output)
 
 
+@pytest.mark.parametrize(("megabytes", "options"), [(1, "-nps 1 -npp 1"), (5, "-nps 2 -npp 2"), (9, "-nps 3")])
+def test_few_images_are_predicted_with_few_processes(folders, megabytes, options):
+    """Each of nnU-Net's three and three processes loads its libraries first; with three, the command is as before."""
+    images = folders.raw / DATASET / "imagesTs"
+    images.mkdir(parents=True)
+    for number in range(2):
+        with (images / f"case_{number}_0000.nii.gz").open("wb") as file:
+            file.truncate(megabytes * 500_000)
+    (task,) = prediction_tasks(protocol(trainers=("nnUNetTrainer",), test=True), folders, as_if_trained=True)
+    assert " ".join(task.command).endswith(f"--continue_prediction {options}")
+
+
 ENSEMBLE = "ensemble___nnUNetTrainer__nnUNetPlans__3d_fullres___nnUNetTrainerFIRENet__nnUNetPlans__3d_fullres___0_1"
 SCORES = {"nnUNetTrainer__nnUNetPlans__3d_fullres": 0.7, "nnUNetTrainerFIRENet__nnUNetPlans__3d_fullres": 0.8}
 

@@ -13,7 +13,9 @@ from nnunet_plugins.files import short_name, unfinished
 from nnunet_plugins.trainers.fold_folder import LOCK
 
 EXPORTS = 3
-"""Processes in which a prediction writes its files; nnU-Net's own number."""
+"""Processes in which a prediction writes its files, at most; nnU-Net's own number, also of those that prepare images."""
+WORK_OF_A_PROCESS = 4_000_000
+"""Bytes of images that are resampled and written in about the seconds in which a process loads its libraries."""
 
 
 def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = False) -> list[Task]:
@@ -260,9 +262,11 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
     command = ["nnUNetv2_predict", "-i", str(folders.raw / run.dataset / "imagesTs"), "-o", str(unfinished(output))]
     command += ["-d", run.dataset, "-c", run.configuration, "-p", run.plans, "-tr", run.trainer]
     command += ["-f", *map(str, protocol.folds), "-device", protocol.device, "--disable_progress_bar"]
-    command += ["--continue_prediction", "-nps", str(EXPORTS)]
-    needs = []
     images = folders.raw / run.dataset / "imagesTs"
+    processes = min(EXPORTS, 1 + sum(file.stat().st_size for file in images.iterdir()) // WORK_OF_A_PROCESS)
+    command += ["--continue_prediction", "-nps", str(processes)]
+    command += ["-npp", str(processes)] if processes < EXPORTS else []
+    needs = []
     inputs = [*folders.trained(run, protocol.folds), images]
     if run.configuration == "3d_cascade_fullres":
         first = replace(run, configuration="3d_lowres")
