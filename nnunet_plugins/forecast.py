@@ -277,14 +277,15 @@ def fake_tensors() -> Iterator[None]:
 def has_fake_cuda() -> bool:
     """Tell whether fake CUDA tensors can be computed with.
 
-    PyTorch 2.8 asks CUDA's driver for a stream, which a machine without a GPU lacks. There the stand-in has to do.
+    PyTorch 2.8 asks CUDA's driver for a stream, which a machine without a GPU lacks. On one with a GPU, PyTorch makes a
+    first true tensor, for which the GPU may be too full. In both cases the stand-in has to do.
     """
-    with FakeTensorMode():
-        one, other = torch.empty(2, 1, device="cuda")
-        try:
+    try:
+        with FakeTensorMode():
+            one, other = torch.empty(2, 1, device="cuda")
             one.copy_(other)
-        except RuntimeError:
-            return False
+    except RuntimeError:
+        return False
     return True
 
 

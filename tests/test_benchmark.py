@@ -361,16 +361,25 @@ def test_a_cascade_is_predicted_from_its_first_stage(folders):
     assert second.command[second.command.index("-prev_stage_predictions") + 1] == str(first.output)
 
 
-@pytest.mark.parametrize(("megabytes", "options"), [(1, "-nps 1 -npp 1"), (5, "-nps 2 -npp 2"), (9, "-nps 3")])
-def test_few_images_are_predicted_with_few_processes(folders, megabytes, options):
-    """Each of nnU-Net's three and three processes loads its libraries first; with three, the command is as before."""
+@pytest.mark.parametrize(("megabytes", "processes"), [(1, "1"), (5, "2"), (9, "3"), (900, "3")])
+def test_few_images_are_predicted_with_few_processes(folders, megabytes, processes, monkeypatch):
+    """Each of nnU-Net's three and three loads its libraries first. The ledger knows commands, which have no number."""
+    monkeypatch.delenv("nnUNet_npp", raising=False)
     images = folders.raw / DATASET / "imagesTs"
-    images.mkdir(parents=True)
+    (images / "notes").mkdir(parents=True)
     for number in range(2):
         with (images / f"case_{number}_0000.nii.gz").open("wb") as file:
             file.truncate(megabytes * 500_000)
-    (task,) = prediction_tasks(protocol(trainers=("nnUNetTrainer",), test=True), folders, as_if_trained=True)
-    assert " ".join(task.command).endswith(f"--continue_prediction {options}")
+    (images / "case_9_0000.nii.gz").symlink_to("/gone/case_9_0000.nii.gz")
+    question = protocol(trainers=("nnUNetTrainer",), test=True)
+    (task,) = prediction_tasks(question, folders, as_if_trained=True)
+    assert task.variables == {"nnUNet_npp": processes, "nnUNet_nps": processes}
+    assert task.command[-1] == "--continue_prediction"
+    # A user's own number, say for lack of memory, holds; what an interruption leaves is known of three writers at most.
+    monkeypatch.setenv("nnUNet_npp", "8")
+    monkeypatch.setenv("nnUNet_nps", "8")
+    (task,) = prediction_tasks(question, folders, as_if_trained=True)
+    assert task.variables == {"nnUNet_npp": "8", "nnUNet_nps": processes}
 
 
 ENSEMBLE = "ensemble___nnUNetTrainer__nnUNetPlans__3d_fullres___nnUNetTrainerFIRENet__nnUNetPlans__3d_fullres___0_1"

@@ -11,6 +11,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch._subclasses import fake_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_plugins import forecast
@@ -147,6 +148,24 @@ def test_without_fake_cuda_tensors_their_stand_in_counts_the_same_and_keeps_abou
     for one, other in ((found.memory, real.memory), (found.autocast, real.autocast)):
         for key in MEMORY:
             assert getattr(one, key) == pytest.approx(getattr(other, key), rel=0.25), key
+
+
+def test_a_gpu_without_room_for_a_tensor_leaves_forecasts_to_the_stand_in(monkeypatch):
+    """PyTorch makes a true one before the first fake one, where there is a GPU."""
+
+    def too_full(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fake_tensor, "init_gpu_context", too_full)
+    assert not forecast.has_fake_cuda.__wrapped__()
+
+    def unwanted() -> bool:
+        raise AssertionError("the profile of a CPU asks for a GPU")
+
+    monkeypatch.setattr(profile, "has_fake_cuda", unwanted)
+    monkeypatch.setattr(forecast, "has_fake_cuda", unwanted)
+    setting = patch_setting((16, 16, 16), batch=2, channels=1, classes=2)
+    assert profile_network(find_trainer("nnUNetTrainer"), setting, device="cpu").device == "cpu"
 
 
 def test_the_unet_of_a_patch_is_the_one_that_nnunet_plans():

@@ -1,5 +1,6 @@
 """The graph of commands after the trainings: cross-validated results, ensembles, test images, metrics."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -13,9 +14,11 @@ from nnunet_plugins.files import short_name, unfinished
 from nnunet_plugins.trainers.fold_folder import LOCK
 
 EXPORTS = 3
-"""Processes in which a prediction writes its files, at most; nnU-Net's own number, also of those that prepare images."""
+"""Processes in which a prediction writes its files, at most, and as many that prepare images; as in nnU-Net."""
 WORK_OF_A_PROCESS = 4_000_000
 """Bytes of images that are resampled and written in about the seconds in which a process loads its libraries."""
+_READERS, _WRITERS = "nnUNet_npp", "nnUNet_nps"
+"""nnU-Net's variables for the numbers of processes. They are no part of the command: what it makes is the same."""
 
 
 def result_tasks(protocol: Protocol, folders: Folders, *, as_if_trained: bool = False) -> list[Task]:
@@ -262,11 +265,11 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
     command = ["nnUNetv2_predict", "-i", str(folders.raw / run.dataset / "imagesTs"), "-o", str(unfinished(output))]
     command += ["-d", run.dataset, "-c", run.configuration, "-p", run.plans, "-tr", run.trainer]
     command += ["-f", *map(str, protocol.folds), "-device", protocol.device, "--disable_progress_bar"]
-    images = folders.raw / run.dataset / "imagesTs"
-    processes = min(EXPORTS, 1 + sum(file.stat().st_size for file in images.iterdir()) // WORK_OF_A_PROCESS)
-    command += ["--continue_prediction", "-nps", str(processes)]
-    command += ["-npp", str(processes)] if processes < EXPORTS else []
+    command.append("--continue_prediction")
     needs = []
+    images = folders.raw / run.dataset / "imagesTs"
+    work = sum(file.stat().st_size for file in images.iterdir() if file.is_file())
+    processes = str(min(EXPORTS, 1 + work // WORK_OF_A_PROCESS))
     inputs = [*folders.trained(run, protocol.folds), images]
     if run.configuration == "3d_cascade_fullres":
         first = replace(run, configuration="3d_lowres")
@@ -285,6 +288,7 @@ def _predict(run: Run, protocol: Protocol, folders: Folders, *, with_probabiliti
         output=output,
         inputs=tuple(inputs),
         goes_on=True,
+        variables={_READERS: os.environ.get(_READERS, processes), _WRITERS: processes},
     )
     return [predict, *metrics_of_test_images(predict, run.name, run.title, run.identity, protocol, folders)]
 

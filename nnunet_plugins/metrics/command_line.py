@@ -57,7 +57,7 @@ def add_commands(commands: Any) -> None:
         type=whole,
         metavar="N",
         help="cases at a time; default: as in nnU-Net, nnUNet_def_n_proc or 8, but no more than there are cores, and "
-        "one for small files, which take less time than processes to start",
+        "without --atlas one for small files, which take less time than processes to start",
     )
     command.add_argument(
         "--by-source", action="store_true", help="of a merged dataset: print the means of each source on its own"

@@ -155,7 +155,7 @@ def profile_inference(
     """
     # Its steps need a backward pass, which fake tensors have on the CPU alone; they are the same on a GPU.
     is_fitted = getattr(getattr(trainer, "backbone", None), "fitted", False)
-    where = device if has_fake_cuda() and not is_fitted else "cpu"
+    where = "cuda" if device == "cuda" and not is_fitted and has_fake_cuda() else "cpu"
     with _telling(trainer, setting), fake_tensors(), torch.device(where), compute_as_on(device):
         network: Any = build_network(trainer, setting, deep_supervision=False).eval()
         flops = _count_fit(network, setting.shape) if is_fitted else _count_forward(network, setting.shape)

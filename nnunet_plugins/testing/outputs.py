@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from nnunet_plugins.forecast import cuda_autocast, fake_tensors
+from nnunet_plugins.forecast import cuda_autocast, fake_tensors, has_fake_cuda
 
 _SEVERAL = "A module with several outputs needs a recipe that weighs them, nnunet_plugins.trainers.scales.ScalesTrainer"
 
@@ -54,12 +55,14 @@ def require_gradients(network: nn.Module, *, numbers: bool = True, zeros: bool =
 def full_precision_modules(make: Callable[[], nn.Module], shape: Sequence[int]) -> list[str]:
     """Return the names of the modules that return float32 maps in mixed precision on a GPU, in the order of their end.
 
-    A softmax does so on purpose.
+    A softmax does so on purpose. A test is skipped where PyTorch has no fake CUDA tensors.
 
     Args:
         make: makes the network, on PyTorch's default device.
         shape: `(batch, channels, *patch)`.
     """
+    if not has_fake_cuda():
+        pytest.skip("this version of PyTorch has no fake CUDA tensors without a GPU")
     found: list[str] = []
 
     def note(name: str, output: Any) -> None:
