@@ -20,8 +20,9 @@ def describe_dataset(folder: Path, groups_file: str | None) -> dict[str, Any]:
 
     Returns:
         How many `cases` there are; the names of the `channels`; the medians over the cases of `spacing_mm` and `shape`
-        in voxels, by axis of the arrays, slices first; how many `groups` there are, 0 if none were named. What cannot
-        be read is left out.
+        in voxels, by axis of the arrays, slices first; how many `groups` there are, 0 if none were named, and
+        `group_of`, the number of each case's group, as names of groups may be those of patients. What cannot be read
+        is left out.
     """
     found: dict[str, Any] = {}
     content = json_or_nothing(folder / "dataset.json", {"file_ending": str, "channel_names": {str: str}})
@@ -36,6 +37,8 @@ def describe_dataset(folder: Path, groups_file: str | None) -> dict[str, Any]:
     if groups_file is None:
         return {**found, "groups": 0}
     try:
-        return {**found, "groups": len(set(groups_of(cases, read_groups(Path(groups_file))).values()))}
+        names = groups_of(cases, read_groups(Path(groups_file)))
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names.values()), 1)}
+        return {**found, "groups": len(numbers), "group_of": {case: numbers[name] for case, name in names.items()}}
     except InputError:  # the table is gone since
         return found

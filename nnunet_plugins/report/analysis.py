@@ -16,7 +16,7 @@ from nnunet_plugins.report.equality import Equality, read_equality
 from nnunet_plugins.report.evidence import Measure, components, gaps, training_errors, with_trainings
 from nnunet_plugins.report.objects import count_objects, mean_qualities
 from nnunet_plugins.report.portions import beside, by_source
-from nnunet_plugins.report.ranking import Stability, stability
+from nnunet_plugins.report.ranking import Stability, rank_shares, stability
 from nnunet_plugins.report.record import COMPARISON, UNRANKED, Record, ReportError
 from nnunet_plugins.report.scores import Scores, score
 from nnunet_plugins.report.statistics import (
@@ -25,7 +25,6 @@ from nnunet_plugins.report.statistics import (
     CriticalDifference,
     critical_difference,
     mean_with_ci,
-    rank_distribution,
 )
 from nnunet_plugins.report.verdicts import against_twins, differences, every_pair
 from nnunet_plugins.rows import without_seed
@@ -150,8 +149,8 @@ class Comparison:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether there are cases enough for intervals."""
-        return self.scored >= CASES
+        """Whether there are cases, or groups of cases, enough for intervals."""
+        return self.scores.units >= CASES
 
     @property
     def is_tested(self) -> bool:
@@ -229,7 +228,8 @@ def _compare(
     proof = next((part for part in equality if (part.dataset, part.configuration) == tuple(where.values())), None)
     algorithms = _algorithms(results, runs, curves)
     sources = record.about.get("sources", {}).get(place["dataset"])
-    everything = score(results, sources and {name: source["labels"] for name, source in sources.items()})
+    known = sources and {name: source["labels"] for name, source in sources.items()}
+    everything = score(results, known, record.groups_of(place["split"], place["dataset"]))
     left_out = record.about.get("left_out", {}).get("/".join(where.values()), {}).get(place["split"], ())
     cases = {*everything.cases, *left_out}
     having = pd.Series(everything.whole.sum(axis=1), everything.algorithms).reindex(algorithms.index, fill_value=0)
@@ -242,7 +242,7 @@ def _compare(
     measures = {metric: Measure.of(scores, metric) for metric in METRICS}
     ropes = {metric: rope if metric == "Dice" else None for metric in METRICS}
     in_dice, by_case = measures["Dice"], {metric: measure.by_case for metric, measure in measures.items()}
-    dice = with_trainings(mean_with_ci(by_case["Dice"]), in_dice)
+    dice = with_trainings(mean_with_ci(by_case["Dice"], groups=scores.groups), in_dice)
     baseline = _baseline(algorithms)
     paired = {metric: differences(measure, ranked, baseline, ropes[metric]) for metric, measure in measures.items()}
     board = algorithms.drop(columns=["trainer", "plans", "is_ranked"]).join(columns(scores, by_case, dice, ranked))
@@ -298,8 +298,8 @@ def _compare(
         ruled_out={
             one["trainer"]: one["reason"] for one in record.about.get("ruled_out", ()) if where.items() <= one.items()
         },
-        stability=stability(by_case["Dice"][first], higher_is_better=True, errors=errors),
-        rank_shares=_rank_shares(by_case["Dice"][first], errors),
+        stability=stability(by_case["Dice"][first], higher_is_better=True, errors=errors, groups=scores.groups),
+        rank_shares=rank_shares(by_case["Dice"][first], errors, scores.groups),
         costs=_costs(runs),
     )
 
@@ -342,7 +342,11 @@ def _label_dice(scores: Scores, order: Sequence[str]) -> dict[str, tuple[pd.Data
     if not 1 < len(scores.labels) <= LABEL_FIGURES:
         return {}
     tables = {label: scores.of_label("Dice", number)[order] for number, label in enumerate(scores.labels)}
-    return {label: (table, mean_with_ci(table)) for label, table in tables.items() if table.count().any()}
+    return {
+        label: (table, mean_with_ci(table, groups=scores.groups))
+        for label, table in tables.items()
+        if table.count().any()
+    }
 
 
 def _by_fold(dice: pd.DataFrame, folds: "pd.Series[int]") -> pd.DataFrame:
@@ -352,12 +356,6 @@ def _by_fold(dice: pd.DataFrame, folds: "pd.Series[int]") -> pd.DataFrame:
     groups = dice.groupby(folds.reindex(dice.index))
     found = {"mean": groups.mean(), "sd": groups.std()}
     return pd.DataFrame({name: table.rename_axis("fold").T.stack(future_stack=True) for name, table in found.items()})
-
-
-def _rank_shares(scores: pd.DataFrame, errors: "pd.Series[float]") -> pd.DataFrame:
-    if scores.shape[1] < 2 or len(scores.dropna()) < CASES:
-        return pd.DataFrame()
-    return rank_distribution(scores, higher_is_better=True, errors=errors)
 
 
 def _costs(runs: pd.DataFrame) -> pd.DataFrame:

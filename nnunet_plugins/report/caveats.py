@@ -6,7 +6,7 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import GONE, UNRANKED
 from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL
 from nnunet_plugins.report.verdicts import SURE
-from nnunet_plugins.report.words import count, show_count, show_number, show_p
+from nnunet_plugins.report.words import count, count_units, show_count, show_number, show_p
 
 FEW = 20
 """With fewer cases than these, 95% bootstrap intervals of normal scores hold the true mean in 87% to 91%."""
@@ -202,22 +202,27 @@ def _limits(comparison: Comparison) -> list[str]:
     """Say what the p values and intervals do not cover."""
     lines = []
     cases, numbers = comparison.scored, _numbers(comparison)
+    units = comparison.scores.units
+    named = count_units(units, cases)
+    if units < cases:
+        over = f": {numbers} are over these" * bool(numbers)
+        lines.append(f"The {count(cases, 'case')} are of {count(units, 'group')}, such as patients{over}.")
     tests = comparison.pairs if comparison.baseline is None else comparison.paired["Dice"]
     least = tests.loc[tests["p_least"] >= LEVEL, "p_least"]
-    if 0 < cases < CASES:
+    if 0 < units < CASES:
         lines.append(
-            f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few to test anything: below {CASES} there are "
+            f"{named} {'is' if units == 1 else 'are'} too few to test anything: below {CASES} there are "
             f"no intervals, p values or probabilities; no p value of the signed-rank test could lie below {LEVEL:g}."
         )
     elif len(least):
         among = "of every pair" if comparison.baseline is None else f"against {comparison.baseline}"
         some = f" in {len(least)} of them" * (len(least) < len(tests))
         lines.append(
-            f"With {count(cases, 'case')} and {count(len(tests), 'test')} {among} no adjusted p value can lie below "
+            f"With {named} and {count(len(tests), 'test')} {among} no adjusted p value can lie below "
             f"{show_p(least.min())}{some}, however large the differences are."
         )
     all_repeated = {*comparison.ranked} <= {*comparison.components.index}
-    if CASES <= cases < FEW and not all_repeated:
+    if CASES <= units < FEW and not all_repeated:
         lines.append(
             "Bootstrap intervals are too narrow for so few cases: they hold the true mean about nine times in ten."
         )

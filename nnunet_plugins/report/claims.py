@@ -50,7 +50,7 @@ def claim(found: Estimate, rope: float) -> Claim:
         found: the measured difference, of which positive values are gains.
         rope: half the width of the region of practical equivalence.
     """
-    if found.cases < CASES:
+    if found.units < CASES:
         return Claim(np.nan, np.nan, np.nan, np.nan)
     better, ahead = _above(found, 0.0), _above(found, rope)
     behind = _above(replace(found, mean=-found.mean), rope)  # 1 less what is above -rope would lose small ones
@@ -88,9 +88,9 @@ def needs(found: Estimate, difference: float, repeats: int = 1) -> Needs:
         difference: to be told from none.
         repeats: how many there are.
     """
-    if found.cases < 2 or difference <= 0:
+    if found.units < 2 or difference <= 0:
         return Needs(np.nan, np.nan, np.nan)
-    least = max(CASES, found.means + 1)
+    least = max(CASES, found.means + 1) * found.cases / found.units
     cases = _smallest(lambda number: _tells(found, difference, number / found.cases, 1.0), least)
     again = np.nan
     if found.training or found.rest:

@@ -167,7 +167,15 @@ def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
     of = f"from {' or '.join(map(str, baselines))} " if baselines else ""
     differences = f"Differences {of}are paired by case"
     wilcoxon, bootstrap = "the two-sided Wilcoxon signed-rank test", "95% percentile bootstrap intervals of the mean"
-    drawn = f"({RESAMPLES} resamples of the cases, seed {SEED})"
+    grouped = [one.scores.groups is not None for one in tested]
+    units = "cases"
+    if any(grouped):
+        units = "groups" if all(grouped) else "groups, or cases where no groups are known"
+        yield (
+            f"Cases of a group, such as the images of a patient, are alike, so that the unit is the group"
+            f"{' where groups are known' * (not all(grouped))}: tests are of the means of the groups' cases."
+        )
+    drawn = f"({RESAMPLES} resamples of the {units}, seed {SEED})"
     if by_training:
         yield (
             f"{differences}. Where at least one of two networks was trained several times, they are tested by a t test "
@@ -195,7 +203,7 @@ def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
         f"{SURE:g}."
     )
     trainings = " and of the chance of trainings, where it is known" * repeated
-    yield f"The stability of ranks is that over {DRAWS} draws of the cases{trainings} (seed {SEED})."
+    yield f"The stability of ranks is that over {DRAWS} draws of the {units}{trainings} (seed {SEED})."
     if analysis.across:
         yield (
             f"Across datasets, average ranks were compared by Friedman's test and Nemenyi's critical difference at "

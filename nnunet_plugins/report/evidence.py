@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from nnunet_plugins.report.claims import Claim, claim, needs
 from nnunet_plugins.report.scores import Scores
-from nnunet_plugins.report.statistics import CASES, DECIMALS, HIGHER_IS_BETTER, compare
+from nnunet_plugins.report.statistics import CASES, DECIMALS, HIGHER_IS_BETTER, compare, units_of
 from nnunet_plugins.report.variance import Estimate, Repeats, estimate, learn_repeats
 
 Array = NDArray[Any]
 
 COLUMNS = [
-    *("n", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "wins", "ties", "losses"),
+    *("n", "units", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "wins", "ties", "losses"),
     *Claim._fields,
     *("repeated", "against_repeated", "needed_cases", "needed_repeats", "needed_factor"),
 ]
@@ -37,18 +37,21 @@ class Measure:
         by_case: cases x algorithms; means over an algorithm's trainings.
         by_training: cases x (algorithm, seed).
         folds: of the cases.
+        groups: of the cases; None, if these are units of their own.
     """
 
     metric: str
     by_case: pd.DataFrame
     by_training: pd.DataFrame
     folds: pd.Series
+    groups: pd.Series | None = None
 
     @classmethod
     def of(cls, scores: Scores, metric: str) -> "Measure":
         """Return the scores in a metric."""
         by_case = scores.by_case(metric)
-        return cls(metric, by_case, scores.by_training(metric) if scores.trainings else by_case, scores.folds)
+        by_training = scores.by_training(metric) if scores.trainings else by_case
+        return cls(metric, by_case, by_training, scores.folds, scores.groups)
 
     def trainings(self, name: str) -> pd.DataFrame:
         """Return the scores of an algorithm's trainings that have any, cases x seeds."""
@@ -84,7 +87,8 @@ class Measure:
             values = values - self.by_case[against].to_numpy(float)
         there = ~np.isnan(values)
         known = [self.repeats(one, there) for one in (name, against) if one is not None]
-        return estimate(values[there].round(DECIMALS), self._folds[there], known)
+        units = units_of(self.by_case.index[there], self.groups)
+        return estimate(values[there].round(DECIMALS), self._folds[there], known, units)
 
 
 def compare_pairs(measure: Measure, pairs: Sequence[tuple[str, str]], *, rope: float | None) -> pd.DataFrame:
@@ -108,14 +112,15 @@ def compare_pairs(measure: Measure, pairs: Sequence[tuple[str, str]], *, rope: f
     higher = HIGHER_IS_BETTER[measure.metric]
     for against, repeated in dict.fromkeys((against, known[name, against]) for name, against in pairs):
         names = [name for name, other in pairs if other == against and known[name, other] == repeated]
-        options = {"resamples": 0} if repeated else {}  # intervals that others take the place of
-        found = compare(measure.by_case[[against, *names]], against, higher_is_better=higher, **options)
+        options: dict[str, Any] = {"higher_is_better": higher, "groups": measure.groups}
+        options |= {"resamples": 0} if repeated else {}  # intervals that others take the place of
+        found = compare(measure.by_case[[against, *names]], against, **options)
         tables.append(pd.concat({against: found}, names=["against"]).swaplevel())
     index = pd.MultiIndex.from_tuples(list(pairs), names=["algorithm", "against"])
     if not tables:
         return pd.DataFrame(columns=COLUMNS, index=index, dtype=float)
     table = pd.concat(tables).loc[index]
-    table["p"] = table["p"].where(table["n"] >= CASES)
+    table["p"] = table["p"].where(table["units"] >= CASES)
     rows = [_weigh(measure, name, against, rope) for name, against in pairs]
     more = pd.DataFrame(rows, index)
     by_trainings = more["repeated"] | more["against_repeated"]

@@ -31,10 +31,11 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
     """
     if pd.isna(row["mean_difference"]):
         return f"{name} has no case in common with {baseline}."
-    cases = count(int(row["n"]), "case")
+    groups = f" of {count(int(row['units']), 'group')}" if row["units"] < row["n"] else ""
+    cases = f"{count(int(row['n']), 'case')}{groups}"
     difference = row["mean_difference"]
     signed = f"{show_signed(difference)} Dice"
-    if row["verdict"] == TOO_FEW and row["n"] < CASES:
+    if row["verdict"] == TOO_FEW and row["units"] < CASES:
         return f"Too few cases to test {name} against {baseline}: mean difference {signed} on {cases}."
     once = _once(name, row, baseline)
     interval = f"95% CI {show_number(row['ci_low'], 3)} to {show_number(row['ci_high'], 3)}, "

@@ -17,6 +17,7 @@ from nnunet_plugins.report.words import (
     DASH,
     SIGNS,
     count,
+    count_units,
     describe_p,
     name_some,
     show_number,
@@ -107,8 +108,8 @@ def _of_one(comparison: Comparison, rope: float) -> list[Fact]:
     first = Fact("Leader", name_some(comparison.leaders), role * (lead.leader == comparison.baseline) + own)
     if not lead.other:
         return [first, Fact("Difference", DASH, "none between them" if is_shared else "nothing to compare it with")]
-    cases = int(lead.row["n"])
-    too_few = f"{count(cases, 'case')} {'is' if cases == 1 else 'are'} too few"
+    units = int(lead.row["units"])
+    too_few = f"{count_units(units, int(lead.row['n']))} {'is' if units == 1 else 'are'} too few"
     few = f"{too_few}, {CASES} are needed"
     if lead.interval:
         interval, better = f"95% interval {' to '.join(lead.interval)}", lead.probability

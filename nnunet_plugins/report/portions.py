@@ -23,7 +23,7 @@ def by_source(
         if not own.cases:
             continue
         measures = {metric: Measure.of(own, metric) for metric in METRICS}
-        dice = with_trainings(mean_with_ci(measures["Dice"].by_case), measures["Dice"])
+        dice = with_trainings(mean_with_ci(measures["Dice"].by_case, groups=own.groups), measures["Dice"])
         table = columns(own, {metric: one.by_case for metric, one in measures.items()}, dice, ranked).loc[list(order)]
         paired = differences(measures["Dice"], ranked, baseline, None)
         paired = paired.rename(columns={"ci_low": "difference_low", "ci_high": "difference_high"})

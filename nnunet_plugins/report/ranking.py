@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nnunet_plugins.report.statistics import DECIMALS, DRAWS, INTERVAL, draw_means, ranks
+from nnunet_plugins.report.statistics import (
+    CASES,
+    DECIMALS,
+    DRAWS,
+    INTERVAL,
+    draw_means,
+    rank_distribution,
+    ranks,
+    units_of,
+)
 
 Array = NDArray[np.float64]
 
@@ -30,13 +39,16 @@ class Stability:
     low: float
 
 
-def stability(scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series) -> Stability | None:
+def stability(
+    scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series, groups: pd.Series | None = None
+) -> Stability | None:
     """Return how firm the ranking is, on the cases where no score is missing; None for fewer than two algorithms.
 
     Args:
         scores: cases x algorithms.
         higher_is_better: whether it is.
         errors: by algorithm, the standard error that its trainings add to its mean, see `statistics.draw_means`.
+        groups: of the cases, if these are not units of their own.
     """
     complete = scores.dropna()
     if scores.shape[1] < 2 or complete.empty:
@@ -44,7 +56,8 @@ def stability(scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series
     sign = -1 if higher_is_better else 1
     by_mean = (sign * complete.mean()).round(DECIMALS).rank(method="min")
     by_rank = ranks(complete, higher_is_better=higher_is_better).mean().round(DECIMALS).rank(method="min")
-    drawn = sign * draw_means(complete.to_numpy(float), errors[list(scores)].to_numpy(float), DRAWS)
+    added, units = errors[list(scores)].to_numpy(float), units_of(complete.index, groups)
+    drawn = sign * draw_means(complete.to_numpy(float), added, units, DRAWS)
     taus = _taus(drawn.round(DECIMALS), by_mean.to_numpy(float))
     return Stability(
         by_mean,
@@ -53,6 +66,13 @@ def stability(scores: pd.DataFrame, *, higher_is_better: bool, errors: pd.Series
         float(taus.mean()),
         float(np.quantile(taus, INTERVAL[0])),
     )
+
+
+def rank_shares(dice: pd.DataFrame, errors: "pd.Series[float]", groups: pd.Series | None) -> pd.DataFrame:
+    """Return `statistics.rank_distribution` of Dice, empty for one algorithm or too few units."""
+    if dice.shape[1] < 2 or len(np.unique(units_of(dice.dropna().index, groups))) < CASES:
+        return pd.DataFrame()
+    return rank_distribution(dice, higher_is_better=True, errors=errors, groups=groups)
 
 
 def _taus(drawn: Array, ranking: Array) -> Array:

@@ -164,6 +164,12 @@ class Record:
     failures: list[dict[str, Any]]
     about: dict[str, Any]
 
+    def groups_of(self, split: str, dataset: str) -> dict[str, int] | None:
+        """Return the group of each case that has one; None, if none is known. Test images are of other patients."""
+        if split != "cross-validation":
+            return None
+        return self.about.get("datasets", {}).get(dataset, {}).get("group_of")
+
     def write(self, folder: Path) -> None:
         """Write the record's files, each of which is there completely or not at all."""
         for name, table in (("results", self.results), ("runs", self.runs), ("curves", self.curves)):
@@ -237,6 +243,7 @@ _SHAPES: dict[str, Any] = {
                 "spacing_mm?": [(int, float)],
                 "shape?": [(int, float)],
                 "groups?": int,
+                "group_of?": {str: int},
             }
         },
         "left_out?": {str: {str: [str]}},

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from nnunet_plugins.metrics.table import DISTANCES, METRICS
 from nnunet_plugins.report.record import ReportError
+from nnunet_plugins.report.statistics import units_of
 
 VOLUME = "volume_error_ml"
 """The metric that counts where the truth lacks the label, too."""
@@ -40,6 +41,7 @@ class Scores:
         cases: their names.
         folds: by case, the fold that it was held out of; missing where that is not known, and for test images.
         labels: as in the results.
+        groups: by case, what stands for its group; None, if each case is its own.
         sources: of each case, the dataset that it comes from, in a merged one; empty texts in others.
         annotated: cases x labels: somebody has looked for the label.
         there: the results have a row.
@@ -54,6 +56,7 @@ class Scores:
     cases: Sequence[str]
     folds: "pd.Series[int]"
     labels: Sequence[str]
+    groups: pd.Series | None
     sources: Sequence[str]
     annotated: Mask
     there: Mask
@@ -67,6 +70,11 @@ class Scores:
     def algorithms(self) -> list[str]:
         """Their names, in order of first appearance."""
         return list(dict.fromkeys(name for name, _ in self.trainings))
+
+    @property
+    def units(self) -> int:
+        """How many independent parts the cases have whose truth has any label: groups, or cases; see `statistics`."""
+        return len(np.unique(units_of(pd.Index(self.cases)[self.truth.any(axis=1)], self.groups)))
 
     @property
     def whole(self) -> Mask:
@@ -94,6 +102,7 @@ class Scores:
             self,
             cases=[case for case, kept in zip(self.cases, cases, strict=True) if kept],
             folds=self.folds[cases],
+            groups=None if self.groups is None else self.groups[cases],
             sources=[source for source, kept in zip(self.sources, cases, strict=True) if kept],
             annotated=self.annotated[cases],
             there=self.there[:, cases],
@@ -205,12 +214,17 @@ def _mean(values: Array, counted: Mask, axis: int) -> Array:
     return np.asarray(np.where(counted, values, 0.0).sum(axis=axis) / np.where(number, number, np.nan))
 
 
-def score(results: pd.DataFrame, annotated: Mapping[str, Collection[str]] | None = None) -> Scores:
+def score(
+    results: pd.DataFrame,
+    annotated: Mapping[str, Collection[str]] | None = None,
+    group_of: Mapping[str, int] | None = None,
+) -> Scores:
     """Score the results of one comparison.
 
     Args:
         results: columns `record.RESULTS`, of a merged dataset `source` as well.
         annotated: of a merged dataset, the names of the labels that each source annotates; None: all are annotated.
+        group_of: the numbers of the cases' groups; a case that is not there is its own.
 
     Raises:
         ReportError: if two rows are about one case, label and training, a row lacks what its truth demands, or is
@@ -270,7 +284,10 @@ def score(results: pd.DataFrame, annotated: Mapping[str, Collection[str]] | None
     false = found.where(results["Dice"].isna(), found.clip(lower=np.finfo(float).tiny)).where(~has)
     missed = there & truth & np.isinf(spread(results["ASSD_mm"]))
     folds = results.groupby("case", sort=False)["fold"].first().astype("Int64")
-    return Scores(trainings, cases, folds, labels, sources, known, there, truth, values, missed, spread(false), dice)
+    groups = pd.Series({case: group_of.get(case, case) for case in cases}, dtype=object) if group_of else None
+    return Scores(
+        trainings, cases, folds, labels, groups, sources, known, there, truth, values, missed, spread(false), dice
+    )
 
 
 def _trainings(results: pd.DataFrame) -> list[tuple[str, str]]:

@@ -14,11 +14,12 @@ The variance of the mean over n cases, of which n_f are in fold f with S_f train
 
     (case + rest / S) / n + sum over f of (n_f / n)^2 training / S_f
 
-The first part is what the means over the trainings vary by from case to case within a fold, over n. In the second,
-`training` is what the fold's means vary by from one training to the next, less the share `rest / n_f` of it that the
-first part has already (the method of moments, in which a fold counts as often as it has cases; 0 if less would be
-left). The difference of two algorithms has the second part of each. Degrees of freedom are Satterthwaite's (1946), but
-no fewer than the smallest part has: where parts are subtracted, his have no bound. Intervals are those of the t
+The first part is what the means over the trainings vary by from case to case within a fold, over n; where several cases
+are of one group, such as images of one patient, their sum varies as one, so that what is alike in them counts. In the
+second, `training` is what the fold's means vary by from one training to the next, less the share `rest / n_f` of it
+that the first part has already (the method of moments, in which a fold counts as often as it has cases; 0 if less would
+be left). The difference of two algorithms has the second part of each. Degrees of freedom are Satterthwaite's (1946),
+but no fewer than the smallest part has: where parts are subtracted, his have no bound. Intervals are those of the t
 distribution.
 """
 
@@ -31,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from nnunet_plugins.report.statistics import CASES, INTERVAL
+from nnunet_plugins.report.statistics import CASES, INTERVAL, Units
 
 Array = NDArray[np.float64]
 Folds = NDArray[np.int64]
@@ -128,10 +129,12 @@ class Estimate:
     Attributes:
         mean: over the cases.
         cases: how many.
-        case: the variance of one case, the rest of its trainings included.
+        case: the variance of one case, the rest of its trainings included, such that over `cases` it is the variance of
+            the mean: more than that of a case by itself, where those of a group are alike.
         rest: what of `case` is due to the trainings of the case, which further ones make less; 0 without repeats.
         means: how many means `case` is around: one of each fold with repeats, and one of all cases without.
         repeats: of the algorithms that have any.
+        groups: how many groups the cases are of; None: each is its own.
     """
 
     mean: float
@@ -140,6 +143,12 @@ class Estimate:
     rest: float = 0.0
     means: int = 1
     repeats: tuple[Repeats, ...] = ()
+    groups: int | None = None
+
+    @property
+    def units(self) -> int:
+        """How many independent parts the cases have: groups, or cases."""
+        return self.cases if self.groups is None else self.groups
 
     @property
     def training(self) -> float:
@@ -163,11 +172,10 @@ class Estimate:
             cases: how many times as many of them there would be; a number, or an array of them.
             trainings: likewise.
         """
-        if self.cases < 2:
+        if self.units < 2:
             return np.nan, np.nan
-        number = self.cases * cases
         case = self.case - self.rest + self.rest / trainings
-        parts = [(case / number, number - self.means)]
+        parts = [(case / (self.cases * cases), self.units * cases - self.means)]
         parts += [part for one in self.repeats for part in one.parts(cases, trainings)]
         squares, degrees = zip(*((square, own) for square, own in parts if np.all(own > 0)), strict=True)
         variance = np.asarray(sum(squares))
@@ -177,8 +185,8 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% interval of the mean; nan for too few cases."""
-        if self.cases < CASES:
+        """The 95% interval of the mean; nan for too few units."""
+        if self.units < CASES:
             return np.nan, np.nan
         error, degrees = self.spread()
         low, high = special.stdtrit(degrees, np.array(INTERVAL))
@@ -186,33 +194,37 @@ class Estimate:
 
     @property
     def p(self) -> float:
-        """The two-sided p value of a mean of 0; nan for too few cases."""
-        if self.cases < CASES:
+        """The two-sided p value of a mean of 0; nan for too few units."""
+        if self.units < CASES:
             return np.nan
         if self.error == 0:
             return 1.0 if self.mean == 0 else 0.0
         return float(2 * special.stdtr(self.degrees, -abs(self.mean) / self.error))
 
 
-def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = ()) -> Estimate:
+def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = (), units: Units | None = None) -> Estimate:
     """Return how sure the mean of scores is, or of differences.
 
     Without repeats the variance is that over all cases, as if each had a network of its own, and with them that within
-    the folds. If each fold has a single case, each has networks of its own, and the variance over all cases has all.
+    the folds. If each fold has a single unit, each has networks of its own, and the variance over all units has all.
 
     Args:
         scores: a mean over the trainings for each case, none missing.
         folds: of the cases.
         repeats: of the algorithm, or of both; what is not known of one is left out.
+        units: of the cases, see `statistics.units_of`; None: each is its own.
     """
     cases = len(scores)
+    units = np.arange(cases) if units is None else units
+    number = int(units.max(initial=-1)) + 1
     _, places, sizes = np.unique(folds, return_inverse=True, return_counts=True)
-    known = tuple(one for one in repeats if one.known and len(sizes) < cases)
-    if cases < 2:
-        return Estimate(float(scores.mean()) if cases else np.nan, cases, np.nan)
+    known = tuple(one for one in repeats if one.known and len(sizes) < number)
+    if number < 2:
+        return Estimate(float(scores.mean()) if cases else np.nan, cases, np.nan, groups=number)
     mean = float(scores.mean())
     centre = (np.bincount(places, scores) / sizes)[places] if known else mean
     means = len(sizes) if known else 1
-    case = float(((scores - centre) ** 2).sum() / (cases - means))
+    sums = np.bincount(units, scores - centre)
+    case = float((sums**2).sum() / (number - means)) * (number / cases)
     rest = min(case, sum(one.rest * one.per_case for one in known))
-    return Estimate(mean, cases, case, rest, means, known)
+    return Estimate(mean, cases, case, rest, means, known, number)

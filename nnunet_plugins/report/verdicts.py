@@ -78,11 +78,11 @@ def judge(measure: Measure, pairs: Sequence[tuple[str, str]], rope: float | None
     """Return a family of comparisons, see `evidence.compare_pairs`, with `p_holm` over its rows and the `verdict`s.
 
     `p_least` is what `p_holm` would be if all differences were as large as can be: 2 / 2^n before Holm in the
-    signed-rank test of n cases; a t test, of repeated trainings, has no such bound.
+    signed-rank test of n units; a t test, of repeated trainings, has no such bound.
     """
     table = compare_pairs(measure, pairs, rope=rope)
     of_mean = (table["repeated"] | table["against_repeated"]).astype(bool)
-    least = (2.0 ** (1 - table["n"])).mask(of_mean, 0.0).where(table["p"].notna())
+    least = (2.0 ** (1 - table["units"])).mask(of_mean, 0.0).where(table["p"].notna())
     table = table.assign(p_holm=holm(table["p"].astype(float)), p_least=holm(least.astype(float)))
     gain = table["mean_difference"].round(DECIMALS) * (1 if HIGHER_IS_BETTER[measure.metric] else -1)
     clear = table["p_holm"] < LEVEL
@@ -91,4 +91,4 @@ def judge(measure: Measure, pairs: Sequence[tuple[str, str]], rope: float | None
     verdict = verdict.mask(clear & is_mean_clear & (gain > 0) & (of_mean | (table["effect_size"] > 0)), AHEAD)
     verdict = verdict.mask(clear & is_mean_clear & (gain < 0) & (of_mean | (table["effect_size"] < 0)), BEHIND)
     verdict = verdict.mask(table["p_least"] >= LEVEL, TOO_FEW).mask(table["equivalent"] >= SURE, EQUIVALENT)
-    return table.assign(verdict=verdict.mask((table["n"] > 0) & (table["n"] < CASES), TOO_FEW))
+    return table.assign(verdict=verdict.mask((table["units"] > 0) & (table["units"] < CASES), TOO_FEW))

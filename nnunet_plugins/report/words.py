@@ -109,6 +109,11 @@ def name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + f" and {more} more" * (more > 0)
 
 
+def count_units(units: int, cases: int) -> str:
+    """Write how many independent parts cases have: groups of them, or themselves."""
+    return count(cases, "case") if units == cases else count(units, "group") + " of cases"
+
+
 def count(number: int, noun: str) -> str:
     """Write a number of things."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

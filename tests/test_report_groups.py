@@ -1,0 +1,168 @@
+"""Cases of one group, such as the images of a patient: they count as one where anything is said to be sure."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_allclose
+from report_pages import build
+from report_records import make_record
+
+from nnunet_plugins.report.analysis import Comparison, analyse
+from nnunet_plugins.report.claims import claim
+from nnunet_plugins.report.evidence import Measure
+from nnunet_plugins.report.ranking import rank_shares, stability
+from nnunet_plugins.report.statistics import LEVEL, compare, mean_with_ci
+from nnunet_plugins.report.variance import estimate, learn_repeats
+from nnunet_plugins.report.verdicts import SURE, TOO_FEW
+
+ROPE = 0.01
+
+
+def only(record) -> Comparison:
+    (comparison,) = analyse(record).comparisons
+    return comparison
+
+
+def in_pairs(record):
+    """The record of cases of which each two are of one group."""
+    cases = list(dict.fromkeys(record.results["case"]))
+    dataset = record.results["dataset"].iloc[0]
+    known = {case: 1 + number // 2 for number, case in enumerate(cases)}
+    return replace(
+        record, about={**record.about, "datasets": {dataset: {"groups": len(cases) // 2, "group_of": known}}}
+    )
+
+
+def test_two_equal_cases_of_a_group_are_as_sure_as_one():
+    """Every case twice: not an interval, a p value or an effect size changes, but for the counts of cases."""
+    generator = np.random.default_rng(0)
+    once = pd.DataFrame(generator.normal([0.8, 0.79, 0.7], 0.03, (20, 3)), columns=list("abc"))
+    once.loc[3, "b"] = np.nan
+    twice = pd.concat([once, once], ignore_index=True)
+    groups = pd.Series(np.tile(np.arange(20), 2))
+    of_one, of_two = (
+        compare(one, "a", higher_is_better=True, groups=of) for one, of in ((once, None), (twice, groups))
+    )
+    same = ["units", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "p_holm"]
+    assert_allclose(of_two[same].astype(float), of_one[same].astype(float))
+    assert (of_one["n"].tolist(), of_two["n"].tolist()) == ([19, 20], [38, 40])
+    assert_allclose(
+        mean_with_ci(twice, groups=groups)[["ci_low", "ci_high"]], mean_with_ci(once)[["ci_low", "ci_high"]]
+    )
+    complete, errors = once.dropna(), pd.Series(0.0, list("abc"))
+    doubled = pd.concat([complete, complete], ignore_index=True)
+    of = pd.Series(np.tile(np.arange(19), 2))
+    drawn = stability(doubled, higher_is_better=True, errors=errors, groups=of)
+    assert (drawn.drawn, drawn.low) == (lambda found: (found.drawn, found.low))(
+        stability(complete, higher_is_better=True, errors=errors)
+    )
+    pd.testing.assert_frame_equal(rank_shares(doubled, errors, of), rank_shares(complete, errors, None))
+    # And over trainings, in folds.
+    scores = generator.normal(0.8, 0.03, (20, 2))
+    folds = np.arange(20) % 4
+    one = estimate(scores.mean(axis=1), folds)
+    two = estimate(np.tile(scores.mean(axis=1), 2), np.tile(folds, 2), units=np.tile(np.arange(20), 2))
+    assert_allclose([*two.interval, two.p, two.degrees], [*one.interval, one.p, one.degrees])
+    assert (two.cases, two.units) == (40, 20)
+
+
+def test_cases_in_groups_of_one_are_cases():
+    scores = pd.DataFrame(np.random.default_rng(1).normal(0.8, 0.03, (12, 2)), columns=list("ab"))
+    alone = compare(scores, "a", higher_is_better=True)
+    pd.testing.assert_frame_equal(
+        compare(scores, "a", higher_is_better=True, groups=pd.Series(list("zyxwvutsrqpo"))), alone
+    )
+
+
+def worlds(number: int, *, seeds: int = 1, difference: float = 0.0, training: float = 0.0, alike: float = 0.03):
+    """Measures of two networks on 3 folds of 30 groups of two cases, which have most of a case's effect in common."""
+    generator = np.random.default_rng(2)
+    groups, folds = np.repeat(np.arange(90), 2), np.repeat(np.arange(3), 60)
+    for _ in range(number):
+        parts = {}
+        for name, mean in (("a", 0.8 + difference), ("b", 0.8)):
+            common = generator.normal(0, alike, (90, 1))[groups] + generator.normal(0, 0.015, (180, 1))
+            again = generator.normal(0, training, (3, seeds))[folds] + generator.normal(0, 0.01, (180, seeds))
+            names = [str(seed + 1) if seeds > 1 else "" for seed in range(seeds)]
+            parts[name] = pd.DataFrame(mean + common + again, columns=names)
+        by_case = pd.DataFrame({name: part.mean(axis=1) for name, part in parts.items()})
+        yield Measure("Dice", by_case, pd.concat(parts, axis=1), pd.Series(folds), pd.Series(groups))
+
+
+def told_apart(measures) -> float:
+    """The share of worlds in which the two are told apart: by the ranks, and where there are repeats by the mean."""
+    p = [
+        one.estimate("a", "b").p
+        if one.repeats("a").known
+        else compare(one.by_case, "b", higher_is_better=True, groups=one.groups, resamples=0)["p"].iloc[0]
+        for one in measures
+    ]
+    return float(np.mean(np.array(p) < LEVEL))
+
+
+def equivalent(measures) -> float:
+    """The share of worlds in which the two are called equivalent."""
+    return float(np.mean([claim(one.estimate("a", "b"), ROPE).equivalent >= SURE for one in measures]))
+
+
+@pytest.mark.parametrize(("seeds", "training"), [(1, 0.0), (2, 0.004)])
+def test_equal_networks_are_told_apart_as_often_as_the_level_says(seeds, training):
+    most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+    found = list(worlds(300, seeds=seeds, training=training))
+    assert told_apart(found) < most
+    assert told_apart([replace(one, groups=None) for one in found]) > most, "cases as if they were unlike"
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_a_difference_beyond_the_region_is_called_equivalent_as_often_as_the_word_says(seeds):
+    """Just beyond it: where the variance of training is known, "equivalent" is false in one of twenty such worlds."""
+    found = worlds(300, seeds=seeds, difference=0.0101, training=0.003, alike=0.0)
+    assert equivalent(found) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+def test_without_repeats_the_word_is_about_these_trainings_alone():
+    """Of networks it would be false far more often, which is why every sentence says that they were trained once."""
+    assert equivalent(worlds(200, difference=0.0101, training=0.0045, alike=0.0)) > 0.15
+
+
+def test_repeats_of_cases_in_groups_are_those_of_cases():
+    (found,) = worlds(1, seeds=3, training=0.01)
+    assert found.repeats("a") == learn_repeats(found.by_training["a"].to_numpy(), found.folds.to_numpy())
+    assert found.repeats("a").training > 0
+
+
+def test_groups_stand_wherever_something_is_said_to_be_sure(tmp_path):
+    record = make_record(algorithms=3, cases=24, labels=1, folds=2, epochs=1)
+    plain, grouped = only(record), only(in_pairs(record))
+    assert (plain.scores.units, grouped.scores.units) == (24, 12)
+    assert_allclose(grouped.board["Dice"], plain.board["Dice"], err_msg="means are over cases")
+    assert not np.allclose(grouped.pairs["p"].astype(float), plain.pairs["p"].astype(float))
+    text = build(tmp_path, in_pairs(record)).text
+    assert "on 24 cases of 12 groups" in text
+    assert (
+        "The 24 cases are of 12 groups, such as patients: intervals, p values and probabilities are over these." in text
+    )
+    assert "the unit is the group: tests are of the means of the groups' cases" in text
+    assert "resamples of the groups" in text
+    assert " group" not in build(tmp_path / "plain", record).text.replace("groups of cases", "")
+
+
+def test_few_groups_are_too_few_however_many_cases_they_have(tmp_path):
+    record = in_pairs(make_record(algorithms=2, cases=10, labels=1, folds=1, epochs=1))
+    comparison = only(record)
+    assert set(comparison.pairs["verdict"]) == {TOO_FEW}
+    assert not comparison.has_intervals
+    text = build(tmp_path, record).text
+    assert "5 groups of cases are too few to test anything" in text
+    assert "on 10 cases of 5 groups." in text
+
+
+def test_test_images_and_cases_without_a_group_are_units_of_their_own():
+    record = make_record(algorithms=2, cases=12, labels=1, splits=["test"], epochs=1)
+    assert only(in_pairs(record)).scores.units == 12
+    some = in_pairs(make_record(algorithms=2, cases=12, labels=1, folds=2, epochs=1))
+    (known,) = some.about["datasets"].values()
+    del known["group_of"][only(some).scores.cases[0]]
+    assert only(some).scores.units == 7
