@@ -1,0 +1,85 @@
+"""`benchmarks/league.py` asks for one benchmark after the other, and goes on from what there is."""
+
+import json
+import runpy
+
+import pytest
+from conftest import ROOT
+
+
+def test_league(tmp_path, monkeypatch):
+    """Two networks at a time, each command asking for all before; a record alone says with which one it goes on."""
+    league = runpy.run_path(str(ROOT / "benchmarks" / "league.py"))
+    folders = {name: tmp_path / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for name, folder in folders.items():
+        (folder / league["DATASET"]).mkdir(parents=True)
+        monkeypatch.setenv(name, str(folder))
+    plans = {"configurations": {"2d": {}, "3d_fullres": {"patch_size": [40, 56, 40], "batch_size": 7, "kept": 1}}}
+    (folders["nnUNet_preprocessed"] / league["DATASET"] / "nnUNetPlans.json").write_text(json.dumps(plans))
+    commands_run: list[tuple] = []
+    monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: commands_run.append(command))
+    monkeypatch.setitem(league["main"].__globals__, "COMMITTED", tmp_path / "none")
+    with pytest.raises(SystemExit, match=r"groups\.csv is missing"):
+        league["main"](["cpu", str(tmp_path / "league")])
+    (folders["nnUNet_raw"] / league["DATASET"] / "groups.csv").touch()
+
+    def asked() -> list[list[str]]:
+        commands_run.clear()
+        league["main"](["cpu", str(tmp_path / "league"), "--workers", "2"])
+        assert all(command[-2:] == ("--workers", "2") for command in commands_run)
+        each = [list(map(str, command)) for command in commands_run]
+        return [command[command.index("-tr") + 1 : -2] for command in each]
+
+    standard, fabric = (f"nnUNetTrainer{name}{league['BUDGET']}" for name in ("", "FIRENet"))
+    steps = asked()
+    assert [len(step) for step in steps] == [4, 6, 8, 10, 12, 12]
+    assert steps[0] == [standard, fabric, "--repeats", "1"]
+    assert steps[-1][-3:] == ["1", f"{standard}:3", f"{fabric}:3"]
+    written = json.loads((folders["nnUNet_preprocessed"] / league["DATASET"] / "nnUNetPlans_small.json").read_text())
+    assert written["configurations"] == {"3d_fullres": {"patch_size": [32, 40, 32], "batch_size": 2, "kept": 1}}
+    # A record of both first networks and a third one, packed: what it has has to be asked for.
+    record = tmp_path / "league" / "record"
+    record.mkdir(parents=True)
+    rows = [(standard, 1), (fabric, 1), (standard.replace("_12", "SegResNet_12"), 1)]
+    (record / "runs.csv").write_text("trainer,seed\n" + "".join(f"{name}_1seed,{seed}\n" for name, seed in rows))
+    whole = (record / "runs.csv").read_text()
+    league["pack"](record)
+    assert [file.name for file in record.iterdir()] == ["runs.csv.gz"]
+    assert asked() == steps[1:]
+    # Killed while it was packed; then with a network that was added, and with a second seed.
+    (record / "runs.csv").write_text(whole + f"nnUNetTrainerVNet{league['BUDGET']}_1seed,1\n")
+    (record / "runs.csv.gz").write_bytes(b"torn")
+    assert asked() == steps[1:]
+    (record / "runs.csv").write_text(whole + f"{standard}_2seed,2\n")
+    with pytest.raises(SystemExit, match=r"has 2 trainings of one network in a fold: give --seeds 2, or"):
+        league["main"](["cpu", str(tmp_path / "league"), "--seeds", "1"])
+
+
+def test_league_begins_with_the_whole_committed_record(tmp_path, monkeypatch):
+    """Or with none of it: part of a record could not be read, and all would be trained anew."""
+    league = runpy.run_path(str(ROOT / "benchmarks" / "league.py"))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / name / league["DATASET"]).mkdir(parents=True)
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "nnUNet_raw" / league["DATASET"] / "groups.csv").touch()
+    for plans in ("nnUNetPlans", league["PLANS"]):
+        (tmp_path / "nnUNet_preprocessed" / league["DATASET"] / f"{plans}.json").write_text("{}")
+    (tmp_path / "league" / "record.part").mkdir(parents=True)
+    steps: list[tuple] = []
+    monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: steps.append(command))
+    league["main"](["cpu", str(tmp_path / "league")])
+    committed = {file.name for file in league["COMMITTED"].iterdir()}
+    assert {file.name for file in (tmp_path / "league" / "record").iterdir()} == committed
+    assert not (tmp_path / "league" / "record.part").exists()
+    assert len(steps) == len(league["steps"]()) - league["first_step"](league["steps"](), league["COMMITTED"])
+
+
+def test_league_names_what_is_missing(tmp_path, monkeypatch):
+    league = runpy.run_path(str(ROOT / "benchmarks" / "league.py"))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with pytest.raises(SystemExit, match="none of the Decathlon's datasets; nnUNetv2_convert_MSD_dataset"):
+        league["main"](["gpu", str(tmp_path / "league")])
+    monkeypatch.delenv("nnUNet_raw")
+    with pytest.raises(SystemExit, match="nnUNet_raw is not set"):
+        league["main"](["gpu", str(tmp_path / "league")])
