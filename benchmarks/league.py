@@ -16,22 +16,26 @@ cluster.yaml.
 """
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
 
 from nnunet_plugins.benchmark.command import FOLDERS, find
+from nnunet_plugins.errors import InputError
+from nnunet_plugins.files import hold_lock, lock_holder, read_json
 
 NETWORKS = ("", "FIRENet", "FIRENetNoFabric", "SegResNet", "AutofocusUNet", "ASPP3DUNet", "UNet3D", "MedNeXtS")
 """As they stand in the names of trainers."""
@@ -42,10 +46,20 @@ BUDGET = "_12epochs_50iterations_NoMirroring"
 DATASET = "Dataset004_Hippocampus"
 PATCH, BATCH = [32, 40, 32], 2
 PLANS = "nnUNetPlans_small"
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+"""Exit codes of a benchmark: a task failed; nothing was done; it was interrupted."""
 DOCS = Path(__file__).parents[1] / "docs"
 COMMITTED = DOCS / "league" / "record"
 BLOCK = re.compile(r"(?<=<!-- report: )([^>]*)( -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
 """What a page has of a report: the text below one of its headings."""
+TABLES = ("results.csv", "runs.csv", "curves.csv")
+CONTENTS = {
+    "about": {"images": {str: {"images": str, "predictions": {str: str}}}, "complete": bool},
+    "failures": [{"task": str}],
+    "equality": list,
+    "provenance": dict,
+}
+"""Of a record's files what is needed here; see `nnunet_plugins.files.read_json`."""
 CODE = re.compile(r'"/[^"]*/(?=(?:nnunet_plugins|nnunetv2)/)')
 """The place of a package on the machine that made a record."""
 
@@ -130,27 +144,79 @@ def without_places(record: Path) -> None:
     provenance.write_text(made_of.replace(f'"{old}"', f'"{new}"'), encoding="utf-8")
 
 
-def write_page(folder: Path, docs: Path) -> None:
-    """Copy the record into the docs, and from the report that it makes what the page of results has of one."""
-    record, committed = folder / "record", docs / "league" / "record"
+def require_whole(record: Path) -> None:
+    """Refuse a record that lacks something, or is of a benchmark that is not done."""
     if not record.is_dir():
         raise SystemExit(f"{record} does not exist")
-    if record.resolve() != committed.resolve():
-        shutil.rmtree(committed, ignore_errors=True)
-        shutil.copytree(record, committed)
-    without_places(committed)
-    with tempfile.TemporaryDirectory() as made:
-        shutil.copytree(committed, Path(made, "record"))
-        run("nnunet-plugins", "report", made)
-        report = Path(made, "report", "report.md").read_text(encoding="utf-8")
-    page = docs / "results.md"
-    text = page.read_text(encoding="utf-8")
-    page.write_text(BLOCK.sub(lambda block: block[1] + block[2] + below(block[1], report), text), encoding="utf-8")
+    about, failures, *_ = (read_json(record / f"{name}.json", shape) for name, shape in CONTENTS.items())
+    if lacking := [name for name in TABLES if not any((record / f"{name}{end}").is_file() for end in ("", ".gz"))]:
+        raise SystemExit(f"{record} lacks {', '.join(lacking)}")
+    if not about["complete"]:
+        failed = ", ".join(one["task"] for one in failures) or "not all was trained"
+        raise SystemExit(f"{record} is not complete: {failed}; give the command that makes it again")
 
 
-def run(*command: object) -> None:
+@contextlib.contextmanager
+def left_alone(folder: Path) -> Iterator[None]:
+    """Keep benchmarks from writing in a folder, which none may be doing."""
+    lock = folder / "benchmark.lock"
+    with hold_lock(lock) if lock.is_file() else contextlib.nullcontext(True) as held:
+        if not held:
+            raise SystemExit(f"a benchmark is running in {folder} ({lock_holder(lock)}); wait for it")
+        yield
+
+
+def write_page(folder: Path, docs: Path) -> None:
+    """Copy the record into the docs, and from the report that it makes what the page of results has of one.
+
+    What is there is replaced when all of it is made.
+    """
+    committed, page = docs / "league" / "record", docs / "results.md"
+    committed.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=committed.parent) as name:
+        made = Path(name)
+        with left_alone(folder):
+            require_whole(folder / "record")
+            shutil.copytree(folder / "record", made / "record")
+        pack(made / "record")
+        without_places(made / "record")
+        require("nnunet-plugins", "report", made)
+        report = (made / "report" / "report.md").read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
+        text = BLOCK.sub(lambda block: block[1] + block[2] + below(block[1], report), text)
+        if committed.exists():
+            committed.rename(made / "before")
+        (made / "record").rename(committed)
+        page.write_text(text, encoding="utf-8")
+
+
+def run(*command: object) -> int:
+    """Run a command to its own end, also when this program is to end, and return its exit code.
+
+    Ctrl-C reaches it through the terminal; SIGTERM is passed on.
+    """
+    came: list[int] = []
+
+    def wait_for_it(number: int, _: object) -> None:
+        came.append(number)
+        if number == signal.SIGTERM:
+            child.terminate()
+
+    child = subprocess.Popen([find(str(command[0])), *map(str, command[1:])])
+    before = {number: signal.signal(number, wait_for_it) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code < 0:  # ended by a signal; as shells have it
+        return 128 - code
+    return INTERRUPTED if came and code in (0, FAILED) else code  # it was at its end already
+
+
+def require(*command: object) -> None:
     """Run a command to its end; if it fails, or is interrupted, so does this program."""
-    if code := subprocess.run([find(str(command[0])), *map(str, command[1:])]).returncode:
+    if code := run(*command):
         raise SystemExit(code)
 
 
@@ -161,17 +227,8 @@ def decathlon(raw: Path) -> list[str]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("machine", choices=("cpu", "gpu", "page"))
-    parser.add_argument("folder", type=Path, help="for all that is made but models")
-    parser.add_argument(
-        "--seeds", type=int, default=SEEDS, help="of the standard U-Net and of FIRENet; default: %(default)s"
-    )
-    arguments, more = parser.parse_known_args(argv)
-    if arguments.machine == "page":
-        write_page(arguments.folder, DOCS)
-        return 0
+def compete(arguments: argparse.Namespace, more: Sequence[str]) -> int:
+    """Run the league's steps from where its record ends."""
     if missing := [name for name in FOLDERS if name not in os.environ]:
         raise SystemExit(f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set")
     raw, preprocessed, _ = (Path(os.environ[name]) for name in FOLDERS)
@@ -185,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         common += ["-d", DATASET, "-p", PLANS, "--groups", groups, "--folds", 3, "--device", "cpu"]
         if not (preprocessed / DATASET / "nnUNetPlans.json").is_file():
-            run("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "--verify_dataset_integrity")
+            require("nnUNetv2_plan_and_preprocess", "-d", 4, "-c", "3d_fullres", "--verify_dataset_integrity")
         write_plans(preprocessed)
         if COMMITTED.is_dir() and not record.exists():
             part = record.with_name("record.part")
@@ -196,9 +253,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         common += ["-d", *decathlon(raw)]
     all_steps = steps(arguments.seeds)
     for step in all_steps[first_step(all_steps, record) :]:
-        run("nnunet-plugins", "benchmark", *common, *options(step, BUDGET if on_cpu else ""), *more)
-        pack(record)
-    return 0
+        code = run("nnunet-plugins", "benchmark", *common, *options(step, BUDGET if on_cpu else ""), *more)
+        if code == REFUSED:
+            break
+        with left_alone(arguments.folder):
+            pack(record)
+        if code not in (0, FAILED):
+            break
+    return code  # of the last one, which asks for all that those before have asked for
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("machine", choices=("cpu", "gpu", "page"))
+    parser.add_argument("folder", type=Path, help="for all that is made but models")
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, help="of the standard U-Net and of FIRENet; default: %(default)s"
+    )
+    arguments, more = parser.parse_known_args(argv)
+    try:
+        if arguments.machine == "page":
+            write_page(arguments.folder, DOCS)
+            return 0
+        return compete(arguments, more)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -1,10 +1,28 @@
 """`benchmarks/league.py` asks for one benchmark after the other, and goes on from what there is."""
 
 import json
+import os
 import runpy
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from conftest import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "league.py"
+WITH_ANOTHER_BENCHMARK = """
+import runpy, sys
+main = runpy.run_path(sys.argv[1])["main"]
+main.__globals__["find"] = lambda name: sys.argv[2]
+sys.exit(main(sys.argv[3:]))
+"""
+SLOW_TO_END = """#!/bin/sh
+trap 'sleep 2; echo saved >> saved; exit $CODE' INT TERM
+echo begun >> begun
+while :; do sleep 0.1; done
+"""
 
 
 def test_league(tmp_path, monkeypatch):
@@ -17,7 +35,7 @@ def test_league(tmp_path, monkeypatch):
     plans = {"configurations": {"2d": {}, "3d_fullres": {"patch_size": [40, 56, 40], "batch_size": 7, "kept": 1}}}
     (folders["nnUNet_preprocessed"] / league["DATASET"] / "nnUNetPlans.json").write_text(json.dumps(plans))
     commands_run: list[tuple] = []
-    monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: commands_run.append(command))
+    monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: commands_run.append(command) or 0)
     monkeypatch.setitem(league["main"].__globals__, "COMMITTED", tmp_path / "none")
     with pytest.raises(SystemExit, match=r"groups\.csv is missing"):
         league["main"](["cpu", str(tmp_path / "league")])
@@ -66,7 +84,7 @@ def test_league_begins_with_the_whole_committed_record(tmp_path, monkeypatch):
         (tmp_path / "nnUNet_preprocessed" / league["DATASET"] / f"{plans}.json").write_text("{}")
     (tmp_path / "league" / "record.part").mkdir(parents=True)
     steps: list[tuple] = []
-    monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: steps.append(command))
+    monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: steps.append(command) or 0)
     league["main"](["cpu", str(tmp_path / "league")])
     committed = {file.name for file in league["COMMITTED"].iterdir()}
     assert {file.name for file in (tmp_path / "league" / "record").iterdir()} == committed
@@ -83,3 +101,78 @@ def test_league_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.delenv("nnUNet_raw")
     with pytest.raises(SystemExit, match="nnUNet_raw is not set"):
         league["main"](["gpu", str(tmp_path / "league")])
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """nnU-Net's folders, with an empty dataset of the Decathlon in each."""
+    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    for name in names:
+        (tmp_path / name / "Dataset004_Hippocampus").mkdir(parents=True)
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return [tmp_path / name / "Dataset004_Hippocampus" for name in names]
+
+
+@pytest.fixture
+def ending(folders, tmp_path, monkeypatch):
+    """The league on GPUs, with the exit codes of its benchmarks to come; returns the benchmarks that were run."""
+    league = runpy.run_path(str(SCRIPT))
+
+    def run(codes):
+        left, asked = list(codes), []
+
+        def benchmark(*command):
+            asked.append(command)
+            (tmp_path / "league" / "record").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "league" / "record" / "results.csv").write_text("case\n")
+            return left.pop(0)
+
+        monkeypatch.setitem(league["main"].__globals__, "run", benchmark)
+        return league["main"](["gpu", str(tmp_path / "league")]), len(asked)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "benchmarks"),
+    [([0] * 6, 0, 6), ([1] * 6, 1, 6), ([0, 0, 1, 1, 1, 1], 1, 6), ([0, 130], 130, 2), ([0, 70], 70, 2)],
+)
+def test_a_network_that_fails_stops_no_others(ending, tmp_path, codes, code, benchmarks):
+    """And what is recorded is packed each time."""
+    assert ending(codes) == (code, benchmarks)
+    assert [file.name for file in (tmp_path / "league" / "record").iterdir()] == ["results.csv.gz"]
+
+
+def test_nothing_follows_what_was_refused(ending, tmp_path):
+    """Nor is anything packed: it may be that another benchmark is running in the folder."""
+    assert ending([2]) == (2, 1)
+    assert [file.name for file in (tmp_path / "league" / "record").iterdir()] == ["results.csv"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("by", "code"), [("SIGTERM", 130), ("Ctrl-C", 130), ("Ctrl-C", 0)])
+def test_a_benchmark_is_waited_for_when_the_league_is_ended(folders, tmp_path, monkeypatch, by, code):
+    """It takes its time to end in order; nothing follows, also where it was at its end."""
+    monkeypatch.setenv("CODE", str(code))
+    benchmark = tmp_path / "benchmark"
+    benchmark.write_text(SLOW_TO_END)
+    benchmark.chmod(0o755)
+    command = [sys.executable, "-c", WITH_ANOTHER_BENCHMARK, SCRIPT, benchmark, "gpu", tmp_path / "league"]
+    league = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "begun").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        if by == "SIGTERM":
+            league.terminate()
+        else:  # the terminal tells all of them
+            os.killpg(league.pid, signal.SIGINT)
+        assert league.wait(timeout=60) == 130
+        assert (tmp_path / "saved").read_text() == "saved\n"
+        assert (tmp_path / "begun").read_text() == "begun\n"
+    finally:
+        try:
+            os.killpg(league.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            league.wait()
