@@ -30,7 +30,7 @@ def test_league(tmp_path, monkeypatch):
     league = runpy.run_path(str(ROOT / "benchmarks" / "league.py"))
     folders = {name: tmp_path / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for name, folder in folders.items():
-        (folder / league["DATASET"]).mkdir(parents=True)
+        (folder / league["DATASET"] / "gt_segmentations").mkdir(parents=True)
         monkeypatch.setenv(name, str(folder))
     plans = {"configurations": {"2d": {}, "3d_fullres": {"patch_size": [40, 56, 40], "batch_size": 7, "kept": 1}}}
     (folders["nnUNet_preprocessed"] / league["DATASET"] / "nnUNetPlans.json").write_text(json.dumps(plans))
@@ -58,18 +58,20 @@ def test_league(tmp_path, monkeypatch):
     # A record of both first networks and a third one, packed: what it has has to be asked for.
     record = tmp_path / "league" / "record"
     record.mkdir(parents=True)
-    rows = [(standard, 1), (fabric, 1), (standard.replace("_12", "SegResNet_12"), 1)]
-    (record / "runs.csv").write_text("trainer,seed\n" + "".join(f"{name}_1seed,{seed}\n" for name, seed in rows))
+    rows = [
+        f"{league['DATASET']},{name}_1seed,1\n" for name in (standard, fabric, standard.replace("_12", "SegResNet_12"))
+    ]
+    (record / "runs.csv").write_text("dataset,trainer,seed\n" + "".join(rows))
     whole = (record / "runs.csv").read_text()
     league["pack"](record)
     assert [file.name for file in record.iterdir()] == ["runs.csv.gz"]
     assert asked() == steps[1:]
     # Killed while it was packed; then with a network that was added, and with a second seed.
-    (record / "runs.csv").write_text(whole + f"nnUNetTrainerVNet{league['BUDGET']}_1seed,1\n")
+    (record / "runs.csv").write_text(whole + f"{league['DATASET']},nnUNetTrainerVNet{league['BUDGET']}_1seed,1\n")
     (record / "runs.csv.gz").write_bytes(b"torn")
     assert asked() == steps[1:]
-    (record / "runs.csv").write_text(whole + f"{standard}_2seed,2\n")
-    with pytest.raises(SystemExit, match=r"has 2 trainings of one network in a fold: give --seeds 2, or"):
+    (record / "runs.csv").write_text(whole + f"{league['DATASET']},{standard}_2seed,2\n")
+    with pytest.raises(SystemExit, match=r"has 2 trainings of one network: give --seeds 2, or"):
         league["main"](["cpu", str(tmp_path / "league"), "--seeds", "1"])
 
 
@@ -77,7 +79,7 @@ def test_league_begins_with_the_whole_committed_record(tmp_path, monkeypatch):
     """Or with none of it: part of a record could not be read, and all would be trained anew."""
     league = runpy.run_path(str(ROOT / "benchmarks" / "league.py"))
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (tmp_path / name / league["DATASET"]).mkdir(parents=True)
+        (tmp_path / name / league["DATASET"] / "gt_segmentations").mkdir(parents=True)
         monkeypatch.setenv(name, str(tmp_path / name))
     (tmp_path / "nnUNet_raw" / league["DATASET"] / "groups.csv").touch()
     for plans in ("nnUNetPlans", league["PLANS"]):
@@ -89,7 +91,8 @@ def test_league_begins_with_the_whole_committed_record(tmp_path, monkeypatch):
     committed = {file.name for file in league["COMMITTED"].iterdir()}
     assert {file.name for file in (tmp_path / "league" / "record").iterdir()} == committed
     assert not (tmp_path / "league" / "record.part").exists()
-    assert len(steps) == len(league["steps"]()) - league["first_step"](league["steps"](), league["COMMITTED"])
+    known = league["recorded"](league["COMMITTED"], league["BUDGET"], [league["DATASET"]])
+    assert len(steps) == len(league["steps"]()) - league["first_step"](league["steps"](), known)
 
 
 def test_league_names_what_is_missing(tmp_path, monkeypatch):
@@ -111,6 +114,88 @@ def folders(tmp_path, monkeypatch):
         (tmp_path / name / "Dataset004_Hippocampus").mkdir(parents=True)
         monkeypatch.setenv(name, str(tmp_path / name))
     return [tmp_path / name / "Dataset004_Hippocampus" for name in names]
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """The league with commands that are not run; returns them as texts."""
+    league = runpy.run_path(str(SCRIPT))
+
+    def run(machine, *more):
+        ran: list[list[str]] = []
+        monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: ran.append([*map(str, command)]) or 0)
+        assert league["main"]([machine, str(tmp_path / "league"), *more]) == 0
+        return ran
+
+    return run
+
+
+def test_groups_stay_together_where_a_dataset_has_some(folders, play):
+    """All others have nnU-Net's own folds."""
+    raw, preprocessed, _ = folders
+    (raw.parent / "Dataset009_Spleen").mkdir()
+    (raw / "groups.csv").touch()
+    split = ["nnunet-plugins", "split", "-d", "Dataset004_Hippocampus", "--groups", str(raw / "groups.csv")]
+    plan, *commands = play("gpu")
+    assert plan[:3] == ["nnUNetv2_plan_and_preprocess", "-d", "4"]
+    assert commands[0] == split
+    assert all(command[:2] == ["nnunet-plugins", "benchmark"] for command in commands[1:])
+    assert all("Dataset009_Spleen" in command and "--groups" not in command for command in commands[1:])
+    (preprocessed / "nnUNetPlans.json").touch()
+    assert play("gpu") == [plan, *commands], "nnU-Net copies the segmentations last"
+    (preprocessed / "gt_segmentations").mkdir()
+    assert play("gpu") == commands
+    (preprocessed / "splits_final.json").touch()
+    assert play("gpu") == [[*split, "--leakage-check"], *commands[1:]]
+
+
+@pytest.mark.parametrize(("machine", "trainer"), [("gpu", "nnUNetTrainer_12epochs"), ("cpu", "nnUNetTrainer")])
+def test_leagues_are_told_apart_by_their_budget(folders, play, tmp_path, machine, trainer):
+    (folders[0] / "groups.csv").touch()
+    (folders[1] / "nnUNetPlans_small.json").touch()
+    (folders[1] / "nnUNetPlans.json").touch()
+    (tmp_path / "league" / "record").mkdir(parents=True)
+    (tmp_path / "league" / "record" / "runs.csv").write_text(
+        f"dataset,trainer,seed\nDataset004_Hippocampus,{trainer}_1seed,1\n"
+    )
+    with pytest.raises(SystemExit, match="is that of another comparison: give another folder"):
+        play(machine)
+
+
+def test_leagues_are_told_apart_by_their_datasets(folders, play, tmp_path):
+    (tmp_path / "league" / "record").mkdir(parents=True)
+    runs = tmp_path / "league" / "record" / "runs.csv"
+    runs.write_text("dataset,trainer,seed\nDataset104_Hippocampus,nnUNetTrainer_1seed,1\n")
+    with pytest.raises(SystemExit, match="is that of another comparison: give another folder"):
+        play("gpu")
+    runs.write_text(runs.read_text() + "Dataset004_Hippocampus,nnUNetTrainerSegResNet_1seed,1\n")
+    assert len(play("gpu")) == 5
+
+
+@pytest.mark.parametrize("machine", ["cpu", "gpu"])
+def test_a_dry_run_changes_nothing(folders, play, tmp_path, capsys, machine):
+    (folders[0] / "groups.csv").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert play(machine, "--dry-run", "--workers", "2") == []
+    assert sorted(tmp_path.rglob("*")) == before
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[0][0] == "nnUNetv2_plan_and_preprocess"
+    if machine == "cpu":
+        (folders[1] / "nnUNetPlans.json").write_text('{"configurations": {"3d_fullres": {}}}')
+    assert printed == play(machine, "--workers", "2")
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1", "two"])
+def test_seeds_are_counted_from_one(folders, play, capsys, seeds):
+    with pytest.raises(SystemExit):
+        play("gpu", "--seeds", seeds)
+    assert f"'{seeds}' is not a whole number from 1" in capsys.readouterr().err
+
+
+def test_the_page_takes_no_options_of_a_benchmark(play, capsys):
+    with pytest.raises(SystemExit):
+        play("page", "--dry-run")
+    assert "page takes a folder alone" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -114,17 +114,18 @@ def say(content: dict[str, object]) -> Callable[[Path], object]:
 
 def fail(record: Path) -> None:
     say({"complete": False})(record)
-    (record / "failures.json").write_text(json.dumps([{"task": "train U-Net, fold 1"}]))
+    failure = {"task": "train U-Net, fold 1", "command": "nnUNetv2_train", "exit_code": 1, "log": "", "tail": ""}
+    (record / "failures.json").write_text(json.dumps([failure]))
 
 
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (shutil.rmtree, r"made/record does not exist"),
-        (remove("results.csv.gz"), r"made/record lacks results\.csv"),
+        (shutil.rmtree, r"made/record is no folder"),
+        (remove("results.csv.gz"), r"made/record/results\.csv is missing"),
         (remove("about.json"), r"made/record/about\.json is missing"),
         (remove("provenance.json"), r"made/record/provenance\.json is missing"),
-        (say({"images": None}), r"made/record/about\.json.*images"),
+        (say({"images": None}), r"made/record/about\.json does not say where the images lie"),
         (say({"complete": False}), r"made/record is not complete"),
         (fail, r"made/record is not complete: train U-Net, fold 1"),
     ],
