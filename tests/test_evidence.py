@@ -169,14 +169,14 @@ def test_each_network_stands_against_its_twin():
     names = ["nnUNetTrainer", "nnUNetTrainerFIRENet", "nnUNetTrainerFIRENetNoFabric", "nnUNetTrainerSegResNet"]
     comparison = only(make_record(algorithms=names, cases=30, labels=1, folds=1, epochs=1))
     twin = ("nnUNetTrainerFIRENet", "nnUNetTrainerFIRENetNoFabric")
-    assert twin in comparison.twins.index
+    assert list(comparison.twins.index) == [twin], "the twin of the others is the baseline, which has a table"
     assert comparison.twins["p_holm"].equals(holm(comparison.twins["p"]))
     said = [line for line in describe_twins(comparison) if line.startswith("Against its ablation twin: ")]
     assert any(all(name in line for name in twin) for line in said)
     assert not any("nnUNetTrainer (" in line for line in said), "the baseline has its own sentences"
     assert any(part.caption.startswith("Each network against its ablation twin") for part in sections(comparison))
     other = only(make_record(algorithms=[names[0], f"{names[1]}_DA5", names[2]], cases=8, labels=1, folds=1, epochs=1))
-    assert len(other.twins) == 1, "a twin has the same modifiers; that of the last is the baseline"
+    assert other.twins.empty, "a twin has the same modifiers; that of the last is the baseline"
 
 
 def test_twins_of_networks_from_elsewhere_stand_in_the_record():
@@ -203,12 +203,14 @@ def test_too_few_cases_are_said_everywhere():
 def test_whose_variance_of_training_is_covered_is_said():
     none = only(make_record(algorithms=3, cases=12, labels=1, folds=2, epochs=1))
     assert any(line.startswith("Each network was trained once per fold") for line in caveats(none))
-    assert not any("variance of" in line for line in describe_all(none)), "said once, not in every sentence"
+    assert any("they are of these trainings, and so are the words" in line for line in caveats(none))
+    assert all(", each trained once per fold" in line for line in describe_all(none))
+    assert not any("is not in this" in line for line in describe_all(none)), "said once, not in every sentence"
     some = only(make_record(algorithms=3, cases=12, labels=1, folds=2, epochs=1, repeats=[2, 3, 0]))
     names = list(some.algorithms.index)
     lines = "\n".join(caveats(some))
     assert f"have the variance of training of {names[0]} (2 trainings of a fold), {names[1]} (3 trainings" in lines
-    assert f"Trained once per fold, so that nothing is known of how trainings vary: {names[2]}." in lines
+    assert f"nothing is known of how trainings vary: {names[2]}. What intervals, p values and probabilities" in lines
     assert "Each network was trained once" not in lines
     (pairs,) = (part.table for part in sections(some) if part.caption.startswith("Every pair"))
     told = {frozenset(row[:2]): row[2] for row in pairs[["Algorithm", "Compared with", "Trainings vary"]].to_numpy()}
@@ -222,8 +224,16 @@ def test_whose_variance_of_training_is_covered_is_said():
     assert "t test" not in "\n".join(caveats(none))
     assert "cross-validation" not in alike, "one fold: its own line tells of other training sets"
     sentences = {name: line for name in names for line in describe_all(some) if line.startswith(name)}
-    assert f"The variance of {names[2]}'s training is not in this:" in sentences[names[2]]
-    assert "is not in this" not in sentences[names[1]]
+    assert f", {names[2]} trained once per fold" in sentences[names[2]]
+    assert f"How {names[2]}'s trainings vary is not in this" in sentences[names[2]]
+    assert not any(words in sentences[names[1]] for words in ("is not in this", "trained once"))
+    shown = {part.caption.partition(",")[0].partition(";")[0]: part.table for part in sections(some)}
+    covered = shown["Results"].set_index("Algorithm")["Interval over"]
+    assert covered.to_dict() == dict(zip(names, ["cases, trainings", "cases, trainings", "cases"], strict=True))
+    (differences,) = (table for caption, table in shown.items() if caption.startswith("Paired differences"))
+    counted = differences[differences["Metric"].str.startswith("Dice")].set_index("Algorithm")["Trainings vary"]
+    assert counted[names[2]] == f"not of {names[2]}"
+    assert not any("Interval over" in part.table or "Trainings vary" in part.table for part in sections(none))
     assert any(part.caption.startswith("What the Dice varies by") for part in sections(some))
 
 
@@ -287,6 +297,19 @@ def row(verdict, **more):
         (row(EQUIVALENT, equivalent=0.97), "A and B are equivalent within 0.01 Dice: mean difference +0.012"),
         (row(EQUIVALENT, equivalent=0.97), "With a probability of 0.970 the true difference is no larger than 0.01."),
         (row(EQUIVALENT, p_holm=0.01, ci_low=0.002), "is no larger than 0.01, though there is one."),
+        (
+            row(EQUIVALENT, repeated=False, against_repeated=False),
+            "A and B are equivalent within 0.01 Dice, each trained once per fold: mean difference +0.012 Dice",
+        ),
+        (
+            row(EQUIVALENT, equivalent=0.97, p_holm=0.01, ci_low=0.002, repeated=False),
+            "With a probability of 0.970 the true difference of these trainings is no larger than 0.01. How A's",
+        ),
+        (row(AHEAD, against_repeated=False), "A is ahead of B by 0.012 Dice, B trained once per fold (95% CI"),
+        (
+            row(UNCLEAR, needed_cases=90, needed_repeats=np.nan, repeated=False, against_repeated=False),
+            "takes at least 90 cases (power 80%), more if trainings vary",
+        ),
         (row(AHEAD), "On average A is better with a probability of 0.900, by more than 0.01 with 0.600."),
         (
             row(BEHIND, better=0.1, behind=0.02, ahead=0.5),
@@ -307,8 +330,8 @@ def row(verdict, **more):
             "On average A is worse with a probability of 0.900, by more than 0.01 with",
         ),
         (row(UNCLEAR, needed_repeats=9, repeated=False), "at least 9 repeats with these cases would"),
-        (row(UNCLEAR, repeated=False), "The variance of A's training is not in this: p may be too small."),
-        (row(UNCLEAR, against_repeated=False), "The variance of B's training is not in this: p may be too small."),
+        (row(UNCLEAR, repeated=False), "How A's trainings vary is not in this, which is too sure."),
+        (row(UNCLEAR, against_repeated=False), "How B's trainings vary is not in this, which is too sure."),
         (row(MIXED, ci_low=-0.01), "Case by case A is better than B, yet on average they cannot be told apart: mean"),
     ],
 )
@@ -359,8 +382,8 @@ def test_taus_of_draws_are_those_of_scipy():
     [
         (0.03, 0.02, 40, "is ahead of nnUNetTrainer by 0.0"),
         (-0.03, 0.02, 40, "is behind nnUNetTrainer by 0.0"),
-        (0.002, 0.01, 200, "are equivalent within 0.01 Dice: mean difference"),
-        (0.004, 0.05, 20, "cannot be told apart: mean difference"),
+        (0.002, 0.01, 200, "are equivalent within 0.01 Dice, each trained once per fold: mean difference"),
+        (0.004, 0.05, 20, "cannot be told apart, each trained once per fold: mean difference"),
         (0.03, 0.02, 5, "Too few cases to test"),
     ],
 )
@@ -373,6 +396,6 @@ def test_a_page_has_the_word_that_follows_from_its_world(difference, noise, case
     results.loc[results["algorithm"] == first, "Dice"] = shared
     results.loc[results["algorithm"] == other, "Dice"] = shared + generator.normal(difference, noise, cases)
     text = build(tmp_path, record).text
-    said = ["is ahead of", "is behind", "are equivalent within", "cannot be told apart: mean", "Too few cases to test"]
+    said = ["is ahead of", "is behind", "are equivalent within", "cannot be told apart, each", "Too few cases to test"]
     assert words in text
     assert [one for one in said if one in text] == [one for one in said if words.startswith(one)]

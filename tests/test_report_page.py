@@ -338,7 +338,7 @@ def test_identical_results(tmp_path):
     first = record.results[record.results["algorithm"] == BASELINE]
     second = first.assign(trainer="Copy", algorithm="Copy", role="method")
     page = build(tmp_path, dataclasses.replace(record, results=pd.concat([first, second])))
-    assert "Copy and nnUNetTrainer are equivalent within 0.01 Dice: mean difference 0.000" in page.text
+    assert "Copy and nnUNetTrainer are equivalent within 0.01 Dice, each trained once per fold: mean difference 0.000" in page.text
     assert not any("label" in name for name in page.ids()), "one label needs no figure of its own"
 
 
@@ -430,7 +430,8 @@ def test_unknown_conditions_are_said(tmp_path):
 )
 def test_differences_in_words(mean, effect, p, verdict, said):
     row = {"n": 9, "mean_difference": mean, "ci_low": mean - 0.002, "ci_high": mean + 0.002, "verdict": verdict}
-    sentence = describe_difference("A", {**row, "effect_size": effect, "p_holm": p}, "B")
+    known = {"repeated": True, "against_repeated": True}
+    sentence = describe_difference("A", {**row, **known, "effect_size": effect, "p_holm": p}, "B")
     assert sentence.replace(MINUS, "-").startswith(said)
 
 

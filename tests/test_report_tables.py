@@ -413,6 +413,7 @@ def latex_tables(text: str) -> list[pd.DataFrame]:
         r"$\uparrow$": "↑",
         r"$\downarrow$": "↓",
         r"$\pm$": "±",
+        r"$\geq$": "≥",
         "-{}-": "--",
         "$-$": "−",  # noqa: RUF001
         "--": "–",  # noqa: RUF001

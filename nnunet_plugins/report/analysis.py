@@ -65,7 +65,7 @@ class Comparison:
         rope: half the width of the region of practical equivalence, in Dice.
         paired: by metric, how every ranked algorithm differs from the baseline, as `evidence.compare_pairs` has it,
             with what `verdicts.judge` adds. Without a baseline there are no rows.
-        twins: in Dice, how every network differs from its ablation twin, where both are ranked: as `paired`, by
+        twins: in Dice, how every network differs from its ablation twin, if that is not the baseline: as `paired`, by
             `algorithm` and `against`, with `p_holm` over these rows.
         pairs: the same of every pair of ranked algorithms, the better one first.
         beside: by metric, how every network for many datasets differs from the same one that was trained on this
@@ -276,6 +276,7 @@ def _compare(
             in_dice,
             algorithms.loc[first + list(algorithms.index.difference(first))],
             record.about.get("twins", {}),
+            baseline,
             rope,
         ),
         pairs=every_pair(in_dice, first, rope),

@@ -270,20 +270,22 @@ def _trainings(comparison: Comparison) -> list[str]:
     repeated = comparison.components["trainings"].to_dict()
     numbers = _numbers(comparison)
     covered = f"covered by {numbers}" if numbers else "known"
+    too_sure = ", which are too sure: they are of these trainings, and so are the words" * comparison.is_tested
     if not repeated and len(comparison.scores.trainings) > len(comparison.scores.algorithms):
         lines = [
             "No fold was trained twice, whatever the seeds: how much results vary from one training to the next is not "
-            f"{covered}."
+            f"{covered}{too_sure}."
         ]
     elif not repeated:
         lines = [
             "Each network was trained once per fold: how much results vary from one training to the next (the seed) is "
-            f"not {covered}."
+            f"not {covered}{too_sure}."
         ]
     else:
+        up_to = "up to " * bool(comparison.gaps)
         times = {number: [str(name) for name in repeated if repeated[name] == number] for number in repeated.values()}
         shown = ", ".join(
-            f"{', '.join(names)} ({count(int(number), 'training')} of a fold)" for number, names in times.items()
+            f"{', '.join(names)} ({up_to}{count(int(number), 'training')} of a fold)" for number, names in times.items()
         )
         others = (
             "They hold for the training sets of these folds: what others would give, no cross-validation of one "
@@ -297,7 +299,11 @@ def _trainings(comparison: Comparison) -> list[str]:
             else f"Trained several times: {shown}."
         ]
         if once:
-            lines.append(f"Trained once per fold, so that nothing is known of how trainings vary: {', '.join(once)}.")
+            lines.append(
+                f"Trained once per fold, so that nothing is known of how trainings vary: {', '.join(once)}"
+                + f". What {numbers} say of {'it' if len(once) == 1 else 'them'} is too sure" * bool(numbers)
+                + "."
+            )
     if comparison.gaps and not _unequal_repeats(comparison):
         lacking = [
             f"{name} with seed {seed} lacks {count(len(folds), 'fold')} ({', '.join(folds)})"

@@ -10,7 +10,7 @@ from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.equality import HASHES
 from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL, RESAMPLES, SEED
 from nnunet_plugins.report.verdicts import SURE
-from nnunet_plugins.report.words import count
+from nnunet_plugins.report.words import count, name_some
 from nnunet_plugins.trainers.names import find_modifier
 
 NNUNET = (
@@ -47,11 +47,10 @@ def list_references(analysis: Analysis) -> list[str]:
     parts = {part.partition("_")[0] for trainer in trainers for part in str(trainer).split(" + ")}
     papers = dict.fromkeys(row.paper for row in BACKBONES if row.trainer in parts)
     tested = [comparison for comparison in analysis.comparisons if comparison.is_tested]
-    by_cases = [one for one in tested if not {*one.ranked} <= {*one.components.index}]
     return [
         NNUNET,
         *papers,
-        *([_WILCOXON] if by_cases else []),
+        *([_WILCOXON] if _kinds(tested)[0] else []),
         *([_HOLM, _CLAIMS] if tested else []),
         *([_DEMSAR] if analysis.across else []),
         *([_PANOPTIC] if any(len(comparison.objects) for comparison in analysis.comparisons) else []),
@@ -86,7 +85,23 @@ def _count_trainings(runs: pd.DataFrame, found: Sequence[Comparison]) -> str:
     ranked = {(one.dataset, one.configuration, name) for one in found for name in one.ranked}
     own = sum(key in ranked for key in zip(runs["dataset"], runs["configuration"], runs["algorithm"], strict=True))
     others = f" of these, and {len(runs) - own} of others" * (own < len(runs))
-    return f"There {'was' if own == 1 else 'were'} {count(own, 'training')}{others}."
+    return f"There {'was' if own == 1 else 'were'} {count(own, 'training')}{others}{_times(found)}."
+
+
+def _times(found: Sequence[Comparison]) -> str:
+    """Say who was trained how often in a fold, where that is not once for all."""
+    times: dict[int, dict[str, None]] = {}
+    for one in found:
+        for name in one.ranked:
+            number = int(one.components["trainings"].get(name, 1))
+            times.setdefault(number, {})[name] = None
+    if set(times) <= {1}:
+        return ", no two of one algorithm in one fold"
+    up_to = "up to " * any(one.gaps for one in found)
+    parts = [
+        f"{up_to * (number > 1)}{number} of {name_some([*names])}" for number, names in sorted(times.items())[::-1]
+    ]
+    return f", in each fold {', '.join(parts)}"
 
 
 def _modifier(name: str) -> str:
@@ -127,6 +142,14 @@ def _scored(found: Sequence[Comparison]) -> Iterator[str]:
         yield f"The tolerance of the normalised surface Dice is {', '.join(f'{value:g}' for value in tolerances)} mm."
 
 
+def _kinds(tested: Sequence[Comparison]) -> tuple[bool, bool]:
+    """Tell whether there are differences tested over cases alone, and whether there are ones with trainings."""
+    tables = [table for one in tested for table in (*one.paired.values(), one.pairs, one.twins, *one.beside.values())]
+    tables = [table for table in tables if len(table)]
+    known = [(table["repeated"] | table["against_repeated"])[table["p"].notna()].astype(bool) for table in tables]
+    return any((~one).any() for one in known), any(one.any() for one in known)
+
+
 def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
     tested = [comparison for comparison in found if comparison.is_tested]
     if not tested:
@@ -139,17 +162,27 @@ def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
         return
     baselines = dict.fromkeys(comparison.baseline for comparison in tested if comparison.baseline)
     repeated = any(len(comparison.components) for comparison in tested)
-    if any(not {*one.ranked} <= {*one.components.index} for one in tested):
-        of = f"from {' or '.join(map(str, baselines))} " if baselines else ""
+    by_case, by_training = _kinds(tested)
+    once = any(not {*one.ranked} <= {*one.components.index} for one in tested)
+    of = f"from {' or '.join(map(str, baselines))} " if baselines else ""
+    differences = f"Differences {of}are paired by case"
+    wilcoxon, bootstrap = "the two-sided Wilcoxon signed-rank test", "95% percentile bootstrap intervals of the mean"
+    drawn = f"({RESAMPLES} resamples of the cases, seed {SEED})"
+    if by_training:
         yield (
-            f"Differences {of}are paired by case and tested by the two-sided Wilcoxon signed-rank test; intervals are "
-            f"95% percentile bootstrap intervals of the mean ({RESAMPLES} resamples of the cases, seed {SEED})."
+            f"{differences}. Where at least one of two networks was trained several times, they are tested by a t test "
+            "with the variance over cases and that of the training of those that were trained several times, with "
+            "Satterthwaite's degrees of freedom; so are intervals made, also of such a network's mean."
         )
-    if repeated:
-        yield (
-            "Of networks that were trained several times, intervals and p values are those of a t test with the "
-            "variance over cases and that of training, with Satterthwaite's degrees of freedom."
-        )
+        if by_case:
+            yield f"Others are tested by {wilcoxon}, with {bootstrap} {drawn}."
+        elif once:
+            yield f"Means of networks that were trained once have {bootstrap} {drawn}."
+    else:
+        yield f"{differences} and tested by {wilcoxon}; intervals are {bootstrap} {drawn}."
+    if once:
+        of = "networks that were trained once per fold" if repeated else "training"
+        yield f"The variance of {'training of ' * repeated}{of} is not known and not in these numbers."
     others = ", within each source dataset" * any(len(one.by_source) for one in tested)
     others += ", and over those of networks for many datasets" * any(len(one.beside["Dice"]) for one in tested)
     yield (
@@ -161,7 +194,8 @@ def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
         f"called equivalent if the difference lies within {analysis.rope:g} Dice with a probability of at least "
         f"{SURE:g}."
     )
-    yield f"The stability of ranks is that over {DRAWS} draws of the cases (seed {SEED})."
+    trainings = " and of the chance of trainings, where it is known" * repeated
+    yield f"The stability of ranks is that over {DRAWS} draws of the cases{trainings} (seed {SEED})."
     if analysis.across:
         yield (
             f"Across datasets, average ranks were compared by Friedman's test and Nemenyi's critical difference at "

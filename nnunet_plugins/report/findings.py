@@ -36,6 +36,7 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
     signed = f"{show_signed(difference)} Dice"
     if row["verdict"] == TOO_FEW and row["n"] < CASES:
         return f"Too few cases to test {name} against {baseline}: mean difference {signed} on {cases}."
+    once = _once(name, row, baseline)
     interval = f"95% CI {show_number(row['ci_low'], 3)} to {show_number(row['ci_high'], 3)}, "
     proof = f"({'' if pd.isna(row['ci_low']) else interval}{describe_p(row['p_holm'])}, Holm) on {cases}"
     if row["verdict"] == MIXED:
@@ -46,20 +47,20 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
             if is_contrary
             else f"on average they cannot be told apart: mean difference {signed}"
         )
-        said = f"Case by case {name} is {most} than {baseline}, yet {yet} {proof}."
+        said = f"Case by case {name} is {most} than {baseline}{once}, yet {yet} {proof}."
     elif row["verdict"] == EQUIVALENT:
-        said = f"{name} and {baseline} are equivalent within {rope:g} Dice: mean difference {signed} {proof}."
+        said = f"{name} and {baseline} are equivalent within {rope:g} Dice{once}: mean difference {signed} {proof}."
     elif row["verdict"] in (AHEAD, BEHIND):
         where = "ahead of" if row["verdict"] == AHEAD else "behind"
         amount = show_number(abs(difference), 3) if abs(difference) >= 0.0005 else "less than 0.001"
-        said = f"{name} is {where} {baseline} by {amount} Dice {proof}."
+        said = f"{name} is {where} {baseline} by {amount} Dice{once} {proof}."
     elif row["verdict"] == TOO_FEW:
         said = (
             f"Too few cases for so many tests to tell {name} from {baseline}: mean difference {signed} {proof}; no p "
             f"could be below {show_p(row['p_least'])}, however large the differences are."
         )
     else:
-        said = f"{name} and {baseline} cannot be told apart: mean difference {signed} {proof}."
+        said = f"{name} and {baseline} cannot be told apart{once}: mean difference {signed} {proof}."
     if pd.isna(row.get("better")):
         return said
     more = (_probable(name, row, rope), _needed(row, rope), _half(name, row, baseline))
@@ -69,9 +70,10 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
 def _probable(name: str, row: Mapping[str, Any], rope: float) -> str:
     """Say how likely the true difference is where, for the verdict."""
     if row["verdict"] == EQUIVALENT:
-        some = ", though there is one" if row["p_holm"] < LEVEL and is_clear(row) else ""
+        difference = "the true difference" if _is_known(row) else "the true difference of these trainings"
+        some = ", though there is one" if _is_known(row) and row["p_holm"] < LEVEL and is_clear(row) else ""
         probability = describe_probability(row["equivalent"])
-        return f"With a probability of {probability} the true difference is no larger than {rope:g}{some}."
+        return f"With a probability of {probability} {difference} is no larger than {rope:g}{some}."
     word, better, by_more = "better", row["better"], row["ahead"]
     if better < 0.5:
         word, better, by_more = "worse", 1 - better, row["behind"]
@@ -88,11 +90,11 @@ def _needed(row: Mapping[str, Any], rope: float) -> str:
         return ""
     told = f"a difference of {rope:g}"
     # Where the trainings of one do not count, as they were not repeated, these numbers are bounds.
-    about = "about" if row["repeated"] == row["against_repeated"] else "at least"
+    about = "about" if _is_known(row) else "at least"
     more = f"{about} {count(int(cases), 'case')}" if cases < float("inf") else "no number of cases"
     again = f"{about} {count(int(repeats), 'repeat')}" if repeats < float("inf") else "no number of repeats"
     if cases <= row["n"]:
-        unless = "" if row["repeated"] and row["against_repeated"] else ", if trainings do not vary"
+        unless = "" if _is_known(row) else ", if trainings do not vary"
         return f"There are enough to tell {told} in 80% of such comparisons{unless}."
     if pd.isna(repeats):
         return f"To tell {told} takes {more} (power 80%), more if trainings vary."
@@ -104,11 +106,22 @@ def _needed(row: Mapping[str, Any], rope: float) -> str:
     return f"To tell {told} takes {factor} times as many cases and repeats, no number of either alone (power 80%)."
 
 
+def _is_known(row: Mapping[str, Any]) -> bool:
+    """Tell whether the variance of training of both is in a comparison; else it is one of these trainings."""
+    return bool(row["repeated"] and row["against_repeated"])
+
+
+def _once(name: str, row: Mapping[str, Any], baseline: str) -> str:
+    """Say who was trained once in each fold: of such networks, no claim is about more than these trainings."""
+    once = [one for one, repeated in ((name, "repeated"), (baseline, "against_repeated")) if not row.get(repeated)]
+    return f", {'each' if len(once) > 1 else once[0]} trained once per fold" if once else ""
+
+
 def _half(name: str, row: Mapping[str, Any], baseline: str) -> str:
-    """Say whose variance of training is missing, if it is only one's."""
+    """Say whose variance of training is missing, if it is only one's; of pages without repeats a caveat says it."""
     if row["repeated"] == row["against_repeated"]:
         return ""
-    return f"The variance of {baseline if row['repeated'] else name}'s training is not in this: p may be too small."
+    return f"How {baseline if row['repeated'] else name}'s trainings vary is not in this, which is too sure."
 
 
 def describe_all(comparison: Comparison) -> list[str]:
@@ -123,7 +136,6 @@ def describe_twins(comparison: Comparison) -> list[str]:
     return [
         "Against its ablation twin: " + describe_difference(str(name), row, str(twin), comparison.rope)
         for (name, twin), row in comparison.twins.iterrows()
-        if twin != comparison.baseline
     ]
 
 

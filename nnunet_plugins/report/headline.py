@@ -113,6 +113,8 @@ def _of_one(comparison: Comparison, rope: float) -> list[Fact]:
     if lead.interval:
         interval, better = f"95% interval {' to '.join(lead.interval)}", lead.probability
         sure = f"by more than {rope:g}: {show_probability(lead.row['ahead'])}; {describe_p(lead.row['p_holm'])} (Holm)"
+        if not (lead.row["repeated"] and lead.row["against_repeated"]):
+            sure += "; of these trainings: how others vary is not counted"
         if lead.row["verdict"] == TOO_FEW:
             sure += f"; {too_few} for so many tests: no p could be below {show_p(lead.row['p_least'])}"
     else:

@@ -135,6 +135,7 @@ _LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "±": r"$\pm$",
+    "≥": r"$\geq$",
     "\N{REPLACEMENT CHARACTER}": "?",
     "\0": "{}",
 }

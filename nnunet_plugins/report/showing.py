@@ -17,23 +17,20 @@ from nnunet_plugins.report.roles import describe_roles
 from nnunet_plugins.report.scores import VOLUME
 from nnunet_plugins.report.statistics import DECIMALS as SAME
 from nnunet_plugins.report.statistics import HIGHER_IS_BETTER, LEVEL, CriticalDifference
-from nnunet_plugins.report.verdicts import TOO_FEW
 from nnunet_plugins.report.words import (
     DASH,
     DECIMALS,
     NOWHERE,
     UNMATCHED,
-    VERDICTS,
     heading,
     show_count,
-    show_needed,
     show_number,
     show_p,
     show_penalised,
-    show_probability,
     show_volume,
 )
 
+COVERED = "Interval over"
 TEXTS = (
     "Algorithm",
     "Source",
@@ -49,6 +46,7 @@ TEXTS = (
     "Compared with",
     "Verdict",
     "Trainings vary",
+    COVERED,
 )
 """Headings of columns that hold texts."""
 DICE = f"{heading('Dice')} [95% CI]"
@@ -71,7 +69,7 @@ class Section:
     best: Mapping[str, Collection[int]] = field(default_factory=dict)
 
 
-def _show_intervals(means: pd.Series, table: pd.DataFrame, decimals: int) -> list[str]:
+def show_intervals(means: pd.Series, table: pd.DataFrame, decimals: int) -> list[str]:
     """Write means with their intervals, which one case alone does not have."""
     shown = []
     for numbers in zip(means, table["ci_low"], table["ci_high"], strict=True):
@@ -80,36 +78,46 @@ def _show_intervals(means: pd.Series, table: pd.DataFrame, decimals: int) -> lis
     return shown
 
 
-def _show_counts(table: pd.DataFrame) -> list[str]:
+def show_counts(table: pd.DataFrame) -> list[str]:
     """Write wins, ties and losses in one."""
     counts = table[["wins", "ties", "losses"]].astype("Int64")
     return [DASH if row.isna().any() else "/".join(map(str, row)) for _, row in counts.iterrows()]
 
 
-def _show(values: pd.Series, write: Callable[..., str], *options: int) -> list[str]:
+def show_all(values: pd.Series, write: Callable[..., str], *options: int) -> list[str]:
+    """Write all values in one way."""
     return [write(value, *options) for value in values]
 
 
 def show_results(comparison: Comparison, caption: str, board: pd.DataFrame) -> Section:
     """Write some of the board's rows, the best of those that are ranked in bold."""
-    own = {SUMMARY: _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
+    own = {SUMMARY: show_all(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}
     table = pd.DataFrame(
         {
-            "Place": _show(board["place"], show_number, 0),
+            "Place": show_all(board["place"], show_number, 0),
             "Algorithm": board.index,
-            DICE: _show_intervals(board["Dice"], board, DECIMALS["Dice"]),
+            DICE: show_intervals(board["Dice"], board, DECIMALS["Dice"]),
+            **_show_covered(comparison, board.index),
             **own,
             **_show_means(board),
             **{heading(name): _show_quality(comparison, board, name) for name in shown_qualities(board)},
-            RANK: _show(board["mean_rank"], show_number, 2),
-            "p (Holm)": _show(board["p_holm"], show_p),
-            "Wins/ties/losses": _show_counts(board),
+            RANK: show_all(board["mean_rank"], show_number, 2),
+            "p (Holm)": show_all(board["p_holm"], show_p),
+            "Wins/ties/losses": show_counts(board),
         }
     )
     ranked = board["place"].notna().to_numpy()
     metrics = [*METRICS[1:], *shown_qualities(board)]
     best = {heading(metric): find_best(board[metric].where(ranked), metric) for metric in metrics}
     return Section(caption, table, {DICE: find_best(board["Dice"].where(ranked), "Dice", placed=True), **best})
+
+
+def _show_covered(comparison: Comparison, names: "pd.Index[str]") -> dict[str, list[str]]:
+    """Write what the intervals of means are over, where that is not the same for all: repeats make them wider."""
+    repeated = {*comparison.components.index}
+    if not comparison.has_intervals or not repeated or {*comparison.ranked} <= repeated:
+        return {}
+    return {COVERED: ["cases, trainings" if name in repeated else "cases" for name in names]}
 
 
 def _show_means(board: pd.DataFrame) -> dict[str, list[str]]:
@@ -145,13 +153,13 @@ def show_objects(comparison: Comparison, caption: str) -> Section:
     shown: dict[str, list[str]] = {
         "Label": [comparison.labels[one] for one in label],
         "Algorithm": list(names),
-        "True objects": _show(true, show_number, 0),
-        **{name.removeprefix("objects_"): _show(found[name], show_count) for name in COUNTS},
+        "True objects": show_all(true, show_number, 0),
+        **{name.removeprefix("objects_"): show_all(found[name], show_count) for name in COUNTS},
     }
     best = {}
     ranked = names.isin(comparison.ranked)
     for quality in QUALITIES:
-        texts = _show(found[quality], show_number, DECIMALS[quality])
+        texts = show_all(found[quality], show_number, DECIMALS[quality])
         if quality == "objects_SQ":
             texts = [UNMATCHED if number == 0 else text for number, text in zip(pairs, texts, strict=True)]
         texts = [NOWHERE if number == 0 else text for number, text in zip(true, texts, strict=True)]
@@ -184,8 +192,8 @@ def show_cases(comparison: Comparison) -> pd.DataFrame:
         {
             "Algorithm": board.index,
             "Role": list(describe_roles(comparison).values()),
-            **{heading: _show(board[name], show_count) for name, heading in counts.items()},
-            **({SUMMARY: _show(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}),
+            **{heading: show_all(board[name], show_count) for name, heading in counts.items()},
+            **({SUMMARY: show_all(board["nnunet_dice"], show_number, 3)} if comparison.has_own_mean else {}),
             "Flags": list(board["flags"]),
         }
     )
@@ -196,16 +204,16 @@ def show_sources(comparison: Comparison) -> pd.DataFrame:
     table = comparison.by_source
     differences = table[["difference_low", "difference_high"]].set_axis(["ci_low", "ci_high"], axis=1)
     compared = {
-        f"Difference from {comparison.baseline} [95% CI]": _show_intervals(table["mean_difference"], differences, 3),
-        "p (Holm)": _show(table["p_holm"], show_p),
-        "Wins/ties/losses": _show_counts(table),
+        f"Difference from {comparison.baseline} [95% CI]": show_intervals(table["mean_difference"], differences, 3),
+        "p (Holm)": show_all(table["p_holm"], show_p),
+        "Wins/ties/losses": show_counts(table),
     }
     return pd.DataFrame(
         {
             "Source": table.index.get_level_values("source"),
             "Algorithm": table.index.get_level_values("algorithm"),
-            "Cases": _show(table["cases"], show_number, 0),
-            DICE: _show_intervals(table["Dice"], table, DECIMALS["Dice"]),
+            "Cases": show_all(table["cases"], show_number, 0),
+            DICE: show_intervals(table["Dice"], table, DECIMALS["Dice"]),
             **_show_means(table),
             **(compared if table["mean_difference"].notna().any() else {}),
         }
@@ -217,88 +225,10 @@ def show_false_findings(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Algorithm": table.index,
-            "Absent labels": _show(table["absent"], show_number, 0),
-            "False findings": _show(table["found"], show_count),
-            "Share": _show(table["share"], show_number, 3),
-            "Mean volume of a false finding (ml)": _show(table["volume_ml"], show_volume),
-        }
-    )
-
-
-def show_differences(table: pd.DataFrame, metric: str, *, alone: bool = False) -> pd.DataFrame:
-    """Write differences in one metric, from the baseline or from the same network `alone` on this dataset."""
-    if table.empty:
-        return pd.DataFrame()
-    return pd.DataFrame(
-        {
-            "Metric": heading(metric),
-            "Algorithm": table.index,
-            **({"Compared with": table["alone"].to_numpy()} if alone else {}),
-            "Cases": _show(table["n"], show_number, 0),
-            "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS[metric]),
-            "Effect size": _show(table["effect_size"], show_number, 2),
-            "P(better)": _show(table["better"], show_probability),
-            "p": _show(table["p"], show_p),
-            "p (Holm)": _show(table["p_holm"], show_p),
-            "Wins/ties/losses": _show_counts(table),
-        }
-    )
-
-
-def is_tested(table: pd.DataFrame) -> bool:
-    """Return whether there are pairs with cases enough to say anything; the sentences tell of others."""
-    return bool(table["better"].notna().any())
-
-
-def show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
-    """Write comparisons in Dice with the probabilities of the true difference, and what it would take to be sure."""
-    tested = table["verdict"] != TOO_FEW
-    repeats = table["needed_repeats"].where(tested)
-    known = table[["repeated", "against_repeated"]].astype(bool)
-    return pd.DataFrame(
-        {
-            "Algorithm": table.index.get_level_values("algorithm"),
-            "Compared with": table.index.get_level_values("against"),
-            "Verdict": [VERDICTS[verdict].format(rope=rope) for verdict in table["verdict"]],
-            "Difference [95% CI]": _show_intervals(table["mean_difference"], table, DECIMALS["Dice"]),
-            "p (Holm)": _show(table["p_holm"], show_p),
-            "P(better)": _show(table["better"], show_probability),
-            f"P(better by over {rope:g})": _show(table["ahead"], show_probability),
-            f"P(within {rope:g})": _show(table["equivalent"], show_probability),
-            f"P(worse by over {rope:g})": _show(table["behind"], show_probability),
-            f"Cases to tell {rope:g}": _show(table["needed_cases"].where(tested), show_needed),
-            **({f"Repeats to tell {rope:g}": _show(repeats, show_needed)} if repeats.notna().any() else {}),
-            **({"Trainings vary": _counted(table)} if known.any(axis=None) and not known.all(axis=None) else {}),
-        }
-    )
-
-
-def _counted(table: pd.DataFrame) -> list[str]:
-    """Say whose variance of training is in a comparison: pairs without it look surer than others."""
-    words = {(True, True): "counted", (False, False): "not counted"}
-    return [
-        words.get((known, other_known), f"not of {other if known else name}")
-        for (name, other), known, other_known in zip(
-            table.index, table["repeated"], table["against_repeated"], strict=True
-        )
-    ]
-
-
-def show_components(comparison: Comparison) -> pd.DataFrame:
-    """Write what the Dice varies by."""
-    table = comparison.components
-    headings = {
-        "case": "Cases",
-        "fold": "Folds",
-        "training": "Trainings",
-        "rest": "A case from training to training",
-        "error": "Standard error of the mean",
-    }
-    return pd.DataFrame(
-        {
-            "Algorithm": table.index,
-            "Trainings of a fold": _show(table["trainings"], show_number, 0),
-            **{heading: _show(table[name], show_number, 4) for name, heading in headings.items()},
+            "Absent labels": show_all(table["absent"], show_number, 0),
+            "False findings": show_all(table["found"], show_count),
+            "Share": show_all(table["share"], show_number, 3),
+            "Mean volume of a false finding (ml)": show_all(table["volume_ml"], show_volume),
         }
     )
 
@@ -363,18 +293,18 @@ def show_costs(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "Algorithm": table.index,
-            "Folds": _show(table["folds"], show_number, 0),
-            **({"Trainings": _show(table["trainings"], show_number, 0)} if repeated else {}),
-            "Parameters (M)": _show(table["parameters"] / 1e6, show_number, 2),
-            "Forward pass (GFLOP)": _show(table["forward_flops"] / 1e9, show_number, 1),
+            "Folds": show_all(table["folds"], show_number, 0),
+            **({"Trainings": show_all(table["trainings"], show_number, 0)} if repeated else {}),
+            "Parameters (M)": show_all(table["parameters"] / 1e6, show_number, 2),
+            "Forward pass (GFLOP)": show_all(table["forward_flops"] / 1e9, show_number, 1),
             "Patch": list(table["patch_size"]),
-            "Batch": _show(table["batch_size"], show_number, 0),
-            "Epoch (s)": _show(table["seconds_per_epoch"], show_number, 1),
-            "Training (h)": _show(table["training_seconds"] / 3600, show_number, 2),
-            "Peak memory (GiB)": _show(table["peak_memory_bytes"] / 2**30, show_number, 2),
+            "Batch": show_all(table["batch_size"], show_number, 0),
+            "Epoch (s)": show_all(table["seconds_per_epoch"], show_number, 1),
+            "Training (h)": show_all(table["training_seconds"] / 3600, show_number, 2),
+            "Peak memory (GiB)": show_all(table["peak_memory_bytes"] / 2**30, show_number, 2),
             "Memory is": list(table["memory_kind"]),
-            **({"Energy (kWh)": _show(energy, show_number, 3)} if energy.notna().any() else {}),
-            "Validation (M voxels/s)": _show(table["validation_voxels_per_second"] / 1e6, show_number, 2),
+            **({"Energy (kWh)": show_all(energy, show_number, 3)} if energy.notna().any() else {}),
+            "Validation (M voxels/s)": show_all(table["validation_voxels_per_second"] / 1e6, show_number, 2),
             "Device": list(table["device"]),
         }
     )
@@ -386,5 +316,5 @@ def show_across(result: CriticalDifference) -> Section:
         f"Average ranks over {result.datasets} datasets; Friedman's p: {show_p(result.p)}; Nemenyi's critical "
         f"difference at {LEVEL:g}: {show_number(result.difference, 2)}"
     )
-    ranked = _show(result.average_ranks, show_number, 2)
+    ranked = show_all(result.average_ranks, show_number, 2)
     return Section(caption, pd.DataFrame({"Algorithm": result.average_ranks.index, "Average rank": ranked}))

@@ -1,6 +1,6 @@
 """The tables of a report, the same in page, Markdown and LaTeX: which there are, in what order, and their captions.
 
-What stands in them is in `showing.py`.
+What stands in them is in `showing.py`, and in `contrasts.py` for those of two algorithms each.
 """
 
 from collections.abc import Sequence
@@ -9,23 +9,20 @@ from functools import lru_cache
 import pandas as pd
 
 from nnunet_plugins.report.analysis import Comparison
+from nnunet_plugins.report.contrasts import is_tested, show_components, show_differences, show_pairs
 from nnunet_plugins.report.showing import (
     Section,
-    is_tested,
     show_cases,
-    show_components,
     show_costs,
-    show_differences,
     show_false_findings,
     show_folds,
     show_labels,
     show_objects,
-    show_pairs,
     show_results,
     show_sources,
 )
 from nnunet_plugins.report.statistics import HIGHER_IS_BETTER
-from nnunet_plugins.report.words import METRIC_NAMES
+from nnunet_plugins.report.words import DASH, METRIC_NAMES
 
 RESULTS = "Results, ranked by mean Dice"
 ENSEMBLES = "Ensembles and nnU-Net's choice, which are not ranked"
@@ -43,7 +40,7 @@ def sections(comparison: Comparison) -> Sequence[Section]:
     if len(comparison.objects):
         found.append(show_objects(comparison, "Objects of all cases together, by label"))
     found.append(Section("Cases and flags", show_cases(comparison)))
-    beside = [show_differences(table, metric, alone=True) for metric, table in comparison.beside.items()]
+    beside = [show_differences(table, metric) for metric, table in comparison.beside.items()]
     if is_tested(comparison.twins):
         caption = "Each network against its ablation twin, in Dice; Holm over these pairs"
         found.append(Section(caption, show_pairs(comparison.twins, comparison.rope)))
@@ -54,10 +51,10 @@ def sections(comparison: Comparison) -> Sequence[Section]:
         found.append(Section("Results by source dataset, each on its own cases", show_sources(comparison)))
     if comparison.board["absent"].any():
         found.append(Section("Labels that the truth does not have", show_false_findings(comparison.false_findings)))
-    paired = [show_differences(table, metric) for metric, table in comparison.paired.items()]
+    paired = [show_differences(table, metric, comparison.baseline) for metric, table in comparison.paired.items()]
     if any(map(len, paired)):
         caption = f"Paired differences from {comparison.baseline}; wins, ties and losses count cases"
-        found.append(Section(caption, pd.concat(paired, ignore_index=True)))
+        found.append(Section(caption, pd.concat(paired, ignore_index=True).fillna(DASH)))
     if is_tested(comparison.pairs):
         caption = "Every pair of ranked algorithms, in Dice; Holm over these pairs"
         found.append(Section(caption, show_pairs(comparison.pairs, comparison.rope)))

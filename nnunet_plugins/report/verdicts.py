@@ -34,17 +34,24 @@ def every_pair(measure: Measure, ranked: Sequence[str], rope: float | None) -> p
 
 
 def against_twins(
-    measure: Measure, algorithms: pd.DataFrame, twins: Mapping[str, str], rope: float | None
+    measure: Measure,
+    algorithms: pd.DataFrame,
+    twins: Mapping[str, str],
+    baseline: str | None,
+    rope: float | None,
 ) -> pd.DataFrame:
     """Return how each network differs from its ablation twin, where both are ranked; Holm over these pairs.
+
+    A twin that is the baseline is left out: `differences` has it, and another adjustment would give it another p.
 
     Args:
         measure: the scores.
         algorithms: by name, `trainer` (without a seed), `role` and `is_ranked`.
         twins: by trainer, both without modifiers; those of our own networks need not be told.
+        baseline: its name.
         rope: see `evidence.compare_pairs`.
     """
-    return judge(measure, _twins(algorithms, twins), rope)
+    return judge(measure, [pair for pair in _twins(algorithms, twins) if pair[1] != baseline], rope)
 
 
 def _twins(algorithms: pd.DataFrame, told: Mapping[str, str]) -> list[tuple[str, str]]:
