@@ -179,7 +179,7 @@ def test_what_all_trainers_have_is_said_of_all_and_not_of_the_baseline_alone():
     comparison = only(record)
     cases = show_cases(comparison)
     assert dict(zip(cases["Algorithm"], cases["Role"], strict=True)) == {
-        "nnUNetTrainer": "the standard U-Net; ablation twin of nnUNetTrainerFIRENetNoFabric",
+        "nnUNetTrainer": "the standard U-Net",
         "nnUNetTrainerFIRENet": "a network of this comparison",
         "nnUNetTrainerFIRENetNoFabric": "ablation twin of nnUNetTrainerFIRENet",
     }
@@ -214,8 +214,19 @@ def test_methods_count_the_trainings_of_the_algorithms_that_they_count():
     results = record.results[record.results["algorithm"] != BASELINE]
     text = " ".join(describe_methods(analyse(dataclasses.replace(record, results=results))))
     assert "We trained and evaluated 2 algorithms" in text
-    assert "There were 4 trainings of these, and 2 of others." in text
-    assert "There were 6 trainings." in " ".join(describe_methods(analyse(record)))
+    assert "There were 4 trainings, no two of one algorithm in one fold; 2 more were of others." in text
+    assert "There were 6 trainings, no two of" in " ".join(describe_methods(analyse(record)))
+    some = make_record(algorithms=3, cases=12, labels=1, folds=2, epochs=1, repeats=[2, 3, 0])
+    said = " ".join(describe_methods(analyse(some)))
+    names = list(analyse(some).comparisons[0].algorithms.index)
+    assert f", in each fold 3 of {names[1]}, 2 of {names[0]}, 1 of {names[2]}." in said
+    assert "Where at least one of two networks was trained several times, they are tested by a t test" in said
+    assert "Means of networks that were trained once have 95% percentile bootstrap" in said
+    assert "The variance of training of networks that were trained once per fold is not known" in said
+    assert "draws of the cases and of the chance of trainings, where it is known" in said
+    assert "The variance of training is not known and not in these numbers." in text
+    alike = " ".join(describe_methods(analyse(make_record(algorithms=2, cases=12, labels=1, folds=2, repeats=2))))
+    assert not any(words in alike for words in ("Wilcoxon", "not known and not", "bootstrap"))
     one = make_record(algorithms=1, cases=8, labels=1, folds=1, epochs=1)
     assert "There was 1 training." in " ".join(describe_methods(analyse(one)))
 
@@ -441,7 +452,8 @@ def test_a_dataset_is_described_from_what_preprocessing_has_left(tmp_path):
     (tmp_path / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     (tmp_path / "groups.csv").write_text("case,group\na,1\nb,1\nc,2\nd,3\n")
     found = describe_dataset(tmp_path, str(tmp_path / "groups.csv"))
-    assert found == {"cases": 3, "channels": ["T1"], "spacing_mm": [3, 1, 1], "shape": [9, 8, 8], "groups": 2}
+    groups = {"groups": 2, "group_of": {"a": 1, "b": 1, "c": 2}}
+    assert found == {"cases": 3, "channels": ["T1"], "spacing_mm": [3, 1, 1], "shape": [9, 8, 8], **groups}
     assert describe_dataset(tmp_path, None)["groups"] == 0
     assert "groups" not in describe_dataset(tmp_path, str(tmp_path / "gone.csv"))
     assert describe_dataset(tmp_path / "gone", None) == {"groups": 0}

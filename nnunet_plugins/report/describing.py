@@ -84,8 +84,9 @@ def _count_trainings(runs: pd.DataFrame, found: Sequence[Comparison]) -> str:
     """Count the trainings of the algorithms that have results and are ranked, and the others beside them."""
     ranked = {(one.dataset, one.configuration, name) for one in found for name in one.ranked}
     own = sum(key in ranked for key in zip(runs["dataset"], runs["configuration"], runs["algorithm"], strict=True))
-    others = f" of these, and {len(runs) - own} of others" * (own < len(runs))
-    return f"There {'was' if own == 1 else 'were'} {count(own, 'training')}{others}{_times(found)}."
+    others = f"; {len(runs) - own} more were of others" * (own < len(runs))
+    times = _times(found) if own > 1 else ""
+    return f"There {'was' if own == 1 else 'were'} {count(own, 'training')}{times}{others}."
 
 
 def _times(found: Sequence[Comparison]) -> str:
