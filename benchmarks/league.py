@@ -119,11 +119,11 @@ def pack(record: Path) -> None:
 
 
 def below(heading: str, report: str) -> str:
-    """Return the text below a heading of a report; of a whole comparison, what came out."""
+    """Return the text below a heading of a report; of a whole comparison, what came out and what to keep in mind."""
     found = re.search(rf"^(#+) {re.escape(heading)}[^\n]*\n\n(.*?)(?=\n\n#|\Z)", report, re.DOTALL | re.MULTILINE)
     if found is None:
         raise SystemExit(f"the report has nothing below {heading}")
-    return found[2].partition("\n")[0] if len(found[1]) == 2 else found[2].strip()
+    return found[2].strip()
 
 
 def without_places(record: Path) -> None:
