@@ -146,6 +146,8 @@ def test_groups_stand_wherever_something_is_said_to_be_sure(tmp_path):
     )
     assert "the unit is the group: tests are of the means of the groups' cases" in text
     assert "resamples of the groups" in text
+    assert "p values Wilcoxon's, paired by group." in text
+    assert "Over 1000 draws of groups" in text
     assert " group" not in build(tmp_path / "plain", record).text.replace("groups of cases", "")
 
 

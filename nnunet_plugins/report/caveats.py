@@ -321,12 +321,17 @@ def _trainings(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _unit(comparison: Comparison) -> str:
+    """Name what is drawn and tested, see `statistics`."""
+    return "group" if comparison.scores.groups is not None else "case"
+
+
 def _stability(comparison: Comparison) -> list[str]:
     found = comparison.stability
     if found is None or len(comparison.ranked) < 3 or comparison.scored < CASES:
         return []
     order = "the same" if found.by_mean.equals(found.by_rank) else "another one"
-    drawn = "cases and trainings" if len(comparison.components) else "cases"
+    drawn = _unit(comparison) + "s" + " and trainings" * bool(len(comparison.components))
     first = [str(name) for name in found.by_rank.index[found.by_rank == 1]]
     other = "" if found.by_mean[first].eq(1).all() else f", with {' and '.join(first)} first"
     return [
@@ -363,15 +368,20 @@ def _tests(comparison: Comparison) -> list[str]:
     repeated = {*comparison.components.index}
     by_case = not {*comparison.ranked} <= repeated
     if not comparison.is_tested:
-        bootstrap, both = "95% bootstrap intervals over cases", "over cases and trainings where these were repeated"
+        unit = _unit(comparison)
+        bootstrap, both = (
+            f"95% bootstrap intervals over {unit}s",
+            f"over {unit}s and trainings where these were repeated",
+        )
         return [f"Intervals are {', '.join([bootstrap] * by_case + [both] * bool(repeated))}."]
     tests, apart = [], ""
     if by_case:
-        tests += ["Intervals are 95% bootstrap intervals, p values Wilcoxon's, paired by case."]
+        tests += [f"Intervals are 95% bootstrap intervals, p values Wilcoxon's, paired by {_unit(comparison)}."]
         apart = "It is about means, Wilcoxon's p about ranks: a few cases with large differences can set them apart. "
     if repeated:
         tests += [
-            "Where trainings were repeated, intervals and p values are those of a t test over cases and trainings."
+            "Where trainings were repeated, intervals and p values are those of a t test over "
+            f"{_unit(comparison)}s and trainings."
         ]
     return [
         f"{' '.join(tests)} P values are after Holm within a table's metric, so that one pair can have another p "
