@@ -104,7 +104,7 @@ def test_who_wins_most_cases_and_loses_on_average_is_neither_ahead_nor_behind(be
     assert (row["p_holm"] < LEVEL, row["verdict"]) == (True, MIXED)
     assert list(comparison.ranked) == ([BASELINE, METHOD] if better else [METHOD, BASELINE])
     most = "better" if better else "worse"
-    assert summarise(comparison).startswith(f"Case by case {METHOD} is {most} than {BASELINE}, yet its mean differs by")
+    assert summarise(comparison).startswith(f"Case by case {METHOD} is {most} than {BASELINE}, each")
     assert "Of " not in summarise(comparison)
 
 

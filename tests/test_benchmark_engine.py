@@ -143,7 +143,7 @@ def test_what_failed_in_an_earlier_graph_stops_the_next(tmp_path, preloaded):
 def test_two_gpus_are_never_shared(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3")
     code = (
-        "gpu = os.environ['CUDA_VISIBLE_DEVICES']; begun = time.time(); time.sleep(1)\n"
+        "gpu = os.environ['CUDA_VISIBLE_DEVICES']; begun = time.time(); time.sleep(0.5)\n"
         f"open({str(tmp_path / 'use')!r}, 'a').write(f'{{gpu}} {{begun}} {{time.time()}}\\n')"
     )
     tasks = [task(tmp_path, f"job {number}", code, slot="train") for number in range(6)]

@@ -115,14 +115,14 @@ def test_whole_matrix(model: Model, feature: str, request: pytest.FixtureRequest
 # What a network makes of each kind of plan, test_conformance.py asks of all of them.
 CHOSEN = {
     "nnUNetTrainerFIRENet": ["anisotropic voxels", "ignore label"],
-    "nnUNetTrainerFIRENetPaper": ["3d_fullres, 1 channel", "regions"],
+    "nnUNetTrainerFIRENetPaper": ["regions"],
     "nnUNetTrainerFIRENetNoFabric": ["2d"],
     "nnUNetTrainerAutofocusUNet": [*FEATURES["Training"], *FEATURES["Prediction"], "3d_lowres", "ResEnc plans"],
     "nnUNetTrainerASPP3DUNet": ["3d_cascade_fullres", "4 channels"],
     "nnUNetTrainerAFN4": ["3d_fullres, 1 channel"],
     "nnUNetTrainerAFN2Paper": ["ignore label", "regions"],
     "nnUNetTrainerMetaSeg": ["3d_fullres, 1 channel", "2d", "3d_cascade_fullres", "regions and ignore label"],
-    "nnUNetTrainerNISF": ["4 channels", "ignore label"],
+    "nnUNetTrainerNISF": ["ignore label"],
 }
 
 FAMILIES = {(row.network, row.recipe): row.trainer for row in reversed(BACKBONES)}

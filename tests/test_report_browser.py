@@ -276,9 +276,16 @@ def test_no_text_of_a_figure_is_cut_off(opened, tmp_path):
     assert page.evaluate(OUTSIDE) == []
 
 
-def test_a_phone_lists_all_comparisons(opened, tmp_path):
-    build(tmp_path, lean(make_record(algorithms=1, cases=2, datasets=20, labels=1, folds=1, epochs=1)))
-    page = opened(tmp_path / "report" / "index.html", width=390, height=844)
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory):
+    """The page of twenty comparisons."""
+    folder = tmp_path_factory.mktemp("twenty")
+    build(folder, lean(make_record(algorithms=1, cases=2, datasets=20, labels=1, folds=1, epochs=1)))
+    return folder / "report" / "index.html"
+
+
+def test_a_phone_lists_all_comparisons(opened, twenty):
+    page = opened(twenty, width=390, height=844)
     page.get_by_text("20 comparisons", exact=True).click()
     links = page.locator("nav ul a")
     assert links.count() == 20
@@ -292,9 +299,8 @@ def test_a_phone_lists_all_comparisons(opened, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["link", "Escape"])
-def test_the_list_of_comparisons_closes_and_hides_no_heading(opened, tmp_path, how):
-    build(tmp_path, lean(make_record(algorithms=1, cases=2, datasets=20, labels=1, folds=1, epochs=1)))
-    page = opened(tmp_path / "report" / "index.html")
+def test_the_list_of_comparisons_closes_and_hides_no_heading(opened, twenty, how):
+    page = opened(twenty)
     summary, details = page.get_by_text("20 comparisons", exact=True), page.locator("nav details")
     summary.click()
     assert details.evaluate("list => list.open")

@@ -194,6 +194,8 @@ def _absent_labels(comparison: Comparison) -> list[str]:
             "averages the cases of each label first and then the labels, takes a finding where the truth has nothing "
             "for a Dice of 0, leaves out what is in neither mask for each algorithm by itself, and counts cases that "
             "only some algorithms have. Here all algorithms are scored in the same cases."
+            + " Of several trainings it is the mean of theirs, each over the folds that it has."
+            * bool(comparison.gaps)
         )
     return lines
 

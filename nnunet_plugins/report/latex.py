@@ -14,7 +14,7 @@ from nnunet_plugins.report.findings import summarise
 from nnunet_plugins.report.showing import DICE, TEXTS, Section, find_best, show_across, shown_qualities
 from nnunet_plugins.report.statistics import RESAMPLES, SEED
 from nnunet_plugins.report.tables import sections
-from nnunet_plugins.report.words import DECIMALS, count, heading, show_number, show_penalised
+from nnunet_plugins.report.words import DECIMALS, count, heading, name_some, show_number, show_penalised
 
 _LONG = 40  # rows that fit on a page in print
 STARS = {0.001: "***", 0.01: "**", 0.05: "*"}
@@ -81,18 +81,22 @@ def _paper_table(comparison: Comparison, budget: str, number: int) -> str:
 def _paper_caption(comparison: Comparison, budget: str, starred: bool) -> str:
     """Say what the numbers are, and what the stars mean: test, adjustment, resamples and seed."""
     repeated = {*comparison.components.index}
-    all_repeated = {*comparison.ranked} <= repeated
-    by_cases = f"95% bootstrap intervals ({RESAMPLES} resamples of the cases, seed {SEED})"
-    by_trainings = "95% intervals over cases and trainings"
-    intervals = by_trainings if all_repeated else f"{by_cases}; {by_trainings} where repeated" if repeated else by_cases
-    tests = "a t test over cases and trainings" if all_repeated else "Wilcoxon's signed-rank test"
-    tests += ", or a t test over cases and trainings where repeated" if repeated and not all_repeated else ""
+    once = [name for name in comparison.ranked if name not in repeated]
+    units = "cases" if comparison.scores.groups is None else f"{comparison.scores.units} groups of cases"
+    by_units = f"95% bootstrap intervals ({RESAMPLES} resamples of the {units}, seed {SEED})"
+    by_trainings, of = f"95% intervals over {units} and trainings", name_some([*comparison.components.index])
+    intervals = f"{by_units}; of {of} {by_trainings}" if repeated and once else by_trainings if repeated else by_units
+    tests = "Wilcoxon's signed-rank test" if once else f"a t test over {units} and trainings"
+    tests += f", or with {of} a t test over {units} and trainings" if repeated and once else ""
     lines = [f"{comparison.title}: means over {count(comparison.scored, 'case')}{f' ({budget})' * bool(budget)}."]
     if comparison.dice["ci_low"].notna().any():
         lines.append(f"In brackets {intervals}.")
     if starred:
         levels = ", ".join(f"{mark} p < {level:g}" for level, mark in reversed(STARS.items()))
         lines.append(f"Stars: Dice against {comparison.baseline} by {tests}, Holm's adjustment; {levels}.")
+    if once and comparison.is_tested:
+        who = f"{name_some(once)} {'was' if len(once) == 1 else 'were'}" if repeated else "Each network was"
+        lines.append(f"{who} trained once per fold: what further trainings would change is not in these numbers.")
     if comparison.board["missed"].any():
         lines.append("Penalised: the image's diagonal stands for the distance, as the label was not found.")
     return " ".join(lines)
