@@ -149,7 +149,7 @@ def test_bad_options_are_refused(options, capsys):
 
 
 def test_another_setting_is_refused_with_its_name(tmp_path, capsys):
-    (tmp_path / "demo.json").write_text(json.dumps({"epochs": 4, "iterations": 12, "seed": 0}))
+    (tmp_path / "demo.json").write_text(json.dumps({"epochs": 4, "iterations": 10, "seed": 0}))
     assert command_line.run(parse("--output", tmp_path, "--seed", 7)) == 1
     message = capsys.readouterr().err
     assert "--seed 0, not 7" in message
@@ -178,7 +178,7 @@ def test_too_little_space_is_said_at_once(tmp_path, capsys, monkeypatch):
 def test_a_second_demo_in_the_same_folder_is_refused(tmp_path, capsys):
     pytest.importorskip("fcntl")
     with hold_lock(tmp_path / "demo.lock"):
-        (tmp_path / "demo.json").write_text(json.dumps({"epochs": 4, "iterations": 12, "seed": 0}))
+        (tmp_path / "demo.json").write_text(json.dumps({"epochs": 4, "iterations": 10, "seed": 0}))
         assert command_line.run(parse("--output", tmp_path)) == 1
     assert "another demo is running" in capsys.readouterr().err
 

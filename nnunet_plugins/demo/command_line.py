@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     parser.add_argument("--epochs", type=whole, default=4, metavar="N", help="epochs per network; default: %(default)s")
     parser.add_argument(
-        "--iterations", type=whole, default=12, metavar="N", help="iterations per epoch; default: %(default)s"
+        "--iterations", type=whole, default=10, metavar="N", help="iterations per epoch; default: %(default)s"
     )
     parser.add_argument(
         "--seed",
