@@ -288,7 +288,14 @@ def row(verdict, **more):
     told = {"better": 0.9, "ahead": 0.6, "equivalent": 0.38, "behind": 0.02, "repeated": True, "against_repeated": True}
     needed = {"needed_cases": np.inf, "needed_repeats": np.inf, "needed_factor": 2.52}
     numbers = {"n": 20, "mean_difference": 0.012, "ci_low": -0.002, "ci_high": 0.026, "effect_size": 0.3, "p_holm": 0.2}
-    return {"verdict": verdict, **numbers, "units": more.get("n", 20), **told, **needed, **more}
+    return {
+        "verdict": verdict,
+        **numbers,
+        **dict.fromkeys(("units", "effective"), more.get("n", 20)),
+        **told,
+        **needed,
+        **more,
+    }
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,20 @@ from report_pages import build
 from report_records import make_record
 
 from nnunet_plugins.report.analysis import Comparison, analyse
+from nnunet_plugins.report.card import make_card
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.claims import claim
 from nnunet_plugins.report.describing import describe_methods
 from nnunet_plugins.report.evidence import Measure
 from nnunet_plugins.report.findings import describe_all
+from nnunet_plugins.report.latex import write_paper
 from nnunet_plugins.report.ranking import rank_shares, stability
 from nnunet_plugins.report.statistics import LEVEL, compare, mean_with_ci
 from nnunet_plugins.report.variance import estimate, learn_repeats
 from nnunet_plugins.report.verdicts import SURE, TOO_FEW
 
 ROPE = 0.01
+DATASET = "Dataset001_Made"
 
 
 def only(record) -> Comparison:
@@ -68,6 +71,9 @@ def test_two_equal_cases_of_a_group_are_as_sure_as_one():
     one = estimate(scores.mean(axis=1), folds)
     two = estimate(np.tile(scores.mean(axis=1), 2), np.tile(folds, 2), units=np.tile(np.arange(20), 2))
     assert_allclose([*two.interval, two.p, two.degrees], [*one.interval, one.p, one.degrees])
+    again = learn_repeats(np.tile(scores, (2, 1)), np.tile(folds, 2), np.tile(np.arange(20), 2))
+    once = learn_repeats(scores, folds)
+    assert_allclose([again.training, again.rest_degrees], [once.training, once.rest_degrees])
     assert (two.cases, two.units) == (40, 20)
 
 
@@ -130,10 +136,68 @@ def test_without_repeats_the_word_is_about_these_trainings_alone():
     assert equivalent(worlds(200, difference=0.0101, training=0.0045, alike=0.0)) > 0.15
 
 
-def test_repeats_of_cases_in_groups_are_those_of_cases():
-    (found,) = worlds(1, seeds=3, training=0.01)
-    assert found.repeats("a") == learn_repeats(found.by_training["a"].to_numpy(), found.folds.to_numpy())
-    assert found.repeats("a").training > 0
+def unequal_worlds(number: int, sizes: list[int], *, folds: int = 1, seeds: int = 1, again: float = 0.0):
+    """Estimates of a difference that is none, of groups of unequal sizes whose cases have most in common.
+
+    Training is no chance of a network, but what each does to a group is.
+    """
+    generator = np.random.default_rng(5)
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    for _ in range(number):
+        fold = generator.permutation(np.arange(len(sizes)) % folds)[units]
+        common = generator.normal(0, 0.025, len(sizes))[units] + generator.normal(0, 0.016, len(units))
+        own = [
+            generator.normal(0, again, (len(sizes), seeds))[units] + generator.normal(0, 0.01, (len(units), seeds))
+            for _ in range(2)
+        ]
+        known = [learn_repeats(scores, fold, units) for scores in own]
+        yield estimate(common + own[0].mean(axis=1) - own[1].mean(axis=1), fold, known, units)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 40 + [10] * 4, [1] * 30 + [10], [3] * 10])
+@pytest.mark.parametrize(("folds", "seeds", "again"), [(1, 1, 0.0), (3, 3, 0.0), (3, 3, 0.02)])
+def test_groups_of_unequal_sizes_count_as_what_they_tell(sizes, folds, seeds, again):
+    """A large group draws the mean to itself: its distance from it told too little, in 12 to 20% of such worlds."""
+    found = list(unequal_worlds(300, sizes, folds=folds, seeds=seeds, again=again))
+    assert np.mean([one.p < LEVEL for one in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+    # In a fold with little else than a large group it is on the safe side.
+    assert 0.8 < np.mean([one.error**2 for one in found]) / np.var([one.mean for one in found]) < 1.6
+
+
+def test_what_trainings_do_to_a_group_is_no_variance_of_the_trainings():
+    repeats = [one.repeats[0] for one in unequal_worlds(200, [4] * 30, folds=3, seeds=3, again=0.03)]
+    assert_allclose(
+        np.mean([one.between for one in repeats]), np.mean([one.rest * one.shared for one in repeats]), rtol=0.1
+    )
+
+
+def test_a_group_with_a_fold_of_its_own_is_taken_to_vary_as_the_others_do():
+    found = list(unequal_worlds(300, [3] * 6, folds=5, seeds=3))
+    assert_allclose(np.mean([one.error**2 for one in found]), np.var([one.mean for one in found]), rtol=0.3)
+
+
+def test_one_group_with_nearly_all_cases_is_too_little_to_say_anything(tmp_path):
+    record = make_record(algorithms=2, cases=31, labels=1, folds=2, epochs=1)
+    sizes = {case: max(0, number - 19) for number, case in enumerate(dict.fromkeys(record.results["case"]))}
+    grouped = replace(record, about={**record.about, "datasets": {DATASET: {"groups": 12, "group_of": sizes}}})
+    comparison = only(grouped)
+    assert (comparison.scores.units, round(comparison.scores.effective, 1)) == (12, 2.3)
+    assert set(comparison.pairs["verdict"]) == {TOO_FEW}
+    text = build(tmp_path, grouped).text
+    assert (
+        "12 groups of cases (of such unequal sizes that they tell as much as 2.3) are too few to test anything" in text
+    )
+    assert "no p value of the signed-rank test could lie below" not in text
+    assert "Too few cases to test" in text
+
+
+def test_unequal_groups_are_said_to_count_as_fewer():
+    record = make_record(algorithms=2, cases=40, labels=1, folds=2, epochs=1)
+    sizes = {case: max(0, number - 9) for number, case in enumerate(dict.fromkeys(record.results["case"]))}
+    grouped = replace(record, about={**record.about, "datasets": {DATASET: {"groups": 31, "group_of": sizes}}})
+    said = "in a mean over the cases they count as 12 of equal size."
+    assert any(said in line for line in caveats(only(grouped)))
+    assert not any("unequal sizes" in line for line in caveats(only(in_pairs(record))))
 
 
 def test_groups_stand_wherever_something_is_said_to_be_sure(tmp_path):
@@ -147,13 +211,40 @@ def test_groups_stand_wherever_something_is_said_to_be_sure(tmp_path):
     assert (
         "The 24 cases are of 12 groups, such as patients: intervals, p values and probabilities are over these." in text
     )
-    assert "the unit is the group: tests are of the means of the groups' cases" in text
+    assert "are alike: intervals, tests and probabilities are over groups." in text
+    assert "signed-rank test of the means of the groups." in text
     assert "resamples of the groups" in text
     assert "p values Wilcoxon's, paired by group." in text
     assert "Over 1000 draws of groups" in text
     assert not any(
         " group" in line for line in [*describe_all(plain), *caveats(plain), *describe_methods(analyse(record))]
     )
+    write_paper(analyse(in_pairs(record)), tmp_path / "paper.tex")
+    paper = (tmp_path / "paper.tex").read_text()
+    assert "Wilcoxon's signed-rank test of the means of the 12 groups" in paper
+    table = pd.read_csv(tmp_path / "report" / "results.csv")
+    assert table.groupby("case")["group"].first().tolist() == list(np.repeat(np.arange(1, 13), 2))
+    build(tmp_path / "plain", record)
+    assert "group" not in pd.read_csv(tmp_path / "plain" / "report" / "results.csv")
+
+
+def test_groups_of_one_case_are_cases(tmp_path):
+    record = make_record(algorithms=3, cases=12, labels=1, folds=2, epochs=1)
+    single = {case: number for number, case in enumerate(dict.fromkeys(record.results["case"]))}
+    alone = replace(record, about={**record.about, "datasets": {DATASET: {"groups": 12, "group_of": single}}})
+    assert only(alone).scores.unit == "case"
+    assert not any("group" in line for line in [*caveats(only(alone)), *describe_methods(analyse(alone))])
+
+
+def test_with_repeats_and_groups_everything_is_over_groups_and_trainings(tmp_path):
+    record = in_pairs(make_record(algorithms=3, cases=24, labels=2, folds=2, epochs=1, repeats=[2, 2, 0]))
+    once = next(name for name in only(record).once)
+    text = build(tmp_path, record).text
+    assert "by a t test with the variance over groups and that of the training" in text
+    assert "groups, trainings" in text
+    assert "Intervals of single labels are over groups." in text
+    assert "groups, and the chance in trainings as far as it is known, are drawn anew" in text
+    assert f"Trained once per fold, so that nothing is known of how trainings vary: {once}." in text
 
 
 def test_few_groups_are_too_few_however_many_cases_they_have(tmp_path):
@@ -168,7 +259,10 @@ def test_few_groups_are_too_few_however_many_cases_they_have(tmp_path):
 
 def test_test_images_and_cases_without_a_group_are_units_of_their_own():
     record = make_record(algorithms=2, cases=12, labels=1, splits=["test"], epochs=1)
-    assert only(in_pairs(record)).scores.units == 12
+    comparison = only(in_pairs(record))
+    assert comparison.scores.units == 12
+    assert any("Each test image counts by itself" in line for line in caveats(comparison))
+    assert dict(make_card(comparison, in_pairs(record).about))["Groups"] == "not known of test images"
     some = in_pairs(make_record(algorithms=2, cases=12, labels=1, folds=2, epochs=1))
     (known,) = some.about["datasets"].values()
     del known["group_of"][only(some).scores.cases[0]]

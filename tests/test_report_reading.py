@@ -220,13 +220,19 @@ def test_methods_count_the_trainings_of_the_algorithms_that_they_count():
     said = " ".join(describe_methods(analyse(some)))
     names = list(analyse(some).comparisons[0].algorithms.index)
     assert f", in each fold 3 of {names[1]}, 2 of {names[0]}, 1 of {names[2]}." in said
-    assert "Where at least one of two networks was trained several times, they are tested by a t test" in said
-    assert "Means of networks that were trained once have 95% percentile bootstrap" in said
+    assert "Differences are tested by a t test with the variance over cases and that of the training of the" in said
+    assert "Wilcoxon" not in said, "one of two was trained several times in every pair"
+    mixed = make_record(algorithms=3, cases=12, labels=1, folds=2, epochs=1, repeats=[0, 2, 0])
+    tests = " ".join(describe_methods(analyse(mixed)))
+    assert "Where one of two networks was trained several times, by a t test with the variance over cases" in tests
+    assert "and else by the two-sided Wilcoxon signed-rank test." in tests
+    assert "all else has 95% percentile bootstrap intervals of the mean (10000 resamples of the cases" in said
     assert "The variance of training of networks that were trained once per fold is not known" in said
     assert "draws of the cases and of the chance of trainings, where it is known" in said
     assert "The variance of training is not known and not in these numbers." in text
     alike = " ".join(describe_methods(analyse(make_record(algorithms=2, cases=12, labels=1, folds=2, repeats=2))))
-    assert not any(words in alike for words in ("Wilcoxon", "not known and not", "bootstrap"))
+    assert not any(words in alike for words in ("Wilcoxon", "not known and not", "bootstrap", "twins"))
+    assert "Differences are tested by a t test" in alike
     one = make_record(algorithms=1, cases=8, labels=1, folds=1, epochs=1)
     assert "There was 1 training." in " ".join(describe_methods(analyse(one)))
 

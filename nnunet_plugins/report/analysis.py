@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_plugins.metrics.table import METRICS
-from nnunet_plugins.report.board import COUNTS, columns, flags, placed
+from nnunet_plugins.report.board import COUNTS, columns, costs, flags, placed
 from nnunet_plugins.report.claims import ROPE
 from nnunet_plugins.report.equality import Equality, read_equality
 from nnunet_plugins.report.evidence import Measure, components, gaps, training_errors, with_trainings
@@ -26,7 +26,7 @@ from nnunet_plugins.report.statistics import (
     critical_difference,
     mean_with_ci,
 )
-from nnunet_plugins.report.verdicts import against_twins, differences, every_pair
+from nnunet_plugins.report.verdicts import against_twins, differences, every_pair, kinds
 from nnunet_plugins.rows import without_seed
 from nnunet_plugins.trainers.names import find_modifier
 
@@ -89,7 +89,7 @@ class Comparison:
         stability: how firm the ranking by Dice is; None for less than two ranked algorithms.
         rank_shares: algorithms x ranks, as `statistics.rank_distribution` has it; no rows for less than two, or too few
             cases.
-        costs: see `_costs`.
+        costs: see `board.costs`.
     """
 
     split: str
@@ -150,12 +150,33 @@ class Comparison:
     @property
     def has_intervals(self) -> bool:
         """Whether there are cases, or groups of cases, enough for intervals."""
-        return self.scores.units >= CASES
+        return self.scores.effective >= CASES
 
     @property
     def is_tested(self) -> bool:
         """Whether there are cases enough to test anything, and algorithms to compare."""
         return self.has_intervals and (len(self.ranked) > 1 or bool(len(self.beside["Dice"])))
+
+    @property
+    def tests(self) -> tuple[bool, bool]:
+        """Whether any p value is over cases alone, by the signed-rank test, and whether any is by a t test."""
+        return kinds([*self.paired.values(), self.pairs, self.twins, *self.beside.values()])
+
+    @property
+    def repeated(self) -> list[str]:
+        """The ranked algorithms that have several trainings of a fold."""
+        return [name for name in self.ranked if name in self.components.index]
+
+    @property
+    def once(self) -> list[str]:
+        """The other ranked algorithms."""
+        return [name for name in self.ranked if name not in self.components.index]
+
+    @property
+    def bootstrapped(self) -> list[str]:
+        """The algorithms, ranked or not, whose mean Dice has a bootstrap interval, over cases alone."""
+        having = self.dice.index[self.dice["ci_low"].notna()]
+        return [str(name) for name in having if name not in self.components.index]
 
     @property
     def blank(self) -> list[str]:
@@ -300,7 +321,7 @@ def _compare(
         },
         stability=stability(by_case["Dice"][first], higher_is_better=True, errors=errors, groups=scores.groups),
         rank_shares=rank_shares(by_case["Dice"][first], errors, scores.groups),
-        costs=_costs(runs),
+        costs=costs(runs),
     )
 
 
@@ -356,28 +377,6 @@ def _by_fold(dice: pd.DataFrame, folds: "pd.Series[int]") -> pd.DataFrame:
     groups = dice.groupby(folds.reindex(dice.index))
     found = {"mean": groups.mean(), "sd": groups.std()}
     return pd.DataFrame({name: table.rename_axis("fold").T.stack(future_stack=True) for name, table in found.items()})
-
-
-def _costs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return what each algorithm costs, ensembles apart: means over its trainings, which are counted in `trainings`.
-
-    `folds` is the number of folds that were trained, with one seed or several.
-    """
-    numbers = [
-        "parameters",
-        "forward_flops",
-        "batch_size",
-        "seconds_per_epoch",
-        "training_seconds",
-        "peak_memory_bytes",
-        "energy_joules",
-        "validation_voxels_per_second",
-    ]
-    texts = ["patch_size", "memory_kind", "device"]
-    groups = runs.groupby("algorithm", sort=False)
-    table = runs[numbers].astype(float).groupby(runs["algorithm"], sort=False).mean()
-    counts = pd.DataFrame({"folds": groups["fold"].nunique(), "trainings": groups.size()})
-    return counts.join(table).join(groups[texts].agg(lambda values: ", ".join(map(str, values.dropna().unique()))))
 
 
 def _across_datasets(found: Sequence[Comparison]) -> dict[str, CriticalDifference]:

@@ -74,3 +74,25 @@ def _has_network_of(baseline: str, name: str, algorithms: pd.DataFrame) -> bool:
         (algorithms.at[one, "trainer"].partition("_")[0], algorithms.at[one, "plans"]) for one in (baseline, name)
     )
     return bool(network == own and plans == own_plans)
+
+
+def costs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return what each algorithm costs, ensembles apart: means over its trainings, which are counted in `trainings`.
+
+    `folds` is the number of folds that were trained, with one seed or several.
+    """
+    numbers = [
+        "parameters",
+        "forward_flops",
+        "batch_size",
+        "seconds_per_epoch",
+        "training_seconds",
+        "peak_memory_bytes",
+        "energy_joules",
+        "validation_voxels_per_second",
+    ]
+    texts = ["patch_size", "memory_kind", "device"]
+    groups = runs.groupby("algorithm", sort=False)
+    table = runs[numbers].astype(float).groupby(runs["algorithm"], sort=False).mean()
+    counts = pd.DataFrame({"folds": groups["fold"].nunique(), "trainings": groups.size()})
+    return counts.join(table).join(groups[texts].agg(lambda values: ", ".join(map(str, values.dropna().unique()))))

@@ -45,7 +45,8 @@ def _groups(comparison: Comparison, known: Mapping[str, Any]) -> str:
         found.append(f"{count(len(sources), 'source dataset')} ({own})")
     if "groups" in known:
         number = known["groups"]
-        found.append(f"{count(number, 'group')} of cases, kept together in the splits" if number else "none named")
+        kept = f"{count(number, 'group')} of cases, kept together in the splits" if number else "none named"
+        found.append("not known of test images" if comparison.split == "test" else kept)
     return "; ".join(found) or _UNKNOWN
 
 

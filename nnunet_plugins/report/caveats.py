@@ -6,10 +6,12 @@ from nnunet_plugins.report.analysis import Comparison
 from nnunet_plugins.report.record import GONE, UNRANKED
 from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL
 from nnunet_plugins.report.verdicts import SURE
-from nnunet_plugins.report.words import count, count_units, show_count, show_number, show_p
+from nnunet_plugins.report.words import count, count_units, show_count, show_number, show_p, too_few
 
 FEW = 20
 """With fewer cases than these, 95% bootstrap intervals of normal scores hold the true mean in 87% to 91%."""
+EQUAL = 0.9
+"""From this share of their number on that groups count as, they are about equal in size."""
 NAMED = 10
 """Cases or labels that a line names."""
 
@@ -200,21 +202,43 @@ def _absent_labels(comparison: Comparison) -> list[str]:
     return lines
 
 
+_BESIDE = {
+    "ensemble": "Ensembles take no part in ranks and tests: they share the errors of their members.",
+    "choice": "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests: it alone is "
+    "post-processed.",
+    "one pass": "Networks with their cases in one pass take no part in ranks and tests: they are the trainings of the "
+    "rows with tiles. Cases for which memory did not suffice were predicted in tiles; the tasks' logs name them.",
+    "one for many": "Networks for many datasets take no part in the ranks, and in no test but that against the same "
+    "network on this dataset alone: they have seen more data, on plans of the merged dataset, and have had their "
+    "epochs for all datasets together. Folds are the same, so that no case was seen.",
+    "atlas": "The atlas, the voxelwise majority of the training labels with each case in the middle of the patch, "
+    "takes no part in ranks and tests: it is no network and sees no image.",
+}
+"""Why algorithms of a role take no part in ranks and tests."""
+
+
 def _limits(comparison: Comparison) -> list[str]:
     """Say what the p values and intervals do not cover."""
     lines = []
     cases, numbers = comparison.scored, _numbers(comparison)
-    units = comparison.scores.units
+    units, unit, effective = comparison.scores.units, comparison.scores.unit, comparison.scores.effective
     named = count_units(units, cases)
-    if units < cases:
+    if unit == "group":
         over = f": {numbers} are over these" * bool(numbers)
         lines.append(f"The {count(cases, 'case')} are of {count(units, 'group')}, such as patients{over}.")
+    if CASES <= effective < EQUAL * units:
+        lines.append(
+            f"The groups are of unequal sizes: in a mean over the cases they count as {effective:.0f} of equal size."
+        )
+    if comparison.split == "test" and numbers:
+        lines.append("Each test image counts by itself: which of them are of one patient, or alike, is not known.")
     tests = comparison.pairs if comparison.baseline is None else comparison.paired["Dice"]
     least = tests.loc[tests["p_least"] >= LEVEL, "p_least"]
-    if 0 < units < CASES:
+    if 0 < effective < CASES:
+        could = f"; no p value of the signed-rank test could lie below {LEVEL:g}" * (units < CASES)
         lines.append(
-            f"{named} {'is' if units == 1 else 'are'} too few to test anything: below {CASES} there are "
-            f"no intervals, p values or probabilities; no p value of the signed-rank test could lie below {LEVEL:g}."
+            f"{too_few(units, cases, effective, CASES)} to test anything: below {CASES} there are no intervals, p "
+            f"values or probabilities{could}."
         )
     elif len(least):
         among = "of every pair" if comparison.baseline is None else f"against {comparison.baseline}"
@@ -223,10 +247,9 @@ def _limits(comparison: Comparison) -> list[str]:
             f"With {named} and {count(len(tests), 'test')} {among} no adjusted p value can lie below "
             f"{show_p(least.min())}{some}, however large the differences are."
         )
-    all_repeated = {*comparison.ranked} <= {*comparison.components.index}
-    if CASES <= units < FEW and not all_repeated:
+    if CASES <= effective < FEW and comparison.bootstrapped:
         lines.append(
-            "Bootstrap intervals are too narrow for so few cases: they hold the true mean about nine times in ten."
+            f"Bootstrap intervals are too narrow for so few {unit}s: they hold the true mean about nine times in ten."
         )
     if comparison.scores.folds.nunique() == 1:
         for_it = f", and {numbers} are for its training set" if numbers else ""
@@ -234,34 +257,14 @@ def _limits(comparison: Comparison) -> list[str]:
     elif comparison.split == "cross-validation" and comparison.has_intervals:
         lines.append(
             f"The models of the folds share most of their training cases, which {numbers} do not cover."
-            if all_repeated
+            if not comparison.once
             else "Cross-validated cases share models, and the models share most of their training cases: the cases are "
             f"not independent, so intervals are too narrow{' and p values too small' * comparison.is_tested}."
         )
     lines += _trainings(comparison)
     lines += _stability(comparison)
-    if "ensemble" in set(comparison.algorithms["role"]):
-        lines.append("Ensembles take no part in ranks and tests: they share the errors of their members.")
-    if "choice" in set(comparison.algorithms["role"]):
-        lines.append(
-            "nnU-Net's choice, made by cross-validation, takes no part in ranks and tests: it alone is post-processed."
-        )
-    if "one pass" in set(comparison.algorithms["role"]):
-        lines.append(
-            "Networks with their cases in one pass take no part in ranks and tests: they are the trainings of the rows "
-            "with tiles. Cases for which memory did not suffice were predicted in tiles; the tasks' logs name them."
-        )
-    if "one for many" in set(comparison.algorithms["role"]):
-        lines.append(
-            "Networks for many datasets take no part in the ranks, and in no test but that against the same network on "
-            "this dataset alone: they have seen more data, on plans of the merged dataset, and have had their epochs "
-            "for all datasets together. Folds are the same, so that no case was seen."
-        )
-    if "atlas" in set(comparison.algorithms["role"]):
-        lines.append(
-            "The atlas, the voxelwise majority of the training labels with each case in the middle of the patch, takes "
-            "no part in ranks and tests: it is no network and sees no image."
-        )
+    roles = {*comparison.algorithms["role"]}
+    lines += [text for role, text in _BESIDE.items() if role in roles]
     return lines
 
 
@@ -298,18 +301,19 @@ def _trainings(comparison: Comparison) -> list[str]:
             "They hold for the training sets of these folds: what others would give, no cross-validation of one "
             "dataset tells. "
         ) * (comparison.scores.folds.nunique() != 1)
-        once = [name for name in comparison.ranked if name not in repeated]
-        lines = [
-            f"{numbers.capitalize()} have the variance of training of {shown}. {others}Intervals of single labels are "
-            "over cases."
-            if numbers
-            else f"Trained several times: {shown}."
-        ]
-        if once:
+        labels = f"Intervals of single labels are over {comparison.scores.unit}s." * bool(comparison.label_dice)
+        said = f"{numbers.capitalize()} have the variance of training of {shown}. {others}{labels}".strip()
+        lines = [said if numbers else f"Trained several times: {shown}."]
+        if once := comparison.once:
             lines.append(
                 f"Trained once per fold, so that nothing is known of how trainings vary: {', '.join(once)}"
                 + f". What {numbers} say of {'it' if len(once) == 1 else 'them'} is too sure" * bool(numbers)
                 + "."
+            )
+        if others := [name for name in comparison.bootstrapped if name not in comparison.ranked]:
+            lines.append(
+                f"Intervals of {', '.join(others)} are over {comparison.scores.unit}s alone, without the variance of "
+                "training."
             )
     if comparison.gaps and not _unequal_repeats(comparison):
         lacking = [
@@ -323,17 +327,12 @@ def _trainings(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _unit(comparison: Comparison) -> str:
-    """Name what is drawn and tested, see `statistics`."""
-    return "group" if comparison.scores.groups is not None else "case"
-
-
 def _stability(comparison: Comparison) -> list[str]:
     found = comparison.stability
-    if found is None or len(comparison.ranked) < 3 or comparison.scored < CASES:
+    if found is None or len(comparison.ranked) < 3 or not comparison.has_intervals:
         return []
     order = "the same" if found.by_mean.equals(found.by_rank) else "another one"
-    drawn = _unit(comparison) + "s" + " and trainings" * bool(len(comparison.components))
+    drawn = f"{comparison.scores.unit}s" + " and trainings" * bool(comparison.repeated)
     first = [str(name) for name in found.by_rank.index[found.by_rank == 1]]
     other = "" if found.by_mean[first].eq(1).all() else f", with {' and '.join(first)} first"
     return [
@@ -367,24 +366,23 @@ def _tests(comparison: Comparison) -> list[str]:
     """Say what intervals, p values and probabilities are, of those that there are."""
     if not comparison.has_intervals:
         return []
-    repeated = {*comparison.components.index}
-    by_case = not {*comparison.ranked} <= repeated
+    unit, bootstrapped = comparison.scores.unit, bool(comparison.bootstrapped)
     if not comparison.is_tested:
-        unit = _unit(comparison)
         bootstrap, both = (
             f"95% bootstrap intervals over {unit}s",
             f"over {unit}s and trainings where these were repeated",
         )
-        return [f"Intervals are {', '.join([bootstrap] * by_case + [both] * bool(repeated))}."]
-    tests, apart = [], ""
-    if by_case:
-        tests += [f"Intervals are 95% bootstrap intervals, p values Wilcoxon's, paired by {_unit(comparison)}."]
-        apart = "It is about means, Wilcoxon's p about ranks: a few cases with large differences can set them apart. "
-    if repeated:
+        return [f"Intervals are {', '.join([bootstrap] * bootstrapped + [both] * bool(comparison.repeated))}."]
+    by_ranks, by_t = comparison.tests
+    tests = ["Intervals are 95% bootstrap intervals."] * (bootstrapped or by_ranks)
+    if by_ranks:
+        tests = [f"Intervals are 95% bootstrap intervals, p values Wilcoxon's, paired by {unit}."]
+    if by_t:
         tests += [
-            "Where trainings were repeated, intervals and p values are those of a t test over "
-            f"{_unit(comparison)}s and trainings."
+            f"Where trainings were repeated, intervals and p values are those of a t test over {unit}s and trainings."
         ]
+    apart = "It is about means, Wilcoxon's p about ranks: a few cases with large differences can set them apart. "
+    apart *= by_ranks
     return [
         f"{' '.join(tests)} P values are after Holm within a table's metric, so that one pair can have another p "
         "(Holm), and another word, in another table.",

@@ -50,6 +50,7 @@ def show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
     tested = table["verdict"] != TOO_FEW
     repeats = table["needed_repeats"].where(tested)
     known = table[["repeated", "against_repeated"]].astype(bool)
+    alike = ", in groups as these" if (table["units"] < table["n"]).any() else ""
     return pd.DataFrame(
         {
             "Algorithm": table.index.get_level_values("algorithm"),
@@ -61,7 +62,7 @@ def show_pairs(table: pd.DataFrame, rope: float) -> pd.DataFrame:
             f"P(better by over {rope:g})": show_all(table["ahead"], show_probability),
             f"P(within {rope:g})": show_all(table["equivalent"], show_probability),
             f"P(worse by over {rope:g})": show_all(table["behind"], show_probability),
-            f"Cases to tell {rope:g}": _show_needed(table["needed_cases"].where(tested), known),
+            f"Cases to tell {rope:g}{alike}": _show_needed(table["needed_cases"].where(tested), known),
             **({f"Repeats to tell {rope:g}": _show_needed(repeats, known)} if repeats.notna().any() else {}),
             **_show_counted(table, *(table.index.get_level_values(level) for level in ("algorithm", "against"))),
         }

@@ -50,7 +50,7 @@ def list_references(analysis: Analysis) -> list[str]:
     return [
         NNUNET,
         *papers,
-        *([_WILCOXON] if _kinds(tested)[0] else []),
+        *([_WILCOXON] if any(one.tests[0] for one in tested) else []),
         *([_HOLM, _CLAIMS] if tested else []),
         *([_DEMSAR] if analysis.across else []),
         *([_PANOPTIC] if any(len(comparison.objects) for comparison in analysis.comparisons) else []),
@@ -90,19 +90,19 @@ def _count_trainings(runs: pd.DataFrame, found: Sequence[Comparison]) -> str:
 
 
 def _times(found: Sequence[Comparison]) -> str:
-    """Say who was trained how often in a fold, where that is not once for all."""
-    times: dict[int, dict[str, None]] = {}
+    """Say who was trained how often in a fold, where that is not once for all; datasets apart, if they differ."""
+    said: dict[str, list[str]] = {}
     for one in found:
+        times: dict[int, list[str]] = {}
         for name in one.ranked:
-            number = int(one.components["trainings"].get(name, 1))
-            times.setdefault(number, {})[name] = None
-    if set(times) <= {1}:
-        return ", no two of one algorithm in one fold"
-    up_to = "up to " * any(one.gaps for one in found)
-    parts = [
-        f"{up_to * (number > 1)}{number} of {name_some([*names])}" for number, names in sorted(times.items())[::-1]
-    ]
-    return f", in each fold {', '.join(parts)}"
+            times.setdefault(int(one.components["trainings"].get(name, 1)), []).append(name)
+        up_to = "up to " * bool(one.gaps)
+        parts = [f"{up_to * (number > 1)}{number} of {name_some(times[number])}" for number in sorted(times)[::-1]]
+        once = "no two of one algorithm in one fold"
+        said.setdefault(once if {*times} == {1} else f"in each fold {', '.join(parts)}", []).append(one.dataset)
+    if len(said) == 1:
+        return f", {next(iter(said))}"
+    return "".join(f"; on {', '.join(dict.fromkeys(datasets))} {times}" for times, datasets in said.items())
 
 
 def _modifier(name: str) -> str:
@@ -143,70 +143,103 @@ def _scored(found: Sequence[Comparison]) -> Iterator[str]:
         yield f"The tolerance of the normalised surface Dice is {', '.join(f'{value:g}' for value in tolerances)} mm."
 
 
-def _kinds(tested: Sequence[Comparison]) -> tuple[bool, bool]:
-    """Tell whether there are differences tested over cases alone, and whether there are ones with trainings."""
-    tables = [table for one in tested for table in (*one.paired.values(), one.pairs, one.twins, *one.beside.values())]
-    tables = [table for table in tables if len(table)]
-    known = [(table["repeated"] | table["against_repeated"])[table["p"].notna()].astype(bool) for table in tables]
-    return any((~one).any() for one in known), any(one.any() for one in known)
-
-
 def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
-    tested = [comparison for comparison in found if comparison.is_tested]
-    if not tested:
-        why = (
-            f"there were fewer than {CASES} cases, or one algorithm alone"
-            if any(comparison.scored for comparison in found)
-            else "no case has anything to score"
-        )
-        yield f"Nothing was tested, as {why}."
-        return
-    baselines = dict.fromkeys(comparison.baseline for comparison in tested if comparison.baseline)
-    repeated = any(len(comparison.components) for comparison in tested)
-    by_case, by_training = _kinds(tested)
-    once = any(not {*one.ranked} <= {*one.components.index} for one in tested)
-    of = f"from {' or '.join(map(str, baselines))} " if baselines else ""
-    differences = f"Differences {of}are paired by case"
-    wilcoxon, bootstrap = "the two-sided Wilcoxon signed-rank test", "95% percentile bootstrap intervals of the mean"
-    grouped = [one.scores.groups is not None for one in tested]
-    units = "cases"
-    if any(grouped):
-        units = "groups" if all(grouped) else "groups, or cases where no groups are known"
-        yield (
-            f"Cases of a group, such as the images of a patient, are alike, so that the unit is the group"
-            f"{' where groups are known' * (not all(grouped))}: tests are of the means of the groups' cases."
-        )
-    drawn = f"({RESAMPLES} resamples of the {units}, seed {SEED})"
-    if by_training:
-        yield (
-            f"{differences}. Where at least one of two networks was trained several times, they are tested by a t test "
-            "with the variance over cases and that of the training of those that were trained several times, with "
-            "Satterthwaite's degrees of freedom; so are intervals made, also of such a network's mean."
-        )
-        if by_case:
-            yield f"Others are tested by {wilcoxon}, with {bootstrap} {drawn}."
-        elif once:
-            yield f"Means of networks that were trained once have {bootstrap} {drawn}."
-    else:
-        yield f"{differences} and tested by {wilcoxon}; intervals are {bootstrap} {drawn}."
-    if once:
-        of = "networks that were trained once per fold" if repeated else "training"
-        yield f"The variance of {'training of ' * repeated}{of} is not known and not in these numbers."
-    others = ", within each source dataset" * any(len(one.by_source) for one in tested)
-    others += ", and over those of networks for many datasets" * any(len(one.beside["Dice"]) for one in tested)
-    yield (
-        "P values were adjusted after Holm, within each dataset and metric, over the comparisons with the baseline, "
-        f"and in Dice over those with ablation twins and over all pairs{others}; the level is {LEVEL:g}."
-    )
-    yield (
-        "P(better) is the probability that the true mean difference is a gain under a flat prior; two algorithms are "
-        f"called equivalent if the difference lies within {analysis.rope:g} Dice with a probability of at least "
-        f"{SURE:g}."
-    )
-    trainings = " and of the chance of trainings, where it is known" * repeated
-    yield f"The stability of ranks is that over {DRAWS} draws of the {units}{trainings} (seed {SEED})."
+    """Say what was tested how, each sentence once, and of which datasets it is if it is not of all."""
+    for say in (_untested, _units, _tests, _intervals, _once, _adjusted, _probabilities, _ranks):
+        said: dict[str, list[str]] = {}
+        for comparison in found:
+            if sentence := say(comparison):
+                said.setdefault(sentence, []).append(comparison.title)
+        for sentence, titles in said.items():
+            yield sentence if len(titles) == len(found) else f"{sentence[:-1]} ({'; '.join(titles)})."
     if analysis.across:
         yield (
             f"Across datasets, average ranks were compared by Friedman's test and Nemenyi's critical difference at "
             f"{LEVEL:g}."
         )
+
+
+def _untested(comparison: Comparison) -> str:
+    if comparison.is_tested:
+        return ""
+    if not comparison.scored:
+        return "Nothing was tested, as no case has anything to score."
+    if not comparison.has_intervals:
+        units = "cases" if comparison.scores.unit == "case" else "groups of cases, of equal size"
+        return f"Nothing was tested, as there were fewer than {CASES} {units}."
+    return "Nothing was tested, as there was nothing to compare."
+
+
+def _units(comparison: Comparison) -> str:
+    if comparison.scores.unit == "case" or not comparison.has_intervals:
+        return ""
+    return (
+        "Cases of a group, such as the images of a patient, are alike: intervals, tests and probabilities are over "
+        "groups."
+    )
+
+
+def _tests(comparison: Comparison) -> str:
+    by_ranks, by_t = comparison.tests
+    grouped = comparison.scores.unit == "group"
+    wilcoxon = f"the two-sided Wilcoxon signed-rank test{' of the means of the groups' * grouped}"
+    t_test = (
+        f"a t test with the variance over {comparison.scores.unit}s and that of the training of the networks that were "
+        "trained several times"
+    )
+    tests = f"Where one of two networks was trained several times, by {t_test}, and else by {wilcoxon}"
+    if not (by_ranks and by_t):
+        tests = f"Differences are tested by {wilcoxon if by_ranks else t_test}"
+    return f"Networks are paired by case. {tests}." * (by_ranks or by_t)
+
+
+def _intervals(comparison: Comparison) -> str:
+    """Say what intervals are; those of single labels and of differences tested by ranks are always the bootstrap's."""
+    if not comparison.has_intervals:
+        return ""
+    bootstrap = f"95% percentile bootstrap intervals of the mean ({RESAMPLES} resamples of the "
+    bootstrap += f"{comparison.scores.unit}s, seed {SEED})"
+    of_t = "95% intervals of the t distribution over the same variances, with Satterthwaite's degrees of freedom"
+    if not (comparison.repeated or comparison.tests[1]):
+        return f"Intervals are {bootstrap}."
+    if not (comparison.bootstrapped or comparison.tests[0] or comparison.label_dice):
+        return f"Intervals are {of_t}."
+    return (
+        f"Networks that were trained several times, and differences with them, have {of_t}; all else has {bootstrap}."
+    )
+
+
+def _once(comparison: Comparison) -> str:
+    if not (comparison.has_intervals and comparison.once):
+        return ""
+    of = "training of networks that were trained once per fold" if comparison.repeated else "training"
+    return f"The variance of {of} is not known and not in these numbers."
+
+
+def _adjusted(comparison: Comparison) -> str:
+    families = [
+        "over the comparisons with the baseline" * (len(comparison.paired["Dice"]) > 0),
+        "in Dice over those with ablation twins" * (len(comparison.twins) > 0),
+        "in Dice over all pairs" * (len(comparison.pairs) > 0),
+        "over those within each source dataset" * (len(comparison.by_source) > 0),
+        "over those of networks for many datasets" * (len(comparison.beside["Dice"]) > 0),
+    ]
+    said = ", ".join(filter(None, families))
+    return f"P values were adjusted after Holm, each metric by itself, {said}; the level is {LEVEL:g}." * (
+        any(comparison.tests)
+    )
+
+
+def _probabilities(comparison: Comparison) -> str:
+    return (
+        "P(better) is the probability that the true mean difference is a gain under a flat prior, by the t "
+        f"distribution over {comparison.scores.unit}s; two networks are called equivalent if the difference lies "
+        f"within {comparison.rope:g} Dice with a probability of at least {SURE:g}."
+    ) * any(comparison.tests)
+
+
+def _ranks(comparison: Comparison) -> str:
+    trainings = " and of the chance of trainings, where it is known" * bool(comparison.repeated)
+    return (
+        f"The stability of ranks is that over {DRAWS} draws of the {comparison.scores.unit}s{trainings} (seed {SEED})."
+    ) * (not comparison.rank_shares.empty)

@@ -22,7 +22,7 @@ from nnunet_plugins.report.variance import Estimate, Repeats, estimate, learn_re
 Array = NDArray[Any]
 
 COLUMNS = [
-    *("n", "units", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "wins", "ties", "losses"),
+    *("n", "units", "effective", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "wins", "ties", "losses"),
     *Claim._fields,
     *("repeated", "against_repeated", "needed_cases", "needed_repeats", "needed_factor"),
 ]
@@ -59,8 +59,9 @@ class Measure:
         return self.by_training.loc[:, own].droplevel(0, axis=1).dropna(axis=1, how="all")
 
     def seeds(self, name: str) -> int:
-        """Return how many trainings of an algorithm have any score."""
-        return int(self._trainings[name].shape[1])
+        """Return how many trainings of an algorithm have any score in one fold, at most."""
+        there = ~np.isnan(self._trainings[name])
+        return max((int(there[self._folds == fold].any(axis=0).sum()) for fold in np.unique(self._folds)), default=0)
 
     def repeats(self, name: str, cases: Array | None = None) -> Repeats:
         """Return what the repeats of an algorithm tell, on some of the cases."""
@@ -68,7 +69,8 @@ class Measure:
         if scores.shape[1] < 2:
             return Repeats()
         kept = slice(None) if cases is None else cases
-        return learn_repeats(scores[kept], self._folds[kept])
+        units = units_of(self.by_case.index[kept], self.groups)
+        return learn_repeats(scores[kept], self._folds[kept], units)
 
     @cached_property
     def _trainings(self) -> dict[str, Array]:
@@ -120,7 +122,7 @@ def compare_pairs(measure: Measure, pairs: Sequence[tuple[str, str]], *, rope: f
     if not tables:
         return pd.DataFrame(columns=COLUMNS, index=index, dtype=float)
     table = pd.concat(tables).loc[index]
-    table["p"] = table["p"].where(table["units"] >= CASES)
+    table["p"] = table["p"].where(table["effective"] >= CASES)
     rows = [_weigh(measure, name, against, rope) for name, against in pairs]
     more = pd.DataFrame(rows, index)
     by_trainings = more["repeated"] | more["against_repeated"]
@@ -173,6 +175,8 @@ def training_errors(measure: Measure) -> "pd.Series[float]":
 def components(measure: Measure) -> pd.DataFrame:
     """Return what the scores of every algorithm with repeats vary by, as standard deviations.
 
+    Those of a case are of a case by itself: what cases of a group have in common is in the error alone.
+
     Returns:
         `trainings` of a fold at most; `case`; `fold`, what remains of the differences between the folds' means, nan for
         one fold; `training`; `rest`, of a case from one training to the next; `error`, of the mean.
@@ -182,7 +186,8 @@ def components(measure: Measure) -> pd.DataFrame:
         repeats = measure.repeats(name)
         if not repeats.known:
             continue
-        found = measure.estimate(name)
+        found, alone = measure.estimate(name), replace(measure, groups=None)
+        by_itself = alone.estimate(name)
         folds = measure.by_case[name].groupby(measure.folds)
         means, sizes = folds.mean().dropna(), folds.count()
         chance = found.case * (1 / sizes[sizes > 0]).mean() + repeats.training * repeats.per_case
@@ -192,10 +197,10 @@ def components(measure: Measure) -> pd.DataFrame:
             **{
                 part: float(np.sqrt(np.maximum(variance, 0)))
                 for part, variance in {
-                    "case": found.case - found.rest,
+                    "case": by_itself.case - by_itself.rest,
                     "fold": fold,
                     "training": repeats.training,
-                    "rest": repeats.rest,
+                    "rest": alone.repeats(name).rest,
                 }.items()
             },
             "error": found.error,

@@ -35,7 +35,7 @@ def describe_difference(name: str, row: Mapping[str, Any], baseline: str, rope: 
     cases = f"{count(int(row['n']), 'case')}{groups}"
     difference = row["mean_difference"]
     signed = f"{show_signed(difference)} Dice"
-    if row["verdict"] == TOO_FEW and row["units"] < CASES:
+    if row["verdict"] == TOO_FEW and row["effective"] < CASES:
         return f"Too few cases to test {name} against {baseline}: mean difference {signed} on {cases}."
     once = _once(name, row, baseline)
     interval = f"95% CI {show_number(row['ci_low'], 3)} to {show_number(row['ci_high'], 3)}, "
@@ -92,7 +92,8 @@ def _needed(row: Mapping[str, Any], rope: float) -> str:
     told = f"a difference of {rope:g}"
     # Where the trainings of one do not count, as they were not repeated, these numbers are bounds.
     about = "about" if _is_known(row) else "at least"
-    more = f"{about} {count(int(cases), 'case')}" if cases < float("inf") else "no number of cases"
+    alike = " in groups as these" if row["units"] < row["n"] else ""
+    more = f"{about} {count(int(cases), 'case')}{alike}" if cases < float("inf") else "no number of cases"
     again = f"{about} {count(int(repeats), 'repeat')}" if repeats < float("inf") else "no number of repeats"
     if cases <= row["n"]:
         unless = "" if _is_known(row) else ", if trainings do not vary"

@@ -24,6 +24,7 @@ from nnunet_plugins.report.words import (
     show_p,
     show_probability,
     show_signed,
+    too_few,
 )
 
 
@@ -108,16 +109,16 @@ def _of_one(comparison: Comparison, rope: float) -> list[Fact]:
     first = Fact("Leader", name_some(comparison.leaders), role * (lead.leader == comparison.baseline) + own)
     if not lead.other:
         return [first, Fact("Difference", DASH, "none between them" if is_shared else "nothing to compare it with")]
-    units = int(lead.row["units"])
-    too_few = f"{count_units(units, int(lead.row['n']))} {'is' if units == 1 else 'are'} too few"
-    few = f"{too_few}, {CASES} are needed"
+    units, cases = int(lead.row["units"]), int(lead.row["n"])
+    few = f"{too_few(units, cases, lead.row['effective'], CASES)}, {CASES} are needed"
     if lead.interval:
         interval, better = f"95% interval {' to '.join(lead.interval)}", lead.probability
         sure = f"by more than {rope:g}: {show_probability(lead.row['ahead'])}; {describe_p(lead.row['p_holm'])} (Holm)"
         if not (lead.row["repeated"] and lead.row["against_repeated"]):
             sure += "; of these trainings: how others vary is not counted"
         if lead.row["verdict"] == TOO_FEW:
-            sure += f"; {too_few} for so many tests: no p could be below {show_p(lead.row['p_least'])}"
+            least = show_p(lead.row["p_least"])
+            sure += f"; {count_units(units, cases)} are too few for so many tests: no p could be below {least}"
     else:
         interval, better, sure = f"no 95% interval: {few}", "not known", few
     return [

@@ -136,7 +136,9 @@ def _rank_figures(comparison: Comparison, key: str) -> list[Figure]:
     """Return how firm the ranks are, if there are ranks."""
     if comparison.rank_shares.empty:
         return []
-    drawn = "cases, and the chance in trainings as far as it is known," if len(comparison.components) else "cases"
+    drawn = f"{comparison.scores.unit}s" + ", and the chance in trainings as far as it is known," * (
+        len(comparison.components) > 0
+    )
     caption = (
         f"How firm the ranks are: {drawn} are drawn anew {DRAWS} times, and the bars show how often each algorithm "
         "then has which rank by mean Dice. A bar of one colour is a firm rank."

@@ -14,7 +14,15 @@ from nnunet_plugins.report.findings import summarise
 from nnunet_plugins.report.showing import DICE, TEXTS, Section, find_best, show_across, shown_qualities
 from nnunet_plugins.report.statistics import RESAMPLES, SEED
 from nnunet_plugins.report.tables import sections
-from nnunet_plugins.report.words import DECIMALS, count, heading, name_some, show_number, show_penalised
+from nnunet_plugins.report.verdicts import kinds
+from nnunet_plugins.report.words import (
+    DECIMALS,
+    count,
+    heading,
+    name_some,
+    show_number,
+    show_penalised,
+)
 
 _LONG = 40  # rows that fit on a page in print
 STARS = {0.001: "***", 0.01: "**", 0.05: "*"}
@@ -80,14 +88,16 @@ def _paper_table(comparison: Comparison, budget: str, number: int) -> str:
 
 def _paper_caption(comparison: Comparison, budget: str, starred: bool) -> str:
     """Say what the numbers are, and what the stars mean: test, adjustment, resamples and seed."""
-    repeated = {*comparison.components.index}
-    once = [name for name in comparison.ranked if name not in repeated]
-    units = "cases" if comparison.scores.groups is None else f"{comparison.scores.units} groups of cases"
+    repeated, once, of = comparison.repeated, comparison.once, name_some(comparison.repeated)
+    grouped = comparison.scores.unit == "group"
+    units = f"{comparison.scores.units} groups of cases" if grouped else "cases"
     by_units = f"95% bootstrap intervals ({RESAMPLES} resamples of the {units}, seed {SEED})"
-    by_trainings, of = f"95% intervals over {units} and trainings", name_some([*comparison.components.index])
+    by_trainings = f"95% intervals over {units} and trainings"
     intervals = f"{by_units}; of {of} {by_trainings}" if repeated and once else by_trainings if repeated else by_units
-    tests = "Wilcoxon's signed-rank test" if once else f"a t test over {units} and trainings"
-    tests += f", or with {of} a t test over {units} and trainings" if repeated and once else ""
+    by_ranks, by_t = kinds([comparison.paired["Dice"]])
+    means = f" of the means of the {comparison.scores.units} groups" * grouped
+    tests = f"Wilcoxon's signed-rank test{means}" * by_ranks
+    tests += f", or with {of} " * (by_ranks and by_t) + f"a t test over {units} and trainings" * by_t
     lines = [f"{comparison.title}: means over {count(comparison.scored, 'case')}{f' ({budget})' * bool(budget)}."]
     if comparison.dice["ci_low"].notna().any():
         lines.append(f"In brackets {intervals}.")

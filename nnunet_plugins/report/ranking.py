@@ -12,6 +12,7 @@ from nnunet_plugins.report.statistics import (
     DRAWS,
     INTERVAL,
     draw_means,
+    effective,
     rank_distribution,
     ranks,
     units_of,
@@ -70,7 +71,7 @@ def stability(
 
 def rank_shares(dice: pd.DataFrame, errors: "pd.Series[float]", groups: pd.Series | None) -> pd.DataFrame:
     """Return `statistics.rank_distribution` of Dice, empty for one algorithm or too few units."""
-    if dice.shape[1] < 2 or len(np.unique(units_of(dice.dropna().index, groups))) < CASES:
+    if dice.shape[1] < 2 or effective(units_of(dice.dropna().index, groups)) < CASES:
         return pd.DataFrame()
     return rank_distribution(dice, higher_is_better=True, errors=errors, groups=groups)
 

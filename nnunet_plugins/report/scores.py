@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nnunet_plugins.metrics.table import DISTANCES, METRICS
 from nnunet_plugins.report.record import ReportError
-from nnunet_plugins.report.statistics import units_of
+from nnunet_plugins.report.statistics import Units, effective, units_of
 
 VOLUME = "volume_error_ml"
 """The metric that counts where the truth lacks the label, too."""
@@ -74,7 +74,21 @@ class Scores:
     @property
     def units(self) -> int:
         """How many independent parts the cases have whose truth has any label: groups, or cases; see `statistics`."""
-        return len(np.unique(units_of(pd.Index(self.cases)[self.truth.any(axis=1)], self.groups)))
+        return len(np.unique(self._units))
+
+    @property
+    def unit(self) -> str:
+        """What they are, "group" or "case"; groups of one case each are cases."""
+        return "group" if self.units < len(self._units) else "case"
+
+    @property
+    def effective(self) -> float:
+        """How many units of equal size tell as much, see `statistics.effective`."""
+        return effective(self._units)
+
+    @property
+    def _units(self) -> Units:
+        return units_of(pd.Index(self.cases)[self.truth.any(axis=1)], self.groups)
 
     @property
     def whole(self) -> Mask:

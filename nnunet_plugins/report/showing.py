@@ -114,10 +114,13 @@ def show_results(comparison: Comparison, caption: str, board: pd.DataFrame) -> S
 
 def _show_covered(comparison: Comparison, names: "pd.Index[str]") -> dict[str, list[str]]:
     """Write what the intervals of means are over, where that is not the same for all: repeats make them wider."""
-    repeated = {*comparison.components.index}
-    if not comparison.has_intervals or not repeated or {*comparison.ranked} <= repeated:
+    over = f"{comparison.scores.unit}s"
+    having = [name for name in names if name in comparison.dice.index and comparison.dice["ci_low"].notna()[name]]
+    alone = {name for name in having if name in comparison.bootstrapped}
+    if not alone or len(alone) == len(having):
         return {}
-    return {COVERED: ["cases, trainings" if name in repeated else "cases" for name in names]}
+    shown = {name: over if name in alone else f"{over}, trainings" for name in having}
+    return {COVERED: [shown.get(name, DASH) for name in names]}
 
 
 def _show_means(board: pd.DataFrame) -> dict[str, list[str]]:

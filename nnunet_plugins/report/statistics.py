@@ -1,7 +1,8 @@
 """Statistics over cases: paired differences from the baseline, means, ranks, and how sure they are.
 
 A table of scores has a row per case and a column per algorithm, and a missing score is nan. The unit is the case, or
-where several cases are of one group, such as the images of one patient, the group: cases of a group are alike.
+where several cases are of one group, such as the images of one patient, the group: cases of a group are alike. What
+demands a number of units counts groups of unequal sizes as so many equal ones as tell as much, see `effective`.
 Intervals are percentiles of the mean over units drawn anew with replacement; those of a median would be too narrow.
 The signed-rank test is of the means of the units' cases.
 P values are those of Wilcoxon's signed-rank test (two-sided; cases without a difference left out), adjusted after Holm
@@ -43,7 +44,20 @@ hold the true mean four times in five, not nineteen times in twenty."""
 DATASETS = 5
 """Below so many datasets no critical difference is drawn."""
 COMPARED = [
-    *("n", "units", "mean_difference", "ci_low", "ci_high", "effect_size", "p", "p_holm", "wins", "ties", "losses")
+    *(
+        "n",
+        "units",
+        "effective",
+        "mean_difference",
+        "ci_low",
+        "ci_high",
+        "effect_size",
+        "p",
+        "p_holm",
+        "wins",
+        "ties",
+        "losses",
+    )
 ]
 _CHUNK = 4_000_000  # numbers in memory at a time while cases are drawn
 
@@ -54,6 +68,16 @@ Units = NDArray[np.int64]
 def units_of(cases: pd.Index, groups: pd.Series | None) -> Units:
     """Return the number of the unit of each case, from 0 on: of its group, by case, or without groups its own."""
     return np.arange(len(cases)) if groups is None else pd.factorize(groups.loc[cases])[0]
+
+
+def effective(units: Units) -> float:
+    """Return how many units of equal size tell as much: their number, or less if they are of unequal sizes (Kish 1965).
+
+    Args:
+        units: of the cases, see `units_of`.
+    """
+    sizes = np.bincount(units)
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(units) else 0.0
 
 
 def _drawn_means(values: Array, units: Units, resamples: int, seed: int) -> Array:
@@ -108,7 +132,7 @@ def _intervals(
         alike.setdefault(units_of(column.index, groups).tobytes(), []).append(name)
     for names in alike.values():
         units = units_of(columns[names[0]].index, groups)
-        if len(np.unique(units)) >= CASES:
+        if effective(units) >= CASES:
             values = np.stack([columns[name].to_numpy(float) for name in names], axis=1)
             intervals.loc[names] = np.quantile(_drawn_means(values, units, resamples, seed), INTERVAL, axis=0).T
     return intervals
@@ -167,9 +191,10 @@ def compare(
         resamples: of the intervals; without any, there are none.
 
     Returns:
-        A row per algorithm: `n` cases, in so many `units`, `mean_difference` from the baseline with its 95% interval
-        `ci_low` and `ci_high`, `effect_size` (positive: the algorithm is better), `p`, `p_holm` over all rows, and in
-        how many cases the algorithm `wins`, `ties` and `losses` count. Without cases all but the counts are nan.
+        A row per algorithm: `n` cases, in so many `units`, which tell as much as `effective` ones of equal size,
+        `mean_difference` from the baseline with its 95% interval `ci_low` and `ci_high`, `effect_size` (positive: the
+        algorithm is better), `p`, `p_holm` over all rows, and in how many cases the algorithm `wins`, `ties` and
+        `losses` count. Without cases all but the counts are nan.
     """
     others = scores.columns.drop(baseline)
     differences = {str(name): (scores[name] - scores[baseline]).dropna().round(DECIMALS) for name in others}
@@ -183,6 +208,7 @@ def compare(
                 "algorithm": name,
                 "n": len(difference),
                 "units": len(np.unique(units)),
+                "effective": effective(units),
                 "mean_difference": difference.mean() if len(difference) else np.nan,
                 "effect_size": effect,
                 "p": p,

@@ -14,13 +14,17 @@ The variance of the mean over n cases, of which n_f are in fold f with S_f train
 
     (case + rest / S) / n + sum over f of (n_f / n)^2 training / S_f
 
-The first part is what the means over the trainings vary by from case to case within a fold, over n; where several cases
-are of one group, such as images of one patient, their sum varies as one, so that what is alike in them counts. In the
-second, `training` is what the fold's means vary by from one training to the next, less the share `rest / n_f` of it
-that the first part has already (the method of moments, in which a fold counts as often as it has cases; 0 if less would
-be left). The difference of two algorithms has the second part of each. Degrees of freedom are Satterthwaite's (1946),
-but no fewer than the smallest part has: where parts are subtracted, his have no bound. Intervals are those of the t
+The first part is what the means over the trainings vary by from case to case within a fold, over n. In the second,
+`training` is what the fold's means vary by from one training to the next, less the share `rest / n_f` of it that the
+first part has already (the method of moments, in which a fold counts as often as it has cases; 0 if less would be
+left). The difference of two algorithms has the second part of each. Degrees of freedom are Satterthwaite's (1946), but
+no fewer than the smallest part has: where parts are subtracted, his have no bound. Intervals are those of the t
 distribution.
+
+Where several cases are of one group, such as images of one patient, the unit is the group. What leaving out one of them
+after the other does to the mean tells how it varies (the jackknife over groups; of groups of one case it is the
+variance above), since a large group draws the mean to itself; and groups of unequal sizes have the degrees of freedom
+of so many equal ones as tell as much, see `statistics.effective`.
 """
 
 import functools
@@ -32,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from nnunet_plugins.report.statistics import CASES, INTERVAL, Units
+from nnunet_plugins.report.statistics import CASES, INTERVAL, Units, effective
 
 Array = NDArray[np.float64]
 Folds = NDArray[np.int64]
@@ -45,7 +49,8 @@ class Repeats:
     Attributes:
         between: mean square of the means of a fold's trainings, pooled over the folds by their numbers of cases.
         degrees: of freedom of `between`; 0 if no fold was trained twice, and nothing is known.
-        rest: mean square of case by training within the folds.
+        rest: mean square of case by training within the folds, such that over the n_f cases of a fold it is what it
+            adds to the variance of their mean.
         rest_degrees: of freedom of `rest`.
         shared: how much of `rest` is in `between`, about 1 / n_f.
         weight: of `training` in the variance of the mean over all cases, the sum of (n_f / n)^2 / S_f.
@@ -55,7 +60,7 @@ class Repeats:
     between: float = np.nan
     degrees: int = 0
     rest: float = 0.0
-    rest_degrees: int = 0
+    rest_degrees: float = 0.0
     shared: float = 0.0
     weight: float = 1.0
     per_case: float = 1.0
@@ -87,35 +92,59 @@ class Repeats:
         ]
 
 
-def learn_repeats(scores: Array, folds: Folds) -> Repeats:
+def _leave_one_out(apart: Array, units: Units, folds: Folds) -> Array:
+    """Return by how much sums over the cases change, around the folds' means, without one unit after the other.
+
+    Args:
+        apart: cases, or cases x anything: what they differ by from the mean of their fold.
+        units: of the cases.
+        folds: of the cases.
+
+    Returns:
+        units x anything. A unit that has all cases of a fold tells nothing of it.
+    """
+    cells, places, sizes = np.unique(np.stack([folds, units]), axis=1, return_inverse=True, return_counts=True)
+    shares = (sizes / np.bincount(folds)[cells[0]])[np.ravel(places)]
+    others = np.where(shares < 1, 1 - shares, np.inf)
+    sums = np.zeros((int(units.max()) + 1, *apart.shape[1:]))
+    np.add.at(sums, units, (apart.T / others).T)
+    return sums
+
+
+def learn_repeats(scores: Array, folds: Folds, units: Units | None = None) -> Repeats:
     """Return what the repeats of an algorithm tell.
 
     Args:
         scores: cases x trainings (seeds), nan where a training has no score. Of a fold count the trainings that have
             any, on the cases that all of these have.
         folds: of the cases.
+        units: of the cases, see `statistics.units_of`; None: each is its own.
     """
+    units = np.arange(len(scores)) if units is None else units
     cases = ~np.isnan(scores).all(axis=1)
-    scores, folds = scores[cases], folds[cases]
-    squares = rests = weight = per_case = 0.0
-    degrees = rest_degrees = sizes = 0
+    scores, folds, units = scores[cases], folds[cases], units[cases]
+    squares = rests = weight = per_case = rest_degrees = 0.0
+    degrees = sizes = 0
     for fold in np.unique(folds):
-        part = scores[folds == fold]
+        part, own = scores[folds == fold], units[folds == fold]
         share = len(part) / len(scores)
         part = part[:, ~np.isnan(part).all(axis=0)]
         trainings = part.shape[1]
         weight += share**2 / trainings
         per_case += share / trainings
-        part = part[~np.isnan(part).any(axis=1)]
+        whole = ~np.isnan(part).any(axis=1)
+        part, own = part[whole], np.unique(own[whole], return_inverse=True)[1]
         if trainings < 2 or not len(part):
             continue
         means = part.mean(axis=0)
         apart = part - part.mean(axis=1, keepdims=True) - means + means.mean()
         squares += len(part) * float(((means - means.mean()) ** 2).sum())
-        rests += float((apart**2).sum())
         degrees += trainings - 1
-        rest_degrees += (len(part) - 1) * (trainings - 1)
         sizes += len(part) * (trainings - 1)
+        without, number = _leave_one_out(apart, own, np.zeros(len(part), int)), int(own.max()) + 1
+        own_degrees = effective(own) - 1
+        rests += float((without**2).sum()) * own_degrees * (number - 1) / number / len(part)
+        rest_degrees += own_degrees * (trainings - 1)
     if not degrees:
         return Repeats()
     rest = rests / rest_degrees if rest_degrees else 0.0
@@ -132,23 +161,18 @@ class Estimate:
         case: the variance of one case, the rest of its trainings included, such that over `cases` it is the variance of
             the mean: more than that of a case by itself, where those of a group are alike.
         rest: what of `case` is due to the trainings of the case, which further ones make less; 0 without repeats.
+        units: how many independent parts the cases have, cases or groups, as `statistics.effective` counts them.
         means: how many means `case` is around: one of each fold with repeats, and one of all cases without.
         repeats: of the algorithms that have any.
-        groups: how many groups the cases are of; None: each is its own.
     """
 
     mean: float
     cases: int
     case: float
-    rest: float = 0.0
+    rest: float
+    units: float
     means: int = 1
     repeats: tuple[Repeats, ...] = ()
-    groups: int | None = None
-
-    @property
-    def units(self) -> int:
-        """How many independent parts the cases have: groups, or cases."""
-        return self.cases if self.groups is None else self.groups
 
     @property
     def training(self) -> float:
@@ -175,7 +199,7 @@ class Estimate:
         if self.units < 2:
             return np.nan, np.nan
         case = self.case - self.rest + self.rest / trainings
-        parts = [(case / (self.cases * cases), self.units * cases - self.means)]
+        parts = [(case / (self.cases * cases), np.maximum(self.units * cases - self.means, 1))]
         parts += [part for one in self.repeats for part in one.parts(cases, trainings)]
         squares, degrees = zip(*((square, own) for square, own in parts if np.all(own > 0)), strict=True)
         variance = np.asarray(sum(squares))
@@ -217,14 +241,17 @@ def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = (), units
     cases = len(scores)
     units = np.arange(cases) if units is None else units
     number = int(units.max(initial=-1)) + 1
-    _, places, sizes = np.unique(folds, return_inverse=True, return_counts=True)
-    known = tuple(one for one in repeats if one.known and len(sizes) < number)
     if number < 2:
-        return Estimate(float(scores.mean()) if cases else np.nan, cases, np.nan, groups=number)
-    mean = float(scores.mean())
-    centre = (np.bincount(places, scores) / sizes)[places] if known else mean
-    means = len(sizes) if known else 1
-    sums = np.bincount(units, scores - centre)
-    case = float((sums**2).sum() / (number - means)) * (number / cases)
+        return Estimate(float(scores.mean()) if cases else np.nan, cases, np.nan, 0.0, number)
+    known = tuple(one for one in repeats if one.known and len(np.unique(folds)) < number)
+    strata = np.unique(folds, return_inverse=True)[1] if known else np.zeros(cases, int)
+    sizes = np.bincount(strata)
+    apart = scores - (np.bincount(strata, scores) / sizes)[strata]
+    without = _leave_one_out(apart, units, strata)
+    # A unit with a fold of its own tells nothing of how units vary, and is taken to vary as the others do.
+    telling = np.array([len(np.unique(units[strata == one])) > 1 for one in range(len(sizes))])[strata]
+    squares, told = ((np.bincount(some) ** 2).sum() for some in (units, units[telling]))
+    several = len(np.unique(units[telling]))
+    case = float((without**2).sum()) * (number - len(sizes)) / several * squares / told / cases
     rest = min(case, sum(one.rest * one.per_case for one in known))
-    return Estimate(mean, cases, case, rest, means, known, number)
+    return Estimate(float(scores.mean()), cases, case, rest, effective(units), len(sizes), known)

@@ -1,6 +1,6 @@
 """Verdicts on an algorithm against another one: which word follows from the numbers of a comparison."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -91,4 +91,11 @@ def judge(measure: Measure, pairs: Sequence[tuple[str, str]], rope: float | None
     verdict = verdict.mask(clear & is_mean_clear & (gain > 0) & (of_mean | (table["effect_size"] > 0)), AHEAD)
     verdict = verdict.mask(clear & is_mean_clear & (gain < 0) & (of_mean | (table["effect_size"] < 0)), BEHIND)
     verdict = verdict.mask(table["p_least"] >= LEVEL, TOO_FEW).mask(table["equivalent"] >= SURE, EQUIVALENT)
-    return table.assign(verdict=verdict.mask((table["units"] > 0) & (table["units"] < CASES), TOO_FEW))
+    return table.assign(verdict=verdict.mask((table["n"] > 0) & (table["effective"] < CASES), TOO_FEW))
+
+
+def kinds(tables: Iterable[pd.DataFrame]) -> tuple[bool, bool]:
+    """Tell whether any p value is of the signed-rank test, over cases alone, and whether any is of a t test."""
+    known = [table[table["p"].notna()] for table in tables if len(table)]
+    by_t = [(table["repeated"] | table["against_repeated"]).astype(bool) for table in known]
+    return any((~one).any() for one in by_t), any(one.any() for one in by_t)

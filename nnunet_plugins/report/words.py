@@ -114,6 +114,12 @@ def count_units(units: int, cases: int) -> str:
     return count(cases, "case") if units == cases else count(units, "group") + " of cases"
 
 
+def too_few(units: int, cases: int, effective: float, least: int) -> str:
+    """Say that cases are too few for tests, of which there have to be `least` units; see `statistics.effective`."""
+    unequal = f" (of such unequal sizes that they tell as much as {effective:.1f})" if units >= least else ""
+    return f"{count_units(units, cases)}{unequal} {'is' if units == 1 else 'are'} too few"
+
+
 def count(number: int, noun: str) -> str:
     """Write a number of things."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

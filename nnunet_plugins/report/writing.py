@@ -27,9 +27,18 @@ PACKED = 10_000_000
 def write_csv(record: Record, path: Path) -> None:
     """Write the results as they are: columns `record.RESULTS`, exact numbers, all cases; see `write_table`.
 
-    Seeds and folds are left out where there are none.
+    Seeds and folds are left out where there are none. Where groups of cases are known, such as the images of a patient,
+    a column `group` has their numbers.
     """
     results = record.results
+    known = {
+        place: record.groups_of(*place) or {} for place in {*zip(results["split"], results["dataset"], strict=True)}
+    }
+    if any(known.values()):
+        rows = zip(results["split"], results["dataset"], results["case"], strict=True)
+        numbers = pd.Series([known[split, dataset].get(case) for split, dataset, case in rows], results.index)
+        results = results.copy()
+        results.insert(results.columns.get_loc("case") + 1, "group", numbers.astype("Int64"))
     none = [
         name
         for name, column in (("seed", results["seed"].replace("", None)), ("fold", results["fold"]))
@@ -45,7 +54,8 @@ def write_challenger(analysis: Analysis, path: Path) -> Path:
 
     A task is a dataset, configuration, split and label; distances have their penalties and volume errors no sign. It is
     the comparisons' own data: cases that all algorithms have, without ensembles; NA where the truth lacks the label.
-    For challengeR, take the rows of one metric; small values are better but for Dice and NSD.
+    For challengeR, take the rows of one metric; small values are better but for Dice and NSD. It knows no groups of
+    cases, and takes each case for one by itself.
     """
     parts = []
     for comparison in analysis.comparisons:
