@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_plugins.benchmark.command import environment
-from nnunet_plugins.benchmark.done import splits_are_made
+from nnunet_plugins.benchmark.done import CHECKS, splits_are_made
 from nnunet_plugins.benchmark.driver import nnunet_folders
 from nnunet_plugins.benchmark.engine import _order
 from nnunet_plugins.benchmark.protocol import Protocol
@@ -116,6 +116,42 @@ def test_fewer_groups_than_folds_are_refused_before_anything_is_preprocessed(tmp
     assert main([*question, "--groups", str(table)]) == 2
     assert f"{A} has 4 groups, too few for 5 folds; give --folds 4" in capsys.readouterr().err
     assert trained(output, capsys, [A], "--groups", str(table), "--folds", "4") == list(range(4))
+
+
+def test_each_dataset_has_its_own_groups(tmp_path, monkeypatch, capsys):
+    """A dataset without a table of its own has nnU-Net's splits; without any table nothing is begun."""
+    output = world(tmp_path, monkeypatch, {A: 0, B: 0})
+    question = ["benchmark", "-d", A, B, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output), "--dry-run"]
+    assert main([*question, "--groups"]) == 2
+    assert f"nnUNet_raw/{A}/groups.csv is missing" in capsys.readouterr().err
+    table = tmp_path / "nnUNet_raw" / B / "groups.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("".join(["case,group\n", *(f"c{number:02d},{number % 6}\n" for number in range(12))]))
+    assert main([*question, "--groups"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("nnunet-plugins split")]
+    assert lines == [
+        f"nnunet-plugins split -d {A} --folds 5",
+        f"nnunet-plugins split -d {B} --groups {table} --folds 5",
+    ]
+
+
+def test_a_dataset_whose_truths_were_copied_in_part_is_not_preprocessed(tmp_path, monkeypatch):
+    """nnU-Net copies them last, one by one; an end there would leave a part of the cases, of which all is then made."""
+    world(tmp_path, monkeypatch, {A: 0}, cases=3)
+    folder, raw = tmp_path / "nnUNet_preprocessed" / A, tmp_path / "nnUNet_raw" / A
+    (raw / "imagesTr").mkdir(parents=True)
+    (raw / "dataset.json").write_text('{"file_ending": ".nii.gz"}')
+    (folder / "nnUNetPlans_3d_fullres").mkdir()
+    plans = {"configurations": {"3d_fullres": {"data_identifier": "nnUNetPlans_3d_fullres"}}}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    for number in range(3):
+        (raw / "imagesTr" / f"c{number:02d}_0000.nii.gz").touch()
+        for ending in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / "nnUNetPlans_3d_fullres" / f"c{number:02d}{ending}").touch()
+    assert CHECKS["preprocessed"](str(folder), "nnUNetPlans", ["3d_fullres"])
+    (folder / "gt_segmentations" / "c02.nii.gz").unlink()
+    assert not CHECKS["preprocessed"](str(folder), "nnUNetPlans", ["3d_fullres"])
 
 
 def test_splits_that_tear_groups_apart_are_not_taken_for_those_that_were_asked_for(tmp_path, monkeypatch):

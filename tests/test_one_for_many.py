@@ -201,14 +201,15 @@ def test_folds_are_taken_from_where_they_are(folders, there):
     """Those of the merged dataset, which knows the groups of all cases; else those of the datasets."""
     for dataset in there:
         write_folds(folders, dataset, FOLDS.get(dataset, JOINT))
-    question = protocol(groups=str(folders.raw / "groups.csv"))
+    table = str(folders.raw / "groups.csv")
+    question = protocol(groups=dict.fromkeys((KNEE, HIP, MERGED), table))
     made = (make(question, folders, as_if_trained=True) for make in (result_tasks, prediction_tasks))
     tasks = [*training_tasks(question, folders), *chain.from_iterable(made)]
     names = [task.name for task in tasks]
     for position, task in enumerate(tasks):
         assert set(task.needs) <= set(names[:position])
     splits = {task.command[3]: task.command[4:] for task in tasks if task.command[:2] == ("nnunet-plugins", "split")}
-    anew = ("--groups", question.groups, "--folds", "2")
+    anew = ("--groups", table, "--folds", "2")
     if not there or MERGED in there:
         assert splits == {MERGED: ("--strata", "sources", *anew), KNEE: ("--like", MERGED), HIP: ("--like", MERGED)}
     else:

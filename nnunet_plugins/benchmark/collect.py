@@ -223,7 +223,8 @@ def _about(
             for dataset, configuration in dict.fromkeys((run.dataset, run.configuration) for run in trained)
         },
         "datasets": {
-            dataset: describe_dataset(folders.preprocessed / dataset, protocol.groups) for dataset in protocol.datasets
+            dataset: describe_dataset(folders.preprocessed / dataset, protocol.groups.get(dataset))
+            for dataset in protocol.datasets
         },
         "sources": {dataset: found for dataset in protocol.datasets if (found := _sources(dataset, folders))},
         "beside": {

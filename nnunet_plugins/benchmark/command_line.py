@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
-from nnunet_plugins.benchmark.protocol import ALL, DEFAULT_PLANS, PRESETS, Protocol, split_name
+from nnunet_plugins.benchmark.protocol import ALL, DEFAULT_PLANS, GROUPS, PRESETS, Protocol, split_name
 from nnunet_plugins.datasets.plan_names import NORMALISATIONS, find_normalisation
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.registry import RIVALS
@@ -82,7 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", dest="folds", nargs="+", type=natural, metavar="FOLD", help="default: all that the splits have"
     )
     question.add_argument(
-        "--groups", metavar="FILE", help="keep groups of cases together in the splits; see nnunet-plugins split --help"
+        "--groups",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="keep groups of cases together in the splits; see nnunet-plugins split --help. Without FILE those of each "
+        f"dataset's own {GROUPS}, beside its dataset.json in nnUNet_raw; datasets without one have nnU-Net's splits",
     )
     question.add_argument(
         "--folds",
@@ -230,7 +235,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from nnunet_plugins.benchmark import driver
-    from nnunet_plugins.benchmark.folds import choose_folds
+    from nnunet_plugins.benchmark.folds import choose_folds, find_groups
     from nnunet_plugins.benchmark.tasks import sources_of
     from nnunet_plugins.datasets.folders import dataset_name
 
@@ -242,7 +247,7 @@ def _run(arguments: argparse.Namespace) -> int:
     datasets = tuple(dict.fromkeys(named))
     if not datasets:
         raise InputError("name datasets with -d, or a merged one with --merged")
-    groups = Path(arguments.groups).absolute() if arguments.groups else None
+    groups = find_groups(arguments.groups, datasets, folders)
     folds, number_of_folds = choose_folds(datasets, folders, arguments.folds, arguments.number_of_folds, groups)
     protocol = Protocol(
         datasets=datasets,
@@ -252,7 +257,7 @@ def _run(arguments: argparse.Namespace) -> int:
         gpu_memory=arguments.gpu_memory,
         folds=folds,
         number_of_folds=number_of_folds,
-        groups=str(groups) if groups else None,
+        groups=groups,
         with_twins=arguments.with_twins,
         with_rivals=arguments.with_rivals,
         with_whole_volume=arguments.with_whole_volume,

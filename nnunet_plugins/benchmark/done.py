@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_plugins.datasets.architecture import without_sizes
-from nnunet_plugins.datasets.preprocessed import PLANS, is_preprocessed
+from nnunet_plugins.datasets.preprocessed import PLANS, is_preprocessed, raw_cases, truth_files
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import is_json, read_json
 from nnunet_plugins.provenance import Ledger
@@ -107,6 +107,15 @@ def is_made_from(fitted: str | Path, plans: str | Path) -> bool:
     return new == old
 
 
+def has_all_data(folder: str, plans: str, configurations: Sequence[str]) -> bool:
+    """Tell whether a dataset is preprocessed and its truths are there, which nnU-Net copies last and one by one."""
+    place = Path(folder)
+    if not is_preprocessed(place, plans, configurations):
+        return False
+    data = {file.stem for file in place.glob("*/*.pkl")}
+    return data & raw_cases(place.name) <= set(truth_files(place))
+
+
 def splits_are_made(file: str, groups: str | None, number: int) -> bool:
     """Tell whether a dataset has splits, and whether they are those that the groups ask for."""
     if not groups or not is_json(Path(file)):
@@ -128,7 +137,7 @@ def _is_normalised(made: str, like: str, scheme: str) -> bool:
 
 
 CHECKS: Mapping[str, Callable[..., bool]] = {
-    "preprocessed": lambda folder, plans, configurations: is_preprocessed(Path(folder), plans, configurations),
+    "preprocessed": has_all_data,
     "plans": is_made_from,
     "normalised": _is_normalised,
     "splits": splits_are_made,

@@ -129,7 +129,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> Protocol:
         number = protocol.number_of_folds
         if splits.is_file():
             number = len(read_splits(splits))
-            _require_known_cases(splits, number, protocol.groups)
+            _require_known_cases(splits, number, protocol.groups.get(dataset))
         # nnU-Net would not complain, but take a random split.
         if max(protocol.folds) >= number:
             remedy = f"-f {' '.join(map(str, range(number)))} are all of them"

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
+from nnunet_plugins.benchmark.protocol import GROUPS, BenchmarkError, Protocol
 from nnunet_plugins.benchmark.tasks import Folders, shares_folds_of, sources_of
 from nnunet_plugins.datasets.preprocessed import known_cases
 from nnunet_plugins.datasets.sources import find_description
@@ -14,12 +14,37 @@ from nnunet_plugins.planning.merged_splits import splits_like
 from nnunet_plugins.planning.splits import read_splits, same_folds
 
 
+def find_groups(file: str | None, datasets: Sequence[str], folders: Folders) -> dict[str, str]:
+    """Return by dataset the table of its cases' groups.
+
+    Args:
+        file: the one of all; "" for each dataset's own, None for none.
+        datasets: full names.
+        folders: where things lie.
+
+    Raises:
+        BenchmarkError: if each is to have its own, and none has one.
+    """
+    if file is None:
+        return {}
+    if file:
+        return dict.fromkeys(datasets, str(Path(file).absolute()))
+    own = {dataset: folders.raw / dataset / GROUPS for dataset in datasets}
+    found = {dataset: str(table) for dataset, table in own.items() if table.is_file()}
+    if not found:
+        raise BenchmarkError(
+            f"--groups without a file takes each dataset's own, and {next(iter(own.values()))} is missing; name the "
+            "file, or write this one, with the columns case and group"
+        )
+    return found
+
+
 def choose_folds(
     datasets: Sequence[str],
     folders: Folders,
     asked: Collection[int] | None,
     number: int | None,
-    groups: Path | None = None,
+    groups: Mapping[str, str],
 ) -> tuple[tuple[int, ...], int]:
     """Return the folds to train, and how many there are.
 
@@ -28,20 +53,20 @@ def choose_folds(
         folders: where things lie.
         asked: folds to train; None for all that there are.
         number: of folds of the splits; None for that of those that are there, or else nnU-Net's.
-        groups: table of the cases' groups.
+        groups: by dataset, the table of its cases' groups.
 
     Raises:
         BenchmarkError: if the splits that are there contradict this or each other, with the command that mends it.
     """
     files = {dataset: folders.preprocessed / dataset / "splits_final.json" for dataset in datasets}
     for dataset in datasets:
-        like = shares_folds_of(dataset, datasets, folders, grouped=groups is not None)
+        like = shares_folds_of(dataset, datasets, folders, grouped=dataset in groups)
         if like and not files[dataset].is_file():
             files[dataset] = folders.preprocessed / like / "splits_final.json"
     there = {dataset: len(read_splits(file)) for dataset, file in files.items() if file.is_file()}
     if empty := next((dataset for dataset, found in there.items() if not found), None):
         fitting = min(number or NNUNET_FOLDS, max(2, _most(empty, folders, groups)[0]))
-        mend = split_command(empty, fitting, groups, overwrite=True)
+        mend = split_command(empty, fitting, groups.get(empty), overwrite=True)
         raise BenchmarkError(f"{files[empty]} holds no fold; remove it, or make other splits: {mend}")
     wanted = number or next(iter(there.values()), NNUNET_FOLDS)
     first = next(iter(there), "")
@@ -63,29 +88,29 @@ def choose_folds(
     return tuple(sorted(set(asked))) if asked is not None else tuple(range(wanted)), wanted
 
 
-def _or_other_splits(numbers: Mapping[str, int], folders: Folders, groups: Path | None) -> str:
+def _or_other_splits(numbers: Mapping[str, int], folders: Folders, groups: Mapping[str, str]) -> str:
     """Return the end of a message: the command that splits the first dataset that can be split into its number."""
     for dataset, number in numbers.items():
         if 2 <= number <= _most(dataset, folders, groups)[0]:
-            return f", or make other splits: {split_command(dataset, number, groups, overwrite=True)}"
+            return f", or make other splits: {split_command(dataset, number, groups.get(dataset), overwrite=True)}"
     return ""
 
 
-def _most(dataset: str, folders: Folders, groups: Path | None) -> tuple[int, str]:
+def _most(dataset: str, folders: Folders, groups: Mapping[str, str]) -> tuple[int, str]:
     """Return into how many folds a dataset can be split, and whether it or one of its sources has no more cases."""
     found = {case: case for case in known_cases(folders.preprocessed / dataset)}
-    if groups:
-        found = groups_of(found, read_groups(groups))
+    if dataset in groups:
+        found = groups_of(found, read_groups(Path(groups[dataset])))
     description, _ = find_description(dataset, folders.preprocessed, folders.raw)
     if "--strata" in own_split(dataset, description, NNUNET_FOLDS):
         return most_folds(found, description), f"a source of {dataset}"
     return len(set(found.values())), dataset
 
 
-def _require_cases(dataset: str, folders: Folders, number: int, groups: Path | None) -> None:
+def _require_cases(dataset: str, folders: Folders, number: int, groups: Mapping[str, str]) -> None:
     """Check that splits can be made, before a dataset is preprocessed for them."""
     most, where = _most(dataset, folders, groups)
-    what = "groups" if groups else "cases"
+    what = "groups" if dataset in groups else "cases"
     if most == 1:
         raise BenchmarkError(f"{where} has 1 {what.removesuffix('s')}, which cannot be split; add more")
     if 1 < most < number:
@@ -118,7 +143,7 @@ def require_folds_of_twins(protocol: Protocol, folders: Folders) -> None:
         BenchmarkError: if there are such.
     """
     for dataset in protocol.datasets:
-        like = shares_folds_of(dataset, protocol.datasets, folders, grouped=bool(protocol.groups))
+        like = shares_folds_of(dataset, protocol.datasets, folders, grouped=dataset in protocol.groups)
         files = [folders.preprocessed / str(one) / "splits_final.json" for one in (dataset, like)]
         if like not in protocol.datasets or not all(file.is_file() for file in files):
             continue

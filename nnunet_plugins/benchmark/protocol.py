@@ -41,6 +41,10 @@ PARTIAL_LABELS = "_PartialLabels"
 """The modifier with which trainers train on a merged dataset."""
 
 
+GROUPS = "groups.csv"
+"""A dataset's own table of its cases' groups, in its folder of nnUNet_raw."""
+
+
 class BenchmarkError(InputError):
     """A benchmark cannot begin or go on."""
 
@@ -117,7 +121,8 @@ class Protocol:
         gpu_memory: in GiB, what every network may use, on plans of its own that are made to fit; None for shared plans.
         folds: folds to train.
         number_of_folds: folds that the splits have, where they are made here.
-        groups: table of the cases' groups, which splits are to keep together; nnU-Net's random splits without it.
+        groups: by dataset, the table of its cases' groups, which splits are to keep together; nnU-Net's random splits
+            of those without one.
         with_twins: add each network's ablation twin.
         with_rivals: add the published networks of `RIVALS` in all their recipes, with the modifiers of the baseline;
             a paper's recipe keeps its own loss and optimizer.
@@ -144,7 +149,7 @@ class Protocol:
     gpu_memory: float | None = None
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     number_of_folds: int = 5
-    groups: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
     with_twins: bool = False
     with_rivals: bool = False
     ruled_out: tuple[tuple[str, str, str, str], ...] = ()

@@ -289,7 +289,7 @@ def shares_folds_of(dataset: str, datasets: Sequence[str], folders: Folders, *, 
 def _twin_with_folds(dataset: str, protocol: Protocol, folders: Folders) -> str | None:
     if protocol.merged and dataset in (protocol.merged, *sources_of(protocol.merged, folders)):
         return None
-    return shares_folds_of(dataset, protocol.datasets, folders, grouped=bool(protocol.groups))
+    return shares_folds_of(dataset, protocol.datasets, folders, grouped=dataset in protocol.groups)
 
 
 def _splits(dataset: str, folders: Folders) -> Path:
@@ -297,7 +297,7 @@ def _splits(dataset: str, folders: Folders) -> Path:
 
 
 def _split(dataset: str, protocol: Protocol, folders: Folders, needs: Sequence[str]) -> Task:
-    file, groups, merged = _splits(dataset, folders), protocol.groups, protocol.merged
+    file, groups, merged = _splits(dataset, folders), protocol.groups.get(dataset), protocol.merged
     command, needs = ["nnunet-plugins", "split", "-d", dataset], list(needs)
     of_it = sources_of(merged, folders) if merged else []
     is_first = merged is not None and merged_first(protocol, folders)[0] == merged
