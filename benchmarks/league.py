@@ -201,6 +201,7 @@ def share(folder: Path) -> int:
 def write_page(folder: Path, docs: Path) -> int:
     """Put the record into the docs, and what the page of results has of its report, when all of it is made."""
     committed, page = docs / "league" / "record", docs / "results.md"
+    require_whole(folder / "record")
     known, before = (Counter(recorded(one, BUDGET, [DATASET])) for one in (folder / "record", committed))
     if missing := before - known:
         raise InputError(f"{folder / 'record'} lacks trainings of nnUNetTrainer{next(iter(missing))} that {page} has")

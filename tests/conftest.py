@@ -56,6 +56,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # must not wait for each other by spinning.
 torch.set_num_threads(1)
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# With AMX, convolutions in bfloat16 copy what they read, which no GPU does and no forecast counts.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 # Trainers of ours count what a step needs before they train, which takes as long as these trainings themselves.
 # test_planning.py switches it on, and test_conformance.py counts for each network.
 os.environ["nnUNet_plugins_memory_check"] = "0"  # noqa: SIM112 - written as nnU-Net writes its own

@@ -784,7 +784,8 @@ def test_cross_validation(root, images, expected, tmp_path, capsys):
 
 
 WITHOUT_US = """
-import sys
+import multiprocessing, sys
+multiprocessing.cpu_count = lambda: 1  # as many threads it takes on a CPU, and with two some CPUs sum in another order
 sys.path.append({site!r})
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point
 predict_entry_point()
