@@ -40,9 +40,9 @@ import pandas as pd
 
 from nnunet_plugins.arguments import whole
 from nnunet_plugins.benchmark.command import FOLDERS, find
-from nnunet_plugins.benchmark.protocol import GROUPS
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, whole_file, write_text
+from nnunet_plugins.planning.groups import GROUPS
 from nnunet_plugins.report.record import read_record
 from nnunet_plugins.rows import without_seed
 
@@ -55,6 +55,7 @@ BUDGET = "_12epochs_50iterations_NoMirroring"
 DATASET = "Dataset004_Hippocampus"
 PATCH, BATCH = [32, 40, 32], 2
 PLANS = "nnUNetPlans_small"
+PLAN = ("nnUNetv2_extract_fingerprint", "nnUNetv2_plan_experiment")
 TASKS = "BrainTumour Heart Liver Hippocampus Prostate Lung Pancreas HepaticVessel Spleen Colon"
 DECATHLON = [f"Dataset{number:03}_{name}" for number, name in enumerate(TASKS.split(), 1)]
 """As nnUNetv2_convert_MSD_dataset names them."""
@@ -115,8 +116,10 @@ def first_step(all_steps: Sequence[Sequence[str]], known: Sequence[str]) -> int:
 
 
 def write_plans(preprocessed: Path) -> None:
-    """Write the plans with a patch for a CPU."""
+    """Write the plans with a patch for a CPU, if they are not there."""
     file = preprocessed / DATASET / f"{PLANS}.json"
+    if file.is_file():
+        return
     plans = json.loads(file.with_name("nnUNetPlans.json").read_text())
     configuration = {**plans["configurations"]["3d_fullres"], "patch_size": PATCH, "batch_size": BATCH}
     plans |= {"plans_name": PLANS, "configurations": {"3d_fullres": configuration}}
@@ -146,10 +149,17 @@ def without_places(record: Path) -> None:
     """
     about, provenance = record / "about.json", record / "provenance.json"
     text = before = about.read_text(encoding="utf-8")
-    for files in json.loads(before)["images"].values():
-        roots = {str(Path(place).parents[1]): "output" for place in files["predictions"].values()}
-        for root, name in {**roots, str(Path(files["images"]).parents[1]): "raw"}.items():
-            text = text.replace(json.dumps(root)[1:-1], name)
+    content = json.loads(before)
+    roots = {}
+    for files in content["images"].values():
+        roots |= {str(Path(place).parents[1]): "output" for place in files["predictions"].values()}
+        roots[str(Path(files["images"]).parents[1])] = "raw"
+    for root, name in sorted(roots.items(), key=lambda one: len(one[0]), reverse=True):
+        text = re.sub(re.escape(json.dumps(root)[1:-1]) + r'(?=[/" ])', name, text)
+    # Of other files that the command names, such as a cluster's, the names.
+    command = json.loads(text).get("command", "")
+    named = re.sub(r"(?<![^\s=])/(?:[^\s/]+/)*(?=[^\s/])", "", command)
+    text = text.replace(json.dumps(command), json.dumps(named))
     about.write_text(text, encoding="utf-8")
     made_of = CODE.sub('"environment/', provenance.read_text(encoding="utf-8"))
     # The record's own marker holds the file as it was; if it did not, it does not now.
@@ -230,7 +240,9 @@ def run(*command: object) -> int:
 
     # In a session of its own, so that Ctrl-C comes once, and not from the terminal as well.
     child = subprocess.Popen([find(str(command[0])), *map(str, command[1:])], start_new_session=True)
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # What nohup has it ignore stays ignored.
+    before = {one: signal.signal(one, pass_on) for one in numbers if signal.getsignal(one) != signal.SIG_IGN}
     try:
         code = child.wait()
     finally:
@@ -261,8 +273,8 @@ def compete(arguments: argparse.Namespace, more: Sequence[str]) -> int:
     common += ["--groups"] * grouped + (["-p", PLANS, "--folds", 3, "--device", "cpu"] if on_cpu else ["--folds", 5])
     before: list[list[object]] = []
     if on_cpu and not (preprocessed / DATASET / f"{PLANS}.json").is_file():
-        before = [["nnUNetv2_extract_fingerprint", "-d", int(DATASET[7:10]), "--verify_dataset_integrity"]]
-        before += [["nnUNetv2_plan_experiment", "-d", int(DATASET[7:10])]]
+        plans = [] if (preprocessed / DATASET / "nnUNetPlans.json").is_file() else PLAN
+        before = [[command, "-d", int(DATASET[7:10])] for command in plans]
     begins = on_cpu and COMMITTED.is_dir() and not record.exists()
     all_steps = steps(arguments.seeds)
     first = first_step(all_steps, recorded(COMMITTED if begins else record, budget, datasets))
@@ -272,7 +284,7 @@ def compete(arguments: argparse.Namespace, more: Sequence[str]) -> int:
         return 0
     for command in before:
         require(*command)
-    if before:
+    if on_cpu:
         write_plans(preprocessed)
     if begins:
         part = record.with_name("record.part")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -35,9 +36,15 @@ def test_league(tmp_path, monkeypatch, capsys):
         (folder / league["DATASET"] / "gt_segmentations").mkdir(parents=True)
         monkeypatch.setenv(name, str(folder))
     plans = {"configurations": {"2d": {}, "3d_fullres": {"patch_size": [40, 56, 40], "batch_size": 7, "kept": 1}}}
-    (folders["nnUNet_preprocessed"] / league["DATASET"] / "nnUNetPlans.json").write_text(json.dumps(plans))
     commands_run: list[tuple] = []
-    monkeypatch.setitem(league["main"].__globals__, "run", lambda *command: commands_run.append(command) or 0)
+
+    def run(*command: object) -> int:
+        commands_run.append(command)
+        if command[0] == "nnUNetv2_plan_experiment":
+            (folders["nnUNet_preprocessed"] / league["DATASET"] / "nnUNetPlans.json").write_text(json.dumps(plans))
+        return 0
+
+    monkeypatch.setitem(league["main"].__globals__, "run", run)
     monkeypatch.setitem(league["main"].__globals__, "COMMITTED", tmp_path / "none")
 
     def asked() -> list[list[str]]:
@@ -193,7 +200,11 @@ def test_a_dry_run_changes_nothing(folders, play, tmp_path, capsys, machine):
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     if machine == "cpu":
         assert printed[1] == ["nnUNetv2_plan_experiment", "-d", "4"]
+        (folders[1] / "nnUNetPlans.json").write_text("{}")
+        assert play(machine, "--dry-run") == []
+        assert "plan_experiment" not in capsys.readouterr().out, "plans that are there stay"
         (folders[1] / "nnUNetPlans.json").write_text('{"configurations": {"3d_fullres": {}}}')
+        printed = printed[2:]
     assert printed == play(machine, "--workers", "2")
 
 
@@ -270,6 +281,21 @@ def test_a_benchmark_is_waited_for_when_the_league_is_ended(folders, tmp_path, m
             league.wait()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals")
+def test_what_nohup_has_ignored_stays_ignored():
+    """Its benchmarks would not end, and the next one would not begin."""
+    code = "import runpy, sys; sys.exit(runpy.run_path(sys.argv[1])['run']('sleep', '2'))"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    league = subprocess.Popen(["nohup", sys.executable, "-c", code, SCRIPT], **quiet)
+    until = time.monotonic() + 60
+    children = Path(f"/proc/{league.pid}/task/{league.pid}/children")
+    while not children.read_text() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    league.send_signal(signal.SIGHUP)
+    assert league.wait(timeout=60) == 0
+
+
 @pytest.fixture
 def docs(tmp_path):
     """A copy of what the page of results is made of."""
@@ -285,14 +311,19 @@ def test_a_record_to_share_has_none_of_this_machines_places(tmp_path, docs):
     shutil.copytree(docs / "league" / "record", folder / "record")
     about = json.loads((folder / "record" / "about.json").read_text())
     for files in about["images"].values():
-        files["images"] = str(folder / "raw" / "Dataset004_Hippocampus" / "imagesTr")
-    (folder / "record" / "about.json").write_text(json.dumps(about))
+        # One place begins as the other one does.
+        files["images"] = str(folder / "league-raw" / "Dataset004_Hippocampus" / "imagesTr")
+        files["predictions"] = {"a": str(folder / "league" / "validation" / "a")}
+    about["command"] = f"nnunet-plugins benchmark -o {folder / 'league'} --cluster {folder / 'cluster.yaml'} --groups"
+    (folder / "record" / "about.json").write_text(json.dumps(about, indent=2))
     assert league["main"](["share", str(folder)]) == 0
     assert league["main"](["share", str(folder)]) == 0
     files = [file.name for file in sorted((folder / "to-share").iterdir())]
     assert {"about.json", "results.csv.gz", "runs.csv.gz"} <= {*files}
     text = (folder / "to-share" / "about.json").read_text()
     assert '"raw/Dataset004_Hippocampus/imagesTr"' in text
+    assert '"output/validation/a"' in text
+    assert '"nnunet-plugins benchmark -o output --cluster cluster.yaml --groups"' in text
     assert "ller" not in text
     assert "ller" in (folder / "record" / "about.json").read_text(), "the benchmark's own is as it was"
 

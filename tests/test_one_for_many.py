@@ -216,6 +216,20 @@ def test_folds_are_taken_from_where_they_are(folders, there):
         assert splits == {KNEE: anew, HIP: anew, MERGED: ("--like", "sources")}
 
 
+def test_a_merged_dataset_without_groups_does_not_tear_those_of_its_sources(folders, capsys):
+    """Its folds are those of all: nobody would look at the sources' own."""
+    table = "case,group\na,1\nc,1\nb,2\n"
+    (folders.raw / KNEE / "groups.csv").write_text(table)
+    question = ["benchmark", "--merged", "900", "-tr", "nnUNetTrainer", "--device", "cpu", "--dry-run", "--groups"]
+    question += ["--folds", "2", "-o", str(folders.output)]
+    assert main(question) == 2
+    assert f"{KNEE} has a groups.csv, and {MERGED}, which was merged of it, has none" in capsys.readouterr().err
+    (folders.raw / MERGED / "groups.csv").write_text("case,group\n" + "".join(f"{case},{case}\n" for case in CASES))
+    assert main(question) == 0
+    made = [line for line in capsys.readouterr().out.splitlines() if line.startswith("nnunet-plugins split")]
+    assert made[0].startswith(f"nnunet-plugins split -d {MERGED} --strata sources --groups")
+
+
 def test_a_merged_dataset_alone_is_split_by_its_sources(folders, capsys):
     """Else a fold may validate on none of a source's cases, or train on none."""
     question = ["benchmark", "-d", "900", "-tr", "nnUNetTrainer_PartialLabels", "--device", "cpu", "--dry-run"]

@@ -482,7 +482,7 @@ def test_methods_name_test_adjustment_resamples_and_seed():
     assert "t test" in repeated
     assert "Wilcoxon" not in repeated
     few = make_record(algorithms=2, cases=3, folds=1, epochs=1)
-    assert "Nothing was tested" in " ".join(describe_methods(analyse(few)))
+    assert "Dice was not tested" in " ".join(describe_methods(analyse(few)))
     assert not any("Holm" in line for line in list_references(analyse(few)))
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from nnunet_plugins.arguments import at_least_two, natural, positive, whole
 from nnunet_plugins.benchmark import command
-from nnunet_plugins.benchmark.protocol import ALL, DEFAULT_PLANS, GROUPS, PRESETS, Protocol, split_name
+from nnunet_plugins.benchmark.protocol import ALL, DEFAULT_PLANS, PRESETS, Protocol, split_name
 from nnunet_plugins.datasets.plan_names import NORMALISATIONS, find_normalisation
 from nnunet_plugins.errors import InputError
+from nnunet_plugins.planning.groups import GROUPS
 from nnunet_plugins.registry import RIVALS
 from nnunet_plugins.rows import STOCK_TRAINER
 

@@ -3,13 +3,13 @@
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from nnunet_plugins.benchmark.protocol import GROUPS, BenchmarkError, Protocol
+from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
 from nnunet_plugins.benchmark.tasks import Folders, shares_folds_of, sources_of
 from nnunet_plugins.datasets.preprocessed import known_cases
-from nnunet_plugins.datasets.sources import find_description
+from nnunet_plugins.datasets.sources import SOURCES, find_description, original_of, read_sources
 from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, most_folds, own_split, split_command
 from nnunet_plugins.images.finding import composed
-from nnunet_plugins.planning.groups import groups_of, read_groups
+from nnunet_plugins.planning.groups import GROUPS, groups_of, read_groups
 from nnunet_plugins.planning.merged_splits import splits_like
 from nnunet_plugins.planning.splits import read_splits, same_folds
 
@@ -29,8 +29,19 @@ def find_groups(file: str | None, datasets: Sequence[str], folders: Folders) -> 
         return {}
     if file:
         return dict.fromkeys(datasets, str(Path(file).absolute()))
-    own = {dataset: folders.raw / dataset / GROUPS for dataset in datasets}
+    roots = (folders.preprocessed, folders.raw)
+    # A twin has the cases, and the folds, of the dataset that it is of.
+    of = {dataset: original_of(*find_description(dataset, *roots)) or dataset for dataset in datasets}
+    own = {dataset: folders.raw / of[dataset] / GROUPS for dataset in datasets}
     found = {dataset: str(table) for dataset, table in own.items() if table.is_file()}
+    for dataset in datasets:
+        description, place = find_description(dataset, *roots)
+        sources = read_sources(description, place).values() if SOURCES in description else ()
+        if dataset not in found and (torn := [one.dataset for one in sources if one.dataset in found]):
+            raise BenchmarkError(
+                f"{torn[0]} has a {GROUPS}, and {dataset}, which was merged of it, has none, so that its folds would "
+                f"tear groups apart; write {own[dataset]}, with the names that its cases have there"
+            )
     if not found:
         raise BenchmarkError(
             f"--groups without a file takes each dataset's own, and {next(iter(own.values()))} is missing; name the "

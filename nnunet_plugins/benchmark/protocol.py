@@ -41,10 +41,6 @@ PARTIAL_LABELS = "_PartialLabels"
 """The modifier with which trainers train on a merged dataset."""
 
 
-GROUPS = "groups.csv"
-"""A dataset's own table of its cases' groups, in its folder of nnUNet_raw."""
-
-
 class BenchmarkError(InputError):
     """A benchmark cannot begin or go on."""
 

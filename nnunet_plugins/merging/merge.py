@@ -29,9 +29,9 @@ from nnunet_plugins.images.spacing import spacing_file
 from nnunet_plugins.images.values import declared_labels
 from nnunet_plugins.merging.joint import Joint, LabelSet, join_channels, join_labels
 from nnunet_plugins.metrics.table import write_table
-from nnunet_plugins.planning.groups import groups_of, read_groups
+from nnunet_plugins.planning.groups import GROUPS, groups_of, read_groups
 from nnunet_plugins.planning.objects import OBJECTS, object_labels
-from nnunet_plugins.raw.making import GROUPS, give_file, made_beside, new_place, stamps
+from nnunet_plugins.raw.making import give_file, made_beside, new_place, stamps
 from nnunet_plugins.raw.reading import first_configuration, raw_folder, raw_name, read_raw
 from nnunet_plugins.workers import FailedJobError, finish_jobs
 

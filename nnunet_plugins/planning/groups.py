@@ -13,6 +13,9 @@ from pathlib import Path
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.images.finding import composed
 
+GROUPS = "groups.csv"
+"""A dataset's own table of its cases' groups, in its folder of nnUNet_raw."""
+
 COLUMNS = ("case", "group")
 
 _SAVE = "save it as CSV with commas, in UTF-8"

@@ -50,7 +50,7 @@ def _as_sets(splits: list[Split], letters: Callable[[str], str] = str) -> list[d
 
 
 def group_splits(groups: Mapping[str, str], folds: int) -> list[Split]:
-    """Split the cases into folds of about equal size that keep every group together; always the same for equal input.
+    """Split the cases into folds of about as many groups each; always the same for equal input.
 
     Raises:
         PlanError: if there are fewer groups than folds.

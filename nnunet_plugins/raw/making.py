@@ -18,10 +18,10 @@ from nnunet_plugins.datasets.sources import MARK
 from nnunet_plugins.doctor.dataset import Case, RawDataset
 from nnunet_plugins.errors import InputError
 from nnunet_plugins.files import hold_lock, lock_holder, read_json, whole_file, write_text
+from nnunet_plugins.planning.groups import GROUPS
 from nnunet_plugins.raw.reading import raw_folder
 from nnunet_plugins.workers import FailedJobError
 
-GROUPS = "groups.csv"
 _RECIPE, _LOCK = "recipe.json", "lock"
 _SHOWN = 3
 

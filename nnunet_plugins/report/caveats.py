@@ -297,12 +297,12 @@ def _trainings(comparison: Comparison) -> list[str]:
         shown = ", ".join(
             f"{', '.join(names)} ({up_to}{count(int(number), 'training')} of a fold)" for number, names in times.items()
         )
-        others = (
+        held = (
             "They hold for the training sets of these folds: what others would give, no cross-validation of one "
             "dataset tells. "
         ) * (comparison.scores.folds.nunique() != 1)
         labels = f"Intervals of single labels are over {comparison.scores.unit}s." * bool(comparison.label_dice)
-        said = f"{numbers.capitalize()} have the variance of training of {shown}. {others}{labels}".strip()
+        said = f"{numbers.capitalize()} have the variance of training of {shown}. {held}{labels}".strip()
         lines = [said if numbers else f"Trained several times: {shown}."]
         if once := comparison.once:
             lines.append(

@@ -10,7 +10,7 @@ from nnunet_plugins.report.analysis import Analysis, Comparison
 from nnunet_plugins.report.equality import HASHES
 from nnunet_plugins.report.statistics import CASES, DRAWS, LEVEL, RESAMPLES, SEED
 from nnunet_plugins.report.verdicts import SURE
-from nnunet_plugins.report.words import count, name_some
+from nnunet_plugins.report.words import count, name_some, too_few
 from nnunet_plugins.trainers.names import find_modifier
 
 NNUNET = (
@@ -145,7 +145,7 @@ def _scored(found: Sequence[Comparison]) -> Iterator[str]:
 
 def _tested(analysis: Analysis, found: Sequence[Comparison]) -> Iterator[str]:
     """Say what was tested how, each sentence once, and of which datasets it is if it is not of all."""
-    for say in (_untested, _units, _tests, _intervals, _once, _adjusted, _probabilities, _ranks):
+    for say in (_untested, _units, _paired, _tests, _intervals, _once, _adjusted, _probabilities, _ranks):
         said: dict[str, list[str]] = {}
         for comparison in found:
             if sentence := say(comparison):
@@ -163,11 +163,12 @@ def _untested(comparison: Comparison) -> str:
     if comparison.is_tested:
         return ""
     if not comparison.scored:
-        return "Nothing was tested, as no case has anything to score."
+        return "Dice was not tested, as no case has anything to score."
     if not comparison.has_intervals:
-        units = "cases" if comparison.scores.unit == "case" else "groups of cases, of equal size"
-        return f"Nothing was tested, as there were fewer than {CASES} {units}."
-    return "Nothing was tested, as there was nothing to compare."
+        scores = comparison.scores
+        few = too_few(scores.units, comparison.scored, scores.effective, CASES)
+        return f"Dice was not tested, as {few}: there have to be {CASES}."
+    return "Dice was not tested, as there was nothing to compare."
 
 
 def _units(comparison: Comparison) -> str:
@@ -177,6 +178,10 @@ def _units(comparison: Comparison) -> str:
         "Cases of a group, such as the images of a patient, are alike: intervals, tests and probabilities are over "
         "groups."
     )
+
+
+def _paired(comparison: Comparison) -> str:
+    return "Networks are paired by case." * any(comparison.tests)
 
 
 def _tests(comparison: Comparison) -> str:
@@ -190,7 +195,7 @@ def _tests(comparison: Comparison) -> str:
     tests = f"Where one of two networks was trained several times, by {t_test}, and else by {wilcoxon}"
     if not (by_ranks and by_t):
         tests = f"Differences are tested by {wilcoxon if by_ranks else t_test}"
-    return f"Networks are paired by case. {tests}." * (by_ranks or by_t)
+    return f"{tests}." * (by_ranks or by_t)
 
 
 def _intervals(comparison: Comparison) -> str:
@@ -199,7 +204,10 @@ def _intervals(comparison: Comparison) -> str:
         return ""
     bootstrap = f"95% percentile bootstrap intervals of the mean ({RESAMPLES} resamples of the "
     bootstrap += f"{comparison.scores.unit}s, seed {SEED})"
-    of_t = "95% intervals of the t distribution over the same variances, with Satterthwaite's degrees of freedom"
+    of_t = (
+        f"95% intervals of the t distribution with the variance over {comparison.scores.unit}s and that of training, "
+        "and with Satterthwaite's degrees of freedom"
+    )
     if not (comparison.repeated or comparison.tests[1]):
         return f"Intervals are {bootstrap}."
     if not (comparison.bootstrapped or comparison.tests[0] or comparison.label_dice):

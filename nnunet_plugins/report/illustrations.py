@@ -137,7 +137,7 @@ def _rank_figures(comparison: Comparison, key: str) -> list[Figure]:
     if comparison.rank_shares.empty:
         return []
     drawn = f"{comparison.scores.unit}s" + ", and the chance in trainings as far as it is known," * (
-        len(comparison.components) > 0
+        len(comparison.repeated) > 0
     )
     caption = (
         f"How firm the ranks are: {drawn} are drawn anew {DRAWS} times, and the bars show how often each algorithm "

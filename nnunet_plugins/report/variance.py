@@ -22,9 +22,9 @@ no fewer than the smallest part has: where parts are subtracted, his have no bou
 distribution.
 
 Where several cases are of one group, such as images of one patient, the unit is the group. What leaving out one of them
-after the other does to the mean tells how it varies (the jackknife over groups; of groups of one case it is the
-variance above), since a large group draws the mean to itself; and groups of unequal sizes have the degrees of freedom
-of so many equal ones as tell as much, see `statistics.effective`.
+after the other does to the mean of its fold tells how it varies (the jackknife over groups; of groups of one case it is
+the variance above), since a large group draws the mean to itself; and groups of unequal sizes have the degrees of
+freedom of so many equal ones as tell as much, see `statistics.effective`, folds together Satterthwaite's.
 """
 
 import functools
@@ -103,10 +103,11 @@ def _leave_one_out(apart: Array, units: Units, folds: Folds) -> Array:
     Returns:
         units x anything. A unit that has all cases of a fold tells nothing of it.
     """
-    cells, places, sizes = np.unique(np.stack([folds, units]), axis=1, return_inverse=True, return_counts=True)
-    shares = (sizes / np.bincount(folds)[cells[0]])[np.ravel(places)]
+    number = int(units.max()) + 1
+    cells, places, sizes = np.unique(folds * number + units, return_inverse=True, return_counts=True)
+    shares = (sizes / np.bincount(folds)[cells // number])[places]
     others = np.where(shares < 1, 1 - shares, np.inf)
-    sums = np.zeros((int(units.max()) + 1, *apart.shape[1:]))
+    sums = np.zeros((number, *apart.shape[1:]))
     np.add.at(sums, units, (apart.T / others).T)
     return sums
 
@@ -163,6 +164,7 @@ class Estimate:
         rest: what of `case` is due to the trainings of the case, which further ones make less; 0 without repeats.
         units: how many independent parts the cases have, cases or groups, as `statistics.effective` counts them.
         means: how many means `case` is around: one of each fold with repeats, and one of all cases without.
+        case_degrees: of freedom of `case`; None: as many as units less means.
         repeats: of the algorithms that have any.
     """
 
@@ -172,6 +174,7 @@ class Estimate:
     rest: float
     units: float
     means: int = 1
+    case_degrees: float | None = None
     repeats: tuple[Repeats, ...] = ()
 
     @property
@@ -199,7 +202,8 @@ class Estimate:
         if self.units < 2:
             return np.nan, np.nan
         case = self.case - self.rest + self.rest / trainings
-        parts = [(case / (self.cases * cases), np.maximum(self.units * cases - self.means, 1))]
+        own = self.units - self.means if self.case_degrees is None else self.case_degrees
+        parts = [(case / (self.cases * cases), np.maximum((own + self.means) * cases - self.means, 1))]
         parts += [part for one in self.repeats for part in one.parts(cases, trainings)]
         squares, degrees = zip(*((square, own) for square, own in parts if np.all(own > 0)), strict=True)
         variance = np.asarray(sum(squares))
@@ -247,11 +251,14 @@ def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = (), units
     strata = np.unique(folds, return_inverse=True)[1] if known else np.zeros(cases, int)
     sizes = np.bincount(strata)
     apart = scores - (np.bincount(strata, scores) / sizes)[strata]
-    without = _leave_one_out(apart, units, strata)
+    inside = [units[strata == fold] for fold in range(len(sizes))]
+    numbers = np.array([len(np.unique(own)) for own in inside])
+    without = _leave_one_out(apart * np.sqrt((numbers - 1) / numbers)[strata], units, strata)
     # A unit with a fold of its own tells nothing of how units vary, and is taken to vary as the others do.
-    telling = np.array([len(np.unique(units[strata == one])) > 1 for one in range(len(sizes))])[strata]
-    squares, told = ((np.bincount(some) ** 2).sum() for some in (units, units[telling]))
-    several = len(np.unique(units[telling]))
-    case = float((without**2).sum()) * (number - len(sizes)) / several * squares / told / cases
+    squares = np.array([float((np.bincount(own) ** 2).sum()) for own in inside])
+    tells = numbers > 1
+    case = float((without**2).sum()) * squares.sum() / squares[tells].sum() / cases
+    degrees = np.maximum([effective(own) - 1 for own in inside], 1)
+    own = float(squares[tells].sum() ** 2 / (squares**2 / degrees)[tells].sum())
     rest = min(case, sum(one.rest * one.per_case for one in known))
-    return Estimate(float(scores.mean()), cases, case, rest, effective(units), len(sizes), known)
+    return Estimate(float(scores.mean()), cases, case, rest, effective(units), len(sizes), own, known)
