@@ -206,6 +206,28 @@ def test_one_group_with_nearly_all_cases_is_too_little_to_say_anything(tmp_path)
     assert "Too few cases to test" in text
 
 
+@pytest.mark.parametrize(
+    ("repeats", "tests"),
+    [
+        ([0, 0, 0], "by Wilcoxon's signed-rank test of the means of the 12 groups, Holm's"),
+        ([2, 0, 0], "by a t test over 12 groups of cases and trainings, Holm's"),
+        ([2, 2, 2], "by a t test over 12 groups of cases and trainings, Holm's"),
+        (
+            [0, 2, 0],
+            "signed-rank test of the means of the 12 groups, or with nnUNetTrainerFIRENet a t test over 12 groups",
+        ),
+    ],
+)
+def test_the_caption_for_a_paper_names_the_tests_that_were_made(tmp_path, repeats, tests):
+    """With a baseline that was trained several times, every test is a t test."""
+    record = in_pairs(make_record(algorithms=3, cases=24, labels=1, folds=2, epochs=1, repeats=repeats))
+    results = record.results.copy()
+    worse = results["algorithm"] == only(record).ranked[-1]
+    results.loc[worse, "Dice"] = results.loc[worse, "Dice"] * 0.5
+    write_paper(analyse(replace(record, results=results)), tmp_path / "paper.tex")
+    assert tests in (tmp_path / "paper.tex").read_text()
+
+
 def test_methods_do_not_tell_how_what_was_not_tested_was_tested():
     """Volumes count in cases without the label, too, so that they have cases enough where Dice has too few."""
     some = make_record(algorithms=2, cases=12, labels=1, both_empty=7, folds=2, epochs=1)
