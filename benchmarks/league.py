@@ -35,6 +35,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -148,18 +149,31 @@ def without_places(record: Path) -> None:
     What this package and nnU-Net are made of is in the folder `environment`.
     """
     about, provenance = record / "about.json", record / "provenance.json"
-    text = before = about.read_text(encoding="utf-8")
+    before = about.read_text(encoding="utf-8")
     content = json.loads(before)
     roots = {}
     for files in content["images"].values():
         roots |= {str(Path(place).parents[1]): "output" for place in files["predictions"].values()}
         roots[str(Path(files["images"]).parents[1])] = "raw"
-    for root, name in sorted(roots.items(), key=lambda one: len(one[0]), reverse=True):
-        text = re.sub(re.escape(json.dumps(root)[1:-1]) + r'(?=[/" ])', name, text)
-    # Of other files that the command names, such as a cluster's, the names.
-    command = json.loads(text).get("command", "")
-    named = re.sub(r"(?<![^\s=])/(?:[^\s/]+/)*(?=[^\s/])", "", command)
-    text = text.replace(json.dumps(command), json.dumps(named))
+
+    def without(place: str) -> str:
+        """Name a place by what it lies in; others, such as a cluster's file, by their own name."""
+        for root, name in sorted(roots.items(), key=lambda one: len(one[0]), reverse=True):
+            if place == root or place.startswith((f"{root}/", f"{root}\\")):
+                return name + place[len(root) :].replace("\\", "/")
+        return Path(place).name if Path(place).is_absolute() else place
+
+    def walk(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: walk(one) for name, one in part.items()}
+        return (
+            [walk(one) for one in part] if isinstance(part, list) else without(part) if isinstance(part, str) else part
+        )
+
+    content["images"] = walk(content["images"])
+    if "command" in content:
+        content["command"] = shlex.join(map(without, shlex.split(content["command"])))
+    text = json.dumps(content, indent=2)
     about.write_text(text, encoding="utf-8")
     made_of = CODE.sub('"environment/', provenance.read_text(encoding="utf-8"))
     # The record's own marker holds the file as it was; if it did not, it does not now.

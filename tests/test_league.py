@@ -314,7 +314,9 @@ def test_a_record_to_share_has_none_of_this_machines_places(tmp_path, docs):
         # One place begins as the other one does.
         files["images"] = str(folder / "league-raw" / "Dataset004_Hippocampus" / "imagesTr")
         files["predictions"] = {"a": str(folder / "league" / "validation" / "a")}
-    about["command"] = f"nnunet-plugins benchmark -o {folder / 'league'} --cluster {folder / 'cluster.yaml'} --groups"
+    about["command"] = (
+        f"nnunet-plugins benchmark -o {folder / 'league'} --cluster '{folder}/my files/cluster.yaml' --groups"
+    )
     (folder / "record" / "about.json").write_text(json.dumps(about, indent=2))
     assert league["main"](["share", str(folder)]) == 0
     assert league["main"](["share", str(folder)]) == 0

@@ -179,6 +179,20 @@ def test_large_groups_that_fill_a_fold_have_the_degrees_of_that_fold():
     assert_allclose(np.mean([one.error**2 for one in found]), np.var([one.mean for one in found]), rtol=0.3)
 
 
+def test_a_group_with_cases_in_several_folds_counts_once():
+    """As folds from elsewhere may have it: in each of five folds an image of each of ten patients."""
+    generator = np.random.default_rng(8)
+    units, folds = np.tile(np.arange(10), 5), np.repeat(np.arange(5), 10)
+    found = []
+    for _ in range(300):
+        common = generator.normal(0, 0.03, 10)[units]
+        own = [generator.normal(0, 0.01, (50, 3)) for _ in range(2)]
+        known = [learn_repeats(scores, folds, units) for scores in own]
+        found.append(estimate(common + own[0].mean(axis=1) - own[1].mean(axis=1), folds, known, units))
+    assert found[0].case_degrees == 9
+    assert np.mean([one.p < LEVEL for one in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
 def test_what_trainings_do_to_a_group_is_no_variance_of_the_trainings():
     repeats = [one.repeats[0] for one in unequal_worlds(200, [4] * 30, folds=3, seeds=3, again=0.03)]
     assert_allclose(

@@ -32,12 +32,15 @@ def find_groups(file: str | None, datasets: Sequence[str], folders: Folders) -> 
     roots = (folders.preprocessed, folders.raw)
     # A twin has the cases, and the folds, of the dataset that it is of.
     of = {dataset: original_of(*find_description(dataset, *roots)) or dataset for dataset in datasets}
-    own = {dataset: folders.raw / of[dataset] / GROUPS for dataset in datasets}
+    tables = {dataset: [folders.raw / one / GROUPS for one in (of[dataset], dataset)] for dataset in datasets}
+    own = {dataset: next((file for file in files if file.is_file()), files[0]) for dataset, files in tables.items()}
     found = {dataset: str(table) for dataset, table in own.items() if table.is_file()}
     for dataset in datasets:
         description, place = find_description(dataset, *roots)
         sources = read_sources(description, place).values() if SOURCES in description else ()
-        if dataset not in found and (torn := [one.dataset for one in sources if one.dataset in found]):
+        if dataset not in found and (
+            torn := [one.dataset for one in sources if (folders.raw / one.dataset / GROUPS).is_file()]
+        ):
             raise BenchmarkError(
                 f"{torn[0]} has a {GROUPS}, and {dataset}, which was merged of it, has none, so that its folds would "
                 f"tear groups apart; write {own[dataset]}, with the names that its cases have there"

@@ -203,7 +203,9 @@ class Estimate:
             return np.nan, np.nan
         case = self.case - self.rest + self.rest / trainings
         own = self.units - self.means if self.case_degrees is None else self.case_degrees
-        parts = [(case / (self.cases * cases), np.maximum((own + self.means) * cases - self.means, 1))]
+        # Where a few large units have the most weight, more of these alone add degrees, as if there were one mean.
+        means = self.means if own >= self.units - self.means else 1
+        parts = [(case / (self.cases * cases), np.maximum((own + means) * cases - means, 1))]
         parts += [part for one in self.repeats for part in one.parts(cases, trainings)]
         squares, degrees = zip(*((square, own) for square, own in parts if np.all(own > 0)), strict=True)
         variance = np.asarray(sum(squares))
@@ -260,5 +262,6 @@ def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = (), units
     case = float((without**2).sum()) * squares.sum() / squares[tells].sum() / cases
     degrees = np.maximum([effective(own) - 1 for own in inside], 1)
     own = float(squares[tells].sum() ** 2 / (squares**2 / degrees)[tells].sum())
+    own = min(own, max(effective(units) - 1, 1))  # a unit with cases in several folds counts once
     rest = min(case, sum(one.rest * one.per_case for one in known))
     return Estimate(float(scores.mean()), cases, case, rest, effective(units), len(sizes), own, known)
