@@ -1,5 +1,6 @@
 """Cases of one group, such as the images of a patient: they count as one where anything is said to be sure."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -136,22 +137,28 @@ def test_without_repeats_the_word_is_about_these_trainings_alone():
     assert equivalent(worlds(200, difference=0.0101, training=0.0045, alike=0.0)) > 0.15
 
 
-def unequal_worlds(number: int, sizes: list[int], *, folds: int = 1, seeds: int = 1, again: float = 0.0):
-    """Estimates of a difference that is none, of groups of unequal sizes whose cases have most in common.
+def equal_networks(number: int, units: np.ndarray, folds: Callable[..., np.ndarray], seeds: int, again: float = 0.0):
+    """Estimates of a difference that is none; a case has most in common with the others of its group.
 
-    Training is no chance of a network, but what each does to a group is.
+    Training is no chance of a network, but what each does to a group is: `again`. Folds are drawn for each world.
     """
-    generator = np.random.default_rng(5)
-    units = np.repeat(np.arange(len(sizes)), sizes)
+    generator, groups = np.random.default_rng(5), int(units.max()) + 1
     for _ in range(number):
-        fold = generator.permutation(np.arange(len(sizes)) % folds)[units]
-        common = generator.normal(0, 0.025, len(sizes))[units] + generator.normal(0, 0.016, len(units))
+        fold = folds(generator)
+        common = generator.normal(0, 0.025, groups)[units] + generator.normal(0, 0.016, len(units))
         own = [
-            generator.normal(0, again, (len(sizes), seeds))[units] + generator.normal(0, 0.01, (len(units), seeds))
+            generator.normal(0, again, (groups, seeds))[units] + generator.normal(0, 0.01, (len(units), seeds))
             for _ in range(2)
         ]
         known = [learn_repeats(scores, fold, units) for scores in own]
         yield estimate(common + own[0].mean(axis=1) - own[1].mean(axis=1), fold, known, units)
+
+
+def unequal_worlds(number: int, sizes: list[int], *, folds: int = 1, seeds: int = 1, again: float = 0.0):
+    """The same of groups of these sizes, as many in each fold."""
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    numbers = np.arange(len(sizes)) % folds
+    return equal_networks(number, units, lambda generator: generator.permutation(numbers)[units], seeds, again)
 
 
 @pytest.mark.parametrize("sizes", [[1] * 40 + [10] * 4, [1] * 30 + [10], [3] * 10])
@@ -165,15 +172,8 @@ def test_groups_of_unequal_sizes_count_as_what_they_tell(sizes, folds, seeds, ag
 
 def test_large_groups_that_fill_a_fold_have_the_degrees_of_that_fold():
     """Two groups of 20 in one of five folds, and single cases in the others; over all folds it would be 37 degrees."""
-    generator = np.random.default_rng(7)
     units = np.concatenate([np.repeat([0, 1], 20), np.arange(2, 162)])
-    folds = np.repeat(np.arange(5), 40)
-    found = []
-    for _ in range(300):
-        common = generator.normal(0, 0.03, 162)[units]
-        own = [generator.normal(0, 0.01, (200, 3)) for _ in range(2)]
-        known = [learn_repeats(scores, folds, units) for scores in own]
-        found.append(estimate(common + own[0].mean(axis=1) - own[1].mean(axis=1), folds, known, units))
+    found = list(equal_networks(300, units, lambda _: np.repeat(np.arange(5), 40), 3))
     assert found[0].case_degrees < 3
     assert np.mean([one.p < LEVEL for one in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
     assert_allclose(np.mean([one.error**2 for one in found]), np.var([one.mean for one in found]), rtol=0.3)
@@ -181,14 +181,8 @@ def test_large_groups_that_fill_a_fold_have_the_degrees_of_that_fold():
 
 def test_a_group_with_cases_in_several_folds_counts_once():
     """As folds from elsewhere may have it: in each of five folds an image of each of ten patients."""
-    generator = np.random.default_rng(8)
-    units, folds = np.tile(np.arange(10), 5), np.repeat(np.arange(5), 10)
-    found = []
-    for _ in range(300):
-        common = generator.normal(0, 0.03, 10)[units]
-        own = [generator.normal(0, 0.01, (50, 3)) for _ in range(2)]
-        known = [learn_repeats(scores, folds, units) for scores in own]
-        found.append(estimate(common + own[0].mean(axis=1) - own[1].mean(axis=1), folds, known, units))
+    units = np.tile(np.arange(10), 5)
+    found = list(equal_networks(300, units, lambda _: np.repeat(np.arange(5), 10), 3))
     assert found[0].case_degrees == 9
     assert np.mean([one.p < LEVEL for one in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
 
