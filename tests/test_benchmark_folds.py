@@ -10,6 +10,7 @@ from nnunet_plugins.benchmark.command import environment
 from nnunet_plugins.benchmark.done import CHECKS, splits_are_made
 from nnunet_plugins.benchmark.driver import nnunet_folders
 from nnunet_plugins.benchmark.engine import _order
+from nnunet_plugins.benchmark.folds import find_groups
 from nnunet_plugins.benchmark.protocol import Protocol
 from nnunet_plugins.benchmark.tasks import training_tasks
 from nnunet_plugins.cli import main
@@ -133,6 +134,19 @@ def test_each_dataset_has_its_own_groups(tmp_path, monkeypatch, capsys):
         f"nnunet-plugins split -d {A} --folds 5",
         f"nnunet-plugins split -d {B} --groups {table} --folds 5",
     ]
+
+
+@pytest.mark.parametrize("owner", [A, B])
+def test_a_twin_has_the_groups_of_its_dataset_or_its_own_copy(tmp_path, monkeypatch, owner):
+    """The copy, where the twin was taken to a machine without its dataset."""
+    output = world(tmp_path, monkeypatch, {B: 0})
+    (tmp_path / "nnUNet_preprocessed" / B / "dataset.json").write_text(
+        json.dumps({"file_ending": ".nii.gz", "nnunet_plugins_fixed_size": {"dataset": A, "size": [8, 8, 8]}})
+    )
+    table = tmp_path / "nnUNet_raw" / owner / "groups.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text("case,group\nc00,1\n")
+    assert find_groups("", [B], nnunet_folders(output)) == {B: str(table)}
 
 
 def test_a_dataset_whose_truths_were_copied_in_part_is_not_preprocessed(tmp_path, monkeypatch):

@@ -175,6 +175,8 @@ def test_large_groups_that_fill_a_fold_have_the_degrees_of_that_fold():
     units = np.concatenate([np.repeat([0, 1], 20), np.arange(2, 162)])
     found = list(equal_networks(300, units, lambda _: np.repeat(np.arange(5), 40), 3))
     assert found[0].case_degrees < 3
+    # Of five times as many units in each fold, the same formula has 13.
+    assert 5 < replace(found[0], repeats=()).spread(5.0)[1] < 14
     assert np.mean([one.p < LEVEL for one in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
     assert_allclose(np.mean([one.error**2 for one in found]), np.var([one.mean for one in found]), rtol=0.3)
 
