@@ -11,6 +11,7 @@ But PyTorch gets one thread: other tests need the other cores, and with a tiny n
 longer than they work.
 """
 
+import contextlib
 import marshal
 import os
 import select
@@ -75,7 +76,8 @@ def serve(address: str, launcher: str) -> NoReturn:
         if 0 in ready:
             while left := _children(os.getpid()):
                 for process in left:
-                    os.kill(process, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it may end by itself, and nobody keeps its number
+                        os.kill(process, signal.SIGKILL)
                 time.sleep(0.05)
             os._exit(0)
         connection, _ = listener.accept()
@@ -102,7 +104,6 @@ def _children(process: int) -> list[int]:
 def _preload() -> None:
     """Import every library that nnU-Net's modules import at their top, and some that ours do."""
     import ast
-    import contextlib
     import importlib
     import importlib.util
     import warnings
@@ -179,8 +180,6 @@ def _become(request: dict, files: list[int]) -> None:
 
 def _watch(process: int, connection: socket.socket) -> None:
     """Pass on the client's signals, kill the process if the client dies, and tell the client how it ended."""
-    import contextlib
-
     end = os.pidfd_open(process)
     while True:
         ready, _, _ = select.select([end, connection], [], [])
