@@ -14,7 +14,7 @@ from nnunet_plugins.report.analysis import Comparison, analyse
 from nnunet_plugins.report.card import make_card
 from nnunet_plugins.report.caveats import caveats
 from nnunet_plugins.report.claims import claim
-from nnunet_plugins.report.describing import describe_methods
+from nnunet_plugins.report.describing import describe_methods, list_references
 from nnunet_plugins.report.evidence import Measure
 from nnunet_plugins.report.findings import describe_all
 from nnunet_plugins.report.latex import write_paper
@@ -22,6 +22,7 @@ from nnunet_plugins.report.ranking import rank_shares, stability
 from nnunet_plugins.report.statistics import LEVEL, compare, mean_with_ci
 from nnunet_plugins.report.variance import estimate, learn_repeats
 from nnunet_plugins.report.verdicts import SURE, TOO_FEW
+from nnunet_plugins.report.words import too_few
 
 ROPE = 0.01
 DATASET = "Dataset001_Made"
@@ -174,7 +175,7 @@ def test_large_groups_that_fill_a_fold_have_the_degrees_of_that_fold():
     """Two groups of 20 in one of five folds, and single cases in the others; over all folds it would be 37 degrees."""
     units = np.concatenate([np.repeat([0, 1], 20), np.arange(2, 162)])
     found = list(equal_networks(300, units, lambda _: np.repeat(np.arange(5), 40), 3))
-    assert found[0].case_degrees < 3
+    assert found[0].case_degrees() < 3
     # Of five times as many units in each fold, the same formula has 13.
     assert 5 < replace(found[0], repeats=()).spread(5.0)[1] < 14
     assert np.mean([one.p < LEVEL for one in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
@@ -185,8 +186,29 @@ def test_a_group_with_cases_in_several_folds_counts_once():
     """As folds from elsewhere may have it: in each of five folds an image of each of ten patients."""
     units = np.tile(np.arange(10), 5)
     found = list(equal_networks(300, units, lambda _: np.repeat(np.arange(5), 10), 3))
-    assert found[0].case_degrees == 9
+    assert found[0].case_degrees() == 9
     assert np.mean([one.p < LEVEL for one in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.parametrize(("folds", "shared"), [(5, 2), (10, 5)])
+def test_folds_that_share_groups_count_as_one_whatever_else_there_is(folds, shared):
+    """The same two large groups fill some folds; single cases in the others told them apart in 9 and 21% of worlds."""
+    rest = (folds - shared) * 40
+    units = np.concatenate([np.tile(np.repeat([0, 1], 20), shared), np.arange(2, 2 + rest)])
+    found = list(equal_networks(300, units, lambda _: np.repeat(np.arange(folds), 40), 3))
+    assert found[0].case_degrees() < 1.5
+    assert np.mean([one.p < LEVEL for one in found]) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.parametrize("cases", [6, 8, 50, 1000])
+def test_folds_that_differ_by_a_case_have_the_degrees_of_equal_ones(cases):
+    """As nearly all have; what it would take depends on how many degrees fewer cases would leave."""
+    degrees = []
+    for sizes in ([40] * 5, [41, 40, 40, 40, 40]):
+        folds = np.repeat(np.arange(5), sizes)
+        (found,) = equal_networks(1, np.arange(len(folds)), lambda _, folds=folds: folds, 2)
+        degrees.append(found.case_degrees(cases / len(folds)))
+    assert_allclose(degrees, cases - 5, rtol=0.01)
 
 
 def test_what_trainings_do_to_a_group_is_no_variance_of_the_trainings():
@@ -238,19 +260,34 @@ def test_the_caption_for_a_paper_names_the_tests_that_were_made(tmp_path, repeat
     assert tests in (tmp_path / "paper.tex").read_text()
 
 
-def test_methods_do_not_tell_how_what_was_not_tested_was_tested():
+def test_methods_tell_how_just_that_was_tested_which_was_tested():
     """Volumes count in cases without the label, too, so that they have cases enough where Dice has too few."""
     some = make_record(algorithms=2, cases=12, labels=1, both_empty=7, folds=2, epochs=1)
     assert only(some).scored == 5
     assert only(some).paired["volume_error_ml"]["p"].notna().any()
     said = " ".join(describe_methods(analyse(some)))
     assert "Dice was not tested, as 5 cases are too few: there have to be 6." in said
-    assert not any(word in said for word in ("Wilcoxon", "Holm", "P(better)"))
+    assert all(word in said for word in ("Wilcoxon signed-rank test.", "bootstrap", "after Holm", "P(better)"))
+    assert "equivalent" not in said, "Dice alone can be called so"
+    assert {True} == {any(word in one for one in list_references(analyse(some))) for word in ("Wilcoxon", "Holm")}
+    few = " ".join(describe_methods(analyse(make_record(algorithms=2, cases=5, labels=1, folds=2, epochs=1))))
+    assert not any(word in few for word in ("Wilcoxon", "Holm", "P(better)", "bootstrap"))
     one = make_record(algorithms=1, cases=12, labels=1, folds=2, epochs=1, repeats=2)
     said = " ".join(describe_methods(analyse(one)))
     assert (
         "as there was nothing to compare. Intervals are 95% intervals of the t distribution with the variance" in said
     )
+
+
+def test_methods_of_one_network_speak_of_intervals_alone():
+    record = in_pairs(make_record(algorithms=1, cases=24, labels=1, folds=2, epochs=1))
+    said = " ".join(describe_methods(analyse(record)))
+    assert "are alike: intervals are over groups." in said
+    assert "probabilit" not in said
+
+
+def test_too_few_never_says_that_they_tell_as_much_as_would_do():
+    assert "as much as 5.9)" in too_few(6, 40, 5.98, 6)
 
 
 def test_unequal_groups_are_said_to_count_as_fewer():

@@ -160,8 +160,7 @@ class Comparison:
     @property
     def tests(self) -> tuple[bool, bool]:
         """Whether any p value is over cases alone, by the signed-rank test, and whether any is by a t test."""
-        tables = [*self.paired.values(), self.pairs, self.twins, *self.beside.values()]
-        return kinds(tables if self.is_tested else [])
+        return kinds([*self.paired.values(), self.pairs, self.twins, *self.beside.values()])
 
     @property
     def repeated(self) -> list[str]:

@@ -90,7 +90,7 @@ def needs(found: Estimate, difference: float, repeats: int = 1) -> Needs:
     """
     if found.units < 2 or difference <= 0:
         return Needs(np.nan, np.nan, np.nan)
-    least = max(CASES, found.means + 1) * found.cases / found.units
+    least = max(CASES, len(found.blocks) + 1) * found.cases / found.units
     cases = _smallest(lambda number: _tells(found, difference, number / found.cases, 1.0), least)
     again = np.nan
     if found.training or found.rest:

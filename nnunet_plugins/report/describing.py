@@ -46,7 +46,7 @@ def list_references(analysis: Analysis) -> list[str]:
     trainers = {trainer for comparison in analysis.comparisons for trainer in comparison.algorithms["trainer"]}
     parts = {part.partition("_")[0] for trainer in trainers for part in str(trainer).split(" + ")}
     papers = dict.fromkeys(row.paper for row in BACKBONES if row.trainer in parts)
-    tested = [comparison for comparison in analysis.comparisons if comparison.is_tested]
+    tested = [comparison for comparison in analysis.comparisons if any(comparison.tests)]
     return [
         NNUNET,
         *papers,
@@ -172,12 +172,10 @@ def _untested(comparison: Comparison) -> str:
 
 
 def _units(comparison: Comparison) -> str:
-    if comparison.scores.unit == "case" or not comparison.has_intervals:
+    numbers = ", tests and probabilities" if any(comparison.tests) else ""
+    if comparison.scores.unit == "case" or not (comparison.has_intervals or numbers):
         return ""
-    return (
-        "Cases of a group, such as the images of a patient, are alike: intervals, tests and probabilities are over "
-        "groups."
-    )
+    return f"Cases of a group, such as the images of a patient, are alike: intervals{numbers} are over groups."
 
 
 def _paired(comparison: Comparison) -> str:
@@ -200,7 +198,7 @@ def _tests(comparison: Comparison) -> str:
 
 def _intervals(comparison: Comparison) -> str:
     """Say what intervals are; those of single labels and of differences tested by ranks are always the bootstrap's."""
-    if not comparison.has_intervals:
+    if not (comparison.has_intervals or any(comparison.tests)):  # those of volumes, where few cases have a Dice
         return ""
     bootstrap = f"95% percentile bootstrap intervals of the mean ({RESAMPLES} resamples of the "
     bootstrap += f"{comparison.scores.unit}s, seed {SEED})"
@@ -218,7 +216,7 @@ def _intervals(comparison: Comparison) -> str:
 
 
 def _once(comparison: Comparison) -> str:
-    if not (comparison.has_intervals and comparison.once):
+    if not ((comparison.has_intervals or any(comparison.tests)) and comparison.once):
         return ""
     of = "training of networks that were trained once per fold" if comparison.repeated else "training"
     return f"The variance of {of} is not known and not in these numbers."
@@ -239,10 +237,13 @@ def _adjusted(comparison: Comparison) -> str:
 
 
 def _probabilities(comparison: Comparison) -> str:
+    equivalent = (
+        f"; two networks are called equivalent if the difference lies within {comparison.rope:g} Dice with a "
+        f"probability of at least {SURE:g}"
+    ) * comparison.is_tested
     return (
         "P(better) is the probability that the true mean difference is a gain under a flat prior, by the t "
-        f"distribution over {comparison.scores.unit}s; two networks are called equivalent if the difference lies "
-        f"within {comparison.rope:g} Dice with a probability of at least {SURE:g}."
+        f"distribution over {comparison.scores.unit}s{equivalent}."
     ) * any(comparison.tests)
 
 

@@ -24,7 +24,8 @@ distribution.
 Where several cases are of one group, such as images of one patient, the unit is the group. What leaving out one of them
 after the other does to the mean of its fold tells how it varies (the jackknife over groups; of groups of one case it is
 the variance above), since a large group draws the mean to itself; and groups of unequal sizes have the degrees of
-freedom of so many equal ones as tell as much, see `statistics.effective`, folds together Satterthwaite's.
+freedom of so many equal ones as tell as much, see `statistics.effective`, less one for their mean. Those of the folds
+together are Satterthwaite's, in which folds that share groups count as one.
 """
 
 import functools
@@ -34,7 +35,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import sparse, special
+from scipy.sparse import csgraph
 
 from nnunet_plugins.report.statistics import CASES, INTERVAL, Units, effective
 
@@ -163,8 +165,9 @@ class Estimate:
             the mean: more than that of a case by itself, where those of a group are alike.
         rest: what of `case` is due to the trainings of the case, which further ones make less; 0 without repeats.
         units: how many independent parts the cases have, cases or groups, as `statistics.effective` counts them.
-        means: how many means `case` is around: one of each fold with repeats, and one of all cases without.
-        case_degrees: of freedom of `case`; None: as many as units less means.
+        blocks: the parts of `case` that are independent of each other, around a mean each: all cases without repeats,
+            and with them each fold, or those folds together that share groups. Of each the weight in `case`, and how
+            many independent units it has.
         repeats: of the algorithms that have any.
     """
 
@@ -173,8 +176,7 @@ class Estimate:
     case: float
     rest: float
     units: float
-    means: int = 1
-    case_degrees: float | None = None
+    blocks: tuple[tuple[float, float], ...] = ()
     repeats: tuple[Repeats, ...] = ()
 
     @property
@@ -192,6 +194,16 @@ class Estimate:
         """Degrees of freedom, Satterthwaite's."""
         return float(self.spread()[1])
 
+    def case_degrees(self, cases: Any = 1.0) -> Any:
+        """Return the degrees of freedom of `case`, Satterthwaite's of its blocks, each of which has one at least.
+
+        Args:
+            cases: how many times as many of them there would be; a number, or an array of them.
+        """
+        total = sum(weight for weight, _ in self.blocks)
+        own = [(weight, np.maximum(units * cases - 1, np.minimum(cases, 1.0))) for weight, units in self.blocks]
+        return np.maximum(total**2 / sum(weight**2 / degrees for weight, degrees in own), 1.0)
+
     def spread(self, cases: Any = 1.0, trainings: Any = 1.0) -> tuple[Any, Any]:
         """Return the standard error and its degrees of freedom.
 
@@ -202,10 +214,7 @@ class Estimate:
         if self.units < 2:
             return np.nan, np.nan
         case = self.case - self.rest + self.rest / trainings
-        own = self.units - self.means if self.case_degrees is None else self.case_degrees
-        # Where a few large units have the most weight, more of these alone add degrees, as if there were one mean.
-        means = self.means if own >= self.units - self.means else 1
-        parts = [(case / (self.cases * cases), np.maximum((own + means) * cases - means, 1))]
+        parts = [(case / (self.cases * cases), self.case_degrees(cases))]
         parts += [part for one in self.repeats for part in one.parts(cases, trainings)]
         squares, degrees = zip(*((square, own) for square, own in parts if np.all(own > 0)), strict=True)
         variance = np.asarray(sum(squares))
@@ -260,8 +269,16 @@ def estimate(scores: Array, folds: Folds, repeats: Sequence[Repeats] = (), units
     squares = np.array([float((np.bincount(own) ** 2).sum()) for own in inside])
     tells = numbers > 1
     case = float((without**2).sum()) * squares.sum() / squares[tells].sum() / cases
-    degrees = np.maximum([effective(own) - 1 for own in inside], 1)
-    own = float(squares[tells].sum() ** 2 / (squares**2 / degrees)[tells].sum())
-    own = min(own, max(effective(units) - 1, 1))  # a unit with cases in several folds counts once
     rest = min(case, sum(one.rest * one.per_case for one in known))
-    return Estimate(float(scores.mean()), cases, case, rest, effective(units), len(sizes), own, known)
+    blocks = _blocks(units[tells[strata]], strata[tells[strata]])
+    return Estimate(float(scores.mean()), cases, case, rest, effective(units), blocks, known)
+
+
+def _blocks(units: Units, folds: Folds) -> tuple[tuple[float, float], ...]:
+    """Return `Estimate.blocks` of cases, of which no fold has a single unit."""
+    ends = folds.max() + 1
+    size = ends + int(units.max()) + 1
+    shared = sparse.coo_array((np.ones(len(units)), (folds, ends + units)), shape=(size, size))
+    block = csgraph.connected_components(shared, directed=False)[1][folds]
+    inside = [np.bincount(units[block == one]) for one in np.unique(block)]
+    return tuple((float((sizes**2).sum()), float(sizes.sum() ** 2 / (sizes**2).sum())) for sizes in inside)

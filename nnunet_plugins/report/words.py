@@ -1,5 +1,6 @@
 """How numbers and counts are written, once for all kinds of files."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -116,7 +117,11 @@ def count_units(units: int, cases: int) -> str:
 
 def too_few(units: int, cases: int, effective: float, least: int) -> str:
     """Say that cases are too few for tests, of which there have to be `least` units; see `statistics.effective`."""
-    unequal = f" (of such unequal sizes that they tell as much as {effective:.1f})" if units >= least else ""
+    unequal = (
+        f" (of such unequal sizes that they tell as much as {math.floor(effective * 10) / 10})"
+        if units >= least
+        else ""
+    )
     return f"{count_units(units, cases)}{unequal} {'is' if units == 1 else 'are'} too few"
 
 
