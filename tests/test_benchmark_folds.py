@@ -119,6 +119,28 @@ def test_fewer_groups_than_folds_are_refused_before_anything_is_preprocessed(tmp
     assert trained(output, capsys, [A], "--groups", str(table), "--folds", "4") == list(range(4))
 
 
+def test_a_table_that_lacks_cases_is_refused_before_anything_is_preprocessed(tmp_path, monkeypatch, capsys):
+    output = world(tmp_path, monkeypatch, {A: 0})
+    table = tmp_path / "groups.csv"
+    table.write_text("case,group\nc00,a\nc01,b\n")
+    question = ["benchmark", "-d", A, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output)]
+    assert main([*question, "--groups", str(table)]) == 2
+    assert f"{table} names no group for 10 of 12 cases of {A}, first of all c02; each" in capsys.readouterr().err
+
+
+def test_splits_that_tear_groups_apart_are_refused_with_what_mends_it(tmp_path, monkeypatch, capsys):
+    output = world(tmp_path, monkeypatch, {A: 4})
+    table = tmp_path / "groups.csv"
+    table.write_text("".join(["case,group\n", *(f"c{number:02d},{number // 3}\n" for number in range(12))]))
+    question = ["benchmark", "-d", A, "-tr", "nnUNetTrainer", "--device", "cpu", "-o", str(output), "--dry-run"]
+    question += ["--groups", str(table)]
+    assert main(question) == 2
+    said = capsys.readouterr().err.strip()
+    assert f"the folds of {A} tear groups of {table} apart, first of all 0 (4 such)" in said
+    assert main(said.partition("is trained: nnunet-plugins ")[2].split()) == 0
+    assert main(question) == 0
+
+
 def test_each_dataset_has_its_own_groups(tmp_path, monkeypatch, capsys):
     """A dataset without a table of its own has nnU-Net's splits; without any table nothing is begun."""
     output = world(tmp_path, monkeypatch, {A: 0, B: 0})
@@ -145,7 +167,7 @@ def test_a_twin_has_the_groups_of_its_dataset_or_its_own_copy(tmp_path, monkeypa
     )
     table = tmp_path / "nnUNet_raw" / owner / "groups.csv"
     table.parent.mkdir(parents=True)
-    table.write_text("case,group\nc00,1\n")
+    table.write_text("".join(["case,group\n", *(f"c{number:02d},{number % 6}\n" for number in range(12))]))
     assert find_groups("", [B], nnunet_folders(output)) == {B: str(table)}
 
 

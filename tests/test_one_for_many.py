@@ -224,10 +224,55 @@ def test_a_merged_dataset_without_groups_does_not_tear_those_of_its_sources(fold
     question += ["--folds", "2", "-o", str(folders.output)]
     assert main(question) == 2
     assert f"{KNEE} has a groups.csv, and {MERGED}, which was merged of it, has none" in capsys.readouterr().err
-    (folders.raw / MERGED / "groups.csv").write_text("case,group\n" + "".join(f"{case},{case}\n" for case in CASES))
+    joint = folders.raw / MERGED / "groups.csv"
+    joint.write_text("case,group\n" + "".join(f"{case},{case}\n" for case in CASES))
+    assert main(question) == 2
+    said = capsys.readouterr().err
+    assert f"{folders.raw / KNEE / 'groups.csv'} has a group 1, whose cases are of several groups in {joint}" in said
+    joint.write_text("case,group\n" + "".join(f"{case},{case.replace('c', 'a')}\n" for case in CASES))
     assert main(question) == 0
     made = [line for line in capsys.readouterr().out.splitlines() if line.startswith("nnunet-plugins split")]
     assert made[0].startswith(f"nnunet-plugins split -d {MERGED} --strata sources --groups")
+
+
+def test_splits_of_a_merged_dataset_that_keep_the_groups_of_its_sources_need_no_table(folders, capsys):
+    question = ["benchmark", "--merged", "900", "-tr", "nnUNetTrainer", "--device", "cpu", "--dry-run", "--groups"]
+    for dataset, folds in {**FOLDS, MERGED: JOINT}.items():
+        write_folds(folders, dataset, folds)
+    table = folders.raw / KNEE / "groups.csv"
+    for content, code in (("case,group\na,1\nb,1\nc,2\n", 0), ("case,group\na,1\nb,2\nc,1\n", 2)):
+        table.write_text(content)
+        assert main([*question, "-o", str(folders.output)]) == code
+    assert "may tear groups apart" in capsys.readouterr().err
+
+
+def test_groups_that_the_folds_of_the_sources_tear_apart_are_seen_before_a_merged_dataset_takes_them(folders, capsys):
+    """It would be split like them, and the next start would find that its groups are torn."""
+    question = ["benchmark", "--merged", "900", "-tr", "nnUNetTrainer", "--device", "cpu", "--dry-run", "--groups"]
+    for dataset, folds in FOLDS.items():
+        write_folds(folders, dataset, folds)
+    table = folders.raw / MERGED / "groups.csv"
+    for same, code in (("b", 0), ("c", 2)):  # a and b are in one fold, a and c in two
+        table.write_text(
+            "case,group\n" + "".join(f"{case},{case.replace('Knee__a', f'Knee__{same}')}\n" for case in CASES)
+        )
+        assert main([*question, "-o", str(folders.output)]) == code
+    said = capsys.readouterr().err
+    assert f"the folds of {MERGED} tear groups of {table} apart, first of all Knee__c (1 such)" in said
+    for command in said.strip().partition("is trained: ")[2].split(" && "):
+        assert main(command.split()[1:]) == 0
+    assert main([*question, "-o", str(folders.output)]) == 0
+
+
+def test_a_table_with_the_names_of_the_merged_dataset_is_that_of_it_alone(folders, capsys):
+    table = folders.raw / "table.csv"
+    table.write_text("case,group\n" + "".join(f"{case},{case.replace('Knee__b', 'Knee__a')}\n" for case in CASES))
+    question = ["benchmark", "--merged", "900", "-tr", "nnUNetTrainer", "--device", "cpu", "--dry-run", "--folds", "2"]
+    for there in ((), (KNEE, HIP)):
+        for dataset in there:
+            write_folds(folders, dataset, FOLDS[dataset])
+        assert main([*question, "-o", str(folders.output), "--groups", str(table)]) == 0
+        assert f"-d {KNEE} --groups" not in capsys.readouterr().out
 
 
 def test_a_merged_dataset_alone_is_split_by_its_sources(folders, capsys):

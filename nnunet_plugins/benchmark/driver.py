@@ -85,7 +85,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> Protocol:
         read_cluster(place.cluster)
     import torch
 
-    from nnunet_plugins.benchmark.folds import require_folds_of_twins, require_same_folds
+    from nnunet_plugins.benchmark.folds import require_folds_of_twins, require_groups, require_same_folds
     from nnunet_plugins.planning.splits import read_splits
 
     if protocol.merged:
@@ -141,6 +141,7 @@ def check(protocol: Protocol, folders: Folders, place: Place) -> Protocol:
     if protocol.merged:
         require_same_folds(protocol.merged, folders)
     require_folds_of_twins(protocol, folders)
+    require_groups(protocol, folders)
     if protocol.device == "cuda" and place.cluster is None and torch.cuda.device_count() < place.slots:
         raise BenchmarkError(
             f"{place.slots} GPU{'s are' if place.slots > 1 else ' is'} asked for, torch {torch.__version__} sees "

@@ -1,17 +1,18 @@
 """Which folds a benchmark trains: those of the splits that are there, or of those that it will make."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from nnunet_plugins.benchmark.protocol import BenchmarkError, Protocol
 from nnunet_plugins.benchmark.tasks import Folders, shares_folds_of, sources_of
 from nnunet_plugins.datasets.preprocessed import known_cases
-from nnunet_plugins.datasets.sources import SOURCES, find_description, original_of, read_sources
+from nnunet_plugins.datasets.sources import MARK, SOURCES, find_description, original_of, read_sources
 from nnunet_plugins.datasets.split_commands import NNUNET_FOLDS, most_folds, own_split, split_command
 from nnunet_plugins.images.finding import composed
 from nnunet_plugins.planning.groups import GROUPS, groups_of, read_groups
 from nnunet_plugins.planning.merged_splits import splits_like
-from nnunet_plugins.planning.splits import read_splits, same_folds
+from nnunet_plugins.planning.splits import Split, read_splits, same_folds, torn_groups
 
 
 def find_groups(file: str | None, datasets: Sequence[str], folders: Folders) -> dict[str, str]:
@@ -23,12 +24,26 @@ def find_groups(file: str | None, datasets: Sequence[str], folders: Folders) -> 
         folders: where things lie.
 
     Raises:
-        BenchmarkError: if each is to have its own, and none has one.
+        BenchmarkError: if each is to have its own, and none has one; or if a table lacks cases of its dataset.
     """
     if file is None:
         return {}
-    if file:
-        return dict.fromkeys(datasets, str(Path(file).absolute()))
+    found = dict.fromkeys(datasets, str(Path(file).absolute())) if file else _own_tables(datasets, folders)
+    parts = {source for dataset in datasets for source in _merged_of(dataset, folders).values()}
+    for dataset, table in list(found.items()):
+        cases = known_cases(folders.preprocessed / dataset)
+        missing = [case for case in cases if case not in groups_of(cases, read_groups(Path(table)))]
+        if file and dataset in parts and len(missing) == len(cases):
+            del found[dataset]  # the table has the names that its cases have in the merged dataset
+        elif missing:
+            raise BenchmarkError(
+                f"{table} names no group for {len(missing)} of {len(cases)} cases of {dataset}, first of all "
+                f"{missing[0]}; each needs one, if only its own name"
+            )
+    return found
+
+
+def _own_tables(datasets: Sequence[str], folders: Folders) -> dict[str, str]:
     roots = (folders.preprocessed, folders.raw)
     # A twin has the cases, and the folds, of the dataset that it is of.
     of = {dataset: original_of(*find_description(dataset, *roots)) or dataset for dataset in datasets}
@@ -36,13 +51,12 @@ def find_groups(file: str | None, datasets: Sequence[str], folders: Folders) -> 
     own = {dataset: next((file for file in files if file.is_file()), files[0]) for dataset, files in tables.items()}
     found = {dataset: str(table) for dataset, table in own.items() if table.is_file()}
     for dataset in datasets:
-        description, place = find_description(dataset, *roots)
-        sources = read_sources(description, place).values() if SOURCES in description else ()
-        if dataset not in found and (
-            torn := [one.dataset for one in sources if (folders.raw / one.dataset / GROUPS).is_file()]
-        ):
+        for name, source in _merged_of(dataset, folders).items() if dataset not in found else ():
+            table, splits = folders.raw / source / GROUPS, folders.preprocessed / dataset / "splits_final.json"
+            if not table.is_file() or (splits.is_file() and not _torn(read_splits(splits), _named(table, name))):
+                continue
             raise BenchmarkError(
-                f"{torn[0]} has a {GROUPS}, and {dataset}, which was merged of it, has none, so that its folds would "
+                f"{source} has a {GROUPS}, and {of[dataset]}, which was merged of it, has none, so that its folds may "
                 f"tear groups apart; write {own[dataset]}, with the names that its cases have there"
             )
     if not found:
@@ -51,6 +65,74 @@ def find_groups(file: str | None, datasets: Sequence[str], folders: Folders) -> 
             "file, or write this one, with the columns case and group"
         )
     return found
+
+
+def _merged_of(dataset: str, folders: Folders) -> dict[str, str]:
+    """Return the datasets that a dataset was merged of, by what stands before the names of their cases; none if not."""
+    description, place = find_description(dataset, folders.preprocessed, folders.raw)
+    found = read_sources(description, place) if SOURCES in description else {}
+    return {name: source.dataset for name, source in found.items()}
+
+
+def _named(table: Path, name: str) -> dict[str, str]:
+    """Return a table of a source's groups, with the names that its cases have in a merged dataset."""
+    return {f"{name}{MARK}{case}": group for case, group in read_groups(table).items()}
+
+
+def _torn(splits: Sequence[Split], groups: Mapping[str, str]) -> list[str]:
+    """Return the groups that splits tear apart; cases without a group are left out."""
+    known = [{part: [case for case in map(composed, fold[part]) if case in groups] for part in fold} for fold in splits]
+    return sorted({group for fold in torn_groups(known, groups) for group in fold})
+
+
+def require_groups(protocol: Protocol, folders: Folders) -> None:
+    """Refuse splits that tear groups apart, and groups of a merged dataset that tear those of its sources.
+
+    Raises:
+        BenchmarkError: if there are such, with the commands that make other splits.
+    """
+    number, merged = protocol.number_of_folds, protocol.merged
+    parts = _merged_of(merged, folders) if merged else {}
+    tables = {dataset: read_groups(Path(file)) for dataset, file in protocol.groups.items()}
+    joint = tables.get(str(merged), {})
+    for name, source in parts.items():
+        own = {case: group for case, group in tables.get(source, {}).items() if f"{name}{MARK}{case}" in joint}
+        pairs = {(group, joint[f"{name}{MARK}{case}"]) for case, group in own.items()}
+        if apart := sorted(group for group, number in Counter(group for group, _ in pairs).items() if number > 1):
+            raise BenchmarkError(
+                f"{protocol.groups[source]} has a group {apart[0]}, whose cases are of several groups in "
+                f"{protocol.groups[str(merged)]} ({len(apart)} such), by which both would be split; put them in one"
+            )
+    splits = {dataset: _splits_of(dataset, folders) for dataset in {**tables, **dict.fromkeys(parts.values())}}
+    if joint and not splits[str(merged)] and all(splits[source] for source in parts.values()):
+        splits[str(merged)] = _joined({name: splits[source] for name, source in parts.items()})
+    for dataset, table in tables.items():
+        if torn := _torn(splits[dataset], table):
+            mend = split_command(dataset, number, protocol.groups[dataset], overwrite=True)
+            if dataset in (merged, *parts.values()):
+                groups = protocol.groups.get(str(merged))
+                mend = split_command(str(merged), number, groups, overwrite=True)
+                again = (f"nnunet-plugins split -d {one} --like {merged} --overwrite" for one in parts.values())
+                mend = " && ".join([mend, *again])
+            raise BenchmarkError(
+                f"the folds of {dataset} tear groups of {protocol.groups[dataset]} apart, first of all {torn[0]} "
+                f"({len(torn)} such). Before anything is trained: {mend}"
+            )
+
+
+def _joined(sources: Mapping[str, Sequence[Split]]) -> list[Split]:
+    """Return the splits that a merged dataset takes of its sources, by what stands before the names of their cases."""
+    joined: list[Split] = [{"train": [], "val": []} for _ in range(min(map(len, sources.values())))]
+    for name, splits in sources.items():
+        for fold, own in zip(joined, splits, strict=False):
+            for part in fold:
+                fold[part] += [f"{name}{MARK}{composed(case)}" for case in own[part]]
+    return joined
+
+
+def _splits_of(dataset: str, folders: Folders) -> list[Split]:
+    file = folders.preprocessed / dataset / "splits_final.json"
+    return read_splits(file) if file.is_file() else []
 
 
 def choose_folds(

@@ -268,6 +268,15 @@ def read_kept(protocol: Protocol, folders: Folders, *, move: bool = True) -> Kep
             f"them, so that they would be lost: {'; '.join(lost)}. Name these trainers and folds too, or give another "
             "folder (-o)"
         )
+    datasets = record.about.get("datasets", {})
+    ungrouped = [
+        one for one in protocol.datasets if datasets.get(one, {}).get("group_of") and one not in protocol.groups
+    ]
+    if ungrouped:
+        raise BenchmarkError(
+            f"the record in {folder} knows the groups of the cases of {', '.join(ungrouped)}, and this command names "
+            "none, so that all would count as if they were unlike. Give --groups as before, or another folder (-o)"
+        )
     if protocol.test:
         _require_same_folds(record, found, protocol.folds)
     return Kept(record, found, markers)
